@@ -1,0 +1,263 @@
+//! The cluster state: what ZooKeeper's `state` node says about a shard, in Manatee 2's JSON.
+//!
+//! Parsing validates: a [`ClusterState`] in hand obeys [`invariants::check_state`]. Fields this
+//! version does not know are kept and written back.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::ids::PeerId;
+use crate::invariants::{self, Violation};
+use crate::lsn::{Lsn, Timeline, WalPosition};
+
+/// A peer as the state and the election nodes list it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Identity; everything else can be derived from it.
+    pub id: PeerId,
+    /// Name for people (Manatee 2: the zone's UUID); defaults to the id.
+    pub zone_id: String,
+    /// Address as text, kept as written.
+    pub ip: String,
+    /// `tcp://postgres@IP:PORT/postgres`.
+    pub pg_url: String,
+    /// `http://IP:PORT` of the sitter's API.
+    pub backup_url: String,
+    /// Fields of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Peer {
+    /// The peer that `id` describes, its URLs derived.
+    pub fn new(id: PeerId, zone_id: impl Into<String>) -> Self {
+        let host = match id.ip {
+            std::net::IpAddr::V4(ip) => ip.to_string(),
+            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        };
+        Self {
+            id,
+            zone_id: zone_id.into(),
+            ip: id.ip.to_string(),
+            pg_url: format!("tcp://postgres@{host}:{}/postgres", id.pg_port),
+            backup_url: format!("http://{host}:{}", id.backup_port),
+            extra: Map::new(),
+        }
+    }
+}
+
+/// An operator's stop to all topology changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Freeze {
+    /// Manatee 2's short form. `false` means not frozen.
+    Flag(bool),
+    /// With date and reason.
+    Reason {
+        /// When, ISO-8601.
+        date: String,
+        /// Why, in the operator's words.
+        reason: String,
+    },
+}
+
+/// Role a `promote` request speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromoteRole {
+    /// The sync is to become primary.
+    Sync,
+    /// The async at `asyncIndex` is to move one place up.
+    Async,
+}
+
+/// An operator's request to promote a peer. Ignored when anything in it no longer matches the
+/// state, or when it has expired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Promote {
+    /// The peer to promote.
+    pub id: PeerId,
+    /// Its role when the request was made.
+    pub role: PromoteRole,
+    /// Its place among the asyncs, for role async.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub async_index: Option<usize>,
+    /// Generation the request was made in.
+    pub generation: u64,
+    /// When the request lapses.
+    pub expire_time: Timestamp,
+}
+
+/// State of a shard, valid by construction when it came from [`ClusterState::parse`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterState {
+    /// Number of the current (primary, sync) pair; from 1.
+    pub generation: u64,
+    /// The one peer that may acknowledge writes.
+    pub primary: Peer,
+    /// The peer that must have each write before it is acknowledged; none only in one-node-write mode.
+    #[serde(rename = "sync")]
+    pub sync_peer: Option<Peer>,
+    /// Further peers in replication order.
+    #[serde(rename = "async", default)]
+    pub async_peers: Vec<Peer>,
+    /// Former primaries that must be rejoined before they serve again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deposed: Vec<Peer>,
+    /// Position of the primary when the generation began.
+    pub init_wal: Lsn,
+    /// Timeline of `init_wal`. Absent in states written by Manatee 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_wal_timeline: Option<Timeline>,
+    /// Operator's stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
+    /// A lone primary accepts writes with no sync.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_node_write_mode: bool,
+    /// Pending request of an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promote: Option<Promote>,
+    /// PostgreSQL's system identifier, the same in all of a shard's data directories (rule 10).
+    /// A string, because it exceeds what JSON numbers carry. Absent in states of Manatee 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_identifier: Option<String>,
+    /// Why this state replaced its predecessor, for the history and for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Fields of other versions.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// Why a text is not a valid state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Not JSON of the expected shape.
+    #[error("the cluster state is not readable")]
+    Json(#[from] serde_json::Error),
+    /// Readable, but contradicts the rules.
+    #[error("the cluster state contradicts itself: {}", invariants::join(.0))]
+    Invalid(Vec<Violation>),
+}
+
+/// A peer's place in the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "role", content = "index")]
+pub enum Role {
+    /// Acknowledges writes.
+    Primary,
+    /// Must have each write before it is acknowledged.
+    Sync,
+    /// Follows, at this place among the asyncs (from 0).
+    Async(usize),
+    /// Former primary, to be rejoined.
+    Deposed,
+    /// Not listed.
+    Unassigned,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Primary => "primary",
+            Self::Sync => "sync",
+            Self::Async(_) => "async",
+            Self::Deposed => "deposed",
+            Self::Unassigned => "unassigned",
+        })
+    }
+}
+
+impl ClusterState {
+    /// Reads and validates the bytes of the `state` node (or of a history entry).
+    pub fn parse(bytes: &[u8]) -> Result<Self, StateError> {
+        let state: Self = serde_json::from_slice(bytes)?;
+        let violations = invariants::check_state(&state);
+        if violations.is_empty() { Ok(state) } else { Err(StateError::Invalid(violations)) }
+    }
+
+    /// The JSON to write.
+    pub fn to_json(&self) -> Vec<u8> {
+        // A struct of strings, numbers and string-keyed maps always serialises.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Where `id` stands. A peer listed as deposed and elsewhere is a [`Violation`].
+    pub fn role_of(&self, id: PeerId) -> Role {
+        if self.primary.id == id {
+            Role::Primary
+        } else if self.sync_peer.as_ref().is_some_and(|peer| peer.id == id) {
+            Role::Sync
+        } else if let Some(index) = self.async_peers.iter().position(|peer| peer.id == id) {
+            Role::Async(index)
+        } else if self.deposed.iter().any(|peer| peer.id == id) {
+            Role::Deposed
+        } else {
+            Role::Unassigned
+        }
+    }
+
+    /// Primary, sync and asyncs in replication order: node-manatee's `topology`.
+    pub fn chain(&self) -> impl Iterator<Item = &Peer> {
+        std::iter::once(&self.primary).chain(&self.sync_peer).chain(&self.async_peers)
+    }
+
+    /// Everyone listed, the deposed last.
+    pub fn everyone(&self) -> impl Iterator<Item = &Peer> {
+        self.chain().chain(&self.deposed)
+    }
+
+    /// Whether an operator stopped topology changes.
+    pub fn is_frozen(&self) -> bool {
+        !matches!(self.freeze, None | Some(Freeze::Flag(false)))
+    }
+
+    /// `init_wal` with its timeline, where the state knows it.
+    pub fn init_position(&self) -> Option<WalPosition> {
+        self.init_wal_timeline.map(|timeline| WalPosition { timeline, lsn: self.init_wal })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANATEE2: &str = r#"{"generation":3,
+        "primary":{"id":"10.0.0.1:5432:12345","zoneId":"bb348824","ip":"10.0.0.1","pgUrl":"tcp://postgres@10.0.0.1:5432/postgres","backupUrl":"http://10.0.0.1:12345"},
+        "sync":{"id":"10.0.0.2:5432:12345","zoneId":"a376df2b","ip":"10.0.0.2","pgUrl":"tcp://postgres@10.0.0.2:5432/postgres","backupUrl":"http://10.0.0.2:12345"},
+        "async":[],"initWal":"0/671FEDF8","somebodyElses":{"field":1}}"#;
+
+    #[test]
+    fn manatee2_state_is_read_and_unknown_fields_are_written_back() {
+        let state = ClusterState::parse(MANATEE2.as_bytes()).expect("valid");
+        assert_eq!((state.generation, state.init_wal), (3, Lsn(0x671F_EDF8)));
+        assert!(!state.is_frozen());
+        let before: Value = serde_json::from_str(MANATEE2).expect("json");
+        let after: Value = serde_json::from_slice(&state.to_json()).expect("json");
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn freeze_has_three_spellings() {
+        for (text, frozen) in
+            [("false", false), ("true", true), (r#"{"date":"2026-01-01T00:00:00Z","reason":"move"}"#, true)]
+        {
+            let json = MANATEE2.replacen("\"async\"", &format!("\"freeze\":{text},\"async\""), 1);
+            assert_eq!(ClusterState::parse(json.as_bytes()).expect("valid").is_frozen(), frozen);
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let twice = MANATEE2.replace("10.0.0.2:5432:12345", "10.0.0.1:5432:12345");
+        assert!(matches!(ClusterState::parse(twice.as_bytes()), Err(StateError::Invalid(_))));
+        let no_sync = MANATEE2.replacen("\"sync\":{", "\"sync\":null,\"x\":{", 1);
+        assert!(matches!(ClusterState::parse(no_sync.as_bytes()), Err(StateError::Invalid(_))));
+        assert!(matches!(ClusterState::parse(b"{"), Err(StateError::Json(_))));
+    }
+}

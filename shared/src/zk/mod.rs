@@ -1,0 +1,158 @@
+//! ZooKeeper as the shard sees it: one trait, a real client and a deterministic fake.
+//!
+//! Readers never act on events. They read the newest [`View`], which the implementation keeps
+//! current by watches and re-reads after every reconnection. Writers compare-and-set on the
+//! version they decided from (rule 1).
+
+pub mod client;
+pub mod fake;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::cluster::{ClusterState, Peer};
+use crate::ids::PeerId;
+
+/// Version of the `state` node, as ZooKeeper counts it.
+pub type Version = i32;
+
+/// What is known of our own session with ZooKeeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// Never connected, or reconnecting: what is shown may be old. Unknown is not down (rule 9).
+    Disconnected,
+    /// Connected; the view is being kept current.
+    Connected,
+    /// The session is over: our election node is, or soon will be, gone. The implementation
+    /// opens a new session by itself.
+    Expired,
+}
+
+/// What the `state` node held when last read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StateNode {
+    /// Not read yet in this process's life.
+    Unread,
+    /// The node does not exist.
+    Absent,
+    /// A valid state.
+    Valid {
+        /// Version to compare-and-set on.
+        version: Version,
+        /// The state.
+        state: Arc<ClusterState>,
+    },
+    /// Something unreadable. Nobody acts on it; everyone keeps serving and says so.
+    Corrupt {
+        /// Version of the unreadable node.
+        version: Version,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl StateNode {
+    /// The state and its version, if there is a valid one.
+    pub fn valid(&self) -> Option<(Version, &Arc<ClusterState>)> {
+        match self {
+            Self::Valid { version, state } => Some((*version, state)),
+            _ => None,
+        }
+    }
+}
+
+/// A peer with a live election node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActivePeer {
+    /// The node's sequence number: election order. The highest of one peer counts.
+    pub sequence: u64,
+    /// The peer.
+    pub peer: Peer,
+}
+
+/// Newest knowledge of a shard in ZooKeeper.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// Our session.
+    pub session: Session,
+    /// The `state` node.
+    pub state: StateNode,
+    /// Peers with an election node, by id. Empty until first read.
+    pub active: BTreeMap<PeerId, ActivePeer>,
+    /// Whether the shard has any history entry: a shard that has had a state is never set up anew
+    /// (rule 8). None until first read.
+    pub has_history: Option<bool>,
+}
+
+impl View {
+    /// Nothing known yet.
+    pub fn unknown() -> Self {
+        Self { session: Session::Disconnected, state: StateNode::Unread, active: BTreeMap::new(), has_history: None }
+    }
+
+    /// Active peers in election order.
+    pub fn in_election_order(&self) -> Vec<&ActivePeer> {
+        let mut peers: Vec<_> = self.active.values().collect();
+        peers.sort_by_key(|active| active.sequence);
+        peers
+    }
+}
+
+/// Why an operation on ZooKeeper did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ZkError {
+    /// The compare-and-set lost: somebody else wrote first. Read the view and decide again.
+    #[error("the cluster state changed meanwhile")]
+    Conflict,
+    /// Our own election node is not there, so we may not write.
+    #[error("our election node is gone")]
+    NotRegistered,
+    /// The outcome is not known (connection loss or timeout): it may have happened. Re-read.
+    #[error("ZooKeeper did not answer in time: {0}")]
+    Unknown(String),
+    /// ZooKeeper refused.
+    #[error("ZooKeeper refused: {0}")]
+    Refused(String),
+}
+
+/// One history entry: a full copy of a state that was current once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistoryEntry {
+    /// Sequence number in the node's name; the order of events.
+    pub zk_sequence: u64,
+    /// Creation time of the node.
+    pub time: Timestamp,
+    /// The state written.
+    pub state: ClusterState,
+}
+
+/// A shard's place in ZooKeeper.
+#[async_trait]
+pub trait Coordination: Send + Sync + 'static {
+    /// The newest view; changes wake the receiver.
+    fn view(&self) -> watch::Receiver<View>;
+
+    /// Announces `peer` by an ephemeral node now and after every new session, removing nodes that
+    /// earlier processes of the same peer left behind. Refuses nothing: two sitters with one id
+    /// are told apart by the caller through [`View::active`].
+    async fn join(&self, peer: Peer) -> Result<(), ZkError>;
+
+    /// Removes our election node at once, so that others need not wait for an expiry, and stops
+    /// announcing. The session stays.
+    async fn leave(&self) -> Result<(), ZkError>;
+
+    /// Writes `state` over version `expected` (None: the node must not exist) together with its
+    /// history entry, in one transaction that also fails unless our election node exists (when
+    /// [`Coordination::join`]ed). Returns the new version.
+    async fn write_state(&self, expected: Option<Version>, state: &ClusterState) -> Result<Version, ZkError>;
+
+    /// All readable history entries in order. Entries of Manatee 1 are skipped.
+    async fn history(&self) -> Result<Vec<HistoryEntry>, ZkError>;
+
+    /// Closes the session (which removes the election node) and waits for it, bounded to a second.
+    async fn close(&self);
+}

@@ -1,0 +1,14 @@
+//! Manatee's host service. `bin → driver → execute → machine`; the machine is pure.
+
+pub mod adm;
+pub mod api;
+pub mod config;
+pub mod driver;
+pub mod execute;
+pub mod heartbeat;
+pub mod machine;
+pub mod metrics;
+pub mod postgres;
+pub mod rejoin;
+pub mod sim;
+pub mod storage;

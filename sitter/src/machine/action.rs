@@ -1,0 +1,98 @@
+//! What `decide` may ask for. One action at a time; each is safe to repeat and to lose halfway.
+
+use std::sync::Arc;
+
+use manatee_shared::cluster::ClusterState;
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::WalPosition;
+use manatee_shared::zk::Version;
+
+use super::local::ServerConfig;
+
+/// How PostgreSQL is brought down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// SIGINT, and SIGQUIT when that takes too long.
+    Fast,
+    /// SIGQUIT, and SIGKILL when that takes too long: for a primary that must not acknowledge
+    /// anything more.
+    Immediate,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Nothing to do until the view changes or, if given, this many milliseconds have passed.
+    Wait {
+        /// Bound on the wait.
+        for_ms: Option<u64>,
+    },
+    /// Create a new data directory (`initdb` and the dedicated roles). Only for a shard that never
+    /// had a state, only on an absent directory, only on the peer first in election order.
+    Initialise,
+    /// Write the state, replacing `expected` (None: first state), with its history entry.
+    WriteState {
+        /// Version decided from.
+        expected: Option<Version>,
+        /// The state, complete; `init_wal` was read beforehand.
+        state: Arc<ClusterState>,
+    },
+    /// Start PostgreSQL with this configuration.
+    Start(ServerConfig),
+    /// Give the running PostgreSQL this configuration by reload and confirm that it is applied.
+    Configure(ServerConfig),
+    /// Stop PostgreSQL.
+    Stop(StopMode),
+    /// Leave recovery, in the role the state now gives (`pg_promote`). The configuration was set before.
+    Promote(ServerConfig),
+    /// Copy everything from `source` into an absent or incomplete directory.
+    Bootstrap {
+        /// Peer to copy from.
+        source: PeerId,
+        /// Configuration to start with afterwards.
+        then: ServerConfig,
+    },
+    /// Bring data that can not follow back in line: `pg_rewind` against `source`, else set aside
+    /// and copy. Stops PostgreSQL itself; leaves it stopped, ready for [`Action::Start`].
+    Rejoin {
+        /// Primary to rejoin to.
+        source: PeerId,
+        /// Where the shard's present generation began: what must be in the result.
+        init: Option<WalPosition>,
+    },
+    /// Remove our election node at once (a stop was asked for, or our PostgreSQL can not commit).
+    LeaveElection,
+    /// Announce ourselves again.
+    JoinElection,
+    /// Everything is stopped as asked: the process may exit.
+    Exit,
+}
+
+impl Action {
+    /// Stable name for logs, metrics and [`super::view::InFlight`].
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Wait { .. } => "wait",
+            Self::Initialise => "initialise",
+            Self::WriteState { .. } => "write-state",
+            Self::Start(_) => "start",
+            Self::Configure(_) => "configure",
+            Self::Stop(_) => "stop",
+            Self::Promote(_) => "promote",
+            Self::Bootstrap { .. } => "bootstrap",
+            Self::Rejoin { .. } => "rejoin",
+            Self::LeaveElection => "leave-election",
+            Self::JoinElection => "join-election",
+            Self::Exit => "exit",
+        }
+    }
+}
+
+/// What to do, and why: the reason is logged once per change of decision and shown to operators.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The step.
+    pub action: Action,
+    /// Why, in one line for people.
+    pub reason: String,
+}

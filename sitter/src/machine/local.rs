@@ -1,0 +1,178 @@
+//! The local PostgreSQL as last observed, and the configuration the sitter may give it. Plain data.
+
+use std::collections::BTreeSet;
+
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::{Lsn, TimelineHistory, WalPosition};
+use serde::{Deserialize, Serialize};
+
+/// PostgreSQL's system identifier: the same in every copy of one cluster (rule 10).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SystemIdentifier(pub String);
+
+/// Whether PostgreSQL lets clients in (rule 7). Replication, the sitter and the proxy's own
+/// dedicated role always get in; a closed gate is a restrictive HBA file plus the end of the
+/// client sessions already open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gate {
+    /// Clients are served.
+    Open,
+    /// Clients are refused.
+    Closed,
+}
+
+/// What PostgreSQL does about WAL: produce it or follow somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "recovery", content = "upstream")]
+pub enum Recovery {
+    /// Not in recovery; produces WAL.
+    Primary,
+    /// Standby, streaming from this peer.
+    Follow(PeerId),
+    /// Standby with its WAL receiver stopped (`primary_conninfo = ''`).
+    Detached,
+}
+
+/// Who must have a commit on disk before it is acknowledged (`synchronous_standby_names`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Synchronous {
+    /// A name that no peer has: no commit is ever acknowledged. What every standby is set to, so
+    /// that one promoted by hand acknowledges nothing, and what an unconfirmed primary is set to.
+    Impossible,
+    /// This peer: `FIRST 1 ("id")`.
+    Peer(PeerId),
+    /// Both, while the sync is being replaced (rule 3): `FIRST 2 ("new","old")`; `new` first, so
+    /// that the change of `old`'s priority from 1 to 2 shows that its walsender has applied it.
+    Both {
+        /// The coming sync.
+        new: PeerId,
+        /// The sync that the state still names.
+        old: PeerId,
+    },
+    /// Nobody. Only in one-node-write mode.
+    Nobody,
+}
+
+/// Everything about PostgreSQL's configuration that the shard decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerConfig {
+    /// Producer or follower.
+    pub recovery: Recovery,
+    /// Who acknowledges. May be set ahead of a promotion on a detached standby (rule 4).
+    pub synchronous: Synchronous,
+    /// Whether clients get in.
+    pub gate: Gate,
+    /// Peers that get a physical replication slot here (all other peers of the shard); slots for
+    /// peers not named are dropped.
+    pub slots: BTreeSet<PeerId>,
+}
+
+/// The data directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Data {
+    /// Missing or empty.
+    Absent,
+    /// A complete PostgreSQL data directory.
+    Present(SystemIdentifier),
+    /// A copy that was not finished: never started, only replaced.
+    Incomplete,
+    /// Something that must not be touched: not PostgreSQL's, another version, unreadable…
+    Unusable(String),
+}
+
+/// A peer replicating from here, from `pg_stat_replication`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downstream {
+    /// Peer (its `application_name`).
+    pub peer: PeerId,
+    /// `state = 'streaming'`: caught up once since it attached.
+    pub streaming: bool,
+    /// Sent to it.
+    pub sent: Lsn,
+    /// Written by it.
+    pub write: Lsn,
+    /// On its disk.
+    pub flush: Lsn,
+    /// Visible to its readers.
+    pub replay: Lsn,
+    /// `sync_priority`: 0 not synchronous, else the place in `synchronous_standby_names` that its
+    /// walsender has applied.
+    pub sync_priority: u32,
+}
+
+/// A running, answering PostgreSQL out of recovery.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimaryStatus {
+    /// End of WAL on disk here, and its timeline.
+    pub flushed: WalPosition,
+    /// Those who follow.
+    pub downstreams: Vec<Downstream>,
+}
+
+/// A running, answering PostgreSQL in recovery.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbyStatus {
+    /// End of WAL on disk here (received *and flushed*, replayed or not). None while it is not
+    /// known: PostgreSQL has not yet come to the end of what it found in `pg_wal` at start
+    /// (`pg_last_wal_receive_lsn()` is null until it first turns to streaming).
+    pub received: Option<WalPosition>,
+    /// Visible to readers.
+    pub replayed: Lsn,
+    /// Ancestry of the timeline of `received`.
+    pub history: TimelineHistory,
+    /// The WAL receiver is connected and streaming.
+    pub streaming: bool,
+    /// No WAL receiver process exists.
+    pub receiver_stopped: bool,
+    /// How long (ms) it has been unable to stream although configured to; 0 while it streams.
+    pub not_streaming_ms: u64,
+    /// The WAL receiver's last failure says that this data can not follow its upstream
+    /// (diverged timeline, or WAL already removed): rejoin. Text from PostgreSQL's log.
+    pub cannot_follow: Option<String>,
+    /// Those who follow.
+    pub downstreams: Vec<Downstream>,
+}
+
+/// The server process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Server {
+    /// No postmaster.
+    Down {
+        /// It ended without having been told to.
+        crashed: bool,
+    },
+    /// A postmaster that does not answer queries yet.
+    Starting {
+        /// For how long, ms.
+        for_ms: u64,
+    },
+    /// Out of recovery.
+    Primary(PrimaryStatus),
+    /// In recovery.
+    Standby(StandbyStatus),
+    /// It answered before and no longer does, though the process lives.
+    Hung {
+        /// For how long, ms.
+        for_ms: u64,
+    },
+}
+
+/// All that is known of the local PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// The data directory.
+    pub data: Data,
+    /// The process.
+    pub server: Server,
+    /// The configuration last applied and confirmed (also read back on adoption). None: unknown,
+    /// or not confirmed.
+    pub config: Option<ServerConfig>,
+    /// Last WAL position known of a data directory whose server is down (`pg_controldata` or the
+    /// last observation); for display.
+    pub last_position: Option<WalPosition>,
+}
