@@ -1,0 +1,34 @@
+# Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
+CARGO ?= cargo
+
+.PHONY: help install build demo test lint unit e2e smoke clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
+
+install: ## Debian packages for building, testing and the demo
+	@config/dev/install.sh
+
+build: install ## all programs, into target/debug
+	$(CARGO) build --workspace --locked
+
+demo: build ## a three-peer shard with a proxy in front; Ctrl-C ends it
+	target/debug/manatee-lab up
+
+test: lint unit e2e ## formatting, lints, unit, simulation and end-to-end tests
+
+lint: install
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+unit: build
+	$(CARGO) test --workspace --exclude manatee-tests --locked
+
+e2e: build
+	$(CARGO) test -p manatee-tests --locked -- --test-threads=1
+
+smoke: build ## the main job unattended: bring up, write, kill the primary's host, rejoin
+	target/debug/manatee-lab smoke
+
+clean:
+	$(CARGO) clean

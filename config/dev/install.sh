@@ -1,0 +1,47 @@
+#!/bin/sh
+# Installs what building, testing and the demo need on Debian and is not there yet; asks for
+# nothing and starts no service. `make demo` and `make test` call it; Rust itself is expected.
+set -eu
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "cargo is missing: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer from https://rustup.rs" >&2
+    exit 1
+fi
+
+missing=""
+need() { # package, then the file or command that shows it is there
+    case "$2" in
+        /*) for file in $2; do [ -e "$file" ] && return 0; done ;;
+        *) command -v "$2" >/dev/null 2>&1 && return 0 ;;
+    esac
+    missing="$missing $1"
+}
+need build-essential cc
+need build-essential make
+need cmake cmake
+# libpg_query's bindings are generated with libclang and its own headers.
+need libclang-dev '/usr/lib/llvm-*/lib/libclang*.so /usr/lib/llvm-*/lib/libclang*.so.1'
+need postgresql '/usr/lib/postgresql/*/bin/postgres'
+need libzookeeper-java /usr/share/java/zookeeper.jar
+need default-jre-headless java
+need iproute2 ip
+need procps ps
+need openssl openssl
+[ -n "$missing" ] || exit 0
+
+sudo=""
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null 2>&1 || { echo "missing packages:$missing; install them as root (there is no sudo here)" >&2; exit 1; }
+    sudo=sudo
+fi
+command -v apt-get >/dev/null 2>&1 || { echo "missing packages:$missing; this is not Debian, install their like" >&2; exit 1; }
+
+echo "installing:$missing"
+# Debian's package would otherwise create a cluster of its own and start it on port 5432.
+no_cluster=/etc/postgresql-common/createcluster.d/manatee-install.conf
+$sudo mkdir -p "$(dirname "$no_cluster")"
+echo "create_main_cluster = false" | $sudo tee "$no_cluster" >/dev/null
+trap '$sudo rm -f "$no_cluster"' EXIT
+$sudo apt-get update -q
+# shellcheck disable=SC2086  # a list of words
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
