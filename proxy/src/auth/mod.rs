@@ -1,1 +1,101 @@
-//! Being written.
+//! Who a client is, and with which secret servers are persuaded of it.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use crate::cancel::Registration;
+use crate::topology::Node;
+use crate::upstream::Upstream;
+
+/// What opens a server connection in a role's name.
+#[derive(Clone)]
+pub enum Secret {
+    /// Nothing: the server trusts us.
+    None,
+    /// SCRAM keys: the ClientKey was learned from the client's own login. Password-equivalent.
+    Scram {
+        /// SCRAM's ClientKey.
+        client_key: Zeroizing<[u8; 32]>,
+        /// SCRAM's ServerKey, with which the server proves itself.
+        server_key: Zeroizing<[u8; 32]>,
+    },
+    /// `md5…` as in pg_authid. Password-equivalent.
+    Md5(Zeroizing<String>),
+    /// A plain password, from a file.
+    Password(Zeroizing<String>),
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Scram { .. } => "Scram",
+            Self::Md5(_) => "Md5",
+            Self::Password(_) => "Password",
+        })
+    }
+}
+
+/// In whose name and to which database a server connection is: the key of a pool. Equality and
+/// hash are by user and database only; the pool's connections outlive a change of password.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Role.
+    pub user: Arc<str>,
+    /// Database.
+    pub database: Arc<str>,
+    /// For new connections.
+    pub secret: Secret,
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.user == other.user && self.database == other.database
+    }
+}
+
+impl Eq for Identity {}
+
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.user.hash(state);
+        self.database.hash(state);
+    }
+}
+
+/// What the address a client connected to asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Writes to the primary, reads to standbys.
+    ReadWrite,
+    /// Everything read-only, to a standby.
+    ReadOnly,
+    /// Everything to the primary.
+    PrimaryOnly,
+}
+
+/// A client that has logged in: AuthenticationOk, ParameterStatus, BackendKeyData and the first
+/// ReadyForQuery are sent.
+#[derive(Debug)]
+pub struct Client {
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// By its listen address.
+    pub access: Access,
+    /// Pool key and secret.
+    pub identity: Arc<Identity>,
+    /// Startup parameters other than user, database, replication and `_pq_.*`, as sent: the
+    /// session's initial settings (`options` is unparsed).
+    pub startup: Vec<(String, String)>,
+    /// The ParameterStatus values the client was told.
+    pub reported: Vec<(String, String)>,
+    /// Its entry in the cancel registry.
+    pub cancel: Registration,
+    /// A connection that the login opened to see that the database may be used: for the pool. It was
+    /// opened with no startup parameters beyond user and database.
+    pub opened: Option<(Node, Upstream)>,
+}

@@ -1,0 +1,126 @@
+//! What sessions see of the shard: immutable, shared, cheap to read.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use manatee_shared::cluster::Role;
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::{Lsn, Timeline};
+
+/// A PostgreSQL server of the shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// Identity.
+    pub id: PeerId,
+    /// Where PostgreSQL listens.
+    pub address: SocketAddr,
+}
+
+impl Node {
+    /// The node a peer id describes.
+    pub fn of(id: PeerId) -> Self {
+        Self { id, address: SocketAddr::new(id.ip, id.pg_port) }
+    }
+}
+
+/// A WAL position somebody reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When the question was *sent*: whatever was committed before is covered by `lsn`.
+    pub started: Instant,
+    /// Insert position of the primary, or replay position of a standby.
+    pub lsn: Lsn,
+}
+
+/// The unbroken rule of one primary. WAL positions compare within one reign; at a takeover, a new
+/// one, the new generation's init_wal covers everything acknowledged before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reign {
+    /// Who is named primary.
+    pub primary: PeerId,
+    /// Generation in which we first saw it named, or its timeline change.
+    pub since_generation: u64,
+}
+
+/// The primary, confirmed by itself.
+#[derive(Clone, Debug)]
+pub struct Primary {
+    /// Where.
+    pub node: Node,
+    /// Its timeline when it last answered.
+    pub timeline: Option<Timeline>,
+}
+
+/// A standby that answers, is in recovery and is listed in the replication chain.
+#[derive(Clone, Debug)]
+pub struct Standby {
+    /// Where.
+    pub node: Node,
+    /// Its place in the chain.
+    pub role: Role,
+    /// Its newest replay position.
+    pub replayed: Sample,
+    /// How far behind the primary it was then, in time.
+    pub lag: Duration,
+    /// Whether `lag` is within `routing.max_lag`. Reads go to fit standbys only.
+    pub fit: bool,
+}
+
+/// The shard at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Rises with every published snapshot.
+    pub sequence: u64,
+    /// Generation of the newest valid state; 0 before one was read.
+    pub generation: u64,
+    /// Whose rule it is by that state; None before one was read.
+    pub reign: Option<Reign>,
+    /// init_wal of that state.
+    pub init_wal: Lsn,
+    /// The primary, if it is confirmed and answering.
+    pub primary: Option<Primary>,
+    /// Recent insert positions of the primary of this reign, oldest first. Bounded.
+    pub positions: Arc<[Sample]>,
+    /// Standbys that answer, in chain order.
+    pub standbys: Vec<Standby>,
+    /// Whether ZooKeeper is connected, so that the state is known to be current.
+    pub state_is_current: bool,
+}
+
+impl Snapshot {
+    /// Before anything is known.
+    pub fn unknown() -> Self {
+        Self {
+            sequence: 0,
+            generation: 0,
+            reign: None,
+            init_wal: Lsn::ZERO,
+            primary: None,
+            positions: Arc::from([]),
+            standbys: Vec::new(),
+            state_is_current: false,
+        }
+    }
+
+    /// Where writes go, if anywhere.
+    pub fn primary(&self) -> Option<Node> {
+        self.primary.as_ref().map(|primary| primary.node)
+    }
+
+    /// Standbys that may serve reads.
+    pub fn fit_standbys(&self) -> impl Iterator<Item = &Standby> {
+        self.standbys.iter().filter(|standby| standby.fit)
+    }
+
+    /// A standby by identity, fit or not.
+    pub fn standby(&self, id: PeerId) -> Option<&Standby> {
+        self.standbys.iter().find(|standby| standby.node.id == id)
+    }
+
+    /// Oldest known position of the primary whose sampling began after `moment`.
+    pub fn position_after(&self, moment: Instant) -> Option<Lsn> {
+        let index = self.positions.partition_point(|sample| sample.started <= moment);
+        self.positions.get(index).map(|sample| sample.lsn)
+    }
+}
