@@ -1,0 +1,110 @@
+//! What can go wrong with the local PostgreSQL.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why something could not be done to the local PostgreSQL.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The sitter's configuration can not work.
+    #[error("setting `{key}`: {problem}")]
+    Setting {
+        /// The key in the sitter's configuration.
+        key: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A file or folder.
+    #[error("could not {what} {}", path.display())]
+    Io {
+        /// "read", "write", …
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program of PostgreSQL's could not be run, or failed.
+    #[error("{program} failed ({outcome}): {output}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Exit status or signal.
+        outcome: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// A query.
+    #[error("could not {what}: {}", describe(source))]
+    Query {
+        /// What was to be done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Another action is being executed.
+    #[error("another action on PostgreSQL is in progress")]
+    Busy,
+    /// Needs a running, answering server.
+    #[error("PostgreSQL is not answering")]
+    NotAnswering,
+    /// The server must be stopped for this.
+    #[error("PostgreSQL is running")]
+    Running,
+    /// There must be no data directory for this.
+    #[error("there is a data directory already")]
+    DataPresent,
+    /// There must be a complete data directory for this.
+    #[error("the data directory can not be started: {0}")]
+    DataNotFit(String),
+    /// The postmaster ended while starting.
+    #[error("PostgreSQL ended while starting: {log}")]
+    StartFailed {
+        /// The end of its log.
+        log: String,
+    },
+    /// Nothing wrong was seen, but it took too long.
+    #[error("{what} was not confirmed within {} ms", timeout.as_millis())]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// The bound.
+        timeout: Duration,
+    },
+    /// PostgreSQL did not take over what was rendered.
+    #[error("PostgreSQL did not apply the configuration: {0}")]
+    NotApplied(String),
+    /// The source belongs to another cluster (rule 10).
+    #[error("the source's system identifier is {found}, this shard's is {expected}")]
+    OtherSystem {
+        /// Of the source.
+        found: String,
+        /// Ours.
+        expected: String,
+    },
+}
+
+impl Error {
+    /// For `map_err` on file operations.
+    #[allow(dead_code)]
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+
+    /// For `map_err` on queries.
+    #[allow(dead_code)]
+    pub(crate) fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |source| Self::Query { what, source }
+    }
+}
+
+/// tokio-postgres shows only "db error" for what the server said.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => error.to_string(),
+    }
+}

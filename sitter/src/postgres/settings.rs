@@ -1,0 +1,188 @@
+//! What the PostgreSQL manager is told once, and the folders that follow from it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use manatee_shared::ids::PeerId;
+
+use super::conf;
+use super::error::Error;
+
+/// A password. Shown nowhere: its `Debug` is a placeholder and there is no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text, without the line end that files usually have.
+    pub fn new(text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        text.truncate(text.trim_end_matches(['\n', '\r']).len());
+        Self(text)
+    }
+
+    /// The text itself, for writing it to a protected file or deriving a verifier.
+    #[allow(dead_code)]
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Settings of the PostgreSQL manager, from the sitter's configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Everything of this peer: `data/`, `run/`, `isolated/` are below it.
+    pub dir: PathBuf,
+    /// Folder of `postgres`, `initdb`, `pg_basebackup`, `pg_rewind`…
+    pub bin_dir: PathBuf,
+    /// OS user that runs PostgreSQL when the sitter is root; ignored otherwise.
+    pub os_user: String,
+    /// Superuser role, made by `initdb`.
+    pub superuser: String,
+    /// Given to the superuser at first setup.
+    pub superuser_password: Option<Secret>,
+    /// Of the role [`super::REPLICATION_ROLE`].
+    pub replication_password: Secret,
+    /// Of the role [`super::PROXY_ROLE`].
+    pub proxy_password: Secret,
+    /// Lines of `pg_hba.conf` that hold while the gate is open.
+    pub hba: Vec<String>,
+    /// The operator's settings of `postgresql.conf`.
+    pub parameters: BTreeMap<String, String>,
+    /// Most WAL a slot may hold back, bytes.
+    pub max_slot_wal_keep_bytes: u64,
+    /// How long a stop may take before it is made harder.
+    pub stop_timeout: Duration,
+    /// How long a configuration change or a promotion may take to be confirmed.
+    pub confirm_timeout: Duration,
+    /// How long [`super::Postgres::start`] waits for an answer before it leaves the rest to the
+    /// observation.
+    pub start_wait: Duration,
+    /// How many data sets set aside are kept.
+    pub isolated_kept: usize,
+}
+
+impl Settings {
+    /// Settings with the defaults of the sample configuration.
+    pub fn new(dir: PathBuf, bin_dir: PathBuf, replication_password: Secret, proxy_password: Secret) -> Self {
+        Self {
+            dir,
+            bin_dir,
+            os_user: "postgres".to_owned(),
+            superuser: "postgres".to_owned(),
+            superuser_password: None,
+            replication_password,
+            proxy_password,
+            hba: vec!["host all all 0.0.0.0/0 scram-sha-256".into(), "host all all ::/0 scram-sha-256".into()],
+            parameters: BTreeMap::new(),
+            max_slot_wal_keep_bytes: 8 << 30,
+            stop_timeout: Duration::from_secs(10),
+            confirm_timeout: Duration::from_secs(5),
+            start_wait: Duration::from_secs(1),
+            isolated_kept: 2,
+        }
+    }
+
+    /// Whether these settings can work, without touching PostgreSQL (for `--check-config` too).
+    pub fn check(&self, me: PeerId) -> Result<(), Error> {
+        conf::check_parameters(&self.parameters)?;
+        for line in &self.hba {
+            if line.contains(['\n', '\r']) || line.trim_start().starts_with("include") {
+                return Err(Error::Setting {
+                    key: "postgres.hba".to_owned(),
+                    problem: format!("`{line}` is not one line of pg_hba.conf"),
+                });
+            }
+        }
+        let socket = self.layout().socket(me.pg_port);
+        // sun_path holds 108 bytes; PostgreSQL adds ".lock" to the same path for its lock file.
+        if socket.as_os_str().len() >= 100 {
+            return Err(Error::Setting {
+                key: "peer.dir".to_owned(),
+                problem: format!(
+                    "the Unix socket's path {} would have {} bytes, more than the 99 allowed: choose a shorter folder",
+                    socket.display(),
+                    socket.as_os_str().len()
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// The folders and files of this peer.
+    pub fn layout(&self) -> Layout {
+        Layout { dir: self.dir.clone() }
+    }
+}
+
+/// Where everything of a peer is.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    /// The peer's folder.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.clone()
+    }
+    /// PGDATA.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+    /// A data directory being made; renamed to [`Self::data`] when complete.
+    pub fn staging(&self) -> PathBuf {
+        self.dir.join("data.new")
+    }
+    /// Data sets set aside.
+    pub fn isolated(&self) -> PathBuf {
+        self.dir.join("isolated")
+    }
+    /// Socket, rendered settings and the sitter's own records.
+    pub fn run(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+    /// PostgreSQL's Unix socket.
+    pub fn socket(&self, port: u16) -> PathBuf {
+        self.run().join(format!(".s.PGSQL.{port}"))
+    }
+    /// Settings included at the end of `postgresql.conf`.
+    pub fn manatee_conf(&self) -> PathBuf {
+        self.run().join("manatee.conf")
+    }
+    /// Who may connect.
+    pub fn hba(&self) -> PathBuf {
+        self.run().join("pg_hba.conf")
+    }
+    /// Which OS users may be the superuser.
+    pub fn ident(&self) -> PathBuf {
+        self.run().join("pg_ident.conf")
+    }
+    /// Password of the replication role, in libpq's format.
+    pub fn passfile(&self) -> PathBuf {
+        self.run().join("passfile")
+    }
+    /// The configuration last rendered.
+    pub fn record(&self) -> PathBuf {
+        self.run().join("config.json")
+    }
+    /// Present while the data directory is being overwritten in place: it must never be started.
+    pub fn incomplete(&self) -> PathBuf {
+        self.run().join("incomplete")
+    }
+    /// The rung of the last rejoin, until streaming has worked again.
+    pub fn rejoin_record(&self) -> PathBuf {
+        self.run().join("rejoin.json")
+    }
+    /// PostgreSQL's log.
+    pub fn log(&self) -> PathBuf {
+        self.run().join("postgresql.log")
+    }
+}
