@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod cancel;
+pub mod catalog;
 pub mod config;
 pub mod driver;
 pub mod error;

@@ -1,0 +1,1 @@
+//! Being written: loads each database's `route::Catalog` and keeps it current.
