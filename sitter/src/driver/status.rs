@@ -1,0 +1,221 @@
+//! What the driver tells the outside: the newest view and decision, as plain data for the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use manatee_shared::cluster::{ClusterState, Peer, Role};
+use manatee_shared::ids::{PeerId, ShardName};
+use manatee_shared::zk;
+use serde::Serialize;
+
+use crate::machine::local::{Gate, Local, Server};
+use crate::machine::view::{LastFailure, PeerHealth};
+
+/// The driver decides at least every 100 ms. One that has not for this long is stuck; its sitter
+/// must then not pass for healthy.
+const STUCK: Duration = Duration::from_secs(2);
+
+/// A snapshot of the sitter. Serialises to the answer of `GET /status`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// This peer.
+    pub id: PeerId,
+    /// Its name for people.
+    pub zone_id: String,
+    /// Its shard.
+    pub shard: ShardName,
+    /// Version of this program.
+    pub version: &'static str,
+    /// Place in the newest state read.
+    #[serde(serialize_with = "as_text")]
+    pub role: Role,
+    /// Generation of the newest state read.
+    pub generation: Option<u64>,
+    /// What is being done and why.
+    pub decision: DecisionStatus,
+    /// PostgreSQL.
+    pub local: Local,
+    /// ZooKeeper.
+    pub zk: ZkStatus,
+    /// The last step that failed, until another one is taken.
+    pub last_failure: Option<FailureStatus>,
+    /// The other peers as heartbeats show them.
+    pub peers: BTreeMap<PeerId, PeerStatus>,
+    /// A stop was asked for.
+    pub stopping: bool,
+    /// Since when PostgreSQL can not commit, or not answer.
+    #[serde(skip)]
+    pub postgres_down_since: Option<Instant>,
+    /// The newest state read.
+    #[serde(skip)]
+    pub state: Option<Arc<ClusterState>>,
+    /// Peers with an election node, in election order.
+    #[serde(skip)]
+    pub active: Vec<Peer>,
+    /// Peers found gone from here.
+    #[serde(skip)]
+    pub suspects: BTreeSet<PeerId>,
+    /// When this was current.
+    #[serde(skip)]
+    pub at: Instant,
+}
+
+/// The decision in force.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionStatus {
+    /// Name of the action.
+    pub action: &'static str,
+    /// Why.
+    pub reason: String,
+    /// For how long, ms.
+    pub since_ms: u64,
+}
+
+/// The ZooKeeper side of a [`Status`].
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZkStatus {
+    /// `connected`, `disconnected` or `expired`.
+    pub session: &'static str,
+    /// Version of the state node; absent without one.
+    pub state_version: Option<zk::Version>,
+    /// What is wrong with the state node, if it is unreadable.
+    pub problem: Option<String>,
+    /// Peers with an election node, in election order.
+    pub active: Vec<PeerId>,
+}
+
+impl ZkStatus {
+    /// From the newest view.
+    pub fn new(view: &zk::View) -> Self {
+        let (state_version, problem) = match &view.state {
+            zk::StateNode::Valid { version, .. } => (Some(*version), None),
+            zk::StateNode::Corrupt { version, problem } => (Some(*version), Some(problem.clone())),
+            zk::StateNode::Unread | zk::StateNode::Absent => (None, None),
+        };
+        let active = view.in_election_order().iter().map(|active| active.peer.id).collect();
+        Self { session: session_name(view.session), state_version, problem, active }
+    }
+}
+
+/// Name of a session's state for people and metrics.
+pub fn session_name(session: zk::Session) -> &'static str {
+    match session {
+        zk::Session::Connected => "connected",
+        zk::Session::Disconnected => "disconnected",
+        zk::Session::Expired => "expired",
+    }
+}
+
+/// A failed step.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureStatus {
+    /// Name of the action.
+    pub action: &'static str,
+    /// How many times in a row.
+    pub times: u32,
+    /// How long ago, ms.
+    pub ago_ms: u64,
+    /// What went wrong.
+    pub problem: String,
+}
+
+impl From<&LastFailure> for FailureStatus {
+    fn from(failure: &LastFailure) -> Self {
+        let LastFailure { action, times, ago_ms, problem } = failure;
+        Self { action, times: *times, ago_ms: *ago_ms, problem: problem.clone() }
+    }
+}
+
+/// Another peer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Since its sitter last answered, ms; null if it never did.
+    pub silent_ms: Option<u64>,
+    /// Its host answers, its sitter does not exist.
+    pub refused: bool,
+    /// Its PostgreSQL can not commit, for this long, ms.
+    pub postgres_down_ms: Option<u64>,
+    /// It is stopping.
+    pub stopping: bool,
+    /// The peers it finds gone.
+    pub suspects: BTreeSet<PeerId>,
+}
+
+impl From<&PeerHealth> for PeerStatus {
+    fn from(health: &PeerHealth) -> Self {
+        Self {
+            silent_ms: health.silent_ms,
+            refused: health.refused,
+            postgres_down_ms: health.postgres_down_ms,
+            stopping: health.stopping,
+            suspects: health.suspects.clone(),
+        }
+    }
+}
+
+fn as_text<S: serde::Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(role)
+}
+
+/// What a load balancer may ask for; the names are Patroni's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Takes writes.
+    Primary,
+    /// The sync, serving reads.
+    Sync,
+    /// An async, serving reads.
+    Async,
+    /// Any standby serving reads.
+    Replica,
+    /// Serves reads in whatever role.
+    ReadOnly,
+    /// PostgreSQL answers.
+    Health,
+    /// The sitter works.
+    Liveness,
+    /// Fit to be counted on: takes writes, or streams.
+    Readiness,
+}
+
+impl Status {
+    /// Whether the driver still goes round.
+    pub fn is_live(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < STUCK
+    }
+
+    /// Whether `check` holds.
+    pub fn passes(&self, check: Check, now: Instant) -> bool {
+        let open = self.local.config.as_ref().is_some_and(|config| config.gate == Gate::Open);
+        let primary = open && self.role == Role::Primary && matches!(self.local.server, Server::Primary(_));
+        let standby = match &self.local.server {
+            Server::Standby(standby) if open => Some(standby),
+            _ => None,
+        };
+        let sync = standby.is_some() && self.role == Role::Sync;
+        let r#async = standby.is_some() && matches!(self.role, Role::Async(_));
+        self.is_live(now)
+            && match check {
+                Check::Primary => primary,
+                Check::Sync => sync,
+                Check::Async => r#async,
+                Check::Replica => sync || r#async,
+                Check::ReadOnly => primary || sync || r#async,
+                Check::Health => matches!(self.local.server, Server::Primary(_) | Server::Standby(_)),
+                Check::Liveness => true,
+                Check::Readiness => primary || ((sync || r#async) && standby.is_some_and(|standby| standby.streaming)),
+            }
+    }
+
+    /// How long PostgreSQL has not been able to commit, ms.
+    pub fn postgres_down_ms(&self, now: Instant) -> Option<u64> {
+        let since = self.postgres_down_since?;
+        u64::try_from(now.saturating_duration_since(since).as_millis()).ok()
+    }
+}

@@ -1,0 +1,149 @@
+//! Heartbeats: how the other peers of the shard look from here.
+//!
+//! Each peer is asked for `GET /heartbeat` once per interval over one kept-alive connection, by a
+//! task of its own ([`poll`]). What they learn is kept in a [`table::Table`], which is pure: the
+//! driver derives [`PeerHealth`] from it as of *now* each time it decides.
+//!
+//! Ownership: [`Heartbeats`] owns the table and the tasks; dropping it ends them.
+
+mod poll;
+pub mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use manatee_shared::ids::PeerId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::machine::local::Data;
+use crate::machine::view::PeerHealth;
+use table::Table;
+
+/// The answer to `GET /heartbeat`: a peer's own word about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// Who answers: an address may have been given to another peer.
+    pub id: PeerId,
+    /// It was asked to stop.
+    pub stopping: bool,
+    /// Its PostgreSQL can not commit, or is down, for this many milliseconds.
+    pub postgres_down_ms: Option<u64>,
+    /// The peers it finds gone itself.
+    pub suspects: BTreeSet<PeerId>,
+    /// Its data directory: a shard is set up anew only by peers without data (rule 8).
+    #[serde(default)]
+    pub data: Option<Data>,
+}
+
+/// How often and how patiently peers are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two questions to one peer.
+    pub interval: Duration,
+    /// Silence after which a peer is suspected. Also bounds each connect and each request, so
+    /// that a host that died holds up nothing for longer.
+    pub suspicion: Duration,
+}
+
+/// The table as the tasks share it.
+#[derive(Debug)]
+struct Shared {
+    /// Held for a few map operations only, never across an await.
+    table: Mutex<Table>,
+    /// Counts what the driver should look at without waiting for its next tick.
+    news: watch::Sender<u64>,
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic while it is held leaves at worst one peer's entry old, which only delays.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies `change`; wakes the driver if it says that something of weight changed.
+    fn update(&self, change: impl FnOnce(&mut Table, Instant) -> bool) {
+        let news = change(&mut self.table(), Instant::now());
+        if news {
+            self.wake();
+        }
+    }
+
+    /// Wakes the driver.
+    fn wake(&self) {
+        self.news.send_modify(|count| *count += 1);
+    }
+}
+
+/// The heartbeats of one sitter.
+#[derive(Debug)]
+pub struct Heartbeats {
+    shared: Arc<Shared>,
+    timing: Timing,
+    tasks: BTreeMap<PeerId, JoinHandle<()>>,
+    ticker: JoinHandle<()>,
+}
+
+impl Heartbeats {
+    /// Begins with nobody to ask.
+    pub fn new(timing: Timing) -> Self {
+        let table = Mutex::new(Table::new(timing));
+        let shared = Arc::new(Shared { table, news: watch::Sender::new(0) });
+        let ticking = Arc::clone(&shared);
+        // Only so that a pause of our own is noticed although nobody asks for anything.
+        let ticker = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(timing.interval).await;
+                ticking.update(|table, now| table.tick(now));
+            }
+        });
+        Self { shared, timing, tasks: BTreeMap::new(), ticker }
+    }
+
+    /// Asks exactly `peers` from now on.
+    pub fn follow(&mut self, peers: &BTreeSet<PeerId>) {
+        self.tasks.retain(|peer, task| {
+            let keep = peers.contains(peer);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for &peer in peers {
+            if !self.tasks.contains_key(&peer) {
+                let task = tokio::spawn(poll::poll(peer, self.timing, Arc::clone(&self.shared)));
+                self.tasks.insert(peer, task);
+            }
+        }
+        self.shared.table().retain(peers);
+    }
+
+    /// Wakes when a peer's health changed otherwise than by time passing.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.shared.news.subscribe()
+    }
+
+    /// Health of the followed peers, and the time of the last pause of this process, if any.
+    pub fn health(&self, now: Instant) -> (BTreeMap<PeerId, PeerHealth>, Option<Instant>) {
+        let mut table = self.shared.table();
+        table.tick(now);
+        (table.health(now), table.resumed())
+    }
+
+    /// The peers that this one finds gone.
+    pub fn suspects(&self, now: Instant) -> BTreeSet<PeerId> {
+        let mut table = self.shared.table();
+        table.tick(now);
+        table.suspects(now)
+    }
+}
+
+impl Drop for Heartbeats {
+    fn drop(&mut self) {
+        self.ticker.abort();
+        self.tasks.values().for_each(JoinHandle::abort);
+    }
+}
