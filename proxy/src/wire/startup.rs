@@ -1,1 +1,427 @@
-//! Being written.
+//! What a client says before it is authenticated, and what we say until it is ready. Pure.
+//!
+//! Manual, sections 55.2.1 (start-up), 55.2.12 (TLS), 55.7 (message formats); PostgreSQL's
+//! `ProcessStartupPacket` in `src/backend/tcop/backend_startup.c`.
+//!
+//! Exactly [`HEADER_BYTES`] are read first, so that nothing a client (or somebody between) sent in
+//! plain text can be taken for data received under TLS.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::error::{ProxyError, Result};
+
+/// Length and code: what is read first.
+pub const HEADER_BYTES: usize = 8;
+/// PostgreSQL's MAX_STARTUP_PACKET_LENGTH.
+pub const MAX_STARTUP_BYTES: usize = 10_000;
+/// Longest cancel request: a 256-byte key of protocol 3.2.
+const MAX_CANCEL_BYTES: usize = 4 + 4 + 4 + 256;
+/// First byte of a TLS handshake record: direct TLS without SSLRequest (PostgreSQL 17).
+pub const TLS_HANDSHAKE: u8 = 0x16;
+/// ALPN protocol that direct TLS must name.
+pub const ALPN: &[u8] = b"postgresql";
+
+const CANCEL_CODE: u32 = 80_877_102;
+const SSL_CODE: u32 = 80_877_103;
+const GSSENC_CODE: u32 = 80_877_104;
+/// The version we speak: 3.0.
+const VERSION_3_0: u32 = 3 << 16;
+
+/// What the first eight bytes announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// SSLRequest: complete.
+    Ssl,
+    /// GSSENCRequest: complete.
+    GssEnc,
+    /// CancelRequest; `rest` more bytes follow: pid and secret.
+    Cancel {
+        /// Bytes still to read.
+        rest: usize,
+    },
+    /// StartupMessage of protocol 3; `rest` more bytes follow.
+    Startup {
+        /// Minor version asked for.
+        minor: u16,
+        /// Bytes still to read.
+        rest: usize,
+    },
+}
+
+impl Header {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// 08P01 for what is no PostgreSQL client, 0A000 for other protocol versions.
+    pub fn parse(bytes: [u8; HEADER_BYTES]) -> Result<Self> {
+        let [l0, l1, l2, l3, c0, c1, c2, c3] = bytes;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        let code = u32::from_be_bytes([c0, c1, c2, c3]);
+        if !(HEADER_BYTES..=MAX_STARTUP_BYTES).contains(&length) {
+            return Err(ProxyError::Protocol("invalid length of startup packet".to_owned()));
+        }
+        let rest = length - HEADER_BYTES;
+        match (code, code >> 16) {
+            (SSL_CODE, _) if rest == 0 => Ok(Self::Ssl),
+            (GSSENC_CODE, _) if rest == 0 => Ok(Self::GssEnc),
+            (CANCEL_CODE, _) if rest >= 5 && length <= MAX_CANCEL_BYTES => Ok(Self::Cancel { rest }),
+            (SSL_CODE | GSSENC_CODE | CANCEL_CODE, _) => {
+                Err(ProxyError::Protocol("invalid length of startup packet".to_owned()))
+            }
+            (_, 3) => Ok(Self::Startup { minor: (code & 0xFFFF) as u16, rest }),
+            (_, major) => Err(ProxyError::Unsupported(format!(
+                "frontend protocol {major}.{}: this server supports 3.0",
+                code & 0xFFFF
+            ))),
+        }
+    }
+}
+
+/// Reads the rest of a CancelRequest: process id and secret.
+pub fn parse_cancel(body: &[u8]) -> Option<(u32, &[u8])> {
+    let (pid, secret) = body.split_first_chunk::<4>()?;
+    (!secret.is_empty()).then_some((u32::from_be_bytes(*pid), secret))
+}
+
+/// A StartupMessage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Startup {
+    /// Minor version asked for.
+    pub minor: u16,
+    /// Role.
+    pub user: String,
+    /// Database; the role's name if none was given.
+    pub database: String,
+    /// Whether a replication connection is wanted.
+    pub replication: bool,
+    /// Names of protocol options (`_pq_.…`); none is known here.
+    pub protocol_options: Vec<String>,
+    /// Everything else, in order, `options` (command-line switches) already taken apart.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Startup {
+    /// Reads what follows the header.
+    ///
+    /// # Errors
+    /// 08P01 for a malformed packet, 28000 without a user, 0A000 for unknown switches.
+    pub fn parse(minor: u16, body: &[u8]) -> Result<Self> {
+        let malformed =
+            || ProxyError::Protocol("invalid startup packet layout: expected terminator as last byte".to_owned());
+        let fields = body.strip_suffix(b"\0").ok_or_else(malformed)?;
+        let mut startup = Self {
+            minor,
+            user: String::new(),
+            database: String::new(),
+            replication: false,
+            protocol_options: Vec::new(),
+            settings: Vec::new(),
+        };
+        let mut fields = fields.split_inclusive(|&byte| byte == 0);
+        let text = |field: &[u8]| -> Result<String> {
+            let field = field.strip_suffix(b"\0").ok_or_else(malformed)?;
+            String::from_utf8(field.to_vec())
+                .map_err(|_| ProxyError::Protocol("startup packet is not valid UTF-8".to_owned()))
+        };
+        while let Some(name) = fields.next() {
+            let name = text(name)?;
+            let value = text(fields.next().ok_or_else(malformed)?)?;
+            match name.as_str() {
+                "" => return Err(malformed()),
+                "user" => startup.user = value,
+                "database" => startup.database = value,
+                "replication" => startup.replication = !is_false(&value),
+                "options" => startup.settings.extend(parse_options(&value)?),
+                _ if name.starts_with("_pq_.") => startup.protocol_options.push(name),
+                _ => startup.settings.push((name, value)),
+            }
+        }
+        if startup.user.is_empty() {
+            return Err(ProxyError::NotAllowed("no PostgreSQL user name specified in startup packet".to_owned()));
+        }
+        if startup.database.is_empty() {
+            startup.database.clone_from(&startup.user);
+        }
+        Ok(startup)
+    }
+
+    /// Whether the client asked for more than we speak and must be told (NegotiateProtocolVersion).
+    pub fn needs_negotiation(&self) -> bool {
+        self.minor > 0 || !self.protocol_options.is_empty()
+    }
+}
+
+/// Spellings of false that `parse_bool` takes (any unambiguous prefix).
+fn is_false(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    matches!(value.as_str(), "0" | "of" | "off" | "n" | "no") || (!value.is_empty() && "false".starts_with(&value))
+}
+
+/// Takes `-c name=value --name=value` apart; a backslash escapes (`pg_split_opts`). `-` in the names
+/// of long switches stands for `_`.
+fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut letters = options.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => word.get_or_insert_default().extend(letters.next()),
+            _ if letter.is_ascii_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+
+    let mut settings = Vec::new();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(long), _) => long.to_owned(),
+            (None, Some("")) => words.next().unwrap_or_default(),
+            (None, Some(attached)) => attached.to_owned(),
+            (None, None) => return Err(ProxyError::Unsupported(format!("command-line switch \"{word}\" in options"))),
+        };
+        let (name, value) = setting
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| ProxyError::Protocol(format!("\"{setting}\" in options is not name=value")))?;
+        settings.push((name.replace('-', "_"), value.to_owned()));
+    }
+    Ok(settings)
+}
+
+/// Appends our own StartupMessage for a server.
+pub fn encode_startup(out: &mut BytesMut, user: &str, database: &str, settings: &[(String, String)]) {
+    let start = out.len();
+    out.put_u32(0);
+    out.put_u32(VERSION_3_0);
+    let pairs = [("user", user), ("database", database)];
+    let settings = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in pairs.into_iter().chain(settings) {
+        put_string(out, name);
+        put_string(out, value);
+    }
+    out.put_u8(0);
+    patch_length(out, start);
+}
+
+/// Appends a CancelRequest for a server.
+pub fn encode_cancel(out: &mut BytesMut, pid: u32, secret: &[u8]) {
+    let start = out.len();
+    out.put_u32(0);
+    out.put_u32(CANCEL_CODE);
+    out.put_u32(pid);
+    out.put_slice(secret);
+    patch_length(out, start);
+}
+
+/// Appends NegotiateProtocolVersion: 3.0, and the options we do not know.
+pub fn encode_negotiate(out: &mut BytesMut, unknown: &[String]) {
+    message(out, b'v', |out| {
+        out.put_u32(VERSION_3_0);
+        out.put_u32(u32::try_from(unknown.len()).unwrap_or(0));
+        for name in unknown {
+            put_string(out, name);
+        }
+    });
+}
+
+/// Requests and results of authentication (`R`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authentication<'a> {
+    /// Done.
+    Ok,
+    /// MD5 with this salt.
+    Md5([u8; 4]),
+    /// SASL with our one mechanism.
+    Sasl,
+    /// server-first-message.
+    SaslContinue(&'a [u8]),
+    /// server-final-message.
+    SaslFinal(&'a [u8]),
+}
+
+impl Authentication<'_> {
+    /// Appends the message.
+    pub fn encode(self, out: &mut BytesMut) {
+        message(out, b'R', |out| match self {
+            Self::Ok => out.put_u32(0),
+            Self::Md5(salt) => {
+                out.put_u32(5);
+                out.put_slice(&salt);
+            }
+            Self::Sasl => {
+                out.put_u32(10);
+                put_string(out, super::scram::MECHANISM);
+                out.put_u8(0);
+            }
+            Self::SaslContinue(data) => {
+                out.put_u32(11);
+                out.put_slice(data);
+            }
+            Self::SaslFinal(data) => {
+                out.put_u32(12);
+                out.put_slice(data);
+            }
+        });
+    }
+}
+
+/// Appends a password message (`p`): a password, a hash or a SASL response.
+pub fn encode_password(out: &mut BytesMut, data: &[u8]) {
+    message(out, b'p', |out| out.put_slice(data));
+}
+
+/// Appends SASLInitialResponse.
+pub fn encode_sasl_initial(out: &mut BytesMut, data: &[u8]) {
+    message(out, b'p', |out| {
+        put_string(out, super::scram::MECHANISM);
+        out.put_u32(u32::try_from(data.len()).unwrap_or(u32::MAX));
+        out.put_slice(data);
+    });
+}
+
+/// Reads SASLInitialResponse: mechanism and data.
+pub fn parse_sasl_initial(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = body.iter().position(|&byte| byte == 0)?;
+    let (length, data) = body[end + 1..].split_first_chunk::<4>()?;
+    (u32::from_be_bytes(*length) as usize == data.len()).then_some((&body[..end], data))
+}
+
+/// Appends ParameterStatus.
+pub fn encode_parameter_status(out: &mut BytesMut, name: &str, value: &str) {
+    message(out, b'S', |out| {
+        put_string(out, name);
+        put_string(out, value);
+    });
+}
+
+/// Appends BackendKeyData.
+pub fn encode_backend_key(out: &mut BytesMut, pid: u32, secret: [u8; 4]) {
+    message(out, b'K', |out| {
+        out.put_u32(pid);
+        out.put_slice(&secret);
+    });
+}
+
+/// Appends ReadyForQuery, idle.
+pub fn encode_ready(out: &mut BytesMut) {
+    message(out, b'Z', |out| out.put_u8(b'I'));
+}
+
+fn message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    let start = out.len();
+    out.put_u32(0);
+    body(out);
+    patch_length(out, start);
+}
+
+fn patch_length(out: &mut BytesMut, start: usize) {
+    let length = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// A NUL inside would end the string early and make the rest another field: it is dropped.
+fn put_string(out: &mut BytesMut, text: &str) {
+    out.extend(text.bytes().filter(|&byte| byte != 0));
+    out.put_u8(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SqlState;
+    use proptest::prelude::*;
+
+    fn header(length: u32, code: u32) -> Result<Header> {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&length.to_be_bytes());
+        bytes[4..].copy_from_slice(&code.to_be_bytes());
+        Header::parse(bytes)
+    }
+
+    #[test]
+    fn headers() {
+        assert_eq!(header(8, SSL_CODE).expect("ssl"), Header::Ssl);
+        assert_eq!(header(8, GSSENC_CODE).expect("gss"), Header::GssEnc);
+        assert_eq!(header(16, CANCEL_CODE).expect("cancel"), Header::Cancel { rest: 8 });
+        assert_eq!(header(268, CANCEL_CODE).expect("long key"), Header::Cancel { rest: 260 });
+        assert_eq!(header(9, VERSION_3_0).expect("3.0"), Header::Startup { minor: 0, rest: 1 });
+        assert_eq!(header(40, VERSION_3_0 + 2).expect("3.2"), Header::Startup { minor: 2, rest: 32 });
+        let refused = |length, code| header(length, code).expect_err("refused").sqlstate();
+        assert_eq!(refused(40, 2 << 16), SqlState::FEATURE_NOT_SUPPORTED);
+        assert_eq!(refused(40, 4 << 16), SqlState::FEATURE_NOT_SUPPORTED);
+        for (length, code) in [
+            (0, VERSION_3_0),
+            (7, VERSION_3_0),
+            (10_001, VERSION_3_0),
+            (9, SSL_CODE),
+            (12, CANCEL_CODE),
+            (269, CANCEL_CODE),
+        ] {
+            assert_eq!(refused(length, code), SqlState::PROTOCOL_VIOLATION, "{length} {code}");
+        }
+        assert_eq!(Header::parse(*b"GET / HT").expect_err("not PostgreSQL").sqlstate(), SqlState::PROTOCOL_VIOLATION);
+    }
+
+    #[test]
+    fn startup_messages_are_taken_apart() {
+        let body =
+            b"user\0alice\0_pq_.x\0y\0options\0-c geqo=off -cwork_mem=1MB --lock-timeout=5\\ s\0DateStyle\0ISO\0\0";
+        let startup = Startup::parse(2, body).expect("valid");
+        assert_eq!((startup.user.as_str(), startup.database.as_str()), ("alice", "alice"));
+        assert!(startup.needs_negotiation() && !startup.replication);
+        assert_eq!(startup.protocol_options, ["_pq_.x"]);
+        let settings: Vec<_> = startup.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(settings, ["geqo=off", "work_mem=1MB", "lock_timeout=5 s", "DateStyle=ISO"]);
+    }
+
+    #[test]
+    fn our_own_startup_reads_back() {
+        let mut out = BytesMut::new();
+        encode_startup(&mut out, "bob", "db", &[("application_name".to_owned(), "x\0y".to_owned())]);
+        let header = Header::parse(out[..8].try_into().expect("eight")).expect("header");
+        assert_eq!(header, Header::Startup { minor: 0, rest: out.len() - 8 });
+        let startup = Startup::parse(0, &out[8..]).expect("valid");
+        assert_eq!((startup.user.as_str(), startup.database.as_str()), ("bob", "db"));
+        assert_eq!(startup.settings, [("application_name".to_owned(), "xy".to_owned())]);
+    }
+
+    #[test]
+    fn malformed_startups_are_refused() {
+        let refused = |body: &[u8]| Startup::parse(0, body).expect_err("refused").sqlstate();
+        for body in [&b""[..], b"user\0a\0", b"user\0a", b"user\0\0\0x", b"user\0\xff\0\0", b"\0a\0\0"] {
+            assert_eq!(refused(body), SqlState::PROTOCOL_VIOLATION, "{body:?}");
+        }
+        assert_eq!(refused(b"\0"), SqlState::INVALID_AUTHORIZATION);
+        assert_eq!(refused(b"database\0x\0\0"), SqlState::INVALID_AUTHORIZATION);
+        assert_eq!(refused(b"user\0a\0options\0-B 10\0\0"), SqlState::FEATURE_NOT_SUPPORTED);
+        assert_eq!(refused(b"user\0a\0options\0-c x\0\0"), SqlState::PROTOCOL_VIOLATION);
+    }
+
+    #[test]
+    fn replication_is_recognised() {
+        for (value, wanted) in
+            [("true", true), ("database", true), ("1", true), ("false", false), ("off", false), ("0", false)]
+        {
+            let body = format!("user\0a\0replication\0{value}\0\0");
+            assert_eq!(Startup::parse(0, body.as_bytes()).expect("valid").replication, wanted, "{value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in any::<[u8; 8]>(), body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Header::parse(bytes);
+            let _ = Startup::parse(0, &body);
+            let _ = parse_cancel(&body);
+            let _ = parse_sasl_initial(&body);
+        }
+
+        #[test]
+        fn any_options_text_is_survived(options in "[-a-z= \\\\]{0,60}") {
+            let _ = parse_options(&options);
+        }
+    }
+}
