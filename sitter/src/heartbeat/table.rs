@@ -124,6 +124,7 @@ impl Table {
             health.postgres_down_ms = answer.postgres_down_ms.map(|down| down + since_answer);
             health.stopping = answer.stopping;
             health.suspects = answer.suspects.clone();
+            health.data = answer.data.clone();
         }
         health
     }

@@ -8,6 +8,7 @@ use manatee_shared::lsn::WalPosition;
 use manatee_shared::zk::Version;
 
 use super::local::ServerConfig;
+pub use crate::rejoin::Rung;
 
 /// How PostgreSQL is brought down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +28,9 @@ pub enum Action {
         /// Bound on the wait.
         for_ms: Option<u64>,
     },
-    /// Create a new data directory (`initdb` and the dedicated roles). Only for a shard that never
-    /// had a state, only on an absent directory, only on the peer first in election order.
+    /// Create a new data directory (`initdb` and the dedicated roles), left stopped as
+    /// [`super::local::Data::Fresh`]. Only for a shard that never had a state, only on an absent or
+    /// incomplete directory, only on the peer first in election order.
     Initialise,
     /// Write the state, replacing `expected` (None: first state), with its history entry.
     WriteState {
@@ -37,7 +39,9 @@ pub enum Action {
         /// The state, complete; `init_wal` was read beforehand.
         state: Arc<ClusterState>,
     },
-    /// Start PostgreSQL with this configuration.
+    /// Start PostgreSQL with this configuration, and return once it answers queries (or fails). With
+    /// [`super::local::Recovery::Primary`] on a standby's directory it fails and changes nothing;
+    /// with the others the directory becomes a standby's.
     Start(ServerConfig),
     /// Give the running PostgreSQL this configuration by reload and confirm that it is applied.
     Configure(ServerConfig),
@@ -45,18 +49,20 @@ pub enum Action {
     Stop(StopMode),
     /// Leave recovery, in the role the state now gives (`pg_promote`). The configuration was set before.
     Promote(ServerConfig),
-    /// Copy everything from `source` into an absent or incomplete directory.
+    /// Copy everything from `source` into an absent, incomplete or fresh directory; ends with a
+    /// standby's complete directory, stopped.
     Bootstrap {
         /// Peer to copy from.
         source: PeerId,
-        /// Configuration to start with afterwards.
-        then: ServerConfig,
     },
-    /// Bring data that can not follow back in line: `pg_rewind` against `source`, else set aside
-    /// and copy. Stops PostgreSQL itself; leaves it stopped, ready for [`Action::Start`].
+    /// Bring data that can not follow back in line. Stops PostgreSQL itself; leaves a standby's
+    /// directory, stopped, ready for [`Action::Start`].
     Rejoin {
         /// Primary to rejoin to.
         source: PeerId,
+        /// First rung of the ladder to try; the execution goes down from there by itself. Later
+        /// ones follow when a rejoin succeeded but streaming still fails.
+        from: Rung,
         /// Where the shard's present generation began: what must be in the result.
         init: Option<WalPosition>,
     },

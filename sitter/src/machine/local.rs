@@ -70,15 +70,21 @@ pub struct ServerConfig {
     pub slots: BTreeSet<PeerId>,
 }
 
-/// The data directory.
+/// The data directory. Peers tell each other theirs in the heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Data {
     /// Missing or empty.
     Absent,
-    /// A complete PostgreSQL data directory.
+    /// Made by our own [`super::action::Action::Initialise`] and never started since: it holds
+    /// nothing of anybody's and may be used for the first setup or thrown away like
+    /// [`Data::Incomplete`]. Known by a marker that `initialise` leaves beside the finished
+    /// directory and that every start removes, durably, *before* PostgreSQL runs: otherwise a
+    /// shard whose state was lost could be set up anew over real data (rule 8).
+    Fresh(SystemIdentifier),
+    /// A complete PostgreSQL data directory that has been in use.
     Present(SystemIdentifier),
-    /// A copy that was not finished: never started, only replaced.
+    /// A copy (or `initdb`) that was not finished: never started, only replaced.
     Incomplete,
     /// Something that must not be touched: not PostgreSQL's, another version, unreadable…
     Unusable(String),
@@ -126,6 +132,11 @@ pub struct StandbyStatus {
     pub history: TimelineHistory,
     /// The WAL receiver is connected and streaming.
     pub streaming: bool,
+    /// How long (ms, on a monotonic clock) nothing came from upstream: neither WAL nor a keepalive
+    /// (`pg_stat_wal_receiver.last_msg_receipt_time` did not change). None without a receiver.
+    /// Tells a stopped sitter from a dead host (a live stream vetoes suspicion by silence), so
+    /// upstream must say something more often than the suspicion timeout.
+    pub upstream_silent_ms: Option<u64>,
     /// No WAL receiver process exists.
     pub receiver_stopped: bool,
     /// How long (ms) it has been unable to stream although configured to; 0 while it streams.
@@ -145,6 +156,10 @@ pub enum Server {
     Down {
         /// It ended without having been told to.
         crashed: bool,
+        /// The directory is a standby's (`standby.signal`): it can only be started in recovery.
+        /// Starting it with [`Recovery::Primary`] would continue the old timeline and hide a
+        /// divergence (H5), so it is started detached and promoted. False without data.
+        standby: bool,
     },
     /// A postmaster that does not answer queries yet.
     Starting {
@@ -167,10 +182,12 @@ pub enum Server {
 pub struct Local {
     /// The data directory.
     pub data: Data,
-    /// The process.
+    /// The process. Observed *after* `config` was confirmed: an observation begun before a change
+    /// of configuration is thrown away, or has `config` None. Rule 3 depends on it: the flush
+    /// position that becomes init_wal must be younger than the confirmation.
     pub server: Server,
     /// The configuration last applied and confirmed (also read back on adoption). None: unknown,
-    /// or not confirmed.
+    /// not confirmed, or being changed just now. Kept for a server that is down.
     pub config: Option<ServerConfig>,
     /// Last WAL position known of a data directory whose server is down (`pg_controldata` or the
     /// last observation); for display.

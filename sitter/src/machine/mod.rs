@@ -6,4 +6,7 @@
 pub mod action;
 pub mod decide;
 pub mod local;
+pub mod preempt;
+pub mod suspicion;
+pub mod tracker;
 pub mod view;

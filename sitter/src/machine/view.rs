@@ -4,23 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manatee_shared::cluster::Peer;
 use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::Lsn;
 use manatee_shared::zk;
 
-use super::local::Local;
+use super::action::Action;
+use super::local::{Data, Local};
 
-/// How another peer looks from here, by heartbeats.
+/// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
+/// answer, with durations brought up to now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerHealth {
     /// Milliseconds since its sitter last answered; None if it never did.
     pub silent_ms: Option<u64>,
     /// Its host answers, but its sitter's port is closed: the process is gone, no need to wait.
     pub refused: bool,
-    /// Its sitter says that its PostgreSQL can not commit or is down, for this long.
+    /// Its sitter says that its PostgreSQL can not commit or is down, for this long
+    /// ([`Observed::postgres_down_ms`] there).
     pub postgres_down_ms: Option<u64>,
     /// Its sitter says that it is stopping.
     pub stopping: bool,
-    /// It finds these peers gone itself.
+    /// It finds these peers gone itself ([`super::suspicion::suspects`] there).
     pub suspects: BTreeSet<PeerId>,
+    /// Its data directory, as it says. Needed for the first setup and before it is listed: without
+    /// it neither happens.
+    pub data: Option<Data>,
+    /// Its PostgreSQL is a primary, or a standby that streams ([`super::suspicion::streams`] there).
+    pub streaming: Option<bool>,
+    /// The generation of the state it last read.
+    pub generation: Option<u64>,
 }
 
 /// Settings that decisions depend on.
@@ -30,7 +41,8 @@ pub struct Settings {
     pub suspicion_timeout_ms: u64,
     /// How long a crashed PostgreSQL may take to restart in place before its peers take over, ms.
     pub restart_budget_ms: u64,
-    /// How long a standby may fail to stream before it is rejoined without a clear error, ms.
+    /// How long a standby may fail to stream from a healthy primary before it is rejoined without
+    /// a clear error, ms. Long (30 s): a slow start is no divergence (H10).
     pub rejoin_after_ms: u64,
     /// Stop before the first destructive step of a rejoin.
     pub manual_rejoin: bool,
@@ -38,16 +50,29 @@ pub struct Settings {
     pub one_node_write_mode: bool,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            suspicion_timeout_ms: 1_000,
+            restart_budget_ms: 1_000,
+            rejoin_after_ms: 30_000,
+            manual_rejoin: false,
+            one_node_write_mode: false,
+        }
+    }
+}
+
 /// An action being executed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct InFlight {
-    /// [`super::action::Action::name`].
-    pub action: &'static str,
+    /// The action.
+    pub action: Action,
     /// For how long, ms.
     pub for_ms: u64,
 }
 
-/// A step that failed, kept until something else is decided: bounds retries.
+/// A step that failed, kept until the same step succeeds or a different step (other than
+/// [`Action::Wait`]) is tried: bounds retries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
     /// [`super::action::Action::name`].
@@ -58,6 +83,29 @@ pub struct LastFailure {
     pub ago_ms: u64,
     /// What went wrong, for people.
     pub problem: String,
+}
+
+/// What follows from watching the other inputs over time; filled in by
+/// [`super::tracker::Tracker::complete`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// How long (ms) the election node of each listed peer has been missing while we were
+    /// connected; absent: it is there, or not known.
+    pub missing_ms: BTreeMap<PeerId, u64>,
+    /// As primary: how long (ms) each peer of the chain has not followed us: not streaming, or
+    /// behind without getting any further. Absent: it follows.
+    pub stalled_ms: BTreeMap<PeerId, u64>,
+    /// How long (ms) our PostgreSQL has not answered; None: it does.
+    pub postgres_down_ms: Option<u64>,
+    /// End of WAL when PostgreSQL was first seen out of recovery in its present run: what the sync
+    /// must have before the gate opens (rule 7).
+    pub first_flush: Option<Lsn>,
+    /// Upstreams from which streaming failed lately.
+    pub avoid: BTreeSet<PeerId>,
+    /// Rejoins tried since PostgreSQL last streamed.
+    pub rejoins: u32,
+    /// The last failure.
+    pub last_failure: Option<LastFailure>,
 }
 
 /// The newest knowledge of one peer.
@@ -71,18 +119,21 @@ pub struct View {
     pub wall_ms: i64,
     /// ZooKeeper, including our session.
     pub zk: zk::View,
-    /// How long (ms) the election node of each listed peer has been missing; absent: it is there.
-    pub missing_ms: BTreeMap<PeerId, u64>,
+    /// A state write of ours ended without an answer (`ZkError::Unknown`, or it was dropped) and
+    /// may still happen. The driver clears it once a read that was sent *after* that write, on a
+    /// connected session, has answered and the view shows its result (ZooKeeper keeps the order of
+    /// one client's requests). Until then nothing is undone that the write relies on.
+    pub uncertain_write: bool,
     /// The local PostgreSQL.
     pub local: Local,
     /// The other peers.
     pub health: BTreeMap<PeerId, PeerHealth>,
     /// The action being executed, if any.
     pub in_flight: Option<InFlight>,
-    /// The last failure.
-    pub last_failure: Option<LastFailure>,
     /// This sitter was asked to stop; for how long, ms.
     pub stopping_ms: Option<u64>,
     /// Settings.
     pub settings: Settings,
+    /// What the tracker made of it.
+    pub observed: Observed,
 }

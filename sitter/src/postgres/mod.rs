@@ -46,8 +46,12 @@ impl Postgres {
     /// A manager for the data under `settings.dir`. Needs a tokio runtime; touches nothing yet.
     pub fn new(settings: Settings, me: PeerId) -> Result<Self, Error> {
         settings.check(me)?;
-        let local =
-            Local { data: Data::Absent, server: Server::Down { crashed: false }, config: None, last_position: None };
+        let local = Local {
+            data: Data::Absent,
+            server: Server::Down { crashed: false, standby: false },
+            config: None,
+            last_position: None,
+        };
         Ok(Self { local: watch::Sender::new(local) })
     }
 

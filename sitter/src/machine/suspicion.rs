@@ -1,0 +1,98 @@
+//! Detection (design §3): who is gone, and by whose word. Suspicion may be wrong; that costs a
+//! failover, never data (rule 6).
+
+use std::collections::BTreeSet;
+
+use manatee_shared::ids::PeerId;
+use manatee_shared::zk::Session;
+
+use super::local::{Server, StandbyStatus};
+use super::view::View;
+
+/// How long (ms) the election node of a peer that otherwise looks healthy may be missing before
+/// the peer counts as gone: it may have lost its session and be registering again.
+pub const NODE_GRACE_MS: u64 = 2_000;
+
+/// The peers that this one finds gone itself, by silence or refusal: what its heartbeat says.
+pub fn suspects(view: &View) -> BTreeSet<PeerId> {
+    view.health.keys().copied().filter(|&peer| is_suspect(view, peer)).collect()
+}
+
+/// Whether our own PostgreSQL is a primary, or a standby that streams: what our heartbeat says.
+pub fn streams(view: &View) -> bool {
+    match &view.local.server {
+        Server::Primary(_) => true,
+        Server::Standby(standby) => standby.streaming,
+        _ => false,
+    }
+}
+
+/// Whether `peer` is silent for too long, or its sitter refuses connections.
+pub fn is_suspect(view: &View, peer: PeerId) -> bool {
+    let health = view.health.get(&peer);
+    health.is_some_and(|health| {
+        health.refused || health.silent_ms.is_some_and(|silent| silent >= view.settings.suspicion_timeout_ms)
+    })
+}
+
+/// Whether the election node of `peer` is known to be missing.
+pub fn is_missing(view: &View, peer: PeerId) -> bool {
+    view.zk.session == Session::Connected && !view.zk.active.contains_key(&peer)
+}
+
+/// Whether another peer, one that we hear ourselves, suspects `peer` too.
+fn shared_by_another(view: &View, peer: PeerId) -> bool {
+    view.health
+        .iter()
+        .any(|(&other, health)| other != peer && !is_suspect(view, other) && health.suspects.contains(&peer))
+}
+
+/// Whether WAL or keepalives still come from upstream: its PostgreSQL lives, whatever became of
+/// its sitter.
+fn stream_is_fresh(view: &View, standby: &StandbyStatus) -> bool {
+    standby.streaming && standby.upstream_silent_ms.is_some_and(|silent| silent < view.settings.suspicion_timeout_ms)
+}
+
+/// Why the primary counts as gone for its sync; None if it does not.
+pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Option<String> {
+    let health = view.health.get(&primary).cloned().unwrap_or_default();
+    let suspect = is_suspect(view, primary);
+    let heard = health.silent_ms.is_some() && !suspect;
+    if heard && health.stopping {
+        return Some("the primary says that it is stopping".to_owned());
+    }
+    let down_ms = health.postgres_down_ms.unwrap_or(0);
+    if heard && down_ms > view.settings.restart_budget_ms {
+        return Some(format!("the primary says that its PostgreSQL has been down for {down_ms} ms"));
+    }
+    let streaming = stream_is_fresh(view, standby);
+    if is_missing(view, primary) {
+        let missing_ms = view.observed.missing_ms.get(&primary).copied().unwrap_or(0);
+        let healthy = heard && health.postgres_down_ms.is_none() && streaming;
+        if !healthy || missing_ms >= NODE_GRACE_MS {
+            return Some(format!("the primary's election node is gone, for {missing_ms} ms"));
+        }
+    }
+    if suspect && !streaming && shared_by_another(view, primary) {
+        let how = if health.refused {
+            "its sitter's process is gone".to_owned()
+        } else {
+            format!("silent for {} ms", health.silent_ms.unwrap_or(0))
+        };
+        return Some(format!("the primary is suspected by several peers: {how}"));
+    }
+    None
+}
+
+/// Whether `peer` can be relied on as far as its sitter and its election node say: not whether it
+/// has any data.
+pub fn is_alive(view: &View, peer: PeerId) -> bool {
+    let stopping = view.health.get(&peer).is_some_and(|health| health.stopping);
+    !is_missing(view, peer) && !is_suspect(view, peer) && !stopping
+}
+
+/// Whether `peer` is alive and its PostgreSQL answers.
+pub fn is_serving(view: &View, peer: PeerId) -> bool {
+    let down = view.health.get(&peer).is_some_and(|health| health.postgres_down_ms.is_some());
+    is_alive(view, peer) && !down
+}

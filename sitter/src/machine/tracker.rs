@@ -1,0 +1,170 @@
+//! What follows from watching a [`View`]'s inputs over time. Pure as well: time comes with the
+//! view. One tracker belongs to one sitter process (or simulated one); its driver calls
+//! [`Tracker::complete`] on every view before `decide`, and [`Tracker::finished`] after every action.
+
+use std::collections::BTreeMap;
+
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::Lsn;
+use manatee_shared::zk::Session;
+
+use super::action::Action;
+use super::local::{PrimaryStatus, Recovery, Server};
+use super::view::{LastFailure, Observed, View};
+
+/// How long (ms) a standby tries to stream from an upstream other than the primary before it
+/// looks further up.
+const GIVE_UP_UPSTREAM_MS: u64 = 3_000;
+
+/// How long (ms) an upstream that failed is not tried again.
+const AVOID_MS: u64 = 60_000;
+
+/// A failure, with its time.
+#[derive(Clone, Debug)]
+struct Failure {
+    action: &'static str,
+    times: u32,
+    at_ms: u64,
+    problem: String,
+}
+
+/// How far a peer that follows us was, and when that last was progress.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    flush: Lsn,
+    /// Our own end of WAL at that time: once the peer has it, it made progress.
+    target: Lsn,
+    at_ms: u64,
+}
+
+/// Memory of one sitter process.
+#[derive(Clone, Debug, Default)]
+pub struct Tracker {
+    missing_since: BTreeMap<PeerId, u64>,
+    progress: BTreeMap<PeerId, Progress>,
+    down_since: Option<u64>,
+    first_flush: Option<Lsn>,
+    avoid_until: BTreeMap<PeerId, u64>,
+    rejoins: u32,
+    failure: Option<Failure>,
+}
+
+impl Tracker {
+    /// Nothing watched yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes note of `view` and fills in its [`View::observed`].
+    pub fn complete(&mut self, view: &mut View) {
+        let now = view.now_ms;
+        self.watch_election(view);
+        self.watch_server(view);
+        self.avoid_until.retain(|_, until| *until > now);
+        let ago = |since: &u64| now.saturating_sub(*since);
+        let durations = |map: &BTreeMap<PeerId, u64>| map.iter().map(|(&peer, since)| (peer, ago(since))).collect();
+        view.observed = Observed {
+            missing_ms: durations(&self.missing_since),
+            stalled_ms: self
+                .progress
+                .iter()
+                .map(|(&peer, progress)| (peer, ago(&progress.at_ms)))
+                .filter(|(_, stalled_ms)| *stalled_ms > 0)
+                .collect(),
+            postgres_down_ms: self.down_since.as_ref().map(ago),
+            first_flush: self.first_flush,
+            avoid: self.avoid_until.keys().copied().collect(),
+            rejoins: self.rejoins,
+            last_failure: self.failure.as_ref().map(|failure| LastFailure {
+                action: failure.action,
+                times: failure.times,
+                ago_ms: ago(&failure.at_ms),
+                problem: failure.problem.clone(),
+            }),
+        };
+    }
+
+    /// Takes note of how `action` ended: `problem` None means that it succeeded. Not to be called
+    /// for one that was cancelled.
+    pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
+        let action_name = action.name();
+        if matches!(action, Action::Rejoin { .. }) {
+            self.rejoins = self.rejoins.saturating_add(1);
+        }
+        match problem {
+            _ if matches!(action, Action::Wait { .. }) => {}
+            None => self.failure = None,
+            Some(problem) => {
+                let before = self.failure.take().filter(|failure| failure.action == action_name);
+                let times = before.map_or(0, |failure| failure.times).saturating_add(1);
+                self.failure = Some(Failure { action: action_name, times, at_ms: now_ms, problem });
+            }
+        }
+    }
+
+    fn watch_election(&mut self, view: &View) {
+        if view.zk.session != Session::Connected {
+            // Unknown is not down (rule 9): what is shown is old.
+            self.missing_since.clear();
+            return;
+        }
+        let listed = view.zk.state.valid().map(|(_, state)| state.clone());
+        let missing = |peer: &PeerId| !view.zk.active.contains_key(peer);
+        let peers: Vec<_> = listed.iter().flat_map(|state| state.everyone().map(|peer| peer.id)).collect();
+        self.missing_since.retain(|peer, _| missing(peer) && peers.contains(peer));
+        for peer in peers.into_iter().filter(missing) {
+            self.missing_since.entry(peer).or_insert(view.now_ms);
+        }
+    }
+
+    fn watch_server(&mut self, view: &View) {
+        let now = view.now_ms;
+        match &view.local.server {
+            Server::Primary(primary) => {
+                self.down_since = None;
+                self.first_flush.get_or_insert(primary.flushed.lsn);
+                self.watch_downstreams(view, primary);
+                self.rejoins = 0;
+            }
+            Server::Standby(standby) => {
+                self.down_since = None;
+                self.first_flush = None;
+                self.progress.clear();
+                if standby.streaming {
+                    self.rejoins = 0;
+                }
+                let upstream = view.local.config.as_ref().map(|config| config.recovery);
+                if let Some(Recovery::Follow(peer)) = upstream
+                    && !standby.streaming
+                    && (standby.not_streaming_ms >= GIVE_UP_UPSTREAM_MS || standby.cannot_follow.is_some())
+                {
+                    self.avoid_until.insert(peer, now + AVOID_MS);
+                }
+            }
+            Server::Down { .. } | Server::Starting { .. } => {
+                self.down_since.get_or_insert(now);
+                self.first_flush = None;
+                self.progress.clear();
+            }
+            Server::Hung { for_ms } => {
+                self.down_since.get_or_insert(now.saturating_sub(*for_ms));
+            }
+        }
+    }
+
+    fn watch_downstreams(&mut self, view: &View, primary: &PrimaryStatus) {
+        let now = view.now_ms;
+        let end = primary.flushed.lsn;
+        let state = view.zk.state.valid().map(|(_, state)| state.clone());
+        let chain: Vec<_> = state.iter().flat_map(|state| state.chain().map(|peer| peer.id)).collect();
+        self.progress.retain(|peer, _| chain.contains(peer));
+        for peer in chain.into_iter().filter(|peer| *peer != view.me.id) {
+            let flush = primary.downstreams.iter().find(|down| down.peer == peer && down.streaming).map(|d| d.flush);
+            let fresh = Progress { flush: flush.unwrap_or_default(), target: end, at_ms: now };
+            let progress = self.progress.entry(peer).or_insert(fresh);
+            if flush.is_some_and(|flush| flush >= end || flush > progress.flush || flush >= progress.target) {
+                *progress = fresh;
+            }
+        }
+    }
+}
