@@ -1,1 +1,373 @@
-//! Being written.
+//! The sitter's configuration file (`config/sitter.toml` documents each key): reading, checking,
+//! and turning it into the settings of the parts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use manatee_shared::cluster::Peer;
+use manatee_shared::config::{self, ConfigError, Size, ZkSettings};
+use manatee_shared::ids::{PeerId, ShardName};
+use manatee_shared::telemetry::LogSettings;
+use serde::Deserialize;
+
+use crate::heartbeat::Timing;
+use crate::machine::view;
+use crate::postgres::{self, Secret};
+
+/// The file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the shard.
+    pub shard: ShardName,
+    /// How far a rejoin goes by itself.
+    #[serde(default)]
+    pub rejoin: RejoinMode,
+    /// This peer may be a lone primary that accepts writes with no sync.
+    #[serde(default)]
+    pub one_node_write_mode: bool,
+    /// This peer.
+    pub peer: PeerConfig,
+    /// ZooKeeper.
+    pub zookeeper: ZkSettings,
+    /// PostgreSQL.
+    pub postgres: PostgresConfig,
+    /// Where the data lives.
+    #[serde(default)]
+    pub storage: StorageConfig,
+    /// How deaths are detected.
+    #[serde(default)]
+    pub detection: DetectionConfig,
+    /// The HTTP API.
+    #[serde(default)]
+    pub api: ApiConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogSettings,
+}
+
+/// `rejoin`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RejoinMode {
+    /// All the way.
+    #[default]
+    Auto,
+    /// Stop before the first destructive step.
+    Manual,
+}
+
+/// `[peer]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Address by which others reach this host.
+    pub ip: IpAddr,
+    /// PostgreSQL's port.
+    pub pg_port: u16,
+    /// The API's port.
+    pub backup_port: u16,
+    /// The API's other port; default: `pg_port` + 1.
+    pub status_port: Option<u16>,
+    /// Name for people; default: the id.
+    pub zone_id: Option<String>,
+    /// Everything of this peer.
+    pub dir: PathBuf,
+}
+
+/// `[postgres]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// Folder of the programs; default: the newest under [`DEBIAN_VERSIONS`].
+    pub bin_dir: Option<PathBuf>,
+    /// OS user that runs PostgreSQL when the sitter is root.
+    #[serde(default = "default_postgres")]
+    pub os_user: String,
+    /// Superuser role.
+    #[serde(default = "default_postgres")]
+    pub superuser: String,
+    /// Its password, set at first setup.
+    pub superuser_password_file: Option<PathBuf>,
+    /// Password of the replication role.
+    pub replication_password_file: PathBuf,
+    /// Password of the proxies' role.
+    pub proxy_password_file: PathBuf,
+    /// Who may connect while the gate is open.
+    pub hba: Option<Vec<String>>,
+    /// Most WAL a slot may hold back.
+    #[serde(default = "default_slot_keep")]
+    pub max_slot_wal_keep_size: Size,
+    /// How long a stop may take before it is made harder.
+    #[serde(with = "humantime_serde", default = "default_stop_timeout")]
+    pub stop_timeout: Duration,
+    /// The operator's settings.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Parameter>,
+}
+
+/// A value in `[postgres.parameters]`: any scalar.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Parameter {
+    /// `on` or `off`.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A fraction.
+    Float(f64),
+    /// Anything else.
+    Text(String),
+}
+
+impl fmt::Display for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(value) => f.write_str(if *value { "on" } else { "off" }),
+            Self::Integer(value) => value.fmt(f),
+            Self::Float(value) => value.fmt(f),
+            Self::Text(value) => value.fmt(f),
+        }
+    }
+}
+
+/// `[storage]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// What keeps the data.
+    #[serde(default)]
+    pub kind: StorageKind,
+}
+
+/// `storage.kind`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    /// An ordinary folder, copied by `pg_basebackup`.
+    #[default]
+    Directory,
+}
+
+/// `[detection]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetectionConfig {
+    /// Between two heartbeats to one peer.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// Silence after which a peer is suspected.
+    #[serde(with = "humantime_serde")]
+    pub suspicion_timeout: Duration,
+    /// How long a crashed PostgreSQL may take to restart in place.
+    #[serde(with = "humantime_serde")]
+    pub restart_budget: Duration,
+}
+
+impl Default for DetectionConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            suspicion_timeout: Duration::from_secs(1),
+            restart_budget: Duration::from_secs(1),
+        }
+    }
+}
+
+/// `[api]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiConfig {
+    /// Shared secret of the shard's sitters.
+    pub token_file: Option<PathBuf>,
+}
+
+fn default_postgres() -> String {
+    "postgres".to_owned()
+}
+
+fn default_slot_keep() -> Size {
+    Size(8 << 30)
+}
+
+fn default_stop_timeout() -> Duration {
+    Duration::from_secs(10)
+}
+
+/// Where Debian and its kin keep the versions of PostgreSQL.
+pub const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
+
+/// Whole milliseconds, saturating.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. Touches nothing else.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = config::load(path)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let fail = |key: &str, problem: String| {
+            Err(ConfigError::Contradiction { path: path.to_owned(), key: key.to_owned(), problem })
+        };
+        if let Err((key, problem)) = self.zookeeper.check() {
+            return fail(&format!("zookeeper.{key}"), problem);
+        }
+        if let Err(error) = self.log.check() {
+            return fail("log.filter", error.to_string());
+        }
+        let peer = &self.peer;
+        if peer.ip.is_unspecified() || peer.ip.is_multicast() {
+            return fail("peer.ip", format!("{} is not an address that others can reach; name this host's", peer.ip));
+        }
+        for (key, port) in [("peer.pg_port", peer.pg_port), ("peer.backup_port", peer.backup_port)] {
+            if port == 0 {
+                return fail(key, "0 is not a port; choose one from 1 to 65535".to_owned());
+            }
+        }
+        let Some(status_port) = self.status_port() else {
+            return fail("peer.status_port", "0 is not a port, nor is pg_port + 1; choose one".to_owned());
+        };
+        if peer.backup_port == peer.pg_port || status_port == peer.pg_port {
+            return fail("peer.pg_port", format!("{} is given to the sitter's API too; choose another", peer.pg_port));
+        }
+        if !peer.dir.is_absolute() {
+            return fail("peer.dir", format!("`{}` is not an absolute path; write it from /", peer.dir.display()));
+        }
+        self.check_detection().or_else(|(key, problem)| fail(key, problem))
+    }
+
+    fn check_detection(&self) -> Result<(), (&'static str, String)> {
+        let detection = &self.detection;
+        let interval = detection.heartbeat_interval;
+        if !(Duration::from_millis(10)..=Duration::from_secs(10)).contains(&interval) {
+            return Err(("detection.heartbeat_interval", "choose something from \"10ms\" to \"10s\"".to_owned()));
+        }
+        if detection.suspicion_timeout < interval * 3 {
+            let least = humantime_serde::re::humantime::format_duration(interval * 3);
+            let problem =
+                format!("less than three heartbeats would suspect healthy peers; choose at least \"{least}\"");
+            return Err(("detection.suspicion_timeout", problem));
+        }
+        Ok(())
+    }
+
+    /// This peer's id.
+    pub fn id(&self) -> PeerId {
+        PeerId { ip: self.peer.ip, pg_port: self.peer.pg_port, backup_port: self.peer.backup_port }
+    }
+
+    /// This peer.
+    pub fn me(&self) -> Peer {
+        let id = self.id();
+        Peer::new(id, self.peer.zone_id.clone().unwrap_or_else(|| id.to_string()))
+    }
+
+    /// Port of the API where Manatee 2 had its status server; None if there is no such port.
+    pub fn status_port(&self) -> Option<u16> {
+        match self.peer.status_port {
+            Some(port) => (port != 0).then_some(port),
+            None => self.peer.pg_port.checked_add(1),
+        }
+    }
+
+    /// Timing of the heartbeats.
+    pub fn timing(&self) -> Timing {
+        Timing { interval: self.detection.heartbeat_interval, suspicion: self.detection.suspicion_timeout }
+    }
+
+    /// What decisions depend on.
+    pub fn machine(&self) -> view::Settings {
+        view::Settings {
+            suspicion_timeout_ms: millis(self.detection.suspicion_timeout),
+            restart_budget_ms: millis(self.detection.restart_budget),
+            manual_rejoin: self.rejoin == RejoinMode::Manual,
+            one_node_write_mode: self.one_node_write_mode,
+            ..view::Settings::default()
+        }
+    }
+
+    /// Settings of the PostgreSQL manager; reads the secrets.
+    pub fn postgres(&self, bin_dir: PathBuf) -> Result<postgres::Settings, ConfigError> {
+        let read = |path: &Path| config::read_secret(path).map(|secret| Secret::new(secret.expose()));
+        let from = &self.postgres;
+        let (replication, proxy) = (read(&from.replication_password_file)?, read(&from.proxy_password_file)?);
+        let mut settings = postgres::Settings::new(self.peer.dir.clone(), bin_dir, replication, proxy);
+        settings.os_user.clone_from(&from.os_user);
+        settings.superuser.clone_from(&from.superuser);
+        settings.superuser_password = from.superuser_password_file.as_deref().map(read).transpose()?;
+        if let Some(hba) = &from.hba {
+            settings.hba.clone_from(hba);
+        }
+        settings.parameters = from.parameters.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
+        settings.max_slot_wal_keep_bytes = from.max_slot_wal_keep_size.bytes();
+        settings.stop_timeout = from.stop_timeout;
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    const SAMPLE: &str = include_str!("../../config/sitter.toml");
+
+    fn read(text: &str) -> Result<Config, String> {
+        let path = Path::new("sitter.toml");
+        let config: Config = config::parse(path, text).map_err(|error| error.to_string())?;
+        config.check(path).map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_sample_is_valid_and_says_the_defaults() {
+        let config = read(SAMPLE).unwrap();
+        assert_eq!(config.id().to_string(), "10.77.0.1:5432:12345");
+        assert_eq!((config.status_port(), config.me().zone_id), (Some(5433), config.id().to_string()));
+        assert_eq!(config.machine(), view::Settings::default());
+        let timing = Timing { interval: Duration::from_millis(100), suspicion: Duration::from_secs(1) };
+        assert_eq!(config.timing(), timing);
+    }
+
+    #[test]
+    fn every_commented_key_of_the_sample_exists() {
+        let all: String = SAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.contains(" = ") && !key.contains(": ") => format!("{key}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = read(&all).unwrap();
+        assert!(config.api.token_file.is_some() && config.postgres.bin_dir.is_some(), "{all}");
+        assert_eq!(config.postgres.parameters["shared_buffers"].to_string(), "1GB");
+    }
+
+    #[test]
+    fn each_mistake_is_one_line_that_names_the_key() {
+        for (from, to, key) in [
+            ("pg_port = 5432", "pg_port = 12345", "peer.pg_port"),
+            ("pg_port = 5432", "pg_port = 0", "peer.pg_port"),
+            ("pg_port = 5432", "pg_prt = 5432", "peer.pg_prt"),
+            ("\"10.77.0.1\"", "\"0.0.0.0\"", "peer.ip"),
+            ("\"10.77.0.1\"", "\"db1\"", "peer.ip"),
+            ("\"/var/lib/manatee\"", "\"manatee\"", "peer.dir"),
+            ("suspicion_timeout = \"1s\"", "suspicion_timeout = \"200ms\"", "detection.suspicion_timeout"),
+            ("interval = \"100ms\"", "interval = \"0s\"", "detection.heartbeat_interval"),
+            ("kind = \"directory\"", "kind = \"tape\"", "storage.kind"),
+            ("servers = [\"127.0.0.1:2181\"]", "servers = []", "zookeeper.servers"),
+            ("filter = \"info\"", "filter = \"=,[\"", "log.filter"),
+        ] {
+            let problem = read(&SAMPLE.replacen(from, to, 1)).map(|_| ()).expect_err(to);
+            assert!(problem.contains(key) && !problem.contains('\n'), "{to}: {problem}");
+        }
+    }
+}

@@ -1,1 +1,192 @@
-//! Being written.
+//! The sitter's metrics: named `manatee_…`, base units, handles kept so that recording is cheap.
+//!
+//! One owner, the driver and its executor, record; nothing reads them back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use manatee_shared::cluster::Role;
+use manatee_shared::ids::PeerId;
+use manatee_shared::zk;
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
+use metrics::{gauge, histogram};
+
+use crate::driver::status::session_name;
+use crate::machine::local::{Downstream, Local, Server};
+use crate::rejoin::Rung;
+
+const ROLE: &str = "manatee_role";
+const GENERATION: &str = "manatee_generation";
+const SESSION: &str = "manatee_zookeeper_session";
+const LAG: &str = "manatee_replication_lag_bytes";
+const TAKEOVERS: &str = "manatee_takeovers_total";
+const PHASE: &str = "manatee_takeover_phase_seconds";
+const POSTGRES_UP: &str = "manatee_postgres_up";
+const DECISIONS: &str = "manatee_decisions_total";
+const ACTIONS: &str = "manatee_actions_total";
+const REJOINS: &str = "manatee_rejoins_total";
+const SUSPECTED: &str = "manatee_peers_suspected";
+
+/// Every role, so that each has a gauge that is 0 or 1.
+const ROLES: [Role; 5] = [Role::Primary, Role::Sync, Role::Async(0), Role::Deposed, Role::Unassigned];
+
+const SESSIONS: [zk::Session; 3] = [zk::Session::Connected, zk::Session::Disconnected, zk::Session::Expired];
+
+/// A part of a takeover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// From the primary's last sign of life to the decision to take over.
+    Detect,
+    /// Stopping the WAL receiver.
+    StopReceiver,
+    /// Writing the new state.
+    WriteState,
+    /// `pg_promote` until out of recovery.
+    Promote,
+    /// From out of recovery until the new sync streams.
+    SyncAttached,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [Self::Detect, Self::StopReceiver, Self::WriteState, Self::Promote, Self::SyncAttached];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::StopReceiver => "stop_receiver",
+            Self::WriteState => "write_state",
+            Self::Promote => "promote",
+            Self::SyncAttached => "sync_attached",
+        }
+    }
+}
+
+/// Handles of everything that is recorded.
+pub struct Metrics {
+    roles: Vec<(Role, Gauge)>,
+    generation: Gauge,
+    sessions: Vec<(zk::Session, Gauge)>,
+    postgres_up: Gauge,
+    suspected: Gauge,
+    decisions: Counter,
+    phases: Vec<(Phase, Histogram)>,
+    /// A gauge per downstream peer ever seen; those gone are set to 0.
+    lag: BTreeMap<PeerId, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registers everything with the installed recorder.
+    pub fn new() -> Self {
+        describe();
+        Self {
+            roles: ROLES.iter().map(|role| (*role, gauge!(ROLE, "role" => role.to_string()))).collect(),
+            generation: gauge!(GENERATION),
+            sessions: SESSIONS.iter().map(|one| (*one, gauge!(SESSION, "state" => session_name(*one)))).collect(),
+            postgres_up: gauge!(POSTGRES_UP),
+            suspected: gauge!(SUSPECTED),
+            decisions: counter!(DECISIONS),
+            phases: Phase::ALL.iter().map(|phase| (*phase, histogram!(PHASE, "phase" => phase.name()))).collect(),
+            lag: BTreeMap::new(),
+        }
+    }
+
+    /// Role and generation of the newest state.
+    pub fn role(&self, role: Role, generation: Option<u64>) {
+        for (one, gauge) in &self.roles {
+            gauge.set(f64::from(u8::from(std::mem::discriminant(one) == std::mem::discriminant(&role))));
+        }
+        if let Some(generation) = generation {
+            // Generations stay far below 2^53.
+            #[allow(clippy::cast_precision_loss)]
+            self.generation.set(generation as f64);
+        }
+    }
+
+    /// Our ZooKeeper session.
+    pub fn session(&self, session: zk::Session) {
+        for (one, gauge) in &self.sessions {
+            gauge.set(f64::from(u8::from(*one == session)));
+        }
+    }
+
+    /// The local PostgreSQL.
+    pub fn local(&mut self, local: &Local) {
+        let (up, end, downstreams): (_, _, &[Downstream]) = match &local.server {
+            Server::Primary(primary) => (true, Some(primary.flushed.lsn), &primary.downstreams),
+            Server::Standby(standby) => (true, standby.received.map(|received| received.lsn), &standby.downstreams),
+            Server::Down { .. } | Server::Starting { .. } | Server::Hung { .. } => (false, None, &[]),
+        };
+        self.postgres_up.set(f64::from(u8::from(up)));
+        for (peer, gauge) in &self.lag {
+            if downstreams.iter().all(|downstream| downstream.peer != *peer) {
+                gauge.set(0.0);
+            }
+        }
+        for downstream in downstreams {
+            let gauge =
+                self.lag.entry(downstream.peer).or_insert_with(|| gauge!(LAG, "peer" => downstream.peer.to_string()));
+            // Lags stay far below 2^53 bytes.
+            #[allow(clippy::cast_precision_loss)]
+            gauge.set(end.map_or(0, |end| end.bytes_since(downstream.flush)) as f64);
+        }
+    }
+
+    /// How many peers are found gone.
+    pub fn suspected(&self, count: usize) {
+        self.suspected.set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+    }
+
+    /// A decision other than the last.
+    pub fn decided(&self) {
+        self.decisions.increment(1);
+    }
+
+    /// A step ended.
+    pub fn acted(&self, action: &'static str, outcome: &'static str) {
+        counter!(ACTIONS, "action" => action, "outcome" => outcome).increment(1);
+    }
+
+    /// This peer wrote the state that makes it primary.
+    pub fn took_over(&self, reason: &'static str) {
+        counter!(TAKEOVERS, "reason" => reason).increment(1);
+    }
+
+    /// A part of a takeover took this long.
+    pub fn phase(&self, phase: Phase, took: Duration) {
+        for (one, histogram) in &self.phases {
+            if *one == phase {
+                histogram.record(took.as_secs_f64());
+            }
+        }
+    }
+
+    /// Data was brought back in line by this rung of the ladder.
+    pub fn rejoined(&self, rung: Rung) {
+        let rung = match rung {
+            Rung::AsIs => "as_is",
+            Rung::Rewind => "rewind",
+            Rung::Copy => "copy",
+        };
+        counter!(REJOINS, "rung" => rung).increment(1);
+    }
+}
+
+fn describe() {
+    describe_gauge!(ROLE, "1 for the role this peer has in the newest state, 0 for the others");
+    describe_gauge!(GENERATION, "Generation of the newest state");
+    describe_gauge!(SESSION, "1 for the state of the ZooKeeper session, 0 for the others");
+    describe_gauge!(LAG, Unit::Bytes, "WAL that a downstream peer has not flushed yet");
+    describe_gauge!(POSTGRES_UP, "Whether the local PostgreSQL answers");
+    describe_gauge!(SUSPECTED, "Peers found gone from here");
+    describe_counter!(TAKEOVERS, "Takeovers by this peer");
+    describe_counter!(DECISIONS, "Changes of decision");
+    describe_counter!(ACTIONS, "Steps taken, by outcome");
+    describe_counter!(REJOINS, "Rejoins of this peer's data, by the rung that did it");
+    describe_histogram!(PHASE, Unit::Seconds, "Parts of takeovers by this peer");
+}

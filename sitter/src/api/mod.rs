@@ -109,9 +109,11 @@ async fn heartbeat(State(api): State<Api>) -> Response {
     let answer = Answer {
         id: status.id,
         stopping: status.stopping,
-        postgres_down_ms: status.postgres_down_ms(now),
+        postgres_down_ms: status.postgres_down_ms,
         suspects: status.suspects.clone(),
         data: Some(status.local.data.clone()),
+        streaming: Some(status.streaming),
+        generation: status.generation,
     };
     Json(answer).into_response()
 }

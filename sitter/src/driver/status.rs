@@ -9,7 +9,7 @@ use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::zk;
 use serde::Serialize;
 
-use crate::machine::local::{Gate, Local, Server};
+use crate::machine::local::{Data, Gate, Local, Server};
 use crate::machine::view::{LastFailure, PeerHealth};
 
 /// The driver decides at least every 100 ms. One that has not for this long is stuck; its sitter
@@ -35,6 +35,8 @@ pub struct Status {
     pub generation: Option<u64>,
     /// What is being done and why.
     pub decision: DecisionStatus,
+    /// The action being executed.
+    pub in_flight: Option<&'static str>,
     /// PostgreSQL.
     pub local: Local,
     /// ZooKeeper.
@@ -45,9 +47,12 @@ pub struct Status {
     pub peers: BTreeMap<PeerId, PeerStatus>,
     /// A stop was asked for.
     pub stopping: bool,
-    /// Since when PostgreSQL can not commit, or not answer.
+    /// How long PostgreSQL had not answered at [`Self::at`], ms.
     #[serde(skip)]
-    pub postgres_down_since: Option<Instant>,
+    pub postgres_down_ms: Option<u64>,
+    /// PostgreSQL is a primary, or a standby that streams.
+    #[serde(skip)]
+    pub streaming: bool,
     /// The newest state read.
     #[serde(skip)]
     pub state: Option<Arc<ClusterState>>,
@@ -185,6 +190,37 @@ pub enum Check {
 }
 
 impl Status {
+    /// The status of a sitter that has seen nothing yet.
+    pub(super) fn nothing(me: Peer, shard: ShardName, now: Instant) -> Self {
+        let local = Local {
+            data: Data::Absent,
+            server: Server::Down { crashed: false, standby: false },
+            config: None,
+            last_position: None,
+        };
+        Self {
+            id: me.id,
+            zone_id: me.zone_id,
+            shard,
+            version: env!("CARGO_PKG_VERSION"),
+            role: Role::Unassigned,
+            generation: None,
+            decision: DecisionStatus { action: "wait", reason: "starting".to_owned(), since_ms: 0 },
+            in_flight: None,
+            local,
+            zk: ZkStatus::new(&zk::View::unknown()),
+            last_failure: None,
+            peers: BTreeMap::new(),
+            stopping: false,
+            postgres_down_ms: None,
+            streaming: false,
+            state: None,
+            active: Vec::new(),
+            suspects: BTreeSet::new(),
+            at: now,
+        }
+    }
+
     /// Whether the driver still goes round.
     pub fn is_live(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.at) < STUCK
@@ -211,11 +247,5 @@ impl Status {
                 Check::Liveness => true,
                 Check::Readiness => primary || ((sync || r#async) && standby.is_some_and(|standby| standby.streaming)),
             }
-    }
-
-    /// How long PostgreSQL has not been able to commit, ms.
-    pub fn postgres_down_ms(&self, now: Instant) -> Option<u64> {
-        let since = self.postgres_down_since?;
-        u64::try_from(now.saturating_duration_since(since).as_millis()).ok()
     }
 }

@@ -1,1 +1,83 @@
-//! Being written.
+//! Doing what the machine decided, one step at a time. Nothing here chooses: each step is fenced
+//! against the newest state, done, and its outcome told.
+//!
+//! One file per family: [`state`] writes to ZooKeeper, [`server`] acts on PostgreSQL, [`fence`] is
+//! the check before anything that would let this peer acknowledge or overwrite.
+
+pub mod fence;
+mod server;
+mod state;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use manatee_shared::cluster::Peer;
+use manatee_shared::zk::{Coordination, ZkError};
+
+use crate::machine::action::Action;
+use crate::postgres::{self, Postgres};
+use crate::rejoin::Rung;
+
+/// How a step ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// Data was brought back in line in this way.
+    Rejoined(Rung),
+}
+
+/// Why a step did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The newest state no longer gives this peer the right to it.
+    #[error(transparent)]
+    Fenced(#[from] fence::Fenced),
+    /// ZooKeeper.
+    #[error("{0}")]
+    Zk(#[from] ZkError),
+    /// PostgreSQL.
+    #[error("{0}")]
+    Postgres(#[from] postgres::Error),
+}
+
+/// Executes steps. Dropping the future abandons the step; each can be repeated.
+#[async_trait]
+pub trait Execute: Send + Sync + 'static {
+    /// Does one step.
+    async fn execute(&self, action: &Action) -> Result<Outcome, Problem>;
+}
+
+/// The real executor.
+pub struct Executor {
+    me: Peer,
+    zk: Arc<dyn Coordination>,
+    postgres: Arc<Postgres>,
+}
+
+impl Executor {
+    /// For this peer's PostgreSQL in this shard.
+    pub fn new(me: Peer, zk: Arc<dyn Coordination>, postgres: Arc<Postgres>) -> Self {
+        Self { me, zk, postgres }
+    }
+}
+
+#[async_trait]
+impl Execute for Executor {
+    async fn execute(&self, action: &Action) -> Result<Outcome, Problem> {
+        fence::check(action, &self.zk.view().borrow(), self.me.id)?;
+        match action {
+            Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
+            Action::WriteState { expected, state } => state::write(&*self.zk, *expected, state).await,
+            Action::JoinElection => state::join(&*self.zk, &self.me).await,
+            Action::LeaveElection => state::leave(&*self.zk, self.me.id).await,
+            Action::Initialise
+            | Action::Start(_)
+            | Action::Configure(_)
+            | Action::Stop(_)
+            | Action::Promote(_)
+            | Action::Bootstrap { .. }
+            | Action::Rejoin { .. } => server::execute(&self.postgres, action).await,
+        }
+    }
+}

@@ -22,21 +22,31 @@ use crate::machine::local::Data;
 use crate::machine::view::PeerHealth;
 use table::Table;
 
-/// The answer to `GET /heartbeat`: a peer's own word about itself.
+/// The answer to `GET /heartbeat`: a peer's own word about itself. Fields of newer versions are
+/// ignored, missing ones defaulted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
     /// Who answers: an address may have been given to another peer.
     pub id: PeerId,
     /// It was asked to stop.
+    #[serde(default)]
     pub stopping: bool,
     /// Its PostgreSQL can not commit, or is down, for this many milliseconds.
+    #[serde(default)]
     pub postgres_down_ms: Option<u64>,
     /// The peers it finds gone itself.
+    #[serde(default)]
     pub suspects: BTreeSet<PeerId>,
     /// Its data directory: a shard is set up anew only by peers without data (rule 8).
     #[serde(default)]
     pub data: Option<Data>,
+    /// Its PostgreSQL is a primary, or a standby that streams.
+    #[serde(default)]
+    pub streaming: Option<bool>,
+    /// The generation of the state it last read.
+    #[serde(default)]
+    pub generation: Option<u64>,
 }
 
 /// How often and how patiently peers are asked.
@@ -126,18 +136,11 @@ impl Heartbeats {
         self.shared.news.subscribe()
     }
 
-    /// Health of the followed peers, and the time of the last pause of this process, if any.
-    pub fn health(&self, now: Instant) -> (BTreeMap<PeerId, PeerHealth>, Option<Instant>) {
+    /// Health of the followed peers.
+    pub fn health(&self, now: Instant) -> BTreeMap<PeerId, PeerHealth> {
         let mut table = self.shared.table();
         table.tick(now);
-        (table.health(now), table.resumed())
-    }
-
-    /// The peers that this one finds gone.
-    pub fn suspects(&self, now: Instant) -> BTreeSet<PeerId> {
-        let mut table = self.shared.table();
-        table.tick(now);
-        table.suspects(now)
+        table.health(now)
     }
 }
 

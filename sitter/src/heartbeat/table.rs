@@ -70,11 +70,6 @@ impl Table {
         paused
     }
 
-    /// End of the last pause of our own.
-    pub fn resumed(&self) -> Option<Instant> {
-        self.resumed
-    }
-
     /// Forgets all but `peers`.
     pub fn retain(&mut self, peers: &BTreeSet<PeerId>) {
         self.peers.retain(|peer, _| peers.contains(peer));
@@ -87,9 +82,7 @@ impl Table {
         let entry = self.peers.entry(peer).or_default();
         let back = entry.refusals >= REFUSALS
             || entry.answer.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= suspicion);
-        let word = |answer: &Answer| {
-            (answer.stopping, answer.postgres_down_ms.is_some(), answer.suspects.clone(), answer.data.clone())
-        };
+        let word = |answer: &Answer| Answer { postgres_down_ms: answer.postgres_down_ms.map(|_| 0), ..answer.clone() };
         let news = back || entry.answer.as_ref().is_none_or(|(_, old)| word(old) != word(&answer));
         *entry = Entry { answer: Some((now, answer)), refusals: 0 };
         news
@@ -125,6 +118,8 @@ impl Table {
             health.stopping = answer.stopping;
             health.suspects = answer.suspects.clone();
             health.data = answer.data.clone();
+            health.streaming = answer.streaming;
+            health.generation = answer.generation;
         }
         health
     }
@@ -132,16 +127,6 @@ impl Table {
     fn silence(&self, answered: Instant, now: Instant) -> u64 {
         let from = self.resumed.map_or(answered, |resumed| resumed.max(answered));
         millis(now.saturating_duration_since(from))
-    }
-
-    /// The peers that are gone as far as can be told from here. One that never answered is not
-    /// among them: nothing was lost.
-    pub fn suspects(&self, now: Instant) -> BTreeSet<PeerId> {
-        let limit = millis(self.timing.suspicion);
-        let gone = |entry: &Entry| {
-            entry.refusals >= REFUSALS || entry.answer.as_ref().is_some_and(|(at, _)| self.silence(*at, now) >= limit)
-        };
-        self.peers.iter().filter(|(_, entry)| gone(entry)).map(|(peer, _)| *peer).collect()
     }
 }
 
@@ -162,7 +147,15 @@ mod tests {
     }
 
     fn answer() -> Answer {
-        Answer { id: peer(), stopping: false, postgres_down_ms: None, suspects: BTreeSet::new(), data: None }
+        Answer {
+            id: peer(),
+            stopping: false,
+            postgres_down_ms: None,
+            suspects: BTreeSet::new(),
+            data: None,
+            streaming: None,
+            generation: None,
+        }
     }
 
     /// A table, and a clock that ticks it on every tenth of a second that passes.
@@ -192,7 +185,8 @@ mod tests {
         }
 
         fn suspected(&self) -> bool {
-            self.table.suspects(self.now).contains(&peer())
+            let health = self.table.health(self.now).remove(&peer()).unwrap_or_default();
+            health.refused || health.silent_ms.is_some_and(|silent| silent >= millis(TIMING.suspicion))
         }
 
         fn silent_ms(&self) -> Option<u64> {

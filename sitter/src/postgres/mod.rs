@@ -102,8 +102,9 @@ impl Postgres {
         Err(Error::NotAnswering)
     }
 
-    /// Brings the data back in line with `source`, a primary. Stops the server; leaves it stopped.
-    pub async fn rejoin(&self, _source: PeerId, _init: Option<WalPosition>) -> Result<Rung, Error> {
+    /// Brings the data back in line with `source`, a primary, from this rung of the ladder on.
+    /// Stops the server; leaves it stopped.
+    pub async fn rejoin(&self, _source: PeerId, _from: Rung, _init: Option<WalPosition>) -> Result<Rung, Error> {
         Err(Error::NotAnswering)
     }
 }
