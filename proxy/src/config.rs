@@ -1,1 +1,327 @@
-//! Being written.
+//! The proxy's configuration: `config/proxy.toml`, every key typed and checked.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use manatee_shared::config::{self, ConfigError, Size, ZkSettings};
+use manatee_shared::ids::ShardName;
+use manatee_shared::telemetry::LogSettings;
+use serde::Deserialize;
+
+use crate::pool::Mode;
+use crate::topology::consistency::Consistency;
+
+/// More session threads than this make no sense on any machine this runs on.
+const MAX_WORKERS: usize = 256;
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Session threads; 0: one per core.
+    #[serde(default)]
+    pub workers: usize,
+    /// Where clients connect.
+    pub listen: Listen,
+    /// How to reach ZooKeeper.
+    pub zookeeper: ZkSettings,
+    /// Which shard.
+    pub shard: Shard,
+    /// How clients are authenticated.
+    pub auth: Auth,
+    /// TLS towards clients.
+    #[serde(default)]
+    pub tls: Tls,
+    /// Server connections.
+    #[serde(default)]
+    pub pool: Pool,
+    /// Where statements go.
+    #[serde(default)]
+    pub routing: Routing,
+    /// What happens while there is no primary.
+    #[serde(default)]
+    pub hold: Hold,
+    /// The log.
+    #[serde(default)]
+    pub log: LogSettings,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// Reads and writes.
+    pub address: SocketAddr,
+    /// Everything read-only, to a standby.
+    pub read_only: Option<SocketAddr>,
+    /// Everything to the primary.
+    pub primary_only: Option<SocketAddr>,
+    /// `/metrics`, `/healthz`, `/readyz`, `/topology`.
+    pub http: Option<SocketAddr>,
+}
+
+/// `[shard]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// Its name in ZooKeeper.
+    pub name: ShardName,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// The proxy's own role: looks up verifiers and asks nodes for their state.
+    #[serde(default = "default_auth_user")]
+    pub user: String,
+    /// File with its password.
+    pub password_file: PathBuf,
+    /// How long a verifier may be used without asking again.
+    #[serde(default = "seconds::<30>", with = "humantime_serde")]
+    pub verifier_max_age: Duration,
+    /// How long a client may take to log in.
+    #[serde(default = "seconds::<30>", with = "humantime_serde")]
+    pub login_timeout: Duration,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Certificate chain, PEM.
+    pub certificate_file: Option<PathBuf>,
+    /// Private key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// Refuse clients without TLS.
+    pub required: bool,
+}
+
+/// `[pool]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// When server connections go back.
+    pub mode: Mode,
+    /// Server connections per user, database and node, shared among the session threads.
+    pub size: usize,
+    /// Clients at most.
+    pub max_clients: usize,
+    /// How long a transaction may wait for a server connection.
+    #[serde(with = "humantime_serde")]
+    pub query_wait_timeout: Duration,
+    /// Server connections idle for longer are closed.
+    #[serde(with = "humantime_serde")]
+    pub server_idle_timeout: Duration,
+    /// Older server connections are closed.
+    #[serde(with = "humantime_serde")]
+    pub server_lifetime: Duration,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Transaction,
+            size: 40,
+            max_clients: 10_000,
+            query_wait_timeout: Duration::from_secs(120),
+            server_idle_timeout: Duration::from_secs(600),
+            server_lifetime: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// `[routing]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// Send reads to standbys.
+    pub split: bool,
+    /// Default consistency of a session.
+    pub consistency: Consistency,
+    /// A standby further behind serves nothing.
+    #[serde(with = "humantime_serde")]
+    pub max_lag: Duration,
+    /// How often each node is asked.
+    #[serde(with = "humantime_serde")]
+    pub poll_interval: Duration,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self {
+            split: true,
+            consistency: Consistency::Session,
+            max_lag: Duration::from_secs(10),
+            poll_interval: Duration::from_millis(100),
+        }
+    }
+}
+
+/// `[hold]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hold {
+    /// How long a transaction may wait for a primary.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Clients that may wait, per session thread.
+    pub max_clients: usize,
+    /// Bytes of theirs that may be kept, per session thread.
+    pub max_bytes: Size,
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(30), max_clients: 5000, max_bytes: Size(64 << 20) }
+    }
+}
+
+fn default_auth_user() -> String {
+    "manatee_proxy".to_owned()
+}
+
+fn seconds<const N: u64>() -> Duration {
+    Duration::from_secs(N)
+}
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// One line that names file, key and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = config::load(path)?;
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err((key, problem)) => {
+                Err(ConfigError::Contradiction { path: path.to_owned(), key: key.to_owned(), problem })
+            }
+        }
+    }
+
+    /// Session threads to start.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            count => count,
+        }
+    }
+
+    /// What of it makes no sense: the key and what to do.
+    fn check(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: &str| Err((key.to_owned(), problem.to_owned()));
+        self.zookeeper.check().map_err(|(key, problem)| (format!("zookeeper.{key}"), problem))?;
+        if self.log.check().is_err() {
+            return fail("log.filter", "is not a log filter; write it like \"info,manatee_proxy=debug\"");
+        }
+        if self.workers > MAX_WORKERS {
+            return fail("workers", "is more than 256; use 0 for one per core");
+        }
+        if self.auth.user.is_empty() {
+            return fail("auth.user", "is empty; name the proxy's own role");
+        }
+        if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
+            return fail("tls", "needs both certificate_file and key_file, or neither");
+        }
+        if self.tls.required && self.tls.certificate_file.is_none() {
+            return fail(
+                "tls.required",
+                "is true but there is no certificate; set tls.certificate_file and tls.key_file",
+            );
+        }
+        for (key, number) in [
+            ("pool.size", self.pool.size),
+            ("pool.max_clients", self.pool.max_clients),
+            ("hold.max_clients", self.hold.max_clients),
+        ] {
+            if number == 0 {
+                return fail(key, "is 0, so nothing would ever be served; use at least 1");
+            }
+        }
+        for (key, duration) in [
+            ("auth.login_timeout", self.auth.login_timeout),
+            ("pool.query_wait_timeout", self.pool.query_wait_timeout),
+            ("routing.max_lag", self.routing.max_lag),
+        ] {
+            if duration.is_zero() {
+                return fail(key, "is zero, so nothing would ever be in time; use for example \"10s\"");
+            }
+        }
+        let sensible = Duration::from_millis(10)..=Duration::from_secs(10);
+        if !sensible.contains(&self.routing.poll_interval) {
+            return fail("routing.poll_interval", "must be between \"10ms\" and \"10s\"");
+        }
+        self.check_addresses()
+    }
+
+    fn check_addresses(&self) -> Result<(), (String, String)> {
+        let listen = &self.listen;
+        let addresses = [
+            ("listen.address", Some(listen.address)),
+            ("listen.read_only", listen.read_only),
+            ("listen.primary_only", listen.primary_only),
+            ("listen.http", listen.http),
+        ];
+        for (index, (key, address)) in addresses.iter().enumerate() {
+            let earlier = addresses[..index]
+                .iter()
+                .find(|(_, other)| address.is_some_and(|address| address.port() != 0 && *other == Some(address)));
+            if let Some((other, _)) = earlier {
+                return Err(((*key).to_owned(), format!("is the same address as {other}; choose another port")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let path = Path::new("proxy.toml");
+        let config: Config = config::parse(path, text).map_err(|error| error.to_string())?;
+        config.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        Ok(config)
+    }
+
+    fn sample() -> String {
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/proxy.toml")).expect("sample")
+    }
+
+    #[test]
+    fn the_sample_is_valid_and_shows_the_defaults() {
+        let config = parse(&sample()).expect("valid");
+        let minimal = parse(
+            "[listen]\naddress = \"0.0.0.0:6432\"\n[zookeeper]\nservers = [\"127.0.0.1:2181\"]\n[shard]\nname = \"demo\"\n[auth]\npassword_file = \"/x\"\n",
+        )
+        .expect("valid");
+        assert_eq!(
+            format!("{:?}", (config.pool, config.routing, config.hold)),
+            format!("{:?}", (minimal.pool, minimal.routing, minimal.hold))
+        );
+        assert_eq!(config.auth.user, minimal.auth.user);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (from, to, wanted) in [
+            ("workers = 0", "wokers = 0", "unknown field `wokers`"),
+            ("size = 40", "size = 0", "pool.size"),
+            ("required = false", "required = true", "tls.required"),
+            ("poll_interval = \"100ms\"", "poll_interval = \"1ms\"", "routing.poll_interval"),
+            ("consistency = \"session\"", "consistency = \"sometimes\"", "sometimes"),
+            ("http = \"127.0.0.1:6480\"", "http = \"0.0.0.0:6432\"", "listen.http"),
+            ("max_bytes = \"64MiB\"", "max_bytes = \"64MB\"", "64MB"),
+            ("name = \"demo\"", "name = \"a/b\"", "a/b"),
+        ] {
+            let text = sample().replacen(from, to, 1);
+            assert_ne!(text, sample(), "{from}");
+            let problem = parse(&text).expect_err(to);
+            assert!(problem.contains(wanted), "{problem}");
+            assert!(!problem.contains('\n'), "{problem}");
+        }
+    }
+}

@@ -154,3 +154,132 @@ impl Requirement {
         self.last_read = self.last_read.map(|(id, need)| (id, resolve(need)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::snapshot::{Node, Primary, Sample};
+    use manatee_shared::cluster::Role;
+
+    fn id(number: u8) -> PeerId {
+        format!("10.0.0.{number}:5432:12345").parse().expect("id")
+    }
+
+    /// Primary 1 with `positions` (ms, lsn); standbys 2, 3, … at the given replay positions.
+    fn snapshot(start: Instant, positions: &[(u64, u64)], replayed: &[u64]) -> Snapshot {
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let sample = |&(ms, lsn): &(u64, u64)| Sample { started: at(ms), lsn: Lsn(lsn) };
+        Snapshot {
+            generation: 1,
+            reign: Some(Reign { primary: id(1), since_generation: 1 }),
+            primary: Some(Primary { node: Node::of(id(1)), timeline: None }),
+            positions: positions.iter().map(sample).collect::<Arc<[_]>>(),
+            standbys: replayed
+                .iter()
+                .zip(2..)
+                .map(|(&lsn, number)| Standby {
+                    node: Node::of(id(number)),
+                    role: Role::Async(0),
+                    replayed: Sample { started: start, lsn: Lsn(lsn) },
+                    lag: Duration::ZERO,
+                    fit: true,
+                })
+                .collect(),
+            ..Snapshot::unknown()
+        }
+    }
+
+    fn chosen(requirement: &mut Requirement, snapshot: &Snapshot) -> Option<PeerId> {
+        requirement.choose(snapshot, Consistency::Session, 0).map(|standby| standby.node.id)
+    }
+
+    #[test]
+    fn own_writes_are_seen() {
+        let start = Instant::now();
+        let commit = start + Duration::from_millis(50);
+        let mut session = Requirement::new();
+        let before = snapshot(start, &[(0, 10)], &[10, 10]);
+        assert_eq!(chosen(&mut session, &before), Some(id(2)), "nothing done yet");
+        session.used_primary(commit, &before);
+        assert_eq!(chosen(&mut session, &before), None, "no position sampled since");
+        assert_eq!(chosen(&mut session, &snapshot(start, &[(0, 10), (100, 20)], &[19, 10])), None);
+        assert_eq!(chosen(&mut session, &snapshot(start, &[(0, 10), (100, 20)], &[19, 20])), Some(id(3)));
+        // The first position after the commit counts, not a later one.
+        assert_eq!(chosen(&mut session, &snapshot(start, &[(100, 20), (200, 30)], &[20, 10])), Some(id(2)));
+    }
+
+    #[test]
+    fn a_sample_begun_before_the_commit_covers_nothing() {
+        let start = Instant::now();
+        let mut session = Requirement::new();
+        let now = snapshot(start, &[(100, 20)], &[99]);
+        session.used_primary(start + Duration::from_millis(100), &now);
+        assert_eq!(chosen(&mut session, &now), None);
+    }
+
+    #[test]
+    fn reads_never_go_back_in_time() {
+        let start = Instant::now();
+        let read = start + Duration::from_millis(50);
+        let mut session = Requirement::new();
+        let early = snapshot(start, &[(0, 10)], &[20, 10]);
+        session.read_from(id(2), read, &early);
+        assert_eq!(chosen(&mut session, &early), Some(id(2)), "sticks to what it read from");
+        let mut gone = snapshot(start, &[(0, 10)], &[20, 15]);
+        gone.standbys[0].fit = false;
+        assert_eq!(chosen(&mut session, &gone), None, "3 may be behind what 2 showed");
+        let mut later = snapshot(start, &[(0, 10), (100, 22)], &[30, 22]);
+        later.standbys[0].fit = false;
+        assert_eq!(chosen(&mut session, &later), Some(id(3)));
+    }
+
+    #[test]
+    fn the_last_commit_stays_required_while_sticking() {
+        let start = Instant::now();
+        let mut session = Requirement::new();
+        let now = snapshot(start, &[(0, 10)], &[10]);
+        session.read_from(id(2), start, &now);
+        session.used_primary(start + Duration::from_millis(10), &now);
+        assert_eq!(chosen(&mut session, &now), None);
+    }
+
+    #[test]
+    fn a_takeover_resets_to_init_wal() {
+        let start = Instant::now();
+        let mut session = Requirement::new();
+        session.used_primary(start, &snapshot(start, &[], &[10]));
+        let mut new = snapshot(start, &[], &[40, 39]);
+        new.reign = Some(Reign { primary: id(9), since_generation: 2 });
+        new.generation = 2;
+        new.init_wal = Lsn(40);
+        new.primary = None;
+        assert_eq!(chosen(&mut session, &new), Some(id(2)), "readable before the new primary is up");
+        let mut fresh = Requirement::new();
+        assert!(chosen(&mut fresh, &new).is_some());
+    }
+
+    #[test]
+    fn a_change_of_sync_resets_nothing() {
+        let start = Instant::now();
+        let mut session = Requirement::new();
+        session.used_primary(start, &snapshot(start, &[], &[10]));
+        let mut new = snapshot(start, &[], &[40]);
+        new.generation = 2;
+        new.init_wal = Lsn(5);
+        assert_eq!(chosen(&mut session, &new), None);
+    }
+
+    #[test]
+    fn modes() {
+        let start = Instant::now();
+        let mut session = Requirement::new();
+        let now = snapshot(start, &[], &[1, 1]);
+        session.used_primary(start, &now);
+        assert!(session.choose(&now, Consistency::Strong, 0).is_none());
+        assert_eq!(session.choose(&now, Consistency::Eventual, 1).map(|s| s.node.id), Some(id(3)));
+        assert_eq!(session.choose(&snapshot(start, &[], &[]), Consistency::Eventual, 7).map(|s| s.node.id), None);
+    }
+}

@@ -6,9 +6,116 @@
 //! said `pg_is_in_recovery() = false` itself under that state; without ZooKeeper the last state
 //! stays in use; a primary is never guessed.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use manatee_shared::ids::PeerId;
+use tokio::sync::{mpsc, watch};
+
 pub mod consistency;
+pub mod knowledge;
 pub mod monitor;
 pub mod snapshot;
 
-pub use monitor::Topology;
-pub use snapshot::{Node, Reign, Sample, Snapshot, Standby};
+pub use snapshot::{Node, Primary, Reign, Sample, Snapshot, Standby};
+
+/// Where writes may go: changes wake whoever holds clients back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writable {
+    /// The confirmed primary.
+    pub node: Node,
+    /// The generation it rules in.
+    pub generation: u64,
+    /// The reign it rules in.
+    pub reign: Reign,
+}
+
+/// Handle to the newest [`Snapshot`]; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    current: Arc<ArcSwap<Snapshot>>,
+    changes: watch::Receiver<u64>,
+    writable: watch::Receiver<Option<Writable>>,
+    suspicions: mpsc::Sender<PeerId>,
+}
+
+/// The writing end of a [`Topology`]; owned by the monitor.
+#[derive(Debug)]
+pub struct Publisher {
+    current: Arc<ArcSwap<Snapshot>>,
+    changes: watch::Sender<u64>,
+    writable: watch::Sender<Option<Writable>>,
+}
+
+/// Suspicions that may wait to be looked into; more say nothing new.
+const MAX_SUSPICIONS: usize = 16;
+
+/// A topology in which nothing is known yet, its writing end, and the suspicions of its users.
+pub fn channel() -> (Publisher, Topology, mpsc::Receiver<PeerId>) {
+    let current = Arc::new(ArcSwap::from_pointee(Snapshot::unknown()));
+    let (changes, changed) = watch::channel(0);
+    let (writable, may_write) = watch::channel(None);
+    let (suspicions, suspected) = mpsc::channel(MAX_SUSPICIONS);
+    let publisher = Publisher { current: current.clone(), changes, writable };
+    (publisher, Topology { current, changes: changed, writable: may_write, suspicions }, suspected)
+}
+
+impl Publisher {
+    /// Makes `snapshot` the newest.
+    pub fn publish(&self, snapshot: Snapshot) {
+        let writable = snapshot.primary().zip(snapshot.reign).map(|(node, reign)| Writable {
+            node,
+            generation: snapshot.generation,
+            reign,
+        });
+        let sequence = snapshot.sequence;
+        self.current.store(Arc::new(snapshot));
+        self.changes.send_replace(sequence);
+        self.writable.send_if_modified(|current| {
+            let changed = *current != writable;
+            *current = writable;
+            changed
+        });
+    }
+}
+
+impl Topology {
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// A reader for one thread: looking at the newest snapshot then costs one atomic load.
+    pub fn reader(&self) -> Reader {
+        Reader(Cache::new(self.current.clone()))
+    }
+
+    /// Wakes with every snapshot (several times per poll interval): for waiting until a standby
+    /// has caught up. The value is the snapshot's sequence.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Wakes only when it changes where writes may go: for held clients.
+    pub fn writable(&self) -> watch::Receiver<Option<Writable>> {
+        self.writable.clone()
+    }
+
+    /// Says that a connection to `node` just failed: it is asked at once instead of at the next poll.
+    pub fn suspect(&self, node: PeerId) {
+        // A full queue means that somebody is being asked already.
+        let _ = self.suspicions.try_send(node);
+    }
+}
+
+/// One thread's reader; see [`Topology::reader`].
+#[derive(Debug, Clone)]
+pub struct Reader(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>);
+
+impl Reader {
+    /// The newest snapshot.
+    pub fn load(&mut self) -> &Arc<Snapshot> {
+        self.0.load()
+    }
+}

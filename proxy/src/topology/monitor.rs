@@ -1,30 +1,316 @@
-//! Being written.
+//! Asks every node for its role and WAL position, and publishes what follows.
+//!
+//! One task per node asks; one task owns the [`Knowledge`] and is the only one to publish. A
+//! named but unconfirmed primary is asked in quick succession, because the time until it is
+//! confirmed is time without writes. Everything runs on the background runtime.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::Timeline;
+use manatee_shared::topology::Topology as State;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
-use super::snapshot::Snapshot;
+use super::knowledge::{Answer, Knowledge, Outcome};
+use super::snapshot::Node;
+use super::{Publisher, Snapshot};
 
-/// Handle to the newest [`Snapshot`]; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Topology {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+/// Between two questions to a named primary that is not confirmed yet.
+const QUICK_INTERVAL: Duration = Duration::from_millis(5);
+/// The same where a connection must be opened first.
+const QUICK_RECONNECT: Duration = Duration::from_millis(20);
+/// How long a quick succession lasts before the normal pace returns: a primary that is down for
+/// longer is not worth two hundred connection attempts a second.
+const QUICK_LIMIT: Duration = Duration::from_secs(20);
+/// Longest wait for one answer, and for one connection.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// Results that may wait for the owner of the knowledge.
+const MAX_RESULTS: usize = 256;
+
+/// How to ask.
+#[derive(Clone)]
+pub struct Settings {
+    /// Role with the right to log in to database `postgres`.
+    pub user: String,
+    /// Its password.
+    pub password: Zeroizing<String>,
+    /// Normal pace.
+    pub poll_interval: Duration,
+    /// Standbys further behind are not fit.
+    pub max_lag: Duration,
 }
 
-impl Topology {
-    /// The newest snapshot.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshots.borrow().clone()
+impl Settings {
+    /// A connection to database `postgres` of `node`, and the task that drives it, which ends
+    /// when the connection does.
+    ///
+    /// # Errors
+    /// As tokio-postgres says; bounded by [`ANSWER_LIMIT`] for the connection itself.
+    pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::Config::new()
+            .host(node.address.ip().to_string())
+            .port(node.address.port())
+            .user(&self.user)
+            .password(self.password.as_str())
+            .dbname("postgres")
+            .application_name("manatee-proxy monitor")
+            .connect_timeout(ANSWER_LIMIT)
+            .keepalives_idle(Duration::from_secs(5))
+            .connect(NoTls)
+            .await?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, node = %node.id, "own connection ended");
+            }
+        });
+        Ok((client, driver))
+    }
+}
+
+/// What is asked. `pg_walfile_name` begins with the timeline and works on a primary only. A
+/// promotion between two of the functions makes the statement fail: it is then asked again.
+const QUESTION: &str = "SELECT r, \
+     CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
+     CASE WHEN NOT r THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END, \
+     CASE WHEN r AND pg_catalog.pg_last_wal_receive_lsn() IS DISTINCT FROM pg_catalog.pg_last_wal_replay_lsn() \
+          THEN extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8 END \
+     FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) AS role";
+
+type PollResult = (PeerId, Instant, Outcome);
+
+/// Follows the state and all nodes until `stop`.
+pub async fn run(
+    settings: Settings,
+    mut state: watch::Receiver<Option<State>>,
+    publisher: Publisher,
+    mut suspicions: mpsc::Receiver<PeerId>,
+    stop: CancellationToken,
+) {
+    let settings = Arc::new(settings);
+    let (results, mut polled) = mpsc::channel::<PollResult>(MAX_RESULTS);
+    let mut knowledge = Knowledge::new(settings.max_lag, Instant::now());
+    let mut pollers: HashMap<PeerId, Poller> = HashMap::new();
+    let mut last = Snapshot::unknown();
+    let mut ticks = tokio::time::interval(settings.poll_interval.max(Duration::from_millis(10)));
+    if let Some(first) = state.borrow_and_update().clone() {
+        knowledge.handle_state(first, Instant::now());
+    }
+    loop {
+        pollers.retain(|id, _| knowledge.nodes().any(|node| node == *id));
+        for id in knowledge.nodes() {
+            pollers.entry(id).or_insert_with(|| Poller::spawn(Node::of(id), settings.clone(), results.clone()));
+        }
+        let now = Instant::now();
+        let awaited = knowledge.awaited_primary(now);
+        for (id, poller) in &pollers {
+            poller.hurry(awaited == Some(*id), now);
+        }
+        let snapshot = knowledge.snapshot(now);
+        report(&last, &snapshot);
+        last = snapshot.clone();
+        publisher.publish(snapshot);
+        // All branches are cancel-safe: watch, mpsc and interval lose nothing when dropped.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = state.changed() => match changed {
+                Ok(()) => {
+                    if let Some(newest) = state.borrow_and_update().clone() {
+                        knowledge.handle_state(newest, Instant::now());
+                    }
+                }
+                // The watcher is gone, which only happens at the end: the last state stays in use.
+                Err(_) => return stop.cancelled().await,
+            },
+            Some((id, started, outcome)) = polled.recv() => {
+                knowledge.handle_poll(id, started, &outcome, Instant::now());
+            }
+            Some(id) = suspicions.recv() => {
+                if let Some(poller) = pollers.get(&id) {
+                    poller.ask_now();
+                }
+            }
+            // Silence makes no event of its own.
+            _ = ticks.tick() => {}
+        }
+    }
+}
+
+/// Logs what changed, once.
+fn report(before: &Snapshot, after: &Snapshot) {
+    if before.generation != after.generation || before.primary() != after.primary() {
+        let primary = after.primary().map_or_else(|| "none".to_owned(), |node| node.id.to_string());
+        tracing::info!(generation = after.generation, %primary, "primary");
+    }
+    for standby in &after.standbys {
+        let fit = before.standby(standby.node.id).map(|standby| standby.fit);
+        if fit != Some(standby.fit) {
+            tracing::info!(node = %standby.node.id, fit = standby.fit, lag_ms = standby.lag.as_millis(), "standby");
+        }
+    }
+    for gone in before.standbys.iter().filter(|standby| after.standby(standby.node.id).is_none()) {
+        tracing::info!(node = %gone.node.id, "standby does not serve any more");
+    }
+    if before.state_is_current != after.state_is_current {
+        tracing::info!(current = after.state_is_current, "cluster state");
+    }
+}
+
+/// The task that asks one node; ends when dropped.
+struct Poller {
+    task: JoinHandle<()>,
+    pace: watch::Sender<Pace>,
+}
+
+/// How a node is to be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Pace {
+    /// In quick succession until then.
+    quick_until: Option<Instant>,
+    /// Rises when it is to be asked at once.
+    prompts: u64,
+}
+
+impl Poller {
+    fn spawn(node: Node, settings: Arc<Settings>, results: mpsc::Sender<PollResult>) -> Self {
+        let (pace, changed) = watch::channel(Pace::default());
+        Self { task: tokio::spawn(poll_forever(node, settings, results, changed)), pace }
     }
 
-    /// For waiting until something changes.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.snapshots.clone()
+    fn hurry(&self, quick: bool, now: Instant) {
+        self.pace.send_if_modified(|pace| {
+            if quick == pace.quick_until.is_some() {
+                return false;
+            }
+            pace.quick_until = quick.then(|| now + QUICK_LIMIT);
+            quick
+        });
     }
 
-    /// A topology fed by somebody else, for tests.
-    pub fn from_receiver(snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
-        Self { snapshots }
+    fn ask_now(&self) {
+        self.pace.send_modify(|pace| pace.prompts += 1);
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An open connection to a node.
+struct Connection {
+    client: tokio_postgres::Client,
+    question: tokio_postgres::Statement,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+async fn poll_forever(
+    node: Node,
+    settings: Arc<Settings>,
+    results: mpsc::Sender<PollResult>,
+    mut pace: watch::Receiver<Pace>,
+) {
+    let mut connection: Option<Connection> = None;
+    loop {
+        let begun = Instant::now();
+        let (started, outcome) = poll(node, &settings, &mut connection).await;
+        if !matches!(outcome, Outcome::Answer(_)) {
+            tracing::debug!(node = %node.id, ?outcome, "poll failed");
+        }
+        if results.send((node.id, started, outcome)).await.is_err() {
+            return;
+        }
+        let quick = pace.borrow_and_update().quick_until.is_some_and(|until| begun < until);
+        let interval = match (quick, &connection) {
+            (true, Some(_)) => QUICK_INTERVAL,
+            (true, None) => QUICK_RECONNECT,
+            (false, _) => settings.poll_interval,
+        };
+        let ended = async {
+            match &mut connection {
+                Some(connection) => drop((&mut connection.driver).await),
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel-safe: a change of pace, a prompt or a broken connection only ends the wait early.
+        tokio::select! {
+            () = tokio::time::sleep_until((begun + interval).into()) => {}
+            changed = pace.changed() => if changed.is_err() { return },
+            () = ended => {
+                // The server, or its host, dropped us: known at once, not at the next question.
+                connection = None;
+                let news = (node.id, Instant::now(), Outcome::Down("connection closed".to_owned()));
+                if results.send(news).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One question, connecting first where needed. Returns when the question was sent.
+async fn poll(node: Node, settings: &Settings, slot: &mut Option<Connection>) -> (Instant, Outcome) {
+    let begun = Instant::now();
+    let connection = match slot.take() {
+        Some(open) => open,
+        None => {
+            let connect = async {
+                let (client, driver) = settings.connect(node).await?;
+                let question = client.prepare(QUESTION).await?;
+                Ok::<_, tokio_postgres::Error>(Connection { client, question, driver })
+            };
+            // Dropping the attempt closes the socket.
+            match tokio::time::timeout(ANSWER_LIMIT, connect).await {
+                Ok(Ok(open)) => open,
+                Ok(Err(error)) => return (begun, Outcome::Down(describe(&error))),
+                Err(_) => return (begun, Outcome::Silent),
+            }
+        }
+    };
+    let started = Instant::now();
+    let question = connection.client.query_one(&connection.question, &[]);
+    // A question dropped after the limit would leave its answer behind: the connection goes with it.
+    let outcome = match tokio::time::timeout(ANSWER_LIMIT, question).await {
+        Ok(answer) => match answer.and_then(|row| read(&row)) {
+            Ok(answer) => Outcome::Answer(answer),
+            // Promoted between two functions of the question: ask again.
+            Err(error) if !connection.client.is_closed() && error.as_db_error().is_some() => Outcome::Silent,
+            Err(error) => return (started, Outcome::Down(describe(&error))),
+        },
+        Err(_) => return (started, Outcome::Silent),
+    };
+    *slot = Some(connection);
+    (started, outcome)
+}
+
+fn read(row: &tokio_postgres::Row) -> Result<Answer, tokio_postgres::Error> {
+    let lsn: Option<tokio_postgres::types::PgLsn> = row.try_get(1)?;
+    let timeline: Option<&str> = row.try_get(2)?;
+    let lag: Option<f64> = row.try_get(3)?;
+    Ok(Answer {
+        in_recovery: row.try_get(0)?,
+        lsn: manatee_shared::lsn::Lsn(lsn.map_or(0, u64::from)),
+        timeline: timeline.and_then(|text| u32::from_str_radix(text, 16).ok()).map(Timeline),
+        reported_lag: Duration::try_from_secs_f64(lag.unwrap_or(0.0).max(0.0)).unwrap_or(Duration::ZERO),
+    })
+}
+
+/// With the cause, which tokio-postgres keeps apart.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }
