@@ -23,7 +23,8 @@ pub type Version = i32;
 /// What is known of our own session with ZooKeeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Session {
-    /// Never connected, or reconnecting: what is shown may be old. Unknown is not down (rule 9).
+    /// Never connected, or reconnecting, or a write of ours is in doubt: what is shown may be old.
+    /// Unknown is not down (rule 9).
     Disconnected,
     /// Connected; the view is being kept current.
     Connected,
@@ -138,16 +139,24 @@ pub trait Coordination: Send + Sync + 'static {
 
     /// Announces `peer` by an ephemeral node now and after every new session, removing nodes that
     /// earlier processes of the same peer left behind. Refuses nothing: two sitters with one id
-    /// are told apart by the caller through [`View::active`].
+    /// are told apart by the caller through [`View::active`]. A node that somebody else removed is
+    /// re-created only by another `join`, lest two such sitters fight for ever.
+    ///
+    /// With [`ZkError::Unknown`] the wish stands, and is carried out as soon as possible.
     async fn join(&self, peer: Peer) -> Result<(), ZkError>;
 
     /// Removes our election node at once, so that others need not wait for an expiry, and stops
-    /// announcing. The session stays.
+    /// announcing. The session stays. With [`ZkError::Unknown`] the wish stands.
     async fn leave(&self) -> Result<(), ZkError>;
 
     /// Writes `state` over version `expected` (None: the node must not exist) together with its
     /// history entry, in one transaction that also fails unless our election node exists (when
-    /// [`Coordination::join`]ed). Returns the new version.
+    /// [`Coordination::join`]ed). Returns the new version, which the view then shows already.
+    ///
+    /// After [`ZkError::Unknown`] the write may still happen, but only over `expected` and as long
+    /// as the election node exists. Until it is certain, the view says [`Session::Disconnected`]:
+    /// the caller must keep whatever it prepared for the write (rule 3) and decide nothing new.
+    /// The other errors mean that it did not and will not happen.
     async fn write_state(&self, expected: Option<Version>, state: &ClusterState) -> Result<Version, ZkError>;
 
     /// All readable history entries in order. Entries of Manatee 1 are skipped.

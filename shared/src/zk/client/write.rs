@@ -1,0 +1,183 @@
+//! Writing the state: one transaction, whose outcome is found out even if nobody waits any more.
+//!
+//! A request given to the client library can not be taken back: dropped while disconnected it is
+//! still sent after the reconnection, and one that was sent may be carried out although the answer
+//! was lost. So a write runs in a task of its own until its outcome is known, one write at a time,
+//! and until then:
+//!
+//! - It can only succeed on the version it was decided from and while the election node of the
+//!   session that sent it exists. If it comes late, nothing else was written in between.
+//! - A caller that stopped waiting ([`ZkError::Unknown`]) sees `Disconnected` in the view until the
+//!   outcome is known, so it keeps what it prepared for the write (rule 3: a primary that names a
+//!   new sync must go on waiting for both) and decides nothing new.
+//!
+//! How the outcome of a doubtful write is found out: in the same session, requests are carried out
+//! in their order and a server refuses those of a connection that the session has left, so after a
+//! reconnection `sync` and a read tell. In a new session, registering has removed the election node
+//! that the old transaction requires, so from then on it fails, and a read tells.
+
+use std::sync::Arc;
+
+use tokio::time::timeout;
+use zookeeper_client::{Acls, Client, CreateMode, Error, MultiWriteError, SessionId};
+
+use super::{Shared, WriteInFlight, is_doubtful, zk_error};
+use crate::cluster::ClusterState;
+use crate::zk::{Session, StateNode, Version, ZkError};
+
+/// See [`crate::zk::Coordination::write_state`].
+pub(super) async fn write(
+    shared: &Arc<Shared>,
+    expected: Option<Version>,
+    state: &ClusterState,
+) -> Result<Version, ZkError> {
+    let bound = shared.operation_timeout();
+    let Ok(turn) = timeout(bound, shared.writing.clone().lock_owned()).await else {
+        return Err(ZkError::Unknown("the outcome of an earlier write is still not known".to_owned()));
+    };
+    let write = Write { shared: shared.clone(), expected, state: Arc::new(state.clone()) };
+    shared.update(|live| live.write = WriteInFlight::Awaited);
+    let abandon = Abandon(shared);
+    let task = tokio::spawn(async move {
+        let result = write.run().await;
+        write.shared.update(|live| live.write = WriteInFlight::None);
+        drop(turn);
+        result
+    });
+    // Not waiting any longer does not end the task; `abandon` then puts the view in doubt.
+    let result = match timeout(bound, task).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(ZkError::Unknown(format!("the write's task failed: {error}"))),
+        Err(_) => Err(ZkError::Unknown(format!("no answer to the write within {bound:?}"))),
+    };
+    drop(abandon);
+    result
+}
+
+/// When the caller stops waiting, in whatever way, before the outcome is known: doubt.
+struct Abandon<'a>(&'a Shared);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        self.0.update(|live| {
+            if live.write == WriteInFlight::Awaited {
+                live.write = WriteInFlight::InDoubt;
+            }
+        });
+    }
+}
+
+struct Write {
+    shared: Arc<Shared>,
+    expected: Option<Version>,
+    state: Arc<ClusterState>,
+}
+
+impl Write {
+    async fn run(&self) -> Result<Version, ZkError> {
+        let client = self.shared.connected()?;
+        let joined = self.shared.wanted.borrow().is_some();
+        let node = self.shared.live.borrow().registered.as_ref().map(|(_, path)| path.clone());
+        if joined && node.is_none() {
+            return Err(ZkError::NotRegistered);
+        }
+        if !joined {
+            // Only an operator's tool writes without having joined; the folders may be missing.
+            let folder = CreateMode::Persistent.with_acls(Acls::anyone_all());
+            self.shared.bounded(client.mkdir(&self.shared.paths.history, &folder)).await?;
+        }
+        match self.commit(&client, node.as_deref()).await {
+            Err(MultiWriteError::RequestFailed { source }) if is_doubtful(&source) => {
+                let session = client.session_id();
+                // The session must be free to end.
+                drop(client);
+                tracing::warn!(problem = %source, "no answer to a write of the state; finding out what became of it");
+                self.find_out(session).await
+            }
+            Err(MultiWriteError::RequestFailed { source }) => Err(zk_error(source)),
+            Err(MultiWriteError::OperationFailed { index, source }) => Err(match (index, source) {
+                (0, Error::NoNode) if node.is_some() => ZkError::NotRegistered,
+                (_, Error::BadVersion | Error::NodeExists | Error::NoNode) => ZkError::Conflict,
+                (_, source) => zk_error(source),
+            }),
+            Ok(()) => Ok(self.version()),
+        }
+    }
+
+    /// Version of the node if the write succeeds.
+    fn version(&self) -> Version {
+        // ZooKeeper's own counter wraps around the same way.
+        self.expected.map_or(0, |expected| expected.wrapping_add(1))
+    }
+
+    async fn commit(&self, client: &Client, node: Option<&str>) -> Result<(), MultiWriteError> {
+        let (json, paths) = (self.state.to_json(), &self.shared.paths);
+        let mut writer = client.new_multi_writer();
+        if let Some(node) = node {
+            writer.add_check_version(node, -1)?;
+        }
+        match self.expected {
+            Some(_) => writer.add_set_data(&paths.state, &json, self.expected)?,
+            None => {
+                let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+                writer.add_create(&paths.state, &json, &options)?;
+            }
+        }
+        let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
+        writer.add_create(&paths.history_prefix(self.state.generation), &json, &options)?;
+        let (ticket, commit) = self.shared.order.sending(|| writer.commit());
+        commit.await?;
+        // Shown before the caller knows, so that it decides its next step from what it wrote.
+        let shown = StateNode::Valid { version: self.version(), state: self.state.clone() };
+        self.shared.show_state(ticket, shown);
+        Ok(())
+    }
+
+    /// Waits, as long as it takes, until it is certain whether the write happened.
+    async fn find_out(&self, session: SessionId) -> Result<Version, ZkError> {
+        self.shared.update(|live| live.write = WriteInFlight::InDoubt);
+        let mut live = self.shared.live.subscribe();
+        let stop = self.shared.stop.clone();
+        loop {
+            let certain = live.wait_for(|live| {
+                let same = live.client.as_ref().is_some_and(|client| client.session_id() == session);
+                let fenced = live.registered.is_some() || self.shared.wanted.borrow().is_none();
+                live.link == Session::Connected && (same || fenced)
+            });
+            let client = match stop.run_until_cancelled(certain).await {
+                Some(Ok(live)) => live.client.clone(),
+                Some(Err(_)) | None => None,
+            };
+            let Some(client) = client else {
+                return Err(ZkError::Unknown("stopped before the outcome of the write was known".to_owned()));
+            };
+            match self.look(&client).await {
+                Ok(result) => return result,
+                Err(error) => tracing::debug!(%error, "cannot read the state to find out about a write"),
+            }
+            // Lost again at once: do not spin on a link that is not yet seen as lost.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Compares what is there with what was to be written.
+    async fn look(&self, client: &Client) -> Result<Result<Version, ZkError>, ZkError> {
+        let path = &self.shared.paths.state;
+        self.shared.bounded(client.sync(path)).await?;
+        let read = async {
+            match client.get_data(path).await {
+                Ok((data, stat)) => Ok(Some((data, stat.version))),
+                Err(Error::NoNode) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let found = self.shared.bounded(read).await?;
+        Ok(match found {
+            Some((data, version)) if data == self.state.to_json() && Some(version) != self.expected => Ok(version),
+            found if found.as_ref().map(|(_, version)| *version) == self.expected => {
+                Err(ZkError::Unknown("the connection was lost before the state was written; it was not".to_owned()))
+            }
+            _ => Err(ZkError::Conflict),
+        })
+    }
+}

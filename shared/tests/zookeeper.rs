@@ -1,0 +1,321 @@
+//! The real client against a real ZooKeeper (Debian's package `zookeeper`; no daemon needed).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use manatee_shared::cluster::{ClusterState, Peer};
+use manatee_shared::config::ZkSettings;
+use manatee_shared::lsn::Lsn;
+use manatee_shared::topology::{Freshness, TopologyWatcher};
+use manatee_shared::zk::client::ZkCoordination;
+use manatee_shared::zk::{Coordination, Session, StateNode, View, ZkError};
+
+/// Generous: the machine may be busy. Nothing waits this long when it works.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Session timeout of the tests' clients.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A ZooKeeper of its own on a free port, in a folder of its own; gone when dropped, and also when
+/// the test dies (`setpriv --pdeathsig`).
+struct Server {
+    folder: tempfile::TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = Self { folder: tempfile::tempdir().unwrap(), port, process: None };
+        let data = server.folder.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let settings = format!(
+            "tickTime=100\nminSessionTimeout=200\nmaxSessionTimeout=60000\nclientPort={port}\n\
+             clientPortAddress=127.0.0.1\ndataDir={}\n",
+            data.display()
+        );
+        std::fs::write(server.folder.path().join("zoo.cfg"), settings).unwrap();
+        server.resume();
+        server
+    }
+
+    /// Starts the process (again), on the same port and data.
+    fn resume(&mut self) {
+        let log = |name: &str| std::fs::File::create(self.folder.path().join(name)).unwrap();
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "java", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.forceSync=no"])
+            .args(["-Dzookeeper.snapshot.trust.empty=true", "-cp", "/usr/share/java/zookeeper.jar"])
+            .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
+            .arg(self.folder.path().join("zoo.cfg"))
+            .stdin(Stdio::null())
+            .stdout(log("stdout"))
+            .stderr(log("stderr"))
+            .spawn()
+            .expect("java and setpriv are installed");
+        self.process = Some(process);
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(started.elapsed() < DEADLINE, "ZooKeeper did not start: {}", read(self.folder.path()));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// kill -9.
+    fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn settings(&self) -> ZkSettings {
+        let settings = ZkSettings::new(vec![format!("127.0.0.1:{}", self.port)]);
+        ZkSettings { session_timeout: SESSION_TIMEOUT, ..settings }
+    }
+
+    fn client(&self) -> ZkCoordination {
+        ZkCoordination::connect(&self.settings(), &"1.test".parse().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn read(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("stderr")).unwrap_or_default()
+}
+
+fn peer(number: u8) -> Peer {
+    Peer::new(format!("10.0.0.{number}:5432:12345").parse().unwrap(), format!("peer{number}"))
+}
+
+fn state(generation: u64) -> ClusterState {
+    ClusterState {
+        generation,
+        primary: peer(1),
+        sync_peer: Some(peer(2)),
+        async_peers: vec![],
+        deposed: vec![],
+        init_wal: Lsn(generation * 100),
+        init_wal_timeline: None,
+        freeze: None,
+        one_node_write_mode: false,
+        promote: None,
+        system_identifier: None,
+        reason: Some("test".to_owned()),
+        extra: Default::default(),
+    }
+}
+
+/// Waits for a view; how long it took.
+async fn until(client: &ZkCoordination, what: &str, wanted: impl Fn(&View) -> bool) -> Duration {
+    let started = Instant::now();
+    let mut views = client.view();
+    let arrived = tokio::time::timeout(DEADLINE, views.wait_for(|view| wanted(view))).await.is_ok();
+    assert!(arrived, "never came: {what}; last: {:?}", client.view().borrow().clone());
+    started.elapsed()
+}
+
+fn version(view: &View) -> Option<i32> {
+    view.state.valid().map(|(version, _)| version)
+}
+
+fn is_connected(view: &View) -> bool {
+    view.session == Session::Connected
+}
+
+fn has(number: u8) -> impl Fn(&View) -> bool {
+    move |view| view.active.contains_key(&peer(number).id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_see_each_other_come_write_and_go() {
+    let server = Server::start();
+    let (one, two, reader) = (server.client(), server.client(), server.client());
+    reader.ready(DEADLINE).await.unwrap();
+    assert!(!reader.shard_exists().await.unwrap(), "readers create nothing");
+    assert_eq!(reader.view().borrow().state, StateNode::Absent);
+    assert_eq!(reader.view().borrow().has_history, Some(false));
+
+    one.ready(DEADLINE).await.unwrap();
+    one.join(peer(1)).await.unwrap();
+    let seen = until(&reader, "one joined", has(1)).await;
+    two.ready(DEADLINE).await.unwrap();
+    two.join(peer(2)).await.unwrap();
+    until(&reader, "two joined", has(2)).await;
+    let order: Vec<_> = reader.view().borrow().in_election_order().iter().map(|active| active.peer.clone()).collect();
+    assert_eq!(order, [peer(1), peer(2)]);
+
+    assert_eq!(one.write_state(None, &state(1)).await.unwrap(), 0);
+    assert_eq!(version(&one.view().borrow()), Some(0), "the writer sees its own write at once");
+    let wrote = until(&reader, "first state", |view| version(view) == Some(0)).await;
+    assert!(matches!(two.write_state(None, &state(1)).await, Err(ZkError::Conflict)));
+    assert_eq!(two.write_state(Some(0), &state(2)).await.unwrap(), 1);
+    assert!(matches!(one.write_state(Some(0), &state(2)).await, Err(ZkError::Conflict)));
+    until(&reader, "second state", |view| version(view) == Some(1) && view.has_history == Some(true)).await;
+
+    let history = reader.history().await.unwrap();
+    let entries: Vec<_> = history.iter().map(|entry| (entry.zk_sequence, entry.state.clone())).collect();
+    assert_eq!(entries, [(0, state(1)), (1, state(2))], "one entry for each write that succeeded");
+    assert_eq!(reader.raw_state().await.unwrap(), Some(state(2).to_json()));
+
+    two.leave().await.unwrap();
+    let left = until(&reader, "two left", |view| !has(2)(view)).await;
+    one.close().await;
+    let closed = until(&reader, "one closed", |view| view.active.is_empty()).await;
+    println!("seen after: join {seen:?}, write {wrote:?}, leave {left:?}, close {closed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_process_of_the_same_peer_makes_way() {
+    let server = Server::start();
+    let (old, new, reader) = (server.client(), server.client(), server.client());
+    for client in [&old, &new, &reader] {
+        client.ready(DEADLINE).await.unwrap();
+    }
+    old.join(peer(1)).await.unwrap();
+    until(&reader, "old joined", has(1)).await;
+    let first = reader.view().borrow().active[&peer(1).id].sequence;
+    new.join(peer(1)).await.unwrap();
+    until(&reader, "new joined", |view| view.active.get(&peer(1).id).is_some_and(|a| a.sequence > first)).await;
+    until(&old, "old notices", |view| view.active.get(&peer(1).id).is_some_and(|a| a.sequence > first)).await;
+    assert!(matches!(old.write_state(None, &state(1)).await, Err(ZkError::NotRegistered)));
+    assert_eq!(new.write_state(None, &state(1)).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_view_survives_a_restart_of_zookeeper() {
+    let mut server = Server::start();
+    let (one, reader) = (server.client(), server.client());
+    one.ready(DEADLINE).await.unwrap();
+    one.join(peer(1)).await.unwrap();
+    one.write_state(None, &state(1)).await.unwrap();
+    until(&reader, "state", |view| version(view) == Some(0)).await;
+
+    server.stop();
+    until(&reader, "disconnection", |view| !is_connected(view)).await;
+    until(&one, "disconnection", |view| !is_connected(view)).await;
+    assert_eq!(version(&reader.view().borrow()), Some(0), "the last state stays");
+    assert!(matches!(one.write_state(Some(0), &state(2)).await, Err(ZkError::Unknown(_))));
+    server.resume();
+    until(&one, "reconnection", |view| is_connected(view) && has(1)(view)).await;
+    until(&reader, "reconnection", |view| is_connected(view) && has(1)(view) && version(view) == Some(0)).await;
+    assert_eq!(one.write_state(Some(0), &state(2)).await.unwrap(), 1);
+    until(&reader, "watches still work", |view| version(view) == Some(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_registers_again_after_an_expiry() {
+    let mut server = Server::start();
+    let (one, reader) = (server.client(), server.client());
+    one.ready(DEADLINE).await.unwrap();
+    one.join(peer(1)).await.unwrap();
+    one.write_state(None, &state(1)).await.unwrap();
+    let mut sessions = one.view();
+    let first = sessions.borrow_and_update().active[&peer(1).id].sequence;
+
+    server.stop();
+    until(&one, "expiry", |view| view.session == Session::Expired).await;
+    server.resume();
+    let again = |view: &View| view.active.get(&peer(1).id).is_some_and(|active| active.sequence > first);
+    until(&reader, "registered again", again).await;
+    until(&one, "connected again", |view| is_connected(view) && again(view)).await;
+    assert_eq!(one.write_state(Some(0), &state(2)).await.unwrap(), 1);
+    assert_eq!(one.history().await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_cut_off_is_settled_before_anything_else() {
+    let mut server = Server::start();
+    let one = Arc::new(server.client());
+    one.ready(DEADLINE).await.unwrap();
+    one.join(peer(1)).await.unwrap();
+    let mut written = one.write_state(None, &state(1)).await.unwrap();
+    // Writes as fast as they go while ZooKeeper is killed and comes back, several times.
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let (one, stop) = (one.clone(), stop.clone());
+        async move {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let next = u64::try_from(written).unwrap() + 2;
+                match one.write_state(Some(written), &state(next)).await {
+                    Ok(version) => written = version,
+                    // What the view says once it is connected again is the truth.
+                    Err(_) => {
+                        until(&one, "connected", is_connected).await;
+                        let seen = version(&one.view().borrow()).unwrap();
+                        assert!(seen == written || seen == written + 1, "{seen} after {written}");
+                        written = seen;
+                    }
+                }
+            }
+            written
+        }
+    });
+    for _ in 0..3 {
+        let seen = version(&one.view().borrow()).unwrap();
+        until(&one, "progress", |view| version(view).is_some_and(|version| version > seen + 20)).await;
+        server.stop();
+        until(&one, "disconnection", |view| !is_connected(view)).await;
+        server.resume();
+    }
+    let seen = version(&one.view().borrow()).unwrap();
+    until(&one, "progress", |view| version(view).is_some_and(|version| version > seen + 20)).await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let written = writer.await.unwrap();
+    let history = one.history().await.unwrap();
+    let generations: Vec<_> = history.iter().map(|entry| entry.state.generation).collect();
+    let expected: Vec<_> = (1..=u64::try_from(written).unwrap() + 1).collect();
+    assert_eq!(generations, expected, "each version written once, with its history entry");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_needs_no_shard_and_keeps_the_last_topology() {
+    let mut server = Server::start();
+    let watcher = TopologyWatcher::spawn(&server.settings(), &"1.test".parse().unwrap()).unwrap();
+    let mut topology = watcher.topology();
+    assert!(topology.borrow().is_none());
+    let one = server.client();
+    one.ready(DEADLINE).await.unwrap();
+    one.join(peer(1)).await.unwrap();
+    one.write_state(None, &state(1)).await.unwrap();
+    let fresh = tokio::time::timeout(
+        DEADLINE,
+        topology.wait_for(|topology| topology.as_ref().is_some_and(|topology| topology.active.len() == 1)),
+    );
+    let seen = fresh.await.unwrap().unwrap().clone().unwrap();
+    assert_eq!(seen.chain_urls(), [peer(1).pg_url, peer(2).pg_url]);
+    assert_eq!(seen.zookeeper, Freshness::Fresh);
+
+    server.stop();
+    let stale = tokio::time::timeout(
+        DEADLINE,
+        topology.wait_for(|topology| topology.as_ref().is_some_and(|topology| !topology.is_fresh())),
+    );
+    assert_eq!(stale.await.unwrap().unwrap().as_ref().unwrap().primary, peer(1));
+}
+
+#[tokio::test]
+async fn nobody_there_is_said_in_one_line() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settings = ZkSettings::new(vec![format!("127.0.0.1:{port}")]);
+    let client = ZkCoordination::connect(&settings, &"1.test".parse().unwrap()).unwrap();
+    let error = client.ready(Duration::from_millis(500)).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "ZooKeeper at 127.0.0.1:{port} cannot be reached: no server answers; check that it runs, \
+             and the addresses under `zookeeper.servers` (manatee-adm: --zk)"
+        )
+    );
+    assert!(matches!(client.write_state(None, &state(1)).await, Err(ZkError::Unknown(_))));
+}
