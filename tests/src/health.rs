@@ -1,0 +1,54 @@
+//! Is the shard whole? Asked of ZooKeeper and of each PostgreSQL, not of the sitters.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use manatee_shared::cluster::{ClusterState, Role};
+
+use crate::host::Host;
+
+/// How long one PostgreSQL may take to answer.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Ok if `state` lists all of `hosts` in the chain, none deposed, and each PostgreSQL has its
+/// role and streams. The error says the first thing that is not so.
+pub async fn check(hosts: &[Host], state: &ClusterState) -> Result<()> {
+    ensure!(state.deposed.is_empty(), "deposed: {}", names(hosts, &state.deposed));
+    let listed = state.chain().count();
+    ensure!(listed == hosts.len(), "{listed} of {} peers are in the chain", hosts.len());
+    for host in hosts {
+        let role = state.role_of(host.id);
+        let what = || format!("{} ({role})", host.name());
+        tokio::time::timeout(LIMIT, check_server(host, role)).await.with_context(what)?.with_context(what)?;
+    }
+    Ok(())
+}
+
+async fn check_server(host: &Host, role: Role) -> Result<()> {
+    let client = host.superuser("postgres").await?;
+    let row = client
+        .query_one(
+            "select pg_is_in_recovery(), \
+             exists (select from pg_stat_wal_receiver where status = 'streaming'), \
+             exists (select from pg_stat_replication where sync_state in ('sync', 'quorum') and state = 'streaming')",
+            &[],
+        )
+        .await?;
+    let (in_recovery, receiving, sync_attached): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+    match role {
+        Role::Primary if in_recovery => bail!("still in recovery"),
+        Role::Primary if !sync_attached => bail!("its sync does not stream"),
+        Role::Primary => Ok(()),
+        _ if !in_recovery => bail!("not in recovery"),
+        _ if !receiving => bail!("does not stream"),
+        _ => Ok(()),
+    }
+}
+
+/// Names of peers as the lab calls them.
+pub fn names(hosts: &[Host], peers: &[manatee_shared::cluster::Peer]) -> String {
+    let name = |peer: &manatee_shared::cluster::Peer| {
+        hosts.iter().find(|host| host.id == peer.id).map_or_else(|| peer.id.to_string(), Host::name)
+    };
+    peers.iter().map(name).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,135 @@
+//! A real ZooKeeper, one server or three, from Debian's jar.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::binaries::{ZOOKEEPER_JAR, in_path};
+use crate::ports;
+use crate::process::{Launch, Process};
+
+/// The ensemble. Killed when dropped.
+#[derive(Debug)]
+pub struct ZooKeeper {
+    servers: Vec<Server>,
+}
+
+#[derive(Debug)]
+struct Server {
+    launch: Launch,
+    process: Option<Process>,
+    address: SocketAddrV4,
+}
+
+impl ZooKeeper {
+    /// Starts `count` servers on `address` with their data under `dir`. They are not ready yet.
+    pub fn start(dir: &Path, logs: &Path, address: Ipv4Addr, count: usize) -> Result<Self> {
+        let java = in_path("java")?;
+        let mut taken = Vec::new();
+        let mut port = || ports::free(address, &mut taken);
+        let ports = (0..count).map(|_| Ok([port()?, port()?, port()?])).collect::<Result<Vec<_>>>()?;
+        let ensemble: String = match count {
+            1 => String::new(),
+            _ => (1..)
+                .zip(&ports)
+                .map(|(id, [_, peer, election])| format!("server.{id}={address}:{peer}:{election}\n"))
+                .collect(),
+        };
+        let mut servers = Vec::new();
+        for (id, [client, ..]) in (1..).zip(&ports) {
+            let name = format!("zookeeper{id}");
+            let dir = dir.join(&name);
+            let data = dir.join("data");
+            fs::create_dir_all(&data)?;
+            fs::write(data.join("myid"), format!("{id}\n"))?;
+            // Short ticks, because the shortest session is two of them.
+            let config = format!(
+                "tickTime=200\nminSessionTimeout=400\nmaxSessionTimeout=60000\ninitLimit=50\nsyncLimit=10\n\
+                 clientPort={client}\nclientPortAddress={address}\ndataDir={}\n4lw.commands.whitelist=*\n\
+                 maxClientCnxns=0\n{ensemble}",
+                data.display()
+            );
+            let config_path = dir.join("zoo.cfg");
+            fs::write(&config_path, config)?;
+            let options = [
+                "-Xmx64m",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                "-Dzookeeper.admin.enableServer=false",
+                "-Dzookeeper.forceSync=no",
+                "-Dzookeeper.snapshot.trust.empty=true",
+                "-cp",
+                ZOOKEEPER_JAR,
+                "org.apache.zookeeper.server.quorum.QuorumPeerMain",
+            ];
+            let launch = Launch {
+                name: name.clone(),
+                program: java.clone(),
+                args: options.iter().map(Into::into).chain([config_path.into()]).collect(),
+                dir,
+                log: logs.join(format!("{name}.log")),
+                namespace: None,
+            };
+            let process = Some(Process::start(&launch)?);
+            servers.push(Server { launch, process, address: SocketAddrV4::new(address, *client) });
+        }
+        Ok(Self { servers })
+    }
+
+    /// Waits until every server serves.
+    pub async fn ready(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        for server in &mut self.servers {
+            while !serves(server.address) {
+                if let Some(process) = &mut server.process {
+                    process.check()?;
+                }
+                if Instant::now() > deadline {
+                    bail!("{} does not serve after {limit:?}", server.launch.name);
+                }
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// `ip:port` of each server.
+    pub fn addresses(&self) -> Vec<String> {
+        self.servers.iter().map(|server| server.address.to_string()).collect()
+    }
+
+    /// SIGKILLs all servers.
+    pub fn kill(&mut self) {
+        for server in &mut self.servers {
+            server.process = None;
+        }
+    }
+
+    /// Starts those that are not running.
+    pub fn restart(&mut self) -> Result<()> {
+        for server in &mut self.servers {
+            if server.process.as_mut().is_none_or(|process| process.ended().is_some()) {
+                server.process = Some(Process::start(&server.launch).context("cannot restart ZooKeeper")?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a server answers `srvr` as a member that serves requests.
+fn serves(address: SocketAddrV4) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let limit = Duration::from_millis(500);
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(address), limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(b"srvr")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.contains("Mode:"))
+}
