@@ -260,4 +260,89 @@ mod tests {
         assert!(matches!(ClusterState::parse(no_sync.as_bytes()), Err(StateError::Invalid(_))));
         assert!(matches!(ClusterState::parse(b"{"), Err(StateError::Json(_))));
     }
+
+    mod any {
+        use super::super::*;
+        use proptest::prelude::*;
+
+        fn peers() -> impl Strategy<Value = Vec<Peer>> {
+            let peer = (any::<std::net::IpAddr>(), 1u16.., 1u16.., "[ -~]{0,12}", unknown());
+            let peer = peer.prop_map(|(ip, pg_port, backup_port, zone, extra)| Peer {
+                extra,
+                ..Peer::new(PeerId { ip, pg_port, backup_port }, zone)
+            });
+            prop::collection::vec(peer, 2..8).prop_map(|mut peers| {
+                peers.sort_by_key(|peer| peer.id);
+                peers.dedup_by_key(|peer| peer.id);
+                peers
+            })
+        }
+
+        /// Fields of other versions: anything JSON, under names that are nobody's.
+        fn unknown() -> impl Strategy<Value = Map<String, Value>> {
+            let leaf = prop_oneof![
+                Just(Value::Null),
+                any::<bool>().prop_map(Value::from),
+                any::<i64>().prop_map(Value::from),
+                ".{0,8}".prop_map(Value::from),
+            ];
+            let value = leaf.prop_recursive(2, 8, 3, |inner| {
+                prop_oneof![
+                    prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                    prop::collection::btree_map(".{0,4}", inner, 0..3)
+                        .prop_map(|map| Value::Object(map.into_iter().collect())),
+                ]
+            });
+            prop::collection::btree_map("x-[a-zA-Z]{1,8}", value, 0..3).prop_map(|map| map.into_iter().collect())
+        }
+
+        fn states() -> impl Strategy<Value = ClusterState> {
+            let freeze = prop_oneof![
+                Just(None),
+                any::<bool>().prop_map(|flag| Some(Freeze::Flag(flag))),
+                (".{0,9}", ".{0,9}").prop_map(|(date, reason)| Some(Freeze::Reason { date, reason })),
+            ];
+            let rest = (1u64.., any::<u64>(), any::<Option<u32>>(), freeze, any::<Option<u32>>(), unknown());
+            (peers(), 0usize..4, rest).prop_filter_map("two peers", |(mut peers, deposed, rest)| {
+                let (generation, lsn, timeline, freeze, index, extra) = rest;
+                let deposed = peers.split_off(peers.len().saturating_sub(deposed).max(2).min(peers.len()));
+                let mut chain = peers.into_iter();
+                let (primary, sync_peer) = (chain.next()?, chain.next()?);
+                let promote = index.map(|index| Promote {
+                    id: sync_peer.id,
+                    role: if index % 2 == 0 { PromoteRole::Sync } else { PromoteRole::Async },
+                    async_index: (index % 2 == 1).then_some(index as usize),
+                    generation,
+                    expire_time: Timestamp::UNIX_EPOCH,
+                });
+                Some(ClusterState {
+                    generation,
+                    primary,
+                    sync_peer: Some(sync_peer),
+                    async_peers: chain.collect(),
+                    deposed,
+                    init_wal: Lsn(lsn),
+                    init_wal_timeline: timeline.map(Timeline),
+                    freeze,
+                    one_node_write_mode: false,
+                    promote,
+                    system_identifier: timeline.map(|timeline| timeline.to_string()),
+                    reason: None,
+                    extra,
+                })
+            })
+        }
+
+        proptest! {
+            #[test]
+            fn state_is_read_back_as_written(state in states()) {
+                prop_assert_eq!(ClusterState::parse(&state.to_json()).map_err(|error| error.to_string()), Ok(state));
+            }
+
+            #[test]
+            fn no_bytes_make_parsing_panic(bytes: Vec<u8>) {
+                let _ = ClusterState::parse(&bytes);
+            }
+        }
+    }
 }

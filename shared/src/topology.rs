@@ -201,3 +201,62 @@ async fn follow(mut view: watch::Receiver<View>, shard: ShardName, sender: watch
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zk::ActivePeer;
+
+    fn peer(number: u8) -> Peer {
+        Peer::new(format!("10.0.0.{number}:5432:12345").parse().expect("id"), format!("peer{number}"))
+    }
+
+    fn view(session: Session) -> View {
+        let json = serde_json::json!({"generation": 2, "primary": peer(1), "sync": peer(2), "async": [peer(3)],
+            "deposed": [peer(4)], "initWal": "0/00000010", "initWalTimeline": 1});
+        let state = ClusterState::parse(json.to_string().as_bytes()).expect("valid");
+        let active =
+            [3, 1].map(|number| (peer(number).id, ActivePeer { sequence: 10 - u64::from(number), peer: peer(number) }));
+        View {
+            session,
+            state: StateNode::Valid { version: 7, state: Arc::new(state) },
+            active: active.into_iter().collect(),
+            has_history: Some(true),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("time")
+    }
+
+    #[test]
+    fn the_last_topology_outlives_everything() {
+        let shard: ShardName = "1.test".parse().expect("name");
+        assert_eq!(Topology::next(None, &View::unknown(), &shard, at(0)), None, "never guessed");
+        let fresh = Topology::next(None, &view(Session::Connected), &shard, at(1)).expect("topology");
+        assert!(fresh.is_fresh());
+        assert_eq!(fresh.active, [peer(3).id, peer(1).id], "in election order");
+        let roles = [1, 2, 3, 4, 5].map(|number| fresh.role_of(peer(number).id));
+        assert_eq!(roles, [Role::Primary, Role::Sync, Role::Async(0), Role::Deposed, Role::Unassigned]);
+
+        let stale = Topology::next(Some(&fresh), &view(Session::Disconnected), &shard, at(2)).expect("topology");
+        assert_eq!(stale, Topology { zookeeper: Freshness::Stale { since: at(2) }, ..fresh.clone() });
+        let later = Topology::next(Some(&stale), &view(Session::Expired), &shard, at(3)).expect("topology");
+        assert_eq!(later, stale, "stale since the beginning");
+        for gone in [StateNode::Absent, StateNode::Corrupt { version: 8, problem: String::new() }] {
+            let view = View { state: gone, ..view(Session::Connected) };
+            assert_eq!(Topology::next(Some(&fresh), &view, &shard, at(2)), Some(stale.clone()));
+        }
+        assert_eq!(Topology::next(Some(&stale), &view(Session::Connected), &shard, at(4)), Some(fresh));
+    }
+
+    #[test]
+    fn json_round_trips() {
+        let shard: ShardName = "1.test".parse().expect("name");
+        let topology = Topology::next(None, &view(Session::Disconnected), &shard, at(1)).expect("topology");
+        let json = serde_json::to_value(&topology).expect("json");
+        assert_eq!(json["zookeeper"], serde_json::json!({"status": "stale", "since": "1970-01-01T00:00:01Z"}));
+        assert_eq!(json["sync"]["pgUrl"], "tcp://postgres@10.0.0.2:5432/postgres");
+        assert_eq!(serde_json::from_value::<Topology>(json).expect("topology"), topology);
+    }
+}
