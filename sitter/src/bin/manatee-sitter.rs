@@ -1,2 +1,176 @@
-//! Being written.
-fn main() {}
+//! `manatee-sitter`: one per database host. Only wiring: what it does is in the library.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Parser;
+use manatee_shared::zk::client::ZkCoordination;
+use manatee_shared::zk::{Coordination, Session};
+use manatee_shared::{shutdown, telemetry};
+use manatee_sitter::api::{self, Api};
+use manatee_sitter::config::{Config, environment};
+use manatee_sitter::driver::{Driver, Parts};
+use manatee_sitter::execute::Executor;
+use manatee_sitter::heartbeat::Heartbeats;
+use manatee_sitter::machine::local::Data;
+use manatee_sitter::postgres::{self, Postgres};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// Beyond `stop_timeout`, for what an orderly stop does besides stopping PostgreSQL.
+const STOP_SLACK: Duration = Duration::from_secs(20);
+
+/// How long a port may still be held by the sitter that this one replaces.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Keeps one host's PostgreSQL in the role that its shard gives it.
+#[derive(Parser)]
+#[command(name = "manatee-sitter", version)]
+struct Args {
+    /// Configuration file (TOML).
+    #[arg(long, short, default_value = "/etc/manatee/sitter.toml", env = "MANATEE_SITTER_CONFIG")]
+    config: PathBuf,
+    /// Check the configuration and this host's fitness for it, then exit.
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            // One line: causes are joined by colons.
+            eprintln!("manatee-sitter: {problem:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    let bin_dir = environment::find_programs(config.postgres.bin_dir.as_deref())?;
+    environment::check_user(&config.postgres.os_user)?;
+    let settings = config.postgres(bin_dir)?;
+    settings.check(config.id())?;
+    if args.check_config {
+        println!("{}: good", args.config.display());
+        return Ok(());
+    }
+    telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
+    let result = runtime.block_on(serve(config, settings));
+    // Blocking work, such as a copy, must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: Config, settings: postgres::Settings) -> anyhow::Result<()> {
+    let prometheus = telemetry::install_recorder()?;
+    let me = config.me();
+    let _lock = environment::lock(&config.peer.dir, &config.shard, me.id)?;
+    info!(peer = %me.id, shard = config.shard.as_str(), version = env!("CARGO_PKG_VERSION"), "starting");
+
+    let stop = shutdown::on_signals().context("cannot listen for signals")?;
+    let postgres = Arc::new(Postgres::new(settings, me.id)?);
+    let listeners = bind(&config).await?;
+    let adopted = postgres.adopt().await.context("cannot take over what is in `peer.dir`")?;
+    if !adopted {
+        environment::check_postgres_port(SocketAddr::new(config.peer.ip, config.peer.pg_port))?;
+    }
+    if let Data::Unusable(problem) = &postgres.local().borrow().data {
+        bail!("`peer.dir`: the data directory in {} can not be used: {problem}", config.peer.dir.display());
+    }
+
+    let zk = Arc::new(ZkCoordination::connect(&config.zookeeper, &config.shard)?);
+    let driver = Driver::new(Parts {
+        me: me.clone(),
+        shard: config.shard.clone(),
+        settings: config.machine(),
+        zk: zk.clone(),
+        local: postgres.local(),
+        heartbeats: Heartbeats::new(config.timing()),
+        execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
+        stop: stop.clone(),
+    });
+    let rendering = prometheus.clone();
+    let router = api::router(Api { status: driver.status(), metrics: Arc::new(move || rendering.render()) });
+
+    let bound = config.postgres.stop_timeout + STOP_SLACK;
+    // Whatever ends first ends the process; what is dropped leaves PostgreSQL as it is.
+    let result = tokio::select! {
+        result = driver.run() => result.map_err(anyhow::Error::from),
+        result = serve_api(listeners, router) => Err(result),
+        () = telemetry::keep_up(prometheus, CancellationToken::new()) => Err(anyhow!("metrics upkeep has ended")),
+        problem = foreign_data(&*zk, &postgres) => Err(problem),
+        () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
+        () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
+            Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
+        }
+    };
+    zk.close().await;
+    match &result {
+        Ok(()) => info!("stopped"),
+        Err(problem) => error!("{problem:#}"),
+    }
+    result
+}
+
+/// Opens the API's ports before anything else happens, so that a busy one changes nothing.
+async fn bind(config: &Config) -> anyhow::Result<Vec<tokio::net::TcpListener>> {
+    let mut listeners = Vec::new();
+    let status = config.status_port().filter(|port| *port != config.peer.backup_port);
+    for (key, port) in [("peer.backup_port", Some(config.peer.backup_port)), ("peer.status_port", status)] {
+        let Some(port) = port else { continue };
+        let address = SocketAddr::new(config.peer.ip, port);
+        let listener = api::bind(address, PORT_PATIENCE).await;
+        listeners.push(listener.map_err(|source| environment::port_problem(key, address, source))?);
+    }
+    Ok(listeners)
+}
+
+/// Serves the API on all its ports; returns what ended it.
+async fn serve_api(listeners: Vec<tokio::net::TcpListener>, router: axum::Router) -> anyhow::Error {
+    let mut servers = tokio::task::JoinSet::new();
+    for listener in listeners {
+        servers.spawn(api::serve(listener, router.clone()));
+    }
+    match servers.join_next().await {
+        Some(Ok(Err(problem))) => anyhow::Error::from(problem).context("the API has failed"),
+        _ => anyhow!("the API has ended"),
+    }
+}
+
+/// Rule 10: returns once the shard is known to be another than the one our data is of.
+async fn foreign_data(zk: &dyn Coordination, postgres: &Postgres) -> anyhow::Error {
+    let mut view = zk.view();
+    let identifier = view
+        .wait_for(|view| view.session == Session::Connected)
+        .await
+        .map(|view| view.state.valid().and_then(|(_, state)| state.system_identifier.clone()));
+    let local = postgres.local().borrow().data.clone();
+    if let (Ok(Some(wanted)), Data::Present(found)) = (identifier, local)
+        && found.0 != wanted
+    {
+        return anyhow!(
+            "`peer.dir`: the data directory is of another shard (system identifier {}, this shard has {wanted}); \
+             correct `shard` or `peer.dir`, or move the data away",
+            found.0
+        );
+    }
+    std::future::pending().await
+}
+
+/// Nothing of the configuration can change live yet; says so.
+async fn watch_hangups() {
+    let Ok(mut hangups) = shutdown::Hangups::listen() else { return };
+    loop {
+        hangups.next().await;
+        warn!(
+            "SIGHUP: the configuration is read at start only; restart the sitter (PostgreSQL keeps running if it is killed)"
+        );
+    }
+}

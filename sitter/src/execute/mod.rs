@@ -15,6 +15,7 @@ use manatee_shared::cluster::Peer;
 use manatee_shared::zk::{Coordination, ZkError};
 
 use crate::machine::action::Action;
+use crate::machine::local::SystemIdentifier;
 use crate::postgres::{self, Postgres};
 use crate::rejoin::Rung;
 
@@ -65,7 +66,13 @@ impl Executor {
 #[async_trait]
 impl Execute for Executor {
     async fn execute(&self, action: &Action) -> Result<Outcome, Problem> {
-        fence::check(action, &self.zk.view().borrow(), self.me.id)?;
+        {
+            let zk = self.zk.view();
+            let zk = zk.borrow();
+            fence::check(action, &zk, self.me.id)?;
+            let identifier = zk.state.valid().and_then(|(_, state)| state.system_identifier.clone());
+            self.postgres.expect_system_identifier(identifier.map(SystemIdentifier));
+        }
         match action {
             Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
             Action::WriteState { expected, state } => state::write(&*self.zk, *expected, state).await,

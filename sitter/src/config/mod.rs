@@ -1,6 +1,8 @@
 //! The sitter's configuration file (`config/sitter.toml` documents each key): reading, checking,
 //! and turning it into the settings of the parts.
 
+pub mod environment;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -82,7 +84,7 @@ pub struct PeerConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// Folder of the programs; default: the newest under [`DEBIAN_VERSIONS`].
+    /// Folder of the programs; default: the newest under [`environment::DEBIAN_VERSIONS`].
     pub bin_dir: Option<PathBuf>,
     /// OS user that runs PostgreSQL when the sitter is root.
     #[serde(default = "default_postgres")]
@@ -196,9 +198,6 @@ fn default_slot_keep() -> Size {
 fn default_stop_timeout() -> Duration {
     Duration::from_secs(10)
 }
-
-/// Where Debian and its kin keep the versions of PostgreSQL.
-pub const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
 
 /// Whole milliseconds, saturating.
 fn millis(duration: Duration) -> u64 {
@@ -318,7 +317,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    const SAMPLE: &str = include_str!("../../config/sitter.toml");
+    const SAMPLE: &str = include_str!("../../../config/sitter.toml");
 
     fn read(text: &str) -> Result<Config, String> {
         let path = Path::new("sitter.toml");

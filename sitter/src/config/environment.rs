@@ -1,0 +1,213 @@
+//! Whether this host can run what the configuration asks for. Each refusal is one line: what,
+//! where, and what to do. Nothing is changed here but the peer's folder and its lock file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use manatee_shared::ids::{PeerId, ShardName};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Where Debian and its kin keep the versions of PostgreSQL.
+pub const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
+
+/// The programs that are run.
+const PROGRAMS: [&str; 6] = ["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_verifybackup"];
+
+/// Why this host can not run the sitter.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// No PostgreSQL is installed where expected.
+    #[error(
+        "no PostgreSQL under {DEBIAN_VERSIONS}; install it, or set `postgres.bin_dir` to the folder of its programs"
+    )]
+    NoPostgres,
+    /// Programs are missing.
+    #[error("`postgres.bin_dir`: {} has no {program}; install PostgreSQL's server package or correct the folder", folder.display())]
+    NoProgram {
+        /// The folder looked in.
+        folder: PathBuf,
+        /// The first one missing.
+        program: &'static str,
+    },
+    /// PostgreSQL refuses to run as root.
+    #[error("`postgres.os_user`: there is no user `{0}` on this host, and PostgreSQL does not run as root; create it")]
+    NoUser(String),
+    /// The peer's folder.
+    #[error("`peer.dir`: cannot use {}: {source}; create it or correct its owner", path.display())]
+    Folder {
+        /// The folder or the lock file in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Rule 10: one sitter per peer.
+    #[error("`peer.dir`: another sitter (process {holder}) is running on {}; stop it first", path.display())]
+    Running {
+        /// The lock file.
+        path: PathBuf,
+        /// Its holder.
+        holder: String,
+    },
+    /// The folder belongs to somebody else.
+    #[error(
+        "`peer.dir`: {} belongs to peer {found}, this is {wanted}; correct `peer.dir`, or remove {} if the peer was renamed",
+        folder.display(), lock.display()
+    )]
+    OtherPeer {
+        /// The folder.
+        folder: PathBuf,
+        /// The lock file, which says so.
+        lock: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who we are.
+        wanted: String,
+    },
+    /// A port.
+    #[error("`{key}`: cannot listen on {address}: {source}; {remedy}")]
+    Port {
+        /// The configuration's key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// The folder of PostgreSQL's programs: as configured, else the newest of Debian's.
+pub fn find_programs(configured: Option<&Path>) -> Result<PathBuf, Unfit> {
+    let folder = match configured {
+        Some(folder) => folder.to_owned(),
+        None => newest_under(Path::new(DEBIAN_VERSIONS)).ok_or(Unfit::NoPostgres)?,
+    };
+    match PROGRAMS.into_iter().find(|program| !folder.join(program).is_file()) {
+        None => Ok(folder),
+        Some(program) => Err(Unfit::NoProgram { folder, program }),
+    }
+}
+
+fn newest_under(versions: &Path) -> Option<PathBuf> {
+    let version = |entry: io::Result<std::fs::DirEntry>| {
+        let number: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let folder = versions.join(number.to_string()).join("bin");
+        folder.join("postgres").is_file().then_some((number, folder))
+    };
+    std::fs::read_dir(versions).ok()?.filter_map(version).max().map(|(_, folder)| folder)
+}
+
+/// Whether the OS user that would run PostgreSQL exists. Only root needs one.
+pub fn check_user(name: &str) -> Result<(), Unfit> {
+    if !nix::unistd::geteuid().is_root() || matches!(nix::unistd::User::from_name(name), Ok(Some(_))) {
+        Ok(())
+    } else {
+        Err(Unfit::NoUser(name.to_owned()))
+    }
+}
+
+/// The right to act for a peer, held as long as this exists (the kernel takes it back when the
+/// process dies). PostgreSQL does not inherit it.
+#[derive(Debug)]
+pub struct PeerLock {
+    _file: Flock<File>,
+}
+
+/// Takes the lock of the peer's folder, making the folder if need be. The lock file says whose the
+/// folder is, so that a copied or mistyped configuration does not take over another peer's data.
+pub fn lock(folder: &Path, shard: &ShardName, me: PeerId) -> Result<PeerLock, Unfit> {
+    let path = folder.join("sitter.lock");
+    let fail = |source: io::Error| Unfit::Folder { path: path.clone(), source };
+    std::fs::create_dir_all(folder).map_err(|source| Unfit::Folder { path: folder.to_owned(), source })?;
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => file,
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut text = String::new();
+            // Only for the message.
+            let _ = file.read_to_string(&mut text);
+            let holder = text.lines().nth(1).unwrap_or("unknown").to_owned();
+            return Err(Unfit::Running { path, holder });
+        }
+        Err((_, errno)) => return Err(fail(errno.into())),
+    };
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(fail)?;
+    let wanted = format!("{me} of shard {}", shard.as_str());
+    match text.lines().next().map(str::trim) {
+        Some(found) if !found.is_empty() && found != wanted => {
+            let found = found.to_owned();
+            return Err(Unfit::OtherPeer { folder: folder.to_owned(), lock: path, found, wanted });
+        }
+        _ => {}
+    }
+    let mut write = || {
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(format!("{wanted}\n{}\n", std::process::id()).as_bytes())
+    };
+    write().map_err(fail)?;
+    Ok(PeerLock { _file: file })
+}
+
+/// What to do about a port that can not be had.
+pub fn port_problem(key: &'static str, address: SocketAddr, source: io::Error) -> Unfit {
+    let remedy = match source.kind() {
+        io::ErrorKind::AddrInUse => "another process has it: stop that, or choose another port",
+        io::ErrorKind::AddrNotAvailable => "this host does not have that address: correct `peer.ip`",
+        io::ErrorKind::PermissionDenied => "choose a port above 1023, or run as root",
+        _ => "choose another",
+    };
+    Unfit::Port { key, address, source, remedy }
+}
+
+/// Whether PostgreSQL could listen at `address`: only to be asked when our own does not run.
+pub fn check_postgres_port(address: SocketAddr) -> Result<(), Unfit> {
+    // The standard library sets SO_REUSEADDR, as PostgreSQL does: old connections do not count.
+    TcpListener::bind(address).map(drop).map_err(|source| port_problem("peer.pg_port", address, source))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn id(port: u16) -> PeerId {
+        format!("10.0.0.1:{port}:12345").parse().unwrap()
+    }
+
+    #[test]
+    fn a_folder_has_one_sitter_and_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard: ShardName = "demo".parse().unwrap();
+        let held = lock(folder.path(), &shard, id(5432)).unwrap();
+        let second = lock(folder.path(), &shard, id(5432)).unwrap_err();
+        assert!(
+            matches!(&second, Unfit::Running { holder, .. } if *holder == std::process::id().to_string()),
+            "{second}"
+        );
+        drop(held);
+        let other = lock(folder.path(), &shard, id(5433)).unwrap_err().to_string();
+        assert!(other.contains("belongs to peer 10.0.0.1:5432:12345 of shard demo"), "{other}");
+        lock(folder.path(), &shard, id(5432)).expect("free again");
+    }
+
+    #[test]
+    fn a_busy_port_is_named_with_its_key() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let problem = check_postgres_port(taken.local_addr().unwrap()).unwrap_err().to_string();
+        assert!(problem.starts_with("`peer.pg_port`: cannot listen on 127.0.0.1:"), "{problem}");
+        let elsewhere = check_postgres_port("203.0.113.1:5432".parse().unwrap()).unwrap_err().to_string();
+        assert!(elsewhere.contains("correct `peer.ip`"), "{elsewhere}");
+    }
+
+    #[test]
+    fn missing_programs_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = find_programs(Some(folder.path())).unwrap_err().to_string();
+        assert!(problem.contains("has no postgres"), "{problem}");
+    }
+}
