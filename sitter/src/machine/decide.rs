@@ -1,11 +1,124 @@
-//! The decision. Being written; the interface is settled.
+//! The decision: which of the small deciders has the word.
+//!
+//! ```text
+//! stopping ──────────────────────────────► stopping
+//! no state ──────────────────────────────► first_setup     (rule 8)
+//! corrupt or unread state ───────────────► keep everything as it is
+//! valid state, by our role in it:
+//!   primary ─────────────────────────────► primary  ─ replace (rule 3), membership
+//!   sync, async, deposed, unlisted ──────► standby  ─ takeover (rules 4, 5)
+//! ```
+//!
+//! Whatever comes out goes through one back-off: a step that failed is not repeated at once.
 
-use super::action::{Action, Decision};
+use std::sync::Arc;
+
+use manatee_shared::cluster::{ClusterState, Role};
+use manatee_shared::zk::{Session, StateNode, Version};
+
+use super::action::{Action, Decision, StopMode};
+use super::local::{Data, Server};
+use super::situation::{Situation, act, is_registered, wait};
 use super::view::View;
+use super::{first_setup, primary, standby, stopping};
 
 /// What to do next, from the newest view only. Called again whenever the view changes, also while
 /// an action is in flight: see [`super::preempt::preempts`].
 pub fn decide(view: &View) -> Decision {
-    let _ = view;
-    Decision { action: Action::Wait { for_ms: None }, reason: "nothing is decided yet".to_owned() }
+    let decision = if view.stopping_ms.is_some() { stopping::decide(view) } else { by_state(view) };
+    back_off(view, decision)
+}
+
+fn by_state(view: &View) -> Decision {
+    if let Data::Unusable(problem) = &view.local.data {
+        return stay_out(view, format!("the data directory can not be used: {problem}"));
+    }
+    match &view.zk.state {
+        StateNode::Unread => wait("the cluster state was not read yet; PostgreSQL stays as it is (rule 9)"),
+        StateNode::Corrupt { problem, .. } => wait(format!(
+            "the cluster state is corrupt, PostgreSQL stays as it is; an operator must repair it: {problem}"
+        )),
+        StateNode::Absent => first_setup::decide(view),
+        StateNode::Valid { version, state } => by_role(view, *version, state),
+    }
+}
+
+fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision {
+    let situation = Situation { view, version, state };
+    if let (Data::Present(ours), Some(shards)) = (&view.local.data, &state.system_identifier)
+        && ours.0 != *shards
+    {
+        let ours = &ours.0;
+        return stay_out(
+            view,
+            format!("the data here is of another cluster: {ours}, the shard's is {shards} (rule 10)"),
+        );
+    }
+    let role = situation.role();
+    if role == Role::Primary {
+        return primary::decide(situation);
+    }
+    if state.one_node_write_mode {
+        // A copy of what it was is not touched; a second acknowledger must not exist.
+        return match view.local.server {
+            Server::Primary(_) => act(Action::Stop(StopMode::Immediate), "another peer runs in one-node-write mode"),
+            _ => wait("the shard is in one-node-write mode: other peers stay out"),
+        };
+    }
+    // Even before the own PostgreSQL is in order: the shard learns early that this peer exists.
+    if matches!(view.local.server, Server::Primary(_)) {
+        return standby::not_primary(situation);
+    }
+    join(view).unwrap_or_else(|| standby::decide(situation, role))
+}
+
+/// Announces ourselves, if we are not and can be.
+pub(super) fn join(view: &View) -> Option<Decision> {
+    let needed = view.zk.session == Session::Connected && !is_registered(view);
+    needed.then(|| act(Action::JoinElection, "this peer has no election node"))
+}
+
+/// Takes no part in the shard: no PostgreSQL, no election node.
+fn stay_out(view: &View, reason: String) -> Decision {
+    if view.zk.session == Session::Connected && is_registered(view) {
+        return act(Action::LeaveElection, reason);
+    }
+    match view.local.server {
+        Server::Down { .. } => wait(reason),
+        _ => act(Action::Stop(StopMode::Fast), reason),
+    }
+}
+
+/// Longest pause (ms) between two tries of one step. Steps of a takeover and of coordination are
+/// cheap and urgent, copies and starts are neither.
+fn longest_pause_ms(action: &Action) -> Option<u64> {
+    match action {
+        Action::Wait { .. } | Action::Exit => None,
+        Action::WriteState { .. } | Action::Configure(_) | Action::Promote(_) | Action::Stop(_) => Some(500),
+        Action::LeaveElection | Action::JoinElection => Some(1_000),
+        Action::Start(_) => Some(5_000),
+        Action::Initialise | Action::Bootstrap { .. } | Action::Rejoin { .. } => Some(30_000),
+    }
+}
+
+/// Pause (ms) after the first failure; doubles with each further one.
+const FIRST_PAUSE_MS: u64 = 50;
+
+fn back_off(view: &View, decision: Decision) -> Decision {
+    let Some(failure) = &view.observed.last_failure else { return decision };
+    let Some(longest_ms) = longest_pause_ms(&decision.action) else { return decision };
+    let running = view.in_flight.as_ref().is_some_and(|in_flight| in_flight.action.name() == decision.action.name());
+    if failure.action != decision.action.name() || running {
+        return decision;
+    }
+    let doublings = failure.times.saturating_sub(1).min(16);
+    let pause_ms = (FIRST_PAUSE_MS << doublings).min(longest_ms);
+    if failure.ago_ms >= pause_ms {
+        return decision;
+    }
+    let reason = format!(
+        "{}; it failed {} times, last with: {}; next try soon",
+        decision.reason, failure.times, failure.problem
+    );
+    act(Action::Wait { for_ms: Some(pause_ms - failure.ago_ms) }, reason)
 }

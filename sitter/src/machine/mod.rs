@@ -1,7 +1,9 @@
 //! The sitter's pure core: what a peer should do next, from what it knows now.
 //!
 //! No I/O, no clock, no async, no randomness: time is an argument ([`view::View::now_ms`]).
-//! The driver observes, calls `decide`, executes the returned action, and asks again.
+//! The driver observes, lets its [`tracker::Tracker`] complete the view, calls
+//! [`decide::decide`], executes the returned action, and asks again. The rules it obeys are those
+//! of design §2, cited by number where they are.
 
 pub mod action;
 pub mod decide;
@@ -10,3 +12,12 @@ pub mod preempt;
 pub mod suspicion;
 pub mod tracker;
 pub mod view;
+
+mod first_setup;
+mod membership;
+mod primary;
+mod replace;
+mod situation;
+mod standby;
+mod stopping;
+mod takeover;

@@ -7,15 +7,24 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Session;
 
 use super::local::{Server, StandbyStatus};
+use super::replace;
+use super::situation::Situation;
 use super::view::View;
 
 /// How long (ms) the election node of a peer that otherwise looks healthy may be missing before
 /// the peer counts as gone: it may have lost its session and be registering again.
 pub const NODE_GRACE_MS: u64 = 2_000;
 
-/// The peers that this one finds gone itself, by silence or refusal: what its heartbeat says.
+/// The peers that this one finds gone itself, by silence or refusal, and as primary also a sync
+/// that does not follow: what its heartbeat says.
 pub fn suspects(view: &View) -> BTreeSet<PeerId> {
-    view.health.keys().copied().filter(|&peer| is_suspect(view, peer)).collect()
+    let mut suspects: BTreeSet<_> = view.health.keys().copied().filter(|&peer| is_suspect(view, peer)).collect();
+    if let (Some((version, state)), Server::Primary(primary)) = (view.zk.state.valid(), &view.local.server)
+        && state.primary.id == view.me.id
+    {
+        suspects.extend(replace::finds_sync_lost(Situation { view, version, state }, primary));
+    }
+    suspects
 }
 
 /// Whether our own PostgreSQL is a primary, or a standby that streams: what our heartbeat says.

@@ -1,0 +1,114 @@
+//! The shard's first state (rule 8): only for a shard that never had one, by peers without data.
+//!
+//! The peer first in election order initialises, then writes generation 1. A crash in between
+//! leaves [`Data::Fresh`]: whoever has that goes on, or, if it is gone, another peer begins anew.
+//! Two that write at once are told apart by compare-and-set; the loser's fresh data is copied over.
+
+use std::sync::Arc;
+
+use manatee_shared::cluster::{ClusterState, Freeze, Peer};
+use manatee_shared::lsn::{Lsn, Timeline};
+use manatee_shared::zk::{ActivePeer, Session};
+
+use super::action::{Action, Decision};
+use super::decide::join;
+use super::local::{Data, SystemIdentifier};
+use super::situation::{act, wait};
+use super::view::View;
+
+pub(super) fn decide(view: &View) -> Decision {
+    if view.zk.session != Session::Connected {
+        return wait("the shard has no state as far as is known, and ZooKeeper does not answer");
+    }
+    if let Some(decision) = join(view) {
+        return decision;
+    }
+    if let Some(reason) = refusal(view) {
+        return wait(reason);
+    }
+    let order = view.zk.in_election_order();
+    if order.len() < 2 && !view.settings.one_node_write_mode {
+        return wait("a shard is set up by two peers or more; waiting for another");
+    }
+    // Whoever already initialised goes on, so that a crash in between does not leave two.
+    let fresh = |active: &&&ActivePeer| matches!(data_of(view, &active.peer), Some(Data::Fresh(_)));
+    let Some(first) = order.iter().find(fresh).or_else(|| order.first()) else {
+        return wait("nobody is active");
+    };
+    if first.peer.id != view.me.id {
+        return wait(format!("peer {} sets up the shard", first.peer.id));
+    }
+    match &view.local.data {
+        Data::Fresh(identifier) => {
+            let rest = order.iter().map(|active| &active.peer).filter(|peer| peer.id != view.me.id);
+            let state = first_state(view, identifier, rest.cloned().collect());
+            act(Action::WriteState { expected: None, state: Arc::new(state) }, "first setup: the data is initialised")
+        }
+        _ => act(Action::Initialise, "first setup: nobody has data, and this peer is first in election order"),
+    }
+}
+
+fn data_of<'a>(view: &'a View, peer: &Peer) -> Option<&'a Data> {
+    if peer.id == view.me.id {
+        return Some(&view.local.data);
+    }
+    view.health.get(&peer.id).and_then(|health| health.data.as_ref())
+}
+
+/// Why there must not be a first setup now.
+fn refusal(view: &View) -> Option<String> {
+    match view.zk.has_history {
+        Some(false) => {}
+        Some(true) => {
+            return Some(
+                "the shard's state is gone but its history is not: an operator must restore it (rule 8)".to_owned(),
+            );
+        }
+        None => return Some("whether the shard has a history is not known yet".to_owned()),
+    }
+    for active in view.zk.active.values() {
+        let peer = active.peer.id;
+        match data_of(view, &active.peer) {
+            Some(Data::Absent | Data::Incomplete | Data::Fresh(_)) => {}
+            Some(Data::Present(identifier)) => {
+                return Some(format!(
+                    "the shard has no state, but peer {peer} has data (system identifier {}): \
+                     an operator must restore the state (rule 8)",
+                    identifier.0
+                ));
+            }
+            Some(Data::Unusable(problem)) => {
+                return Some(format!(
+                    "the shard has no state, and peer {peer} has a data directory that can not be used: {problem}"
+                ));
+            }
+            None => return Some(format!("first setup: peer {peer} has not said yet whether it has data")),
+        }
+    }
+    None
+}
+
+fn first_state(view: &View, identifier: &SystemIdentifier, others: Vec<Peer>) -> ClusterState {
+    let mut others = others.into_iter();
+    let sync_peer = others.next();
+    let alone = sync_peer.is_none();
+    let reason = "one-node-write mode".to_owned();
+    ClusterState {
+        generation: 1,
+        primary: view.me.clone(),
+        sync_peer,
+        async_peers: others.collect(),
+        deposed: Vec::new(),
+        init_wal: Lsn::ZERO,
+        init_wal_timeline: Some(Timeline(1)),
+        freeze: alone.then(|| {
+            let date = jiff::Timestamp::from_millisecond(view.wall_ms).map(|date| date.to_string());
+            Freeze::Reason { date: date.unwrap_or_default(), reason }
+        }),
+        one_node_write_mode: alone,
+        promote: None,
+        system_identifier: Some(identifier.0.clone()),
+        reason: Some("first setup".to_owned()),
+        extra: serde_json::Map::new(),
+    }
+}

@@ -1,0 +1,96 @@
+//! What the primary writes within its generation: asyncs that come and go, deposed peers that are
+//! fit again, where its timeline began, and requests of operators that lapsed.
+
+use manatee_shared::cluster::{ClusterState, Peer, PromoteRole, Role};
+use manatee_shared::ids::PeerId;
+
+use super::local::{Data, PrimaryStatus};
+use super::situation::{Promotion, Situation};
+use super::suspicion;
+
+/// The state as it should be, and why; None if it is already.
+pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<(ClusterState, String)> {
+    let mut state = ClusterState::clone(situation.state);
+    let mut reasons = Vec::new();
+    record_own(situation, primary, &mut state, &mut reasons);
+    if !state.is_frozen() {
+        drop_departed(situation, &mut state, &mut reasons);
+        append(situation, primary, &mut state, &mut reasons);
+        answer_request(situation, &mut state, &mut reasons);
+    }
+    let reason = reasons.join("; ");
+    state.reason = Some(reason.clone());
+    (!reasons.is_empty()).then_some((state, reason))
+}
+
+/// What only the primary itself knows.
+fn record_own(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, reasons: &mut Vec<String>) {
+    if Promotion::of(state) == Some(Promotion::Pending) {
+        Promotion::set(state, Some(Promotion::Done(primary.flushed)));
+        reasons.push(format!("promoted, on timeline {}", primary.flushed.timeline));
+    }
+    if let (None, Data::Present(identifier)) = (&state.system_identifier, &situation.view.local.data) {
+        state.system_identifier = Some(identifier.0.clone());
+        reasons.push("system identifier recorded".to_owned());
+    }
+}
+
+fn drop_departed(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+    let view = situation.view;
+    // A sitter that restarts registers anew within this time.
+    let grace_ms = view.settings.suspicion_timeout_ms;
+    let departed = |peer: &Peer| view.observed.missing_ms.get(&peer.id).is_some_and(|missing| *missing >= grace_ms);
+    state.async_peers.retain(|peer| {
+        let gone = departed(peer);
+        if gone {
+            reasons.push(format!("async {} left", peer.id));
+        }
+        !gone
+    });
+}
+
+/// Active peers that are not in the chain go to its end, in election order: deposed ones once they
+/// stream from here, which shows that their data is in line; others at once, they bootstrap
+/// themselves.
+fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, reasons: &mut Vec<String>) {
+    let view = situation.view;
+    let streams = |peer: PeerId| primary.downstreams.iter().any(|down| down.peer == peer && down.streaming);
+    for active in view.zk.in_election_order() {
+        let peer = &active.peer;
+        if !suspicion::is_alive(view, peer.id) || situation.data_fits(peer.id) != Some(true) {
+            continue;
+        }
+        match state.role_of(peer.id) {
+            Role::Deposed if streams(peer.id) => {
+                state.deposed.retain(|deposed| deposed.id != peer.id);
+                reasons.push(format!("{} is fit again, as async", peer.id));
+            }
+            Role::Unassigned => reasons.push(format!("{} joined, as async", peer.id)),
+            _ => continue,
+        }
+        state.async_peers.push(peer.clone());
+    }
+}
+
+/// Moves an async one place up as asked (the first one by [`super::replace`]), and removes a
+/// request that is not valid any more. A request for the sync is the sync's to carry out.
+fn answer_request(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+    if state.promote.is_none() {
+        return;
+    }
+    match situation.promote_request() {
+        None => {
+            state.promote = None;
+            reasons.push("removed a request to promote that does not apply any more".to_owned());
+        }
+        Some((PromoteRole::Async, peer)) => {
+            let place = state.async_peers.iter().position(|listed| listed.id == peer);
+            if let Some(place) = place.filter(|place| *place > 0) {
+                state.async_peers.swap(place - 1, place);
+                state.promote = None;
+                reasons.push(format!("{peer} moved one place up, as asked"));
+            }
+        }
+        Some((PromoteRole::Sync, _)) => {}
+    }
+}

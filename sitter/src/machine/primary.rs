@@ -1,0 +1,159 @@
+//! The peer that the state names primary.
+//!
+//! PostgreSQL is brought out of recovery only by a promotion (never by a start, H5), restarted in
+//! place when it died, and given up when it hangs and somebody can take over. While it runs: first
+//! who acknowledges and who gets in (one configuration), then a replacement of the sync
+//! ([`super::replace`]), then who is listed ([`super::membership`]).
+
+use manatee_shared::cluster::Role;
+use manatee_shared::zk::Session;
+
+use super::action::{Action, Decision, StopMode};
+use super::decide::join;
+use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
+use super::replace::{self, Plan};
+use super::situation::{Situation, act, wait};
+use super::{membership, suspicion};
+
+/// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
+const HUNG_ALONE_MS: u64 = 30_000;
+
+pub(super) fn decide(situation: Situation<'_>) -> Decision {
+    let view = situation.view;
+    let usable = match &view.local.data {
+        Data::Present(_) => true,
+        // The first setup: the state we wrote names what we made.
+        Data::Fresh(ours) => situation.state.system_identifier.as_ref() == Some(&ours.0),
+        Data::Absent | Data::Incomplete | Data::Unusable(_) => false,
+    };
+    if !usable {
+        let reason =
+            "the state names this peer primary, but its data is gone: only another peer or an operator can help";
+        let leave = situation.connected() && situation.registered();
+        return if leave { act(Action::LeaveElection, reason) } else { wait(reason) };
+    }
+    match &view.local.server {
+        Server::Down { standby, .. } => {
+            let recovery = if *standby { Recovery::Detached } else { Recovery::Primary };
+            let config = base(situation, recovery, Gate::Closed);
+            act(Action::Start(config), "primary: PostgreSQL is down, starting it with the gate closed (rule 7)")
+        }
+        Server::Starting { for_ms } => wait(format!("primary: PostgreSQL has been starting for {for_ms} ms")),
+        Server::Hung { for_ms } => hung(situation, *for_ms),
+        Server::Standby(standby) => promote(situation, standby),
+        Server::Primary(primary) => running(situation, primary),
+    }
+}
+
+/// The configuration without anything under way.
+fn base(situation: Situation<'_>, recovery: Recovery, gate: Gate) -> ServerConfig {
+    let state = situation.state;
+    let synchronous = match situation.sync() {
+        Some(sync) => Synchronous::Peer(sync),
+        // Both the state and this peer's own configuration must say so (rule 2).
+        None if state.one_node_write_mode && situation.view.settings.one_node_write_mode => Synchronous::Nobody,
+        None => Synchronous::Impossible,
+    };
+    ServerConfig { recovery, synchronous, gate, slots: situation.slots(Role::Primary) }
+}
+
+/// A PostgreSQL that lives but does not answer commits nothing: hand over if somebody is fit.
+fn hung(situation: Situation<'_>, for_ms: u64) -> Decision {
+    let view = situation.view;
+    let reason = format!("primary: PostgreSQL has not answered for {for_ms} ms");
+    if for_ms <= view.settings.restart_budget_ms {
+        return wait(reason);
+    }
+    if situation.connected() && !situation.registered() {
+        return act(Action::Stop(StopMode::Immediate), format!("{reason}; another peer may take over"));
+    }
+    let sync_serves = situation.sync().is_some_and(|sync| suspicion::is_serving(view, sync));
+    let can_hand_over = sync_serves && situation.next_sync().is_some() && !situation.state.is_frozen();
+    if situation.connected() && can_hand_over {
+        return act(Action::LeaveElection, format!("{reason}; handing over"));
+    }
+    if for_ms > HUNG_ALONE_MS {
+        return act(Action::Stop(StopMode::Immediate), format!("{reason}; nobody can take over, so it is restarted"));
+    }
+    wait(format!("{reason}; nobody can take over"))
+}
+
+/// The takeover is written, also if that was before a crash: leave recovery.
+fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
+    let view = situation.view;
+    // The gate stays as it was: a standby that served goes on to serve.
+    let target = base(situation, Recovery::Detached, situation.gate());
+    if view.local.config.as_ref() != Some(&target) {
+        return act(Action::Configure(target), "primary by the state: stopping the WAL receiver before the promotion");
+    }
+    if !standby.receiver_stopped {
+        return wait("primary by the state: waiting for the WAL receiver to end");
+    }
+    if view.zk.session != Session::Connected {
+        return wait("primary by the state as last read, but ZooKeeper does not answer: not promoting");
+    }
+    let config = base(situation, Recovery::Primary, target.gate);
+    act(Action::Promote(config), "primary by the state: leaving recovery")
+}
+
+fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
+    let view = situation.view;
+    if let Some(decision) = join(view) {
+        return decision;
+    }
+    let plan = replace::plan(situation, primary);
+    let gate = gate(situation, primary);
+    let mut desired = base(situation, Recovery::Primary, gate);
+    if let (Some(old), Some(new)) = (situation.sync(), plan.overlap()) {
+        desired.synchronous = Synchronous::Both { new, old };
+    }
+    if let (true, Some(config)) = (view.uncertain_write, situation.config()) {
+        // A replacement that may still be written relies on what is required now.
+        desired.synchronous = config.synchronous;
+    }
+    if view.local.config.as_ref() != Some(&desired) {
+        let reason = format!("primary: {}, gate {}", plan.reason(), if gate == Gate::Open { "open" } else { "closed" });
+        return act(Action::Configure(desired), reason);
+    }
+    if !situation.may_write() {
+        return wait(format!("primary: {}; the state can not be written now", plan.reason()));
+    }
+    if let Plan::Replace { new, reason } = &plan {
+        return replace::write(situation, primary, *new, reason);
+    }
+    if let Some((state, reason)) = membership::changes(situation, primary) {
+        return situation.write(state, format!("primary: {reason}"));
+    }
+    wait(format!(
+        "primary: {}{}",
+        plan.reason(),
+        if gate == Gate::Open { "" } else { "; the gate is closed until the sync has everything" }
+    ))
+}
+
+/// Rule 7: after a start nobody is let in until the sync has what was there at the start. Once
+/// open it stays open, except on a primary that is cut off from everybody, or that hears of a
+/// newer generation: it can acknowledge nothing, and what it shows may be old.
+fn gate(situation: Situation<'_>, primary: &PrimaryStatus) -> Gate {
+    let Situation { view, state, .. } = situation;
+    if !situation.connected() {
+        let superseded =
+            view.health.values().any(|health| health.generation.is_some_and(|seen| seen > state.generation));
+        let mut others = state.everyone().map(|peer| peer.id).filter(|id| *id != situation.me()).peekable();
+        let isolated = others.peek().is_some() && others.all(|peer| suspicion::is_suspect(view, peer));
+        let stalled = situation.sync().is_some_and(|sync| view.observed.stalled_ms.contains_key(&sync));
+        if superseded || (isolated && stalled) {
+            return Gate::Closed;
+        }
+    }
+    if situation.gate() == Gate::Open {
+        return Gate::Open;
+    }
+    let Some(sync) = situation.sync() else {
+        return if state.one_node_write_mode && view.settings.one_node_write_mode { Gate::Open } else { Gate::Closed };
+    };
+    let caught_up = primary.downstreams.iter().any(|down| {
+        down.peer == sync && down.streaming && view.observed.first_flush.is_some_and(|first| down.flush >= first)
+    });
+    if caught_up { Gate::Open } else { Gate::Closed }
+}

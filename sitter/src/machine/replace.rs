@@ -1,0 +1,167 @@
+//! The primary replaces its sync by rule 3:
+//!
+//! ```text
+//! Configure(Both { new, old })    every commit needs both
+//!   → confirmed: the postmaster has it, and the walsenders of both show their new priorities
+//!   → WriteState(generation + 1)  init_wal = our end of WAL, read after that
+//!   → Configure(Peer(new))        decided in `primary`: the state names it now
+//! ```
+//!
+//! Nothing is kept in memory: what is required now is read back from the configuration. At every
+//! moment the sync that the state names is among those required, so each step can be undone until
+//! the write was tried: when the old sync comes back, or the new one is lost as well. While a write
+//! may still happen ([`super::view::View::uncertain_write`]) nothing is undone.
+
+use manatee_shared::cluster::{Peer, PromoteRole};
+use manatee_shared::ids::PeerId;
+
+use super::action::Decision;
+use super::local::{Downstream, PrimaryStatus, Synchronous};
+use super::situation::{Situation, wait};
+use super::suspicion::{self, NODE_GRACE_MS};
+
+/// A sync that its heartbeats show alive, but that does not follow or does not get any further,
+/// is replaced after this long (ms).
+const SYNC_STALLED_MS: u64 = 5_000;
+
+/// What becomes of the sync.
+pub(super) enum Plan {
+    /// It stays; the text says how it is.
+    Keep(String),
+    /// It is being replaced.
+    Replace {
+        /// By this async.
+        new: PeerId,
+        /// Because of this.
+        reason: String,
+    },
+}
+
+impl Plan {
+    /// The peer that must acknowledge besides the sync.
+    pub(super) fn overlap(&self) -> Option<PeerId> {
+        match self {
+            Self::Keep(_) => None,
+            Self::Replace { new, .. } => Some(*new),
+        }
+    }
+
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Keep(reason) => reason.clone(),
+            Self::Replace { new, reason } => format!("replacing the sync by {new}: {reason}"),
+        }
+    }
+}
+
+pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
+    let Situation { state, .. } = situation;
+    let Some(sync) = situation.sync() else { return Plan::Keep("one-node-write mode".to_owned()) };
+    let asked = match situation.promote_request() {
+        Some((PromoteRole::Async, peer)) if state.async_peers.first().is_some_and(|first| first.id == peer) => {
+            Some(peer)
+        }
+        _ => None,
+    };
+    let lost = match (sync_lost(situation, primary, sync), asked) {
+        (Some(reason), _) => reason,
+        (None, Some(_)) => "an operator asked for it".to_owned(),
+        (None, None) => return Plan::Keep(format!("the sync {sync} is fit")),
+    };
+    if state.is_frozen() {
+        return Plan::Keep(format!("writes may wait: {lost}; the shard is frozen"));
+    }
+    // One that was begun with stays the choice while it is fit.
+    let begun = match situation.config().map(|config| config.synchronous) {
+        Some(Synchronous::Both { new, old }) if old == sync => Some(new),
+        _ => None,
+    };
+    let fit = |peer: &PeerId| is_fit(situation, primary, *peer);
+    let asyncs = || state.async_peers.iter().map(|peer| peer.id);
+    let begun = begun.filter(|new| asyncs().any(|peer| peer == *new));
+    match begun.into_iter().chain(asked).chain(asyncs()).find(fit) {
+        Some(new) => Plan::Replace { new, reason: lost },
+        None => Plan::Keep(format!("writes may wait: {lost}; no async is fit to replace it")),
+    }
+}
+
+fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downstream> {
+    primary.downstreams.iter().find(|down| down.peer == peer)
+}
+
+/// Why the sync counts as lost for its primary. The primary needs nobody's agreement: a needless
+/// replacement is safe.
+fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<String> {
+    let view = situation.view;
+    let health = view.health.get(&sync).cloned().unwrap_or_default();
+    let suspect = suspicion::is_suspect(view, sync);
+    let heard = health.silent_ms.is_some() && !suspect;
+    let attached = downstream(primary, sync).is_some_and(|down| down.streaming);
+    let stalled_ms = view.observed.stalled_ms.get(&sync).copied().unwrap_or(0);
+    if heard && health.stopping {
+        return Some(format!("the sync {sync} says that it is stopping"));
+    }
+    let down_ms = health.postgres_down_ms.unwrap_or(0);
+    if heard && !attached && down_ms > view.settings.restart_budget_ms {
+        return Some(format!("the sync {sync} says that its PostgreSQL has been down for {down_ms} ms"));
+    }
+    if suspicion::is_missing(view, sync) {
+        let missing_ms = view.observed.missing_ms.get(&sync).copied().unwrap_or(0);
+        if !(heard && attached) || missing_ms >= NODE_GRACE_MS {
+            return Some(format!("the sync {sync} has no election node, for {missing_ms} ms"));
+        }
+    }
+    if suspect && (!attached || stalled_ms >= view.settings.suspicion_timeout_ms) {
+        return Some(format!("the sync {sync} is silent, and does not acknowledge"));
+    }
+    (stalled_ms >= SYNC_STALLED_MS).then(|| format!("the sync {sync} has not followed for {stalled_ms} ms"))
+}
+
+/// Whether the primary should tell the others that it finds its sync lost: asyncs behind it then
+/// come to follow the primary, which is what makes them fit to replace it.
+pub(super) fn finds_sync_lost(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<PeerId> {
+    let sync = situation.sync()?;
+    sync_lost(situation, primary, sync).map(|_| sync)
+}
+
+fn is_fit(situation: Situation<'_>, primary: &PrimaryStatus, peer: PeerId) -> bool {
+    let view = situation.view;
+    let stalled_ms = view.observed.stalled_ms.get(&peer).copied().unwrap_or(0);
+    downstream(primary, peer).is_some_and(|down| down.streaming)
+        && stalled_ms < view.settings.suspicion_timeout_ms
+        && suspicion::is_serving(view, peer)
+}
+
+/// Every commit needs both as far as the configuration says; names the new sync in the state once
+/// the walsenders show it. A walsender that still has the old configuration would release commits
+/// by the old sync's word alone.
+pub(super) fn write(situation: Situation<'_>, primary: &PrimaryStatus, new: PeerId, reason: &str) -> Decision {
+    let state = situation.state;
+    let Some(old) = state.sync_peer.clone() else { return wait("one-node-write mode") };
+    let new_applied = downstream(primary, new).is_some_and(|down| down.streaming && down.sync_priority == 1);
+    let old_applied = downstream(primary, old.id).is_none_or(|down| down.sync_priority == 2);
+    if !new_applied || !old_applied {
+        return wait(format!("replacing the sync by {new}: waiting for the walsenders to apply it"));
+    }
+    let Some(peer) = state.async_peers.iter().find(|peer| peer.id == new).cloned() else {
+        return wait(format!("{new} is not an async any more"));
+    };
+    let mut next = situation.next_generation(primary.flushed, &format!("new sync: {reason}"));
+    next.sync_peer = Some(peer);
+    next.async_peers.retain(|peer| peer.id != new);
+    place_former_sync(situation, &mut next.async_peers, old);
+    situation.write(next, format!("{new} becomes sync at {}: {reason}", primary.flushed))
+}
+
+/// A former sync whose election node is there goes behind everyone else, or to the front if it was
+/// only swapped by an operator's wish; one that is gone is dropped.
+fn place_former_sync(situation: Situation<'_>, asyncs: &mut Vec<Peer>, old: Peer) {
+    if suspicion::is_missing(situation.view, old.id) {
+        return;
+    }
+    if situation.promote_request().is_some() {
+        asyncs.insert(0, old);
+    } else {
+        asyncs.push(old);
+    }
+}

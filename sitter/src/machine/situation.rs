@@ -1,0 +1,202 @@
+//! A view together with the valid state it shows: what most decisions start from, and the small
+//! questions that all of them ask.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use manatee_shared::cluster::{ClusterState, Peer, PromoteRole, Role};
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::WalPosition;
+use manatee_shared::zk::{Session, Version};
+use serde::{Deserialize, Serialize};
+
+use super::action::{Action, Decision};
+use super::local::{Data, Gate, Recovery, ServerConfig, StandbyStatus, Synchronous};
+use super::suspicion;
+use super::view::View;
+
+/// Key of [`Promotion`] among the state's extra fields.
+const PROMOTION: &str = "promotion";
+
+/// Where the timeline of a generation that began with a takeover begins. init_wal is the end of
+/// what the new primary had *received*, which may lie inside a record; its own timeline then
+/// branches off a little earlier, and no follower of that timeline ever "contains" init_wal
+/// literally. So the primary adds a position of its own timeline as soon as it has one: whoever
+/// contains that has everything, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Promotion {
+    /// Out of recovery, and was here when that was first seen.
+    Done(WalPosition),
+    /// The takeover is written, the primary may still be in recovery: nobody can rejoin to it yet.
+    Pending,
+}
+
+impl Promotion {
+    /// What `state` says. None: its generation did not begin with a takeover.
+    pub(super) fn of(state: &ClusterState) -> Option<Self> {
+        let value = state.extra.get(PROMOTION)?.clone();
+        serde_json::from_value(value).ok()
+    }
+
+    /// Records `promotion` in `state`, or removes it.
+    pub(super) fn set(state: &mut ClusterState, promotion: Option<Self>) {
+        match promotion.and_then(|promotion| serde_json::to_value(promotion).ok()) {
+            Some(value) => state.extra.insert(PROMOTION.to_owned(), value),
+            None => state.extra.remove(PROMOTION),
+        };
+    }
+}
+
+/// A valid state, and everything else that is known.
+#[derive(Clone, Copy)]
+pub(super) struct Situation<'a> {
+    pub(super) view: &'a View,
+    pub(super) version: Version,
+    pub(super) state: &'a Arc<ClusterState>,
+}
+
+impl<'a> Situation<'a> {
+    pub(super) fn me(&self) -> PeerId {
+        self.view.me.id
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.state.role_of(self.me())
+    }
+
+    pub(super) fn sync(&self) -> Option<PeerId> {
+        self.state.sync_peer.as_ref().map(|peer| peer.id)
+    }
+
+    pub(super) fn connected(&self) -> bool {
+        self.view.zk.session == Session::Connected
+    }
+
+    /// Our election node is there: without it we may not write.
+    pub(super) fn registered(&self) -> bool {
+        is_registered(self.view)
+    }
+
+    /// Whether a write of ours may be tried.
+    pub(super) fn may_write(&self) -> bool {
+        self.connected() && self.registered() && !self.view.uncertain_write
+    }
+
+    /// The configuration PostgreSQL has, or is being given right now. Only the first is confirmed:
+    /// compare with [`super::local::Local::config`] before relying on it.
+    pub(super) fn config(&self) -> Option<&ServerConfig> {
+        let in_flight = self.view.in_flight.as_ref().and_then(|in_flight| match &in_flight.action {
+            Action::Configure(config) | Action::Start(config) => Some(config),
+            _ => None,
+        });
+        self.view.local.config.as_ref().or(in_flight)
+    }
+
+    pub(super) fn gate(&self) -> Gate {
+        self.config().map_or(Gate::Closed, |config| config.gate)
+    }
+
+    /// The next generation of this state, which says why. `init_wal` is the caller's to set.
+    pub(super) fn next_generation(&self, init: WalPosition, reason: &str) -> ClusterState {
+        let mut state = ClusterState::clone(self.state);
+        state.generation += 1;
+        (state.init_wal, state.init_wal_timeline) = (init.lsn, Some(init.timeline));
+        (state.promote, state.reason) = (None, Some(reason.to_owned()));
+        Promotion::set(&mut state, None);
+        state
+    }
+
+    pub(super) fn write(&self, state: ClusterState, reason: String) -> Decision {
+        act(Action::WriteState { expected: Some(self.version), state: Arc::new(state) }, reason)
+    }
+
+    /// Whether `standby` has on disk everything that was acknowledged before this generation
+    /// (rule 4), on the path that the generation's primary is on.
+    pub(super) fn is_caught_up(&self, standby: &StandbyStatus) -> bool {
+        let Some(received) = standby.received else { return false };
+        let contains = |wanted| standby.history.contains(received, wanted);
+        let promoted = match Promotion::of(self.state) {
+            Some(Promotion::Done(position)) => contains(position),
+            _ => false,
+        };
+        promoted
+            || match self.state.init_position() {
+                Some(init) => contains(init),
+                // A state of Manatee 2 does not know the timeline; its shards have only one.
+                None => received.lsn >= self.state.init_wal,
+            }
+    }
+
+    /// Whether `peer`'s data may become, or is, a copy of this shard's (rule 10). None: not told.
+    pub(super) fn data_fits(&self, peer: PeerId) -> Option<bool> {
+        let data = self.view.health.get(&peer)?.data.as_ref()?;
+        Some(match data {
+            Data::Present(identifier) => self.state.system_identifier.as_ref().is_none_or(|ours| *ours == identifier.0),
+            Data::Absent | Data::Incomplete | Data::Fresh(_) => true,
+            Data::Unusable(_) => false,
+        })
+    }
+
+    /// Peers that follow, or may come to follow, this one in `role`: each gets a slot. Standbys
+    /// have them for those behind them only, because a slot that nobody uses holds WAL back.
+    pub(super) fn slots(&self, role: Role) -> BTreeSet<PeerId> {
+        let behind = match role {
+            Role::Primary => {
+                let active = self.view.zk.active.keys().copied();
+                let listed = self.state.everyone().map(|peer| peer.id);
+                return active.chain(listed).filter(|id| *id != self.me()).collect();
+            }
+            Role::Sync => 0,
+            Role::Async(index) => index + 1,
+            Role::Deposed | Role::Unassigned => usize::MAX,
+        };
+        self.state.async_peers.iter().skip(behind).map(|peer| peer.id).filter(|id| *id != self.me()).collect()
+    }
+
+    /// The operator's request to promote, while it is valid.
+    pub(super) fn promote_request(&self) -> Option<(PromoteRole, PeerId)> {
+        let promote = self.state.promote.as_ref()?;
+        let stands = match (promote.role, self.state.role_of(promote.id)) {
+            (PromoteRole::Sync, Role::Sync) => true,
+            (PromoteRole::Async, Role::Async(index)) => promote.async_index.is_none_or(|asked| asked == index),
+            _ => false,
+        };
+        let valid = stands
+            && promote.generation == self.state.generation
+            && promote.expire_time.as_millisecond() > self.view.wall_ms;
+        valid.then_some((promote.role, promote.id))
+    }
+
+    /// The async that a new primary can take for its sync: the first that is heard from, best one
+    /// whose PostgreSQL answers.
+    pub(super) fn next_sync(&self) -> Option<&'a Peer> {
+        let heard = |peer: &&'a Peer| {
+            let heard = self.view.health.get(&peer.id).is_some_and(|health| health.silent_ms.is_some());
+            heard && suspicion::is_alive(self.view, peer.id) && self.data_fits(peer.id) == Some(true)
+        };
+        let serving = |peer: &&'a Peer| suspicion::is_serving(self.view, peer.id);
+        let candidates = || self.state.async_peers.iter().filter(heard);
+        candidates().find(serving).or_else(|| candidates().next())
+    }
+}
+
+/// Whether our own election node is there.
+pub(super) fn is_registered(view: &View) -> bool {
+    view.zk.active.contains_key(&view.me.id)
+}
+
+/// A decision.
+pub(super) fn act(action: Action, reason: impl Into<String>) -> Decision {
+    Decision { action, reason: reason.into() }
+}
+
+/// Nothing to do, and why.
+pub(super) fn wait(reason: impl Into<String>) -> Decision {
+    act(Action::Wait { for_ms: None }, reason)
+}
+
+/// A standby's configuration. It never acknowledges anything, even if promoted by hand.
+pub(super) fn follow(upstream: PeerId, gate: Gate, slots: BTreeSet<PeerId>) -> ServerConfig {
+    ServerConfig { recovery: Recovery::Follow(upstream), synchronous: Synchronous::Impossible, gate, slots }
+}

@@ -1,0 +1,193 @@
+//! Everyone but the primary: sync, asyncs, deposed and unlisted peers.
+//!
+//! Data comes from upstream: a bootstrap when there is none, streaming when it can follow, the
+//! rejoin ladder when it can not. The gate opens only for a listed role, once this peer streams
+//! and shows at least what was acknowledged before the generation; it then stays open while a
+//! stream is interrupted, so that reads go on through a failover.
+
+use manatee_shared::cluster::Role;
+use manatee_shared::ids::PeerId;
+
+use super::action::{Action, Decision, Rung, StopMode};
+use super::local::{Data, Gate, Recovery, Server, StandbyStatus};
+use super::situation::{Promotion, Situation, act, follow, wait};
+use super::suspicion;
+use super::takeover::{self, Takeover};
+
+/// A standby that has not answered for this long (ms) is restarted.
+const HUNG_MS: u64 = 10_000;
+
+/// A clear failure to follow must last this long (ms): during a takeover the coming primary may be
+/// behind its followers for a moment.
+const CANNOT_FOLLOW_MS: u64 = 1_000;
+
+/// PostgreSQL is out of recovery here, but the state gives the primary's role to another peer.
+pub(super) fn not_primary(situation: Situation<'_>) -> Decision {
+    let primary = situation.state.primary.id;
+    act(
+        Action::Stop(StopMode::Immediate),
+        format!("the state names {primary} primary, this peer {}: it must not serve as one", situation.role()),
+    )
+}
+
+pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
+    let view = situation.view;
+    if !matches!(view.local.data, Data::Present(_)) {
+        return bootstrap(situation, role);
+    }
+    match &view.local.server {
+        Server::Primary(_) => not_primary(situation),
+        Server::Starting { .. } => {
+            if situation.config().is_some_and(|config| config.recovery == Recovery::Primary) {
+                return not_primary(situation);
+            }
+            wait("PostgreSQL is starting")
+        }
+        Server::Hung { for_ms } if *for_ms >= HUNG_MS => {
+            act(Action::Stop(StopMode::Immediate), format!("PostgreSQL has not answered for {for_ms} ms"))
+        }
+        Server::Hung { for_ms } => wait(format!("PostgreSQL has not answered for {for_ms} ms")),
+        Server::Down { standby: false, .. } if !view.settings.manual_rejoin => {
+            rejoin(situation, Rung::AsIs, "this peer was primary and is not any more")
+        }
+        Server::Down { .. } => {
+            let upstream = upstream(situation, role);
+            let config = follow(upstream, Gate::Closed, situation.slots(role));
+            act(Action::Start(config), format!("{role}, following {upstream}"))
+        }
+        Server::Standby(standby) => running(situation, role, standby),
+    }
+}
+
+fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Decision {
+    let mut blocked = None;
+    if role == Role::Sync {
+        match takeover::consider(situation, standby) {
+            Takeover::Step(decision) => return decision,
+            Takeover::Blocked(reason) => blocked = Some(reason),
+            Takeover::NotNeeded => {}
+        }
+    }
+    let upstream = upstream(situation, role);
+    let desired = follow(upstream, gate(situation, role, standby), situation.slots(role));
+    if situation.view.local.config.as_ref() != Some(&desired) {
+        let gate = if desired.gate == Gate::Open { "open" } else { "closed" };
+        return act(Action::Configure(desired), format!("{role}, following {upstream}, gate {gate}"));
+    }
+    if let Some(decision) = needs_rejoin(situation, upstream, standby) {
+        return decision;
+    }
+    if let Some(reason) = blocked {
+        return wait(reason);
+    }
+    if standby.streaming {
+        wait(format!("{role}, streaming from {upstream}"))
+    } else {
+        wait(format!("{role}, not streaming from {upstream} for {} s", standby.not_streaming_ms / 1_000))
+    }
+}
+
+/// Whether clients may read here.
+fn gate(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Gate {
+    if !matches!(role, Role::Sync | Role::Async(_)) {
+        return Gate::Closed;
+    }
+    let shows_enough =
+        standby.streaming && situation.is_caught_up(standby) && standby.replayed >= situation.state.init_wal;
+    if situation.gate() == Gate::Open || shows_enough { Gate::Open } else { Gate::Closed }
+}
+
+/// Whom to follow. The sync follows the primary, because its acknowledgement is what counts; peers
+/// outside the chain do, so that the primary sees that they are fit. An async follows the nearest
+/// peer before it that streams itself and that neither this peer nor the primary finds gone.
+fn upstream(situation: Situation<'_>, role: Role) -> PeerId {
+    let Situation { view, state, .. } = situation;
+    let primary = state.primary.id;
+    let Role::Async(index) = role else { return primary };
+    let before: Vec<_> = state.chain().map(|peer| peer.id).filter(|id| *id != situation.me()).collect();
+    // The chain up to our place: primary, sync, async[0..index].
+    let before: Vec<_> = before.into_iter().take(index + 1 + usize::from(state.sync_peer.is_some())).collect();
+    let lost_to_primary = |peer: &PeerId| {
+        !suspicion::is_suspect(view, primary)
+            && view.health.get(&primary).is_some_and(|health| health.suspects.contains(peer))
+    };
+    let fit = |peer: &&PeerId| {
+        suspicion::is_serving(view, **peer)
+            && view.health.get(peer).is_some_and(|health| health.silent_ms.is_some())
+            && !view.observed.avoid.contains(peer)
+            && !lost_to_primary(peer)
+    };
+    let streams = |peer: &&PeerId| view.health.get(peer).is_some_and(|health| health.streaming != Some(false));
+    let nearest = || before.iter().rev();
+    // One that serves but does not stream may be about to take over: better than nobody.
+    nearest().find(|peer| fit(peer) && streams(peer)).or_else(|| nearest().find(fit)).copied().unwrap_or(primary)
+}
+
+/// Whether this data must be brought in line before it can follow.
+fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbyStatus) -> Option<Decision> {
+    let Situation { view, state, .. } = situation;
+    // Followers of others look further up first; the tracker makes them avoid what failed.
+    if upstream != state.primary.id || standby.streaming || !situation.connected() {
+        return None;
+    }
+    let rejoins = view.observed.rejoins;
+    if let Some(problem) = &standby.cannot_follow
+        && standby.not_streaming_ms >= CANNOT_FOLLOW_MS
+    {
+        let from = if rejoins == 0 { Rung::Rewind } else { Rung::Copy };
+        return Some(rejoin(situation, from, problem));
+    }
+    let too_long = standby.not_streaming_ms >= view.settings.rejoin_after_ms && suspicion::is_serving(view, upstream);
+    // Without a clear error never down to a full copy (H10).
+    (too_long && rejoins == 0).then(|| rejoin(situation, Rung::Rewind, "it did not stream for long"))
+}
+
+fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
+    let Situation { view, state, .. } = situation;
+    let source = state.primary.id;
+    if view.settings.manual_rejoin {
+        return wait(format!("this data can not follow: {why}; an operator must rebuild it (rejoin = \"manual\")"));
+    }
+    if !situation.connected() {
+        return wait("a rejoin is needed, but ZooKeeper does not answer");
+    }
+    if !suspicion::is_serving(view, source) {
+        return wait(format!("a rejoin is needed ({why}), but the primary {source} does not answer"));
+    }
+    if Promotion::of(state) == Some(Promotion::Pending) {
+        return wait(format!("a rejoin is needed ({why}), but the primary {source} is not promoted yet"));
+    }
+    act(Action::Rejoin { source, from, init: state.init_position() }, format!("rejoining {source}: {why}"))
+}
+
+/// Copies from the peer before us that has data; from the primary if that failed.
+fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
+    let Situation { view, state, .. } = situation;
+    if !situation.connected() {
+        return wait("there is no data here, and ZooKeeper does not answer");
+    }
+    if !matches!(view.local.server, Server::Down { .. }) {
+        return act(Action::Stop(StopMode::Immediate), "the data directory is not complete");
+    }
+    let usable = |peer: PeerId| {
+        let data = view.health.get(&peer).and_then(|health| health.data.as_ref());
+        suspicion::is_serving(view, peer) && matches!(data, Some(Data::Present(_)))
+    };
+    // A copy that runs goes on while its source lives.
+    if let Some(Action::Bootstrap { source }) = view.in_flight.as_ref().map(|in_flight| &in_flight.action)
+        && suspicion::is_alive(view, *source)
+    {
+        return act(Action::Bootstrap { source: *source }, format!("copying the data from {source}"));
+    }
+    let failed = view.observed.last_failure.as_ref().filter(|failure| failure.action == "bootstrap");
+    let tries = failed.map_or(0, |failure| failure.times);
+    let primary = state.primary.id;
+    // The sync copies from the primary only: a copy of somebody behind could miss what the sync
+    // acknowledged in this generation with the data it lost, and still contain init_wal.
+    let source = if role == Role::Sync || tries % 2 == 1 { primary } else { upstream(situation, role) };
+    let source = if usable(source) { source } else { primary };
+    if !usable(source) {
+        return wait(format!("there is no data here; waiting for {source} to be ready to copy from"));
+    }
+    act(Action::Bootstrap { source }, format!("{role} without data: copying from {source}"))
+}
