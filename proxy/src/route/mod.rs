@@ -9,8 +9,11 @@
 mod cache;
 pub mod class;
 mod parse;
+mod settings;
 pub mod tokenizer;
+mod transactions;
 pub mod volatility;
+mod walk;
 
 pub use cache::Classifier;
 pub use class::{Access, Class, Control, Effects, Hint, SettingChange, SqlContext, TransactionControl};

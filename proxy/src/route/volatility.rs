@@ -1,5 +1,387 @@
 //! What a database's functions and relations may do.
+//!
+//! The facts come from the database itself ([`CATALOG_SQL`]), so that every version and extension is
+//! right; what volatility does not say about PostgreSQL's own functions is in the tables below.
+//! Names are judged without knowing the search path: a name is safe only if *every* function of that
+//! name is. A name that is missing (created since the last reload, in `pg_temp` …) is not safe.
+//!
+//! A function wrongly marked STABLE that writes after all is caught by the standby's 25006.
 
-/// What is known about one database's functions and relations.
+use std::collections::{HashMap, HashSet};
+
+/// Five text columns: kind, schema, name, a, b. Kinds:
+/// `f` function (a: `t` if volatile, or an aggregate over a volatile one) ·
+/// `o` operator with a volatile function · `t` type with a volatile input or cast function ·
+/// `r` relation a standby cannot read, or not alike (foreign, unlogged, sequence) ·
+/// `u` a view, or a table with row security, uses the function a.b · `w` it uses the relation a.b.
+///
+/// Rules' trees are searched as text because dependencies on built-in objects are not recorded in `pg_depend`.
+pub const CATALOG_SQL: &str = r"
+WITH volatile AS MATERIALIZED (SELECT oid FROM pg_catalog.pg_proc WHERE provolatile = 'v'),
+tree AS MATERIALIZED (
+    SELECT r.ev_class AS relation, m[1] = 'relid' AS is_relation, m[2]::pg_catalog.oid AS used
+      FROM pg_catalog.pg_rewrite r
+      JOIN pg_catalog.pg_class c ON c.oid = r.ev_class AND c.relkind = 'v',
+           LATERAL pg_catalog.regexp_matches(r.ev_action::text, ':(funcid|opfuncid|aggfnoid|winfnoid|relid) (\d+)', 'g') m
+    UNION
+    SELECT p.polrelid, m[1] = 'relid', m[2]::pg_catalog.oid
+      FROM pg_catalog.pg_policy p,
+           LATERAL pg_catalog.regexp_matches(p.polqual::text, ':(funcid|opfuncid|aggfnoid|winfnoid|relid) (\d+)', 'g') m
+)
+SELECT 'f' AS kind, n.nspname::text AS schema, p.proname::text AS name,
+       CASE WHEN pg_catalog.bool_or(p.provolatile = 'v' OR EXISTS (
+           SELECT FROM pg_catalog.pg_aggregate a
+            WHERE a.aggfnoid = p.oid
+              AND (a.aggtransfn IN (SELECT oid FROM volatile) OR a.aggfinalfn IN (SELECT oid FROM volatile)
+                OR a.aggmtransfn IN (SELECT oid FROM volatile) OR a.aggmfinalfn IN (SELECT oid FROM volatile))))
+           THEN 't' ELSE 'f' END AS a, '' AS b
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+ GROUP BY n.nspname, p.proname
+UNION ALL
+SELECT 'o', '', o.oprname::text, '', '' FROM pg_catalog.pg_operator o WHERE o.oprcode IN (SELECT oid FROM volatile)
+UNION ALL
+SELECT 't', '', t.typname::text, '', '' FROM pg_catalog.pg_type t
+ WHERE t.typinput IN (SELECT oid FROM volatile)
+    OR t.oid IN (SELECT casttarget FROM pg_catalog.pg_cast WHERE castfunc IN (SELECT oid FROM volatile))
+UNION ALL
+SELECT 'r', n.nspname::text, c.relname::text, '', ''
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('f', 'S') OR (c.relpersistence = 'u' AND c.relkind IN ('r', 'm', 'p'))
+UNION ALL
+SELECT 'u', n.nspname::text, c.relname::text, fn.nspname::text, f.proname::text
+  FROM tree t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_proc f ON f.oid = t.used JOIN pg_catalog.pg_namespace fn ON fn.oid = f.pronamespace
+ WHERE NOT t.is_relation
+UNION ALL
+SELECT 'w', n.nspname::text, c.relname::text, un.nspname::text, u.relname::text
+  FROM tree t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_class u ON u.oid = t.used JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace
+ WHERE t.is_relation AND u.oid <> c.oid";
+
+/// One text: changes whenever the answer to [`CATALOG_SQL`] may have (a few milliseconds instead of tens).
+pub const CATALOG_SIGNATURE_SQL: &str = r"
+SELECT pg_catalog.concat_ws('/',
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_proc),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_rewrite),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_operator),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_cast),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_policy),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # pg_catalog.hashtext(relname || relnamespace || relpersistence)::int8)
+       FROM pg_catalog.pg_class WHERE relkind IN ('f', 'S', 'v') OR relpersistence = 'u'),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_namespace))";
+
+/// What calling a function by this name may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Reads only, and the same on every node.
+    Safe,
+    /// PostgreSQL's own: differs between the nodes, or writes.
+    BuiltIn,
+    /// A volatile function of a user or an extension: may do anything.
+    User,
+    /// No function of that name is known.
+    Unknown,
+}
+
+impl Verdict {
+    /// Of two functions that a name may mean, the worse.
+    fn worse(self, other: Self) -> Self {
+        let rank = |verdict| match verdict {
+            Self::Safe => 0,
+            Self::BuiltIn => 1,
+            Self::User | Self::Unknown => 2,
+        };
+        if rank(other) > rank(self) { other } else { self }
+    }
+}
+
+/// What is known about one database's functions and relations. Built at once, never changed.
 #[derive(Debug, Default)]
-pub struct Catalog {}
+pub struct Catalog {
+    /// By plain name, the worst of that name; and by schema, NUL, name.
+    functions: HashMap<Box<str>, Verdict>,
+    operators: HashSet<Box<str>>,
+    types: HashSet<Box<str>>,
+    /// As for functions: plain names and qualified ones.
+    relations: HashSet<Box<str>>,
+}
+
+fn qualified(schema: &str, name: &str) -> Box<str> {
+    format!("{schema}\0{name}").into_boxed_str()
+}
+
+impl Catalog {
+    /// From the rows of [`CATALOG_SQL`]. Rows of an unknown kind are passed over.
+    pub fn from_rows<'a>(rows: impl IntoIterator<Item = [&'a str; 5]>) -> Self {
+        let mut catalog = Self::default();
+        let mut unsafe_views: HashSet<(&str, &str)> = HashSet::new();
+        let mut uses_function = Vec::new();
+        let mut uses_relation = Vec::new();
+        for [kind, schema, name, a, b] in rows {
+            match kind {
+                "f" => catalog.add_function(schema, name, a == "t"),
+                "o" => {
+                    catalog.operators.insert(name.into());
+                }
+                "t" => {
+                    catalog.types.insert(name.into());
+                }
+                "r" => {
+                    unsafe_views.insert((schema, name));
+                }
+                "u" => uses_function.push((schema, name, a, b)),
+                "w" => uses_relation.push((schema, name, a, b)),
+                _ => {}
+            }
+        }
+        for (schema, name, function_schema, function) in uses_function {
+            if catalog.function(Some(function_schema), function) != Verdict::Safe {
+                unsafe_views.insert((schema, name));
+            }
+        }
+        // Views over unsafe views, however deep: each round adds at least one or is the last.
+        loop {
+            let before = unsafe_views.len();
+            for (schema, name, used_schema, used) in &uses_relation {
+                if unsafe_views.contains(&(*used_schema, *used)) {
+                    unsafe_views.insert((schema, name));
+                }
+            }
+            if unsafe_views.len() == before {
+                break;
+            }
+        }
+        for (schema, name) in unsafe_views {
+            catalog.relations.insert(name.into());
+            catalog.relations.insert(qualified(schema, name));
+        }
+        catalog
+    }
+
+    fn add_function(&mut self, schema: &str, name: &str, volatile: bool) {
+        let verdict = match schema {
+            "pg_catalog" if is_harmless(name) => Verdict::Safe,
+            "pg_catalog" if volatile || differs_between_nodes(name) => Verdict::BuiltIn,
+            _ if volatile => Verdict::User,
+            _ => Verdict::Safe,
+        };
+        self.functions.insert(qualified(schema, name), verdict);
+        let entry = self.functions.entry(name.into()).or_insert(verdict);
+        *entry = entry.worse(verdict);
+    }
+
+    /// What a call of this function, as written in a text, may do.
+    #[must_use]
+    pub fn function(&self, schema: Option<&str>, name: &str) -> Verdict {
+        let found = match schema {
+            None => self.functions.get(name),
+            Some(schema) => self.functions.get(&*qualified(schema, name)),
+        };
+        found.copied().unwrap_or(Verdict::Unknown)
+    }
+
+    /// True if a read of this relation may go to a standby as far as is known.
+    #[must_use]
+    pub fn relation_is_safe(&self, schema: Option<&str>, name: &str) -> bool {
+        match schema {
+            None => !self.relations.contains(name),
+            Some(schema) => !self.relations.contains(&*qualified(schema, name)),
+        }
+    }
+
+    /// True unless an operator of this name runs a volatile function.
+    #[must_use]
+    pub fn operator_is_safe(&self, name: &str) -> bool {
+        !self.operators.contains(name)
+    }
+
+    /// True unless reading or casting to a type of this name runs a volatile function.
+    #[must_use]
+    pub fn type_is_safe(&self, name: &str) -> bool {
+        !self.types.contains(name)
+    }
+}
+
+/// PostgreSQL's volatile functions that any node may run: they leave nothing behind, and their
+/// result is not expected to be the primary's.
+fn is_harmless(name: &str) -> bool {
+    matches!(
+        name,
+        "random"
+            | "random_normal"
+            | "gen_random_uuid"
+            | "uuidv4"
+            | "uuidv7"
+            | "clock_timestamp"
+            | "timeofday"
+            | "current_query"
+            | "pg_sleep"
+            | "pg_sleep_for"
+            | "pg_sleep_until"
+            | "pg_partition_tree"
+            | "pg_partition_ancestors"
+            | "pg_relation_size"
+            | "pg_table_size"
+            | "pg_indexes_size"
+            | "pg_total_relation_size"
+            | "pg_database_size"
+            | "pg_tablespace_size"
+    )
+}
+
+/// PostgreSQL's own functions that are not volatile, but whose result depends on the node or on the
+/// server process, or that cannot run during recovery (`txid_current` is STABLE and assigns).
+fn differs_between_nodes(name: &str) -> bool {
+    const PREFIXES: [&str; 16] = [
+        "pg_stat_get_",
+        "pg_show_",
+        "pg_current_",
+        "pg_last_",
+        "pg_is_in_",
+        "pg_is_wal_",
+        "pg_ls_",
+        "pg_read_",
+        "pg_control_",
+        "pg_wal_",
+        "pg_walfile_",
+        "pg_replication_",
+        "pg_logical_",
+        "pg_get_replication_",
+        "pg_get_wal_",
+        "txid_current",
+    ];
+    matches!(
+        name,
+        "pg_backend_pid"
+            | "inet_client_addr"
+            | "inet_client_port"
+            | "inet_server_addr"
+            | "inet_server_port"
+            | "pg_postmaster_start_time"
+            | "pg_conf_load_time"
+            | "pg_config"
+            | "pg_jit_available"
+            | "pg_my_temp_schema"
+            | "pg_is_other_temp_schema"
+            | "pg_listening_channels"
+            | "pg_notification_queue_usage"
+            | "pg_prepared_statement"
+            | "pg_prepared_xact"
+            | "pg_cursor"
+            | "pg_lock_status"
+            | "pg_hba_file_rules"
+            | "pg_ident_file_mappings"
+            | "pg_snapshot_timestamp"
+            | "pg_get_aios"
+            | "pg_dsm_registry_allocations"
+    ) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What PostgreSQL's own functions leave behind in the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BuiltInEffect {
+    AdvisoryLock,
+    AdvisoryLockTransaction,
+    AdvisoryUnlock,
+    SequenceRead,
+    SequenceWrite,
+    Seed,
+    /// Runs a text of SQL it is given, or acts on the session by other means.
+    Unknown,
+}
+
+/// The effect of a function of this name, if it is one of PostgreSQL's that have one.
+pub(super) fn built_in_effect(name: &str) -> Option<BuiltInEffect> {
+    Some(match name {
+        "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock" | "pg_try_advisory_lock_shared" => {
+            BuiltInEffect::AdvisoryLock
+        }
+        "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => BuiltInEffect::AdvisoryUnlock,
+        "lastval" | "currval" => BuiltInEffect::SequenceRead,
+        "nextval" | "setval" => BuiltInEffect::SequenceWrite,
+        "setseed" => BuiltInEffect::Seed,
+        "query_to_xml"
+        | "query_to_xmlschema"
+        | "query_to_xml_and_xmlschema"
+        | "cursor_to_xml"
+        | "ts_stat"
+        | "ts_rewrite"
+        | "pg_replication_origin_session_setup"
+        | "pg_replication_origin_xact_setup" => BuiltInEffect::Unknown,
+        _ if name.starts_with("pg_advisory_xact_") || name.starts_with("pg_try_advisory_xact_") => {
+            BuiltInEffect::AdvisoryLockTransaction
+        }
+        _ => return None,
+    })
+}
+
+/// True if a setting is the session's own: replayed on every server it uses, so that `SHOW` and
+/// `current_setting` answer alike everywhere. The rest belongs to a node or is not known.
+#[must_use]
+pub fn is_session_setting(name: &str) -> bool {
+    const SETTINGS: [&str; 59] = [
+        "application_name",
+        "array_nulls",
+        "backslash_quote",
+        "bytea_output",
+        "check_function_bodies",
+        "client_encoding",
+        "client_min_messages",
+        "constraint_exclusion",
+        "cpu_index_tuple_cost",
+        "cpu_operator_cost",
+        "cpu_tuple_cost",
+        "cursor_tuple_fraction",
+        "datestyle",
+        "default_statistics_target",
+        "default_table_access_method",
+        "default_tablespace",
+        "default_text_search_config",
+        "default_toast_compression",
+        "default_transaction_deferrable",
+        "default_transaction_isolation",
+        "default_transaction_read_only",
+        "escape_string_warning",
+        "extra_float_digits",
+        "from_collapse_limit",
+        "gin_fuzzy_search_limit",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "integer_datetimes",
+        "intervalstyle",
+        "join_collapse_limit",
+        "lc_messages",
+        "lc_monetary",
+        "lc_numeric",
+        "lc_time",
+        "lock_timeout",
+        "max_identifier_length",
+        "plan_cache_mode",
+        "quote_all_identifiers",
+        "row_security",
+        "search_path",
+        "server_encoding",
+        "server_version",
+        "server_version_num",
+        "standard_conforming_strings",
+        "statement_timeout",
+        "synchronize_seqscans",
+        "temp_buffers",
+        "temp_tablespaces",
+        "timezone",
+        "timezone_abbreviations",
+        "transaction_deferrable",
+        "transaction_isolation",
+        "transaction_timeout",
+        "transform_null_equals",
+        "xmlbinary",
+        "xmloption",
+        "role",
+        "session_authorization",
+        "block_size",
+    ];
+    let name = name.to_ascii_lowercase();
+    name.contains('.') || name.starts_with("enable_") || SETTINGS.contains(&name.as_str())
+}
