@@ -43,11 +43,19 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            // One line: causes are joined by colons.
-            eprintln!("manatee-sitter: {problem:#}");
+            eprintln!("manatee-sitter: {}", one_line(&problem));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes in one line, without those that it has quoted already.
+fn one_line(problem: &anyhow::Error) -> String {
+    problem.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line {
+        line if line.is_empty() => cause,
+        line if line.contains(&cause) => line,
+        line => format!("{line}: {cause}"),
+    })
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -114,7 +122,7 @@ async fn serve(config: Config, settings: postgres::Settings) -> anyhow::Result<(
     zk.close().await;
     match &result {
         Ok(()) => info!("stopped"),
-        Err(problem) => error!("{problem:#}"),
+        Err(problem) => error!("{}", one_line(problem)),
     }
     result
 }

@@ -249,3 +249,85 @@ impl Status {
             }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
+
+    use super::*;
+    use crate::machine::local::{PrimaryStatus, Recovery, ServerConfig, StandbyStatus, Synchronous};
+
+    const ALL: [Check; 8] = [
+        Check::Primary,
+        Check::Sync,
+        Check::Async,
+        Check::Replica,
+        Check::ReadOnly,
+        Check::Health,
+        Check::Liveness,
+        Check::Readiness,
+    ];
+
+    fn status(role: Role, server: Server, gate: Gate) -> Status {
+        let me = Peer::new("10.0.0.1:5432:12345".parse().unwrap(), "a");
+        let mut status = Status::nothing(me, "demo".parse().unwrap(), Instant::now());
+        let synchronous = Synchronous::Impossible;
+        let config = ServerConfig { recovery: Recovery::Detached, synchronous, gate, slots: BTreeSet::new() };
+        (status.role, status.local.server, status.local.config) = (role, server, Some(config));
+        status
+    }
+
+    fn primary() -> Server {
+        let flushed = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
+        Server::Primary(PrimaryStatus { flushed, downstreams: vec![] })
+    }
+
+    fn standby(streaming: bool) -> Server {
+        Server::Standby(StandbyStatus {
+            received: None,
+            replayed: Lsn(1),
+            history: TimelineHistory::default(),
+            streaming,
+            upstream_silent_ms: None,
+            receiver_stopped: false,
+            not_streaming_ms: 0,
+            cannot_follow: None,
+            downstreams: vec![],
+        })
+    }
+
+    #[test]
+    fn checks_say_what_a_load_balancer_may_rely_on() {
+        use Check::{Async, Health, Liveness, Primary, ReadOnly, Readiness, Replica, Sync};
+        let down = Server::Down { crashed: true, standby: false };
+        let table: [(Status, &[Check]); 8] = [
+            (status(Role::Primary, primary(), Gate::Open), &[Primary, ReadOnly, Health, Liveness, Readiness]),
+            (status(Role::Primary, primary(), Gate::Closed), &[Health, Liveness]),
+            (status(Role::Sync, primary(), Gate::Open), &[Health, Liveness]),
+            (status(Role::Sync, standby(true), Gate::Open), &[Sync, Replica, ReadOnly, Health, Liveness, Readiness]),
+            (status(Role::Async(0), standby(false), Gate::Open), &[Async, Replica, ReadOnly, Health, Liveness]),
+            (status(Role::Deposed, standby(true), Gate::Open), &[Health, Liveness]),
+            (status(Role::Primary, down, Gate::Open), &[Liveness]),
+            (status(Role::Primary, standby(true), Gate::Open), &[Health, Liveness]),
+        ];
+        for (status, passed) in table {
+            let now = status.at;
+            let found: Vec<Check> = ALL.into_iter().filter(|check| status.passes(*check, now)).collect();
+            assert_eq!(found, passed, "{} {:?}", status.role, status.local.server);
+            assert!(ALL.into_iter().all(|check| !status.passes(check, now + STUCK)), "a stuck sitter passes nothing");
+        }
+    }
+
+    #[test]
+    fn the_answer_has_the_documented_shape() {
+        let json = serde_json::to_value(status(Role::Async(1), standby(true), Gate::Open)).unwrap();
+        for key in ["id", "zoneId", "shard", "version", "generation", "local", "lastFailure", "peers"] {
+            assert!(json.get(key).is_some(), "{key}: {json}");
+        }
+        assert_eq!(
+            (&json["role"], &json["decision"]["sinceMs"], &json["zk"]["session"]),
+            (&"async".into(), &0.into(), &"disconnected".into())
+        );
+    }
+}
