@@ -94,7 +94,8 @@ impl Action {
     }
 }
 
-/// What to do, and why: the reason is logged once per change of decision and shown to operators.
+/// What to do, and why: the reason is logged once per change of decision and shown to operators, so
+/// it never contains what changes all the time (durations, positions that move).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// The step.

@@ -38,7 +38,7 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
             let config = base(situation, recovery, Gate::Closed);
             act(Action::Start(config), "primary: PostgreSQL is down, starting it with the gate closed (rule 7)")
         }
-        Server::Starting { for_ms } => wait(format!("primary: PostgreSQL has been starting for {for_ms} ms")),
+        Server::Starting { .. } => wait("primary: PostgreSQL is starting"),
         Server::Hung { for_ms } => hung(situation, *for_ms),
         Server::Standby(standby) => promote(situation, standby),
         Server::Primary(primary) => running(situation, primary),
@@ -60,7 +60,7 @@ fn base(situation: Situation<'_>, recovery: Recovery, gate: Gate) -> ServerConfi
 /// A PostgreSQL that lives but does not answer commits nothing: hand over if somebody is fit.
 fn hung(situation: Situation<'_>, for_ms: u64) -> Decision {
     let view = situation.view;
-    let reason = format!("primary: PostgreSQL has not answered for {for_ms} ms");
+    let reason = "primary: PostgreSQL does not answer";
     if for_ms <= view.settings.restart_budget_ms {
         return wait(reason);
     }

@@ -103,18 +103,18 @@ fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) ->
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
     if heard && !attached && down_ms > view.settings.restart_budget_ms {
-        return Some(format!("the sync {sync} says that its PostgreSQL has been down for {down_ms} ms"));
+        return Some(format!("the sync {sync} says that its PostgreSQL is down"));
     }
     if suspicion::is_missing(view, sync) {
         let missing_ms = view.observed.missing_ms.get(&sync).copied().unwrap_or(0);
         if !(heard && attached) || missing_ms >= NODE_GRACE_MS {
-            return Some(format!("the sync {sync} has no election node, for {missing_ms} ms"));
+            return Some(format!("the sync {sync} has no election node"));
         }
     }
     if suspect && (!attached || stalled_ms >= view.settings.suspicion_timeout_ms) {
         return Some(format!("the sync {sync} is silent, and does not acknowledge"));
     }
-    (stalled_ms >= SYNC_STALLED_MS).then(|| format!("the sync {sync} has not followed for {stalled_ms} ms"))
+    (stalled_ms >= SYNC_STALLED_MS).then(|| format!("the sync {sync} does not follow"))
 }
 
 /// Whether the primary should tell the others that it finds its sync lost: asyncs behind it then

@@ -44,9 +44,9 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
             wait("PostgreSQL is starting")
         }
         Server::Hung { for_ms } if *for_ms >= HUNG_MS => {
-            act(Action::Stop(StopMode::Immediate), format!("PostgreSQL has not answered for {for_ms} ms"))
+            act(Action::Stop(StopMode::Immediate), "PostgreSQL does not answer")
         }
-        Server::Hung { for_ms } => wait(format!("PostgreSQL has not answered for {for_ms} ms")),
+        Server::Hung { .. } => wait("PostgreSQL does not answer"),
         Server::Down { standby: false, .. } if !view.settings.manual_rejoin => {
             rejoin(situation, Rung::AsIs, "this peer was primary and is not any more")
         }
@@ -83,7 +83,7 @@ fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Dec
     if standby.streaming {
         wait(format!("{role}, streaming from {upstream}"))
     } else {
-        wait(format!("{role}, not streaming from {upstream} for {} s", standby.not_streaming_ms / 1_000))
+        wait(format!("{role}, not streaming from {upstream}"))
     }
 }
 

@@ -72,22 +72,18 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
     if heard && down_ms > view.settings.restart_budget_ms {
-        return Some(format!("the primary says that its PostgreSQL has been down for {down_ms} ms"));
+        return Some("the primary says that its PostgreSQL is down".to_owned());
     }
     let streaming = stream_is_fresh(view, standby);
     if is_missing(view, primary) {
         let missing_ms = view.observed.missing_ms.get(&primary).copied().unwrap_or(0);
         let healthy = heard && health.postgres_down_ms.is_none() && streaming;
         if !healthy || missing_ms >= NODE_GRACE_MS {
-            return Some(format!("the primary's election node is gone, for {missing_ms} ms"));
+            return Some("the primary's election node is gone".to_owned());
         }
     }
     if suspect && !streaming && shared_by_another(view, primary) {
-        let how = if health.refused {
-            "its sitter's process is gone".to_owned()
-        } else {
-            format!("silent for {} ms", health.silent_ms.unwrap_or(0))
-        };
+        let how = if health.refused { "its sitter's process is gone" } else { "it is silent" };
         return Some(format!("the primary is suspected by several peers: {how}"));
     }
     None
