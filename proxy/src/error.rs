@@ -406,6 +406,17 @@ impl ProxyError {
         }
         encode_response(out, b'E', self.severity().as_str(), self.sqlstate(), &self.client_message(), self.hint());
     }
+
+    /// As [`ProxyError::encode`], but FATAL whatever the error is: the connection ends with it.
+    pub fn as_fatal(&self, out: &mut BytesMut) {
+        let severity = Severity::Fatal.as_str();
+        match self.severity() {
+            Severity::Fatal => self.encode(out),
+            Severity::Error => {
+                encode_response(out, b'E', severity, self.sqlstate(), &self.client_message(), self.hint());
+            }
+        }
+    }
 }
 
 /// Appends an ErrorResponse (`tag` E) or NoticeResponse (N). NUL bytes in texts become `?`.

@@ -1,44 +1,21 @@
 //! Who a client is, and with which secret servers are persuaded of it.
 
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
+mod greeting;
+mod login;
+mod secret;
+pub mod verifier;
+
+pub use greeting::Greetings;
+pub use login::{Admission, Gatekeeper, login};
+pub use secret::{Md5Hash, Secret, nonce, random};
 
 use crate::cancel::Registration;
 use crate::topology::Node;
 use crate::upstream::Upstream;
-
-/// What opens a server connection in a role's name.
-#[derive(Clone)]
-pub enum Secret {
-    /// Nothing: the server trusts us.
-    None,
-    /// SCRAM keys: the ClientKey was learned from the client's own login. Password-equivalent.
-    Scram {
-        /// SCRAM's ClientKey.
-        client_key: Zeroizing<[u8; 32]>,
-        /// SCRAM's ServerKey, with which the server proves itself.
-        server_key: Zeroizing<[u8; 32]>,
-    },
-    /// `md5…` as in pg_authid. Password-equivalent.
-    Md5(Zeroizing<String>),
-    /// A plain password, from a file.
-    Password(Zeroizing<String>),
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "None",
-            Self::Scram { .. } => "Scram",
-            Self::Md5(_) => "Md5",
-            Self::Password(_) => "Password",
-        })
-    }
-}
 
 /// In whose name and to which database a server connection is: the key of a pool. Equality and
 /// hash are by user and database only; the pool's connections outlive a change of password.
@@ -88,8 +65,8 @@ pub struct Client {
     pub access: Access,
     /// Pool key and secret.
     pub identity: Arc<Identity>,
-    /// Startup parameters other than user, database, replication and `_pq_.*`, as sent: the
-    /// session's initial settings (`options` is unparsed).
+    /// Startup parameters other than user, database, replication and `_pq_.*`: the session's
+    /// initial settings, with the switches of `options` already taken apart.
     pub startup: Vec<(String, String)>,
     /// The ParameterStatus values the client was told.
     pub reported: Vec<(String, String)>,

@@ -1,0 +1,189 @@
+//! What a client is told of its server before it has one: ParameterStatus values, learned from a
+//! real connection in its name to its database. So whatever PostgreSQL would refuse at login (no
+//! such database, no CONNECT privilege, a bad setting) is refused at login here too.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Access, Identity};
+use crate::error::{ProxyError, Result};
+use crate::topology::{Node, Topology};
+use crate::upstream::{Upstream, connect};
+
+/// Greetings remembered at most.
+const MAX_ENTRIES: usize = 10_000;
+/// Longest wait for one server to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Between attempts while servers are there but not ready.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What was learned.
+pub struct Greeting {
+    /// ParameterStatus values for the client.
+    pub parameters: Vec<(String, String)>,
+    /// The connection it was learned from, if it can be used by anybody.
+    pub opened: Option<(Node, Upstream)>,
+}
+
+/// User, database, and the settings a server has to judge.
+type Key = (Arc<str>, Arc<str>, Vec<(String, String)>);
+
+/// Remembers greetings. Shared by all threads; not on the hot path.
+pub struct Greetings {
+    topology: Topology,
+    max_age: Duration,
+    #[allow(clippy::type_complexity)]
+    remembered: Mutex<HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>>,
+}
+
+impl Greetings {
+    /// Empty. Entries are believed for `max_age`, and for longer while no server is reachable.
+    pub fn new(topology: Topology, max_age: Duration) -> Self {
+        Self { topology, max_age, remembered: Mutex::default() }
+    }
+
+    /// What to tell a client that asks for `settings` in its startup message.
+    ///
+    /// # Errors
+    /// The server's own, if one refuses; [`ProxyError::HoldTimeout`] if none is ready until `deadline`.
+    pub async fn greet(
+        &self,
+        identity: &Identity,
+        settings: &[(String, String)],
+        access: Access,
+        deadline: Instant,
+    ) -> Result<Greeting> {
+        let (known, judged): (Vec<_>, Vec<_>) = settings.iter().cloned().partition(is_known);
+        let key = (identity.user.clone(), identity.database.clone(), judged);
+        let remembered = self.lock().get(&key).cloned();
+        if let Some((learned, parameters)) = &remembered
+            && learned.elapsed() <= self.max_age
+        {
+            return Ok(Greeting { parameters: addressed(parameters, &known, access), opened: None });
+        }
+        let (node, upstream) = match self.open(identity, &key.2, access, deadline, remembered.is_some()).await {
+            Ok(opened) => opened,
+            Err(error) => match remembered {
+                Some((_, parameters)) if error.is_server_unready() || matches!(error, ProxyError::HoldTimeout(_)) => {
+                    return Ok(Greeting { parameters: addressed(&parameters, &known, access), opened: None });
+                }
+                _ => return Err(error),
+            },
+        };
+        let parameters = Arc::new(upstream.parameters.clone());
+        let opened = key.2.is_empty().then_some((node, upstream));
+        self.remember(key, parameters.clone());
+        Ok(Greeting { parameters: addressed(&parameters, &known, access), opened })
+    }
+
+    /// Opens a connection wherever one can be had, the likeliest to be used first.
+    async fn open(
+        &self,
+        identity: &Identity,
+        judged: &[(String, String)],
+        access: Access,
+        deadline: Instant,
+        once: bool,
+    ) -> Result<(Node, Upstream)> {
+        let begun = Instant::now();
+        loop {
+            let snapshot = self.topology.snapshot();
+            let standbys = snapshot.standbys.iter().map(|standby| standby.node);
+            let mut nodes: Vec<Node> = snapshot.primary().into_iter().chain(standbys).collect();
+            if access == Access::ReadOnly {
+                nodes.reverse();
+            }
+            for node in nodes {
+                let left = deadline.saturating_duration_since(Instant::now()).min(CONNECT_LIMIT);
+                match connect(node, identity, judged, left).await {
+                    Ok(upstream) => return Ok((node, upstream)),
+                    Err(error) if error.is_server_unready() => {
+                        tracing::debug!(node = %node.id, %error, "server not ready for a login");
+                        self.topology.suspect(node.id);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if once || Instant::now() + RETRY_INTERVAL >= deadline {
+                return Err(ProxyError::HoldTimeout(begun.elapsed()));
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    fn remember(&self, key: Key, parameters: Arc<Vec<(String, String)>>) {
+        let mut remembered = self.lock();
+        if remembered.len() >= MAX_ENTRIES && !remembered.contains_key(&key) {
+            let oldest = remembered.iter().min_by_key(|(_, (learned, _))| *learned).map(|(key, _)| key.clone());
+            oldest.and_then(|oldest| remembered.remove(&oldest));
+        }
+        remembered.insert(key, (Instant::now(), parameters));
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Settings whose reported value we know without asking.
+fn is_known((name, value): &(String, String)) -> bool {
+    name.eq_ignore_ascii_case("application_name") || (name.eq_ignore_ascii_case("client_encoding") && is_utf8(value))
+}
+
+fn is_utf8(encoding: &str) -> bool {
+    let letters: String = encoding.chars().filter(char::is_ascii_alphanumeric).collect();
+    letters.eq_ignore_ascii_case("utf8") || letters.eq_ignore_ascii_case("unicode")
+}
+
+/// The parameters as this client must see them.
+fn addressed(parameters: &[(String, String)], known: &[(String, String)], access: Access) -> Vec<(String, String)> {
+    let mut parameters = parameters.to_vec();
+    let mut set = |wanted: &str, value: String| {
+        if let Some((_, old)) = parameters.iter_mut().find(|(name, _)| name == wanted) {
+            *old = value;
+        }
+    };
+    // Whichever node the connection was opened to: the client sees what its address promises.
+    set("in_hot_standby", if access == Access::ReadOnly { "on" } else { "off" }.to_owned());
+    set("application_name", String::new());
+    for (name, value) in known {
+        if name.eq_ignore_ascii_case("application_name") {
+            set("application_name", clean_name(value));
+        } else {
+            set("client_encoding", "UTF8".to_owned());
+        }
+    }
+    parameters
+}
+
+/// As `pg_clean_ascii` and NAMEDATALEN would leave it.
+fn clean_name(name: &str) -> String {
+    let escape = |byte: u8| match byte {
+        32..=126 => char::from(byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    let mut clean: String = name.bytes().map(escape).collect();
+    clean.truncate(63);
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_see_what_their_address_promises() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let server =
+            [pair("in_hot_standby", "on"), pair("application_name", "x"), pair("client_encoding", "SQL_ASCII")];
+        let known = [pair("application_name", "psql\n"), pair("client_encoding", "utf-8")];
+        let seen = addressed(&server, &known, Access::ReadWrite);
+        assert_eq!(
+            seen,
+            [pair("in_hot_standby", "off"), pair("application_name", "psql\\x0a"), pair("client_encoding", "UTF8")]
+        );
+        assert_eq!(addressed(&server, &[], Access::ReadOnly)[0].1, "on");
+    }
+}
