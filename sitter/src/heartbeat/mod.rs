@@ -150,3 +150,70 @@ impl Drop for Heartbeats {
         self.tasks.values().for_each(JoinHandle::abort);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const TIMING: Timing = Timing { interval: Duration::from_millis(50), suspicion: Duration::from_millis(500) };
+
+    /// Waits until `condition` holds for the peer's health, and says how long that took.
+    async fn until(heartbeats: &Heartbeats, peer: PeerId, condition: impl Fn(&PeerHealth) -> bool) -> Duration {
+        let began = Instant::now();
+        let mut news = heartbeats.news();
+        loop {
+            let health = heartbeats.health(Instant::now()).remove(&peer).unwrap_or_default();
+            if condition(&health) {
+                return began.elapsed();
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "{health:?}");
+            let _ = tokio::time::timeout(Duration::from_millis(10), news.changed()).await;
+        }
+    }
+
+    fn sitter(listener: TcpListener, peer: PeerId) -> JoinHandle<()> {
+        let answer = Answer {
+            id: peer,
+            stopping: false,
+            postgres_down_ms: Some(7),
+            suspects: BTreeSet::new(),
+            data: Some(Data::Absent),
+            streaming: Some(false),
+            generation: Some(3),
+        };
+        let router = Router::new().route("/heartbeat", get(move || async move { Json(answer) }));
+        tokio::spawn(async move {
+            let _ = axum::serve(listener, router).await;
+        })
+    }
+
+    /// A runtime of its own dies with all its sockets, as a killed process does.
+    #[test]
+    fn a_killed_process_is_noticed_at_once_and_its_return_too() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = other.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let peer = PeerId { ip: "127.0.0.1".parse().unwrap(), pg_port: 1, backup_port: port };
+        let _server = {
+            let _guard = other.enter();
+            sitter(listener, peer)
+        };
+        runtime.block_on(async {
+            let mut heartbeats = Heartbeats::new(TIMING);
+            heartbeats.follow(&BTreeSet::from([peer]));
+            until(&heartbeats, peer, |health| health.generation == Some(3) && health.postgres_down_ms.is_some()).await;
+            other.shutdown_background();
+            let took = until(&heartbeats, peer, |health| health.refused).await;
+            assert!(took < Duration::from_secs(2), "{took:?}");
+            let again = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+            let _server = sitter(again, peer);
+            until(&heartbeats, peer, |health| !health.refused && health.silent_ms < Some(500)).await;
+        });
+    }
+}
