@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -55,7 +55,7 @@ pub(super) async fn poll(peer: PeerId, timing: Timing, shared: Arc<Shared>) {
                 _ => Duration::ZERO,
             },
             Err(Failure::Refused) => {
-                let refusal = shared.table().refused(peer);
+                let refusal = shared.table().refused(peer, Instant::now());
                 match refusal {
                     Refusal::AskAgain => RETRY_AFTER_REFUSAL,
                     Refusal::Gone => {
@@ -77,6 +77,7 @@ pub(super) async fn poll(peer: PeerId, timing: Timing, shared: Arc<Shared>) {
 /// Asks once per interval until the connection fails; returns how many answers came.
 async fn ask_until_failure(connection: &mut Connection, peer: PeerId, timing: Timing, shared: &Shared) -> u64 {
     let mut answers = 0;
+    let mut news = shared.news.subscribe();
     loop {
         // An answer later than the suspicion timeout changes nothing any more. A timed-out request
         // leaves the connection unusable, and it is dropped.
@@ -89,9 +90,12 @@ async fn ask_until_failure(connection: &mut Connection, peer: PeerId, timing: Ti
             }
         }
         answers += 1;
-        // Both may be lost without harm: a sleep, and the wait for the connection's end.
+        let pause = shared.table().pause(Instant::now());
+        // All may be lost without harm: a sleep, the wait for the connection's end, and a reason to
+        // hear at once what this peer thinks of what just happened to another one.
         tokio::select! {
-            () = sleep(timing.interval) => {}
+            () = sleep(pause) => {}
+            _ = news.changed() => {}
             _ = &mut connection.task => return answers,
         }
     }

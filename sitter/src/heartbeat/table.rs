@@ -21,6 +21,10 @@ const PAUSE_INTERVALS: u32 = 4;
 /// …but never less than this: a busy machine delays tasks by that much.
 const LEAST_PAUSE: Duration = Duration::from_millis(400);
 
+/// How much more often peers are asked while the fate of one is being settled: whether another peer
+/// shares a suspicion decides, and is to be known soon.
+const HURRY: u32 = 5;
+
 /// What a refused connection means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -39,6 +43,8 @@ struct Entry {
     answer: Option<(Instant, Answer)>,
     /// Refused connections in a row.
     refusals: u32,
+    /// When it was found gone by refusals.
+    gone: Option<Instant>,
 }
 
 /// What is known of all peers.
@@ -84,17 +90,20 @@ impl Table {
             || entry.answer.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= suspicion);
         let word = |answer: &Answer| Answer { postgres_down_ms: answer.postgres_down_ms.map(|_| 0), ..answer.clone() };
         let news = back || entry.answer.as_ref().is_none_or(|(_, old)| word(old) != word(&answer));
-        *entry = Entry { answer: Some((now, answer)), refusals: 0 };
+        *entry = Entry { answer: Some((now, answer)), refusals: 0, gone: None };
         news
     }
 
     /// The host of `peer` answers, but nobody listens at the sitter's port.
-    pub fn refused(&mut self, peer: PeerId) -> Refusal {
+    pub fn refused(&mut self, peer: PeerId, now: Instant) -> Refusal {
         let entry = self.peers.entry(peer).or_default();
         entry.refusals = entry.refusals.saturating_add(1);
         match entry.refusals {
             ..REFUSALS => Refusal::AskAgain,
-            REFUSALS => Refusal::Gone,
+            REFUSALS => {
+                entry.gone = Some(now);
+                Refusal::Gone
+            }
             _ => Refusal::StillGone,
         }
     }
@@ -102,6 +111,16 @@ impl Table {
     /// `peer` did not answer in time, or not sensibly: time will tell.
     pub fn failed(&mut self, peer: PeerId) {
         self.peers.entry(peer).or_default().refusals = 0;
+    }
+
+    /// How long to wait before a peer is asked again.
+    pub fn pause(&self, now: Instant) -> Duration {
+        let (half, twice) = (millis(self.timing.suspicion / 2), millis(self.timing.suspicion * 2));
+        let unsettled = |entry: &Entry| {
+            let gone = entry.gone.is_some_and(|at| now.saturating_duration_since(at) < self.timing.suspicion);
+            gone || entry.answer.as_ref().is_some_and(|(at, _)| (half..twice).contains(&self.silence(*at, now)))
+        };
+        if self.peers.values().any(unsettled) { self.timing.interval / HURRY } else { self.timing.interval }
     }
 
     /// How each peer looks at `now`.
@@ -210,12 +229,12 @@ mod tests {
     #[test]
     fn only_repeated_refusals_count() {
         let mut f = Fixture::new();
-        assert_eq!(f.table.refused(peer()), Refusal::AskAgain);
+        assert_eq!(f.table.refused(peer(), f.now), Refusal::AskAgain);
         f.table.failed(peer());
-        assert_eq!(f.table.refused(peer()), Refusal::AskAgain, "not in a row");
+        assert_eq!(f.table.refused(peer(), f.now), Refusal::AskAgain, "not in a row");
         assert!(!f.suspected());
-        assert_eq!(f.table.refused(peer()), Refusal::Gone);
-        assert_eq!(f.table.refused(peer()), Refusal::StillGone, "told once");
+        assert_eq!(f.table.refused(peer(), f.now), Refusal::Gone);
+        assert_eq!(f.table.refused(peer(), f.now), Refusal::StillGone, "told once");
         assert!(f.suspected() && f.table.health(f.now)[&peer()].refused);
         f.table.answered(peer(), answer(), f.now);
         assert!(!f.suspected() && !f.table.health(f.now)[&peer()].refused);
@@ -248,6 +267,21 @@ mod tests {
         f.pass(100);
         let health = f.table.health(f.now).remove(&peer()).unwrap();
         assert_eq!((health.postgres_down_ms, health.stopping), (Some(120), true));
+    }
+
+    #[test]
+    fn peers_are_asked_more_often_while_one_is_doubtful() {
+        let mut f = Fixture::new();
+        let hurried = TIMING.interval / HURRY;
+        f.table.answered(peer(), answer(), f.now);
+        for (ms, pause) in [(499, TIMING.interval), (1, hurried), (1_499, hurried), (1, TIMING.interval)] {
+            f.pass(ms);
+            assert_eq!(f.table.pause(f.now), pause);
+        }
+        f.table.answered(peer(), answer(), f.now);
+        f.table.refused(peer(), f.now);
+        f.table.refused(peer(), f.now);
+        assert_eq!(f.table.pause(f.now), hurried);
     }
 
     #[test]
