@@ -10,6 +10,8 @@
 mod running;
 pub mod status;
 mod takeover;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
