@@ -1,1 +1,135 @@
-//! Being written.
+//! Names of the proxy's metrics and handles to them. Handles are made once: by name each record
+//! would cost ten times as much.
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+
+use crate::error::ProxyError;
+use crate::topology::{Node, Snapshot};
+
+const CLIENTS: &str = "manatee_proxy_clients";
+const CONNECTIONS: &str = "manatee_proxy_client_connections_total";
+const SERVERS: &str = "manatee_proxy_server_connections";
+const SERVER_OPENS: &str = "manatee_proxy_server_opens_total";
+const HELD: &str = "manatee_proxy_held_clients";
+const HOLD_SECONDS: &str = "manatee_proxy_hold_seconds";
+const ERRORS: &str = "manatee_proxy_errors_total";
+const UNITS: &str = "manatee_proxy_transactions_total";
+const REPLAYS: &str = "manatee_proxy_replays_total";
+const GENERATION: &str = "manatee_proxy_generation";
+const PRIMARY: &str = "manatee_proxy_primary_available";
+const PRIMARY_ABSENCE: &str = "manatee_proxy_primary_absence_seconds";
+const FIRST_WRITE: &str = "manatee_proxy_first_write_seconds";
+const STATE_CURRENT: &str = "manatee_proxy_state_current";
+const LAG: &str = "manatee_proxy_standby_lag_seconds";
+const FIT: &str = "manatee_proxy_standby_fit";
+
+/// Says what each metric means. Once, after the recorder is installed.
+pub fn describe() {
+    metrics::describe_gauge!(CLIENTS, "Clients connected");
+    metrics::describe_counter!(CONNECTIONS, "Client connections by what became of the login");
+    metrics::describe_gauge!(SERVERS, "Server connections open, by node");
+    metrics::describe_counter!(SERVER_OPENS, "Attempts to open a server connection, by result");
+    metrics::describe_gauge!(HELD, "Clients waiting for a primary");
+    metrics::describe_histogram!(HOLD_SECONDS, Unit::Seconds, "How long clients waited for a primary");
+    metrics::describe_counter!(ERRORS, "Errors shown to clients, by SQLSTATE and origin");
+    metrics::describe_counter!(UNITS, "Transactions and single statements, by where they ran");
+    metrics::describe_counter!(REPLAYS, "Statements run again on another server");
+    metrics::describe_gauge!(GENERATION, "Generation of the cluster state in use");
+    metrics::describe_gauge!(PRIMARY, "1 if a confirmed primary is known");
+    metrics::describe_histogram!(PRIMARY_ABSENCE, Unit::Seconds, "How long there was no confirmed primary");
+    metrics::describe_histogram!(
+        FIRST_WRITE,
+        Unit::Seconds,
+        "From the loss of a primary to the first write on the next"
+    );
+    metrics::describe_gauge!(STATE_CURRENT, "1 if ZooKeeper is connected and the state readable");
+    metrics::describe_gauge!(LAG, Unit::Seconds, "How far a standby's replay is behind, by node");
+    metrics::describe_gauge!(FIT, "1 if a standby may serve reads, by node");
+}
+
+/// One thread's handles for what sessions do often.
+#[derive(Clone)]
+pub struct SessionMetrics {
+    /// Transactions and single statements that ran on the primary.
+    pub on_primary: Counter,
+    /// The same on a standby.
+    pub on_standby: Counter,
+    /// Clients waiting for a primary.
+    pub held: Gauge,
+    /// How long they waited, in seconds.
+    pub hold_seconds: Histogram,
+    /// Statements run again elsewhere.
+    pub replays: Counter,
+    /// From the loss of a primary to the first write on the next, in seconds.
+    pub first_write_seconds: Histogram,
+    /// Server connections opened.
+    pub opens_ok: Counter,
+    /// Attempts that failed.
+    pub opens_failed: Counter,
+}
+
+impl Default for SessionMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SessionMetrics {
+    /// Makes the handles.
+    pub fn new() -> Self {
+        Self {
+            on_primary: counter!(UNITS, "route" => "primary"),
+            on_standby: counter!(UNITS, "route" => "standby"),
+            held: gauge!(HELD),
+            hold_seconds: histogram!(HOLD_SECONDS),
+            replays: counter!(REPLAYS),
+            first_write_seconds: histogram!(FIRST_WRITE),
+            opens_ok: counter!(SERVER_OPENS, "result" => "ok"),
+            opens_failed: counter!(SERVER_OPENS, "result" => "failed"),
+        }
+    }
+
+    /// Open server connections to a node; a handle to keep with the node's pool.
+    pub fn servers(&self, node: Node) -> Gauge {
+        gauge!(SERVERS, "node" => node.id.to_string())
+    }
+}
+
+/// Counts an error that a client is shown. Rare, so by name.
+pub fn count_error(error: &ProxyError) {
+    count_sqlstate(error.sqlstate().as_str(), error.origin().as_str());
+}
+
+/// The same for an error a server sent in the course of a session and that the proxy looked into.
+pub fn count_sqlstate(sqlstate: &str, origin: &'static str) {
+    counter!(ERRORS, "sqlstate" => sqlstate.to_owned(), "origin" => origin).increment(1);
+}
+
+/// Counts what became of a connection: `session`, `done` or `refused`.
+pub fn count_connection(result: &'static str) {
+    counter!(CONNECTIONS, "result" => result).increment(1);
+}
+
+/// The number of clients.
+pub fn clients() -> Gauge {
+    gauge!(CLIENTS)
+}
+
+/// Publishes what the shard looks like.
+pub fn show_topology(before: &Snapshot, after: &Snapshot) {
+    gauge!(GENERATION).set(after.generation as f64);
+    gauge!(PRIMARY).set(if after.primary.is_some() { 1.0 } else { 0.0 });
+    gauge!(STATE_CURRENT).set(if after.state_is_current { 1.0 } else { 0.0 });
+    for standby in &after.standbys {
+        gauge!(LAG, "node" => standby.node.id.to_string()).set(standby.lag.as_secs_f64());
+        gauge!(FIT, "node" => standby.node.id.to_string()).set(if standby.fit { 1.0 } else { 0.0 });
+    }
+    for gone in before.standbys.iter().filter(|standby| after.standby(standby.node.id).is_none()) {
+        gauge!(FIT, "node" => gone.node.id.to_string()).set(0.0);
+    }
+}
+
+/// Records how long there was no primary.
+pub fn record_absence(absence: std::time::Duration) {
+    histogram!(PRIMARY_ABSENCE).record(absence.as_secs_f64());
+}

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::greeting::{Greeting, Greetings};
 use super::secret::{Secret, nonce, random};
@@ -80,23 +81,21 @@ pub async fn login(
     access: Access,
     room: bool,
     gate: &Gatekeeper,
+    stop: &CancellationToken,
 ) -> Result<Admission> {
     let deadline = Instant::now() + gate.login_timeout;
+    // What is kept back is for telling the client why.
+    let entering =
+        Entering { address, access, room, gate, stop, deadline: deadline - FAREWELL.min(gate.login_timeout / 2) };
     // Dropping a login closes the connection; nothing outlives it.
-    match tokio::time::timeout_at(deadline.into(), attempt(socket, address, access, room, gate, deadline)).await {
+    match tokio::time::timeout_at(deadline.into(), attempt(socket, &entering)).await {
         Ok(result) => result,
         Err(_) => Err(ProxyError::LoginTimeout(gate.login_timeout)),
     }
 }
 
-async fn attempt(
-    socket: TcpStream,
-    address: SocketAddr,
-    access: Access,
-    room: bool,
-    gate: &Gatekeeper,
-    deadline: Instant,
-) -> Result<Admission> {
+async fn attempt(socket: TcpStream, entering: &Entering<'_>) -> Result<Admission> {
+    let gate = entering.gate;
     crate::upstream::tune(&socket).map_err(ProxyError::ClientGone)?;
     let (mut stream, request) = match negotiate(socket, &gate.certificates).await {
         Ok(negotiated) => negotiated,
@@ -112,7 +111,6 @@ async fn attempt(
         }
         Request::Startup(startup) => startup,
     };
-    let entering = Entering { address, access, room, gate, deadline: deadline - FAREWELL.min(gate.login_timeout / 2) };
     match entering.enter(&mut stream, startup).await {
         Ok(client) => Ok(Admission::Session(stream, client)),
         Err(error) => Err(farewell(Some(stream), error).await),
@@ -243,6 +241,7 @@ struct Entering<'a> {
     access: Access,
     room: bool,
     gate: &'a Gatekeeper,
+    stop: &'a CancellationToken,
     deadline: Instant,
 }
 
@@ -278,6 +277,7 @@ impl Entering<'_> {
             identity,
             startup: startup.settings,
             reported: parameters,
+            stop: self.stop.clone(),
             cancel,
             opened,
         })

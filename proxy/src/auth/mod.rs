@@ -13,6 +13,8 @@ pub use greeting::Greetings;
 pub use login::{Admission, Gatekeeper, login};
 pub use secret::{Md5Hash, Secret, nonce, random};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::cancel::Registration;
 use crate::topology::Node;
 use crate::upstream::Upstream;
@@ -70,6 +72,9 @@ pub struct Client {
     pub startup: Vec<(String, String)>,
     /// The ParameterStatus values the client was told.
     pub reported: Vec<(String, String)>,
+    /// Cancelled when the proxy stops: a client between transactions is then sent away with
+    /// [`crate::error::ProxyError::ShuttingDown`], one within a transaction after it.
+    pub stop: CancellationToken,
     /// Its entry in the cancel registry.
     pub cancel: Registration,
     /// A connection that the login opened to see that the database may be used: for the pool. It was

@@ -1,2 +1,85 @@
-//! Being written.
-fn main() {}
+//! The proxy's program: reads the configuration, checks what can be checked, runs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use manatee_proxy::config::Config;
+use manatee_proxy::metrics;
+use manatee_proxy::server::run::{Listeners, Start, run};
+use manatee_proxy::server::{NoCatalogs, Proxy};
+use manatee_proxy::tls::Certificates;
+use manatee_proxy::topology::monitor;
+use manatee_shared::{config, telemetry};
+
+/// Speaks the PostgreSQL protocol, sends writes to the primary and reads to the standbys, and
+/// carries clients through a failover.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, short, env = "MANATEE_PROXY_CONFIG", default_value = "/etc/manatee/proxy.toml")]
+    config: PathBuf,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check_config: bool,
+    /// Private Unix socket over which listeners are handed to a successor (SIGQUIT).
+    #[arg(long)]
+    upgrade_socket: Option<PathBuf>,
+    /// Take the listeners over from the running proxy with the same upgrade socket.
+    #[arg(long, requires = "upgrade_socket")]
+    upgrade: bool,
+}
+
+fn main() -> ExitCode {
+    match start(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("manatee-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> anyhow::Result<()> {
+    // Two crypto providers may be linked; rustls must not have to guess.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = Config::load(&arguments.config)?;
+    let password = config::read_secret(&config.auth.password_file).context("`auth.password_file`")?;
+    let certificates = Certificates::load(&config.tls).context("`tls`")?;
+    if arguments.check_config {
+        println!("{}: ok", arguments.config.display());
+        return Ok(());
+    }
+    let start = if arguments.upgrade { Start::TakeOver } else { Start::Fresh };
+    let listeners = Listeners::prepare(&config.listen, &start)?;
+    telemetry::init(&config.log)?;
+    let recorder = telemetry::install_recorder()?;
+    metrics::describe();
+    abort_on_panic();
+    let own = monitor::Settings {
+        user: config.auth.user.clone(),
+        password: password.expose().to_owned().into(),
+        poll_interval: config.routing.poll_interval,
+        max_lag: config.routing.max_lag,
+    };
+    let shard = config.shard.name.clone();
+    let proxy = Proxy::new(config, own, certificates, Arc::new(NoCatalogs))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %shard, "starting");
+    run(proxy, listeners, &start, arguments.upgrade_socket.as_deref(), recorder)
+}
+
+/// A panic in a session ends that session: its task is gone, the thread lives on. Anywhere else
+/// it would leave a process that looks alive and does not work.
+fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        tracing::error!(thread = name, %panic, "panic");
+        if !name.starts_with("session-") {
+            std::process::abort();
+        }
+    }));
+}

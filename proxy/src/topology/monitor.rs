@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::knowledge::{Answer, Knowledge, Outcome};
 use super::snapshot::Node;
 use super::{Publisher, Snapshot};
+use crate::metrics;
 
 /// Between two questions to a named primary that is not confirmed yet.
 const QUICK_INTERVAL: Duration = Duration::from_millis(5);
@@ -53,13 +54,25 @@ impl Settings {
     /// # Errors
     /// As tokio-postgres says; bounded by [`ANSWER_LIMIT`] for the connection itself.
     pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
+        self.connect_to(node, "postgres").await
+    }
+
+    /// As [`Settings::connect`], to another database.
+    ///
+    /// # Errors
+    /// As [`Settings::connect`].
+    pub async fn connect_to(
+        &self,
+        node: Node,
+        database: &str,
+    ) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
         let (client, connection) = tokio_postgres::Config::new()
             .host(node.address.ip().to_string())
             .port(node.address.port())
             .user(&self.user)
             .password(self.password.as_str())
-            .dbname("postgres")
-            .application_name("manatee-proxy monitor")
+            .dbname(database)
+            .application_name("manatee-proxy")
             .connect_timeout(ANSWER_LIMIT)
             .keepalives_idle(Duration::from_secs(5))
             .connect(NoTls)
@@ -97,6 +110,7 @@ pub async fn run(
     let mut knowledge = Knowledge::new(settings.max_lag, Instant::now());
     let mut pollers: HashMap<PeerId, Poller> = HashMap::new();
     let mut last = Snapshot::unknown();
+    let mut lost_at: Option<Instant> = None;
     let mut ticks = tokio::time::interval(settings.poll_interval.max(Duration::from_millis(10)));
     if let Some(first) = state.borrow_and_update().clone() {
         knowledge.handle_state(first, Instant::now());
@@ -113,6 +127,16 @@ pub async fn run(
         }
         let snapshot = knowledge.snapshot(now);
         report(&last, &snapshot);
+        metrics::show_topology(&last, &snapshot);
+        match (last.primary.is_some(), snapshot.primary.is_some()) {
+            (true, false) => lost_at = Some(now),
+            (false, true) => {
+                if let Some(lost_at) = lost_at.take() {
+                    metrics::record_absence(now - lost_at);
+                }
+            }
+            _ => {}
+        }
         last = snapshot.clone();
         publisher.publish(snapshot);
         // All branches are cancel-safe: watch, mpsc and interval lose nothing when dropped.

@@ -1,0 +1,224 @@
+//! pingora's frame around it: services, signals, the end.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use manatee_shared::telemetry::PrometheusHandle;
+use manatee_shared::topology::TopologyWatcher;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora_core::services::Service;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::background::{Background, follow_hangups, serve_http};
+use super::listen::{ListenError, Listener};
+use super::{Proxy, Shared, Workers, accept};
+use crate::auth::Access;
+
+/// How long transactions may go on after SIGTERM or a hand-over.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether everybody has left.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How the process begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// With sockets of its own.
+    Fresh,
+    /// With the sockets of the process it replaces, over this private Unix socket.
+    TakeOver,
+}
+
+/// The listeners of a proxy.
+pub struct Listeners {
+    sessions: Vec<(Listener, Access)>,
+    http: Option<Listener>,
+}
+
+impl Listeners {
+    /// Binds everything, or prepares to take it over.
+    ///
+    /// # Errors
+    /// [`ListenError`]
+    pub fn prepare(listen: &crate::config::Listen, start: &Start) -> Result<Self, ListenError> {
+        let prepare = |key, address| match start {
+            Start::Fresh => Listener::bind(key, address),
+            Start::TakeOver => Ok(Listener::inherit(key, address)),
+        };
+        let mut sessions = vec![(prepare("listen.address", listen.address)?, Access::ReadWrite)];
+        if let Some(address) = listen.read_only {
+            sessions.push((prepare("listen.read_only", address)?, Access::ReadOnly));
+        }
+        if let Some(address) = listen.primary_only {
+            sessions.push((prepare("listen.primary_only", address)?, Access::PrimaryOnly));
+        }
+        let http = listen.http.map(|address| prepare("listen.http", address)).transpose()?;
+        Ok(Self { sessions, http })
+    }
+}
+
+/// Runs until told to stop by a signal: SIGTERM drains, SIGINT does not wait, SIGQUIT hands the
+/// listeners to a successor and drains.
+///
+/// # Errors
+/// When threads cannot be started.
+pub fn run(
+    proxy: Proxy,
+    listeners: Listeners,
+    start: &Start,
+    upgrade_socket: Option<&std::path::Path>,
+    metrics: PrometheusHandle,
+) -> anyhow::Result<()> {
+    let Proxy { shared, background } = proxy;
+    let workers = Workers::start(&shared)?;
+    let mut conf = ServerConf { grace_period_seconds: Some(DRAIN_LIMIT.as_secs()), ..ServerConf::default() };
+    conf.graceful_shutdown_timeout_seconds = Some(1);
+    conf.threads = 1;
+    if let Some(path) = upgrade_socket {
+        conf.upgrade_sock = path.display().to_string();
+    }
+    let options = Opt { upgrade: matches!(start, Start::TakeOver), ..Opt::default() };
+    let mut server = Server::new_with_opt_and_conf(options, conf);
+    server.bootstrap();
+    server.add_service(Sessions { listeners: listeners.sessions, shared: shared.clone(), workers });
+    server.add_service(Beside {
+        http: listeners.http,
+        parts: Mutex::new(Some((background, metrics))),
+        shared: shared.clone(),
+    });
+    server.run(RunArgs { shutdown_signal: Box::new(Signals { shared }) });
+    Ok(())
+}
+
+/// Ends the process: a service that cannot do its work must not leave a proxy that looks alive.
+fn give_up(problem: &dyn std::fmt::Display) -> ! {
+    tracing::error!(%problem, "cannot serve");
+    eprintln!("manatee-proxy: {problem}");
+    std::process::exit(1)
+}
+
+/// Accepts clients.
+struct Sessions {
+    listeners: Vec<(Listener, Access)>,
+    shared: Arc<Shared>,
+    workers: Workers,
+}
+
+#[async_trait]
+impl Service for Sessions {
+    async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
+        let mut tasks = Vec::new();
+        for (listener, access) in &mut self.listeners {
+            match listener.open(fds.as_ref()) {
+                Ok(socket) => {
+                    tracing::info!(address = listener.name(), ?access, "listening");
+                    tasks.push(tokio::spawn(accept(socket, *access, self.shared.clone(), self.workers.clone())));
+                }
+                Err(error) => give_up(&error),
+            }
+        }
+        // A hand-over: the successor accepts from now on. An error means that pingora is gone.
+        let _ = shutdown.wait_for(|stop| *stop).await;
+        self.shared.drain.cancel();
+        for task in tasks {
+            let _ = task.await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        "sessions"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        Some(self.listeners.iter().map(|(listener, _)| listener.name()).collect())
+    }
+}
+
+/// Everything beside the sessions.
+struct Beside {
+    http: Option<Listener>,
+    parts: Mutex<Option<(Background, PrometheusHandle)>>,
+    shared: Arc<Shared>,
+}
+
+#[async_trait]
+impl Service for Beside {
+    async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((background, metrics)) = parts else { return };
+        let config = &self.shared.config;
+        let watcher = match TopologyWatcher::spawn(&config.zookeeper, &config.shard.name) {
+            Ok(watcher) => watcher,
+            Err(error) => give_up(&error),
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(follow_hangups(self.shared.clone()));
+        if let Some(http) = &mut self.http {
+            match http.open(fds.as_ref()) {
+                Ok(listener) => {
+                    tokio::spawn(serve_http(listener, self.shared.clone(), metrics, stop.clone()));
+                }
+                Err(error) => give_up(&error),
+            }
+        }
+        // Sessions that are being drained still need to know who is primary: this goes on to the end.
+        tokio::select! {
+            () = background.run(watcher.topology(), stop.clone()) => {}
+            () = async {
+                let _ = shutdown.wait_for(|stop| *stop).await;
+                std::future::pending::<()>().await;
+            } => {}
+        }
+    }
+
+    fn name(&self) -> &str {
+        "background"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        Some(self.http.iter().map(Listener::name).collect())
+    }
+}
+
+/// Which end was asked for. The drain is ours: pingora would sleep through all of it.
+struct Signals {
+    shared: Arc<Shared>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let listen = |kind| signal(kind).unwrap_or_else(|error| give_up(&error));
+        let mut terminate = listen(SignalKind::terminate());
+        let mut interrupt = listen(SignalKind::interrupt());
+        let mut quit = listen(SignalKind::quit());
+        // Signals are cancel-safe: a pending one is not lost.
+        tokio::select! {
+            _ = quit.recv() => return ShutdownSignal::GracefulUpgrade,
+            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+            _ = terminate.recv() => {}
+        }
+        tracing::info!(clients = self.shared.connections(), "stopping: waiting for transactions to end");
+        self.shared.drain.cancel();
+        let begun = Instant::now();
+        while self.shared.connections() > 0 && begun.elapsed() < DRAIN_LIMIT {
+            tokio::select! {
+                () = tokio::time::sleep(DRAIN_INTERVAL) => {}
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+            }
+        }
+        tracing::info!(clients = self.shared.connections(), "stopped");
+        ShutdownSignal::FastShutdown
+    }
+}
