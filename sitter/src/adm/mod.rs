@@ -1,1 +1,127 @@
-//! Being written.
+//! `manatee-adm`: the operator's command line. One file per command; what they print is made by
+//! pure functions over a [`cluster::Cluster`], gathered once from ZooKeeper and the sitters' APIs.
+//!
+//! Names, options and outputs are Manatee 2's; what it called stable is stable here.
+
+pub mod cluster;
+pub mod connect;
+pub mod history;
+pub mod issues;
+pub mod peers;
+pub mod pg_status;
+pub mod show;
+pub mod table;
+pub mod verify;
+pub mod version;
+pub mod zk_active;
+pub mod zk_state;
+
+use std::io::{self, Write};
+
+use clap::{Parser, Subcommand};
+
+use connect::Connection;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "manatee-adm", version, about = "Looks after Manatee shards", disable_help_subcommand = false)]
+pub struct Arguments {
+    /// Options before the command; those after it win.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows the shard: its state, its peers with their PostgreSQL, and what is wrong
+    Show(show::Arguments),
+    /// Lists the peers of the shard
+    Peers(peers::Arguments),
+    /// Lists the peers with the status of their PostgreSQL and its replication
+    PgStatus(pg_status::Arguments),
+    /// Lists the changes of the shard's state
+    History(history::Arguments),
+    /// Checks the shard; prints errors and warnings, and fails if there are any
+    Verify(verify::Arguments),
+    /// Prints the shard's state as JSON
+    #[command(visible_alias = "state")]
+    ZkState(zk_state::Arguments),
+    /// Prints the peers that have announced themselves as JSON
+    #[command(visible_alias = "active")]
+    ZkActive(zk_active::Arguments),
+    /// Prints the version of this program
+    Version(version::Arguments),
+}
+
+/// How a command ended that could do its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing to complain about.
+    Fine,
+    /// It found what it looks for: something wrong. Already printed.
+    Found,
+}
+
+/// Runs the command. An error is one line for the operator: what, where, what to do.
+pub async fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
+    let outer = arguments.connection;
+    match arguments.command {
+        Command::Show(arguments) => show::run(arguments, &outer).await,
+        Command::Peers(arguments) => peers::run(arguments, &outer).await,
+        Command::PgStatus(arguments) => pg_status::run(arguments, &outer).await,
+        Command::History(arguments) => history::run(arguments, &outer).await,
+        Command::Verify(arguments) => verify::run(arguments, &outer).await,
+        Command::ZkState(arguments) => zk_state::run(arguments, &outer).await,
+        Command::ZkActive(arguments) => zk_active::run(arguments, &outer).await,
+        Command::Version(arguments) => version::run(&arguments),
+    }
+}
+
+/// Prints to standard output. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => Ok(result?),
+    }
+}
+
+/// Prints `value` as JSON over several lines.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_command() {
+        for line in ["-z a:1 -s x pg-status -H -o role,pg-lag 5 2", "-z a:1 pg-status --shard x"] {
+            Arguments::try_parse_from(format!("manatee-adm {line}").split(' ')).expect(line);
+        }
+        let line = Arguments::try_parse_from(["manatee-adm", "-s", "x", "history", "-s", "time", "-j"]).expect("valid");
+        assert_eq!(line.connection.shard.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn what_is_not_built_is_unknown() {
+        for verb in ["freeze", "unfreeze", "rebuild", "reap", "promote", "clear-promote", "set-onwm", "explain"] {
+            assert!(Arguments::try_parse_from(["manatee-adm", verb]).is_err(), "{verb}");
+        }
+        for alias in ["state", "active", "zk-state", "zk-active", "version", "verify"] {
+            assert!(Arguments::try_parse_from(["manatee-adm", alias]).is_ok(), "{alias}");
+        }
+    }
+}
