@@ -1,0 +1,92 @@
+//! A real ZooKeeper for tests: Debian's package `zookeeper`, no daemon needed.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use manatee_shared::config::ZkSettings;
+use manatee_shared::zk::client::ZkCoordination;
+
+/// Generous: the machine may be busy. Nothing waits this long when it works.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Session timeout of the tests' clients.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A ZooKeeper of its own on a free port, in a folder of its own; gone when dropped, and also when
+/// the test dies (`setpriv --pdeathsig`).
+pub(crate) struct Server {
+    folder: tempfile::TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Server {
+    /// Starts one and waits until it accepts connections.
+    pub(crate) fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = Self { folder: tempfile::tempdir().unwrap(), port, process: None };
+        let data = server.folder.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let settings = format!(
+            "tickTime=100\nminSessionTimeout=200\nmaxSessionTimeout=60000\nclientPort={port}\n\
+             clientPortAddress=127.0.0.1\ndataDir={}\n",
+            data.display()
+        );
+        std::fs::write(server.folder.path().join("zoo.cfg"), settings).unwrap();
+        server.resume();
+        server
+    }
+
+    /// Starts the process (again), on the same port and data.
+    pub(crate) fn resume(&mut self) {
+        let log = |name: &str| std::fs::File::create(self.folder.path().join(name)).unwrap();
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "java", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.forceSync=no"])
+            .args(["-Dzookeeper.snapshot.trust.empty=true", "-cp", "/usr/share/java/zookeeper.jar"])
+            .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
+            .arg(self.folder.path().join("zoo.cfg"))
+            .stdin(Stdio::null())
+            .stdout(log("stdout"))
+            .stderr(log("stderr"))
+            .spawn()
+            .expect("java and setpriv are installed");
+        self.process = Some(process);
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(started.elapsed() < DEADLINE, "ZooKeeper did not start: {}", read(self.folder.path()));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// kill -9.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// How to reach it.
+    pub(crate) fn settings(&self) -> ZkSettings {
+        let settings = ZkSettings::new(vec![format!("127.0.0.1:{}", self.port)]);
+        ZkSettings { session_timeout: SESSION_TIMEOUT, ..settings }
+    }
+
+    /// A client of shard `1.test`.
+    pub(crate) fn client(&self) -> ZkCoordination {
+        ZkCoordination::connect(&self.settings(), &"1.test".parse().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn read(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("stderr")).unwrap_or_default()
+}
