@@ -1,17 +1,363 @@
 //! The one place where a logged-in client's session meets sockets.
+//!
+//! One task per client. It owns the client's stream and, while the session has one, a server's.
+//! Backpressure: neither side is read while more than [`BACKLOG_BYTES`] wait to be written to the
+//! other; a slow reader holds up its own server only.
 
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::pool::Worker;
+use crate::auth::Client;
+use crate::error::ProxyError;
+use crate::pool::{Server, Wanted, Worker, give_back};
+use crate::session::lost::How;
+use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step};
+use crate::topology::consistency::Requirement;
+
+/// Read at once.
+const CHUNK_BYTES: usize = 16 << 10;
+/// Waiting to be written, above which the other side is not read.
+const BACKLOG_BYTES: usize = 256 << 10;
+/// Read from a client whose last unit is still running.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+/// How long the last words to a client may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// A node that was taken for the primary and is a standby: the topology will say so soon.
+const MISTAKEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one logged-in client until it leaves. Everything up to and including AuthenticationOk,
 /// ParameterStatus, BackendKeyData and the first ReadyForQuery has been sent. Errors are told to
 /// the client and counted here; nothing is left to do for the caller.
-pub async fn run<S>(stream: S, client: crate::auth::Client, worker: Rc<Worker>)
+pub async fn run<S>(stream: S, client: Client, worker: Rc<Worker>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let _ = (stream, client, worker);
+    let Client { address, access, identity, startup, reported, stop, cancel, opened } = client;
+    let shared = worker.shared(&identity.database);
+    if let Some((_, upstream)) = opened {
+        worker.adopt(&identity, upstream, &shared);
+    }
+    let config = Config {
+        access,
+        mode: worker.settings.mode,
+        split: worker.settings.split,
+        consistency: worker.settings.consistency,
+    };
+    let session = Session::new(config, &startup, reported, &mut shared.borrow_mut());
+    let mut stream = stream;
+    let session = match session {
+        Ok(session) => session,
+        Err(error) => {
+            tracing::info!(%address, %error, "client refused");
+            let mut words = BytesMut::new();
+            error.encode(&mut words);
+            let _ = tokio::time::timeout(FAREWELL, stream.write_all(&words)).await;
+            return;
+        }
+    };
+    let seed = worker.session_seed();
+    let mut driver = Driver {
+        stream,
+        rx: BytesMut::new(),
+        session,
+        server: None,
+        worker,
+        shared,
+        identity,
+        cancel,
+        requirement: Requirement::new(),
+        seed,
+        flush: false,
+        stop: Box::pin(stop.cancelled_owned()),
+    };
+    if let Err(error) = driver.serve().await {
+        tracing::debug!(%address, %error, "client connection ended");
+    }
+    driver.leave().await;
+}
+
+struct Driver<S> {
+    stream: S,
+    rx: BytesMut,
+    session: Session,
+    /// With its number among those in use.
+    server: Option<(Box<Server>, usize)>,
+    worker: Rc<Worker>,
+    shared: Rc<RefCell<Shared>>,
+    identity: std::sync::Arc<crate::auth::Identity>,
+    cancel: crate::cancel::Registration,
+    requirement: Requirement,
+    seed: usize,
+    /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
+    flush: bool,
+    /// The proxy stops: the client is sent away as soon as it is idle.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// What has happened.
+enum Event {
+    /// Bytes of the client came.
+    Client,
+    /// The client is gone.
+    ClientGone(Option<io::Error>),
+    /// Bytes of the server came.
+    Server,
+    /// The server is gone.
+    ServerGone(Option<io::Error>),
+    /// The proxy stops and the client is idle.
+    Stop,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    /// Until the client leaves. The error is why it did so without saying.
+    async fn serve(&mut self) -> io::Result<()> {
+        loop {
+            let step = self.session.advance(&mut self.rx, &mut self.shared.borrow_mut());
+            self.note_use();
+            match step {
+                Step::Wait => match poll_fn(|cx| self.poll(cx)).await {
+                    Event::Client => {}
+                    Event::Server => self.hear_server().await,
+                    Event::ServerGone(error) => {
+                        tracing::debug!(?error, "server connection lost");
+                        self.lose_server(How::Gone);
+                    }
+                    Event::Stop => self.session.end_with(&ProxyError::ShuttingDown),
+                    Event::ClientGone(error) => return error.map_or(Ok(()), Err),
+                },
+                Step::Acquire(need) => self.acquire(need).await?,
+                Step::Release => self.release(Cleanup::None),
+                Step::End => return Ok(()),
+            }
+        }
+    }
+
+    /// The client has seen something: what it reads from now on must not be older.
+    fn note_use(&mut self) {
+        let (Some(used), Some((server, _))) = (self.session.take_used(), &self.server) else {
+            return;
+        };
+        let snapshot = self.worker.snapshot();
+        match used {
+            ServedBy::Primary => self.worker.metrics.on_primary.increment(1),
+            ServedBy::Standby => self.worker.metrics.on_standby.increment(1),
+        }
+        match used {
+            ServedBy::Primary => self.requirement.used_primary(Instant::now(), &snapshot),
+            ServedBy::Standby => self.requirement.read_from(server.node.id, Instant::now(), &snapshot),
+        }
+    }
+
+    async fn hear_server(&mut self) {
+        let Some((server, _)) = &mut self.server else { return };
+        let result = self.session.server_bytes(&mut server.rx, &mut self.shared.borrow_mut());
+        let Err(fault) = result else { return };
+        tracing::debug!(%fault, node = %server.node.id, "server given up");
+        self.lose_server(fault.how());
+        if fault == Fault::ReadOnlyPrimary {
+            tokio::time::sleep(MISTAKEN_PAUSE).await;
+        }
+    }
+
+    fn lose_server(&mut self, how: How) {
+        self.cancel.detach();
+        if let Some((server, number)) = self.server.take() {
+            self.worker.forget_use(number);
+            self.worker.suspect(server.node);
+        }
+        self.session.server_lost(how, &mut self.rx);
+    }
+
+    fn release(&mut self, at_least: Cleanup) {
+        self.cancel.detach();
+        let (Some((server, number)), Some(mut state)) = (self.server.take(), self.session.detach()) else {
+            return;
+        };
+        self.worker.forget_use(number);
+        state.cleanup = state.cleanup.max(at_least);
+        give_back(server, state, &self.shared, Instant::now());
+    }
+
+    fn attach(&mut self, mut server: Box<Server>) {
+        let Some(state) = server.state.take() else { return };
+        self.cancel.attach(&server.cancel);
+        let number = self.worker.note_use(&server);
+        self.session.attach(state, server.served_by.get());
+        self.server = Some((server, number));
+    }
+
+    async fn acquire(&mut self, need: Need) -> io::Result<()> {
+        let mut wanted = Wanted {
+            identity: &self.identity,
+            shared: &self.shared,
+            need,
+            requirement: &mut self.requirement,
+            consistency: self.session.consistency(),
+            seed: self.seed,
+            bytes: self.rx.len(),
+        };
+        if let Some(server) = self.worker.try_acquire(&mut wanted, Instant::now()) {
+            self.attach(server);
+            return Ok(());
+        }
+        let worker = self.worker.clone();
+        let acquired = {
+            let (stream, rx, session, flush) = (&mut self.stream, &mut self.rx, &mut self.session, &mut self.flush);
+            let mut acquiring = pin!(worker.acquire(wanted));
+            // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
+            // what is read stays in `rx`, a dropped acquisition gives its place back.
+            poll_fn(|cx| {
+                if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(acquired));
+                }
+                poll_waiting(stream, rx, session.to_client(), flush, cx).map(Err)
+            })
+            .await?
+        };
+        match acquired {
+            Ok(server) => self.attach(server),
+            Err(error) => {
+                self.count(&error);
+                self.session.refuse(&error, &mut self.rx);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, error: &ProxyError) {
+        crate::metrics::count_error(error);
+        tracing::info!(%error, sqlstate = %error.sqlstate(), "told to a client");
+    }
+
+    /// Writes what can be written, then reads one side.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Poll::Ready(Err(error)) = poll_write(&mut self.stream, self.session.to_client(), &mut self.flush, cx) {
+            return Poll::Ready(Event::ClientGone(Some(error)));
+        }
+        if let Some((server, _)) = &mut self.server {
+            if server.recall.poll(cx) {
+                return Poll::Ready(Event::ServerGone(None));
+            }
+            let mut flushed = false;
+            if let Poll::Ready(Err(error)) = poll_write(&mut server.stream, self.session.to_server(), &mut flushed, cx)
+            {
+                // It may have said why before it went.
+                return match poll_fill(&mut server.stream, &mut server.rx, cx) {
+                    Poll::Ready(Ok(1..)) => Poll::Ready(Event::Server),
+                    _ => Poll::Ready(Event::ServerGone(Some(error))),
+                };
+            }
+            if self.session.to_client().len() < BACKLOG_BYTES {
+                match poll_fill(&mut server.stream, &mut server.rx, cx) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Event::ServerGone(None)),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Event::Server),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Event::ServerGone(Some(error))),
+                    Poll::Pending => {}
+                }
+            }
+        }
+        let limit = if self.session.wants_client() { usize::MAX } else { READ_AHEAD_BYTES };
+        if self.rx.len() < limit
+            && self.session.to_server().len() < BACKLOG_BYTES
+            && self.session.to_client().len() < BACKLOG_BYTES
+        {
+            match poll_fill(&mut self.stream, &mut self.rx, cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Event::ClientGone(None)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Event::Client),
+                Poll::Ready(Err(error)) => return Poll::Ready(Event::ClientGone(Some(error))),
+                Poll::Pending => {}
+            }
+        }
+        if self.session.is_idle() && self.stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Event::Stop);
+        }
+        Poll::Pending
+    }
+
+    /// The client is gone or going: the server is given back or closed, last words are said.
+    async fn leave(mut self) {
+        if self.session.is_outstanding() || self.session.is_in_transaction() {
+            // Closing the connection rolls back.
+            self.cancel.detach();
+            if let Some((server, number)) = self.server.take() {
+                self.worker.forget_use(number);
+                drop(server);
+            }
+        } else {
+            self.release(Cleanup::DiscardAll);
+        }
+        let farewell = async {
+            self.stream.write_all(self.session.to_client()).await?;
+            self.stream.shutdown().await
+        };
+        // The client may have stopped reading.
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+/// While a session waits for a server: ready only when the client is gone.
+fn poll_waiting<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    rx: &mut BytesMut,
+    out: &mut BytesMut,
+    flush: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Error> {
+    if let Poll::Ready(Err(error)) = poll_write(stream, out, flush, cx) {
+        return Poll::Ready(error);
+    }
+    while rx.len() < READ_AHEAD_BYTES {
+        match poll_fill(stream, rx, cx) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(error),
+            Poll::Pending => break,
+        }
+    }
+    Poll::Pending
+}
+
+/// Writes as much as goes.
+fn poll_write<W: AsyncWrite + Unpin>(
+    stream: &mut W,
+    out: &mut BytesMut,
+    flush: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        match Pin::new(&mut *stream).poll_write(cx, out) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(written)) => {
+                out.advance(written);
+                *flush = true;
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+    if *flush {
+        match Pin::new(stream).poll_flush(cx) {
+            Poll::Ready(Ok(())) => *flush = false,
+            other => return other,
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// Reads once, at the end of the buffer.
+fn poll_fill<R: AsyncRead + Unpin>(stream: &mut R, rx: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    if rx.capacity() - rx.len() < CHUNK_BYTES / 4 {
+        rx.reserve(CHUNK_BYTES);
+    }
+    // Holds no state between polls.
+    pin!(stream.read_buf(rx)).poll(cx)
 }

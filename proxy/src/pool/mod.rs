@@ -1,15 +1,31 @@
 //! What the sessions of one thread share: server connections by node and identity, the classifiers,
 //! the newest topology. Everything here belongs to one thread: `Rc` and `RefCell`, no locks.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use slab::Slab;
+use tokio::sync::Notify;
 
-use crate::route::Catalog;
-use crate::topology::Topology;
+use crate::auth::Identity;
+use crate::metrics::SessionMetrics;
+use crate::route::{Catalog, Classifier};
+use crate::session::profile::Profiles;
+use crate::session::statements::Interner;
+use crate::session::{ServedBy, Shared};
 use crate::topology::consistency::Consistency;
+use crate::topology::{Node, Reader, Snapshot, Topology};
+use crate::upstream::Upstream;
+
+mod acquire;
+mod server;
+
+pub use acquire::Wanted;
+pub use server::{Grant, NodePool, Place, Recall, Server, Waiting, give_back};
 
 /// When a server connection goes back to the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -59,18 +75,191 @@ pub trait Catalogs: Send + Sync {
 pub struct Worker {
     /// Configuration.
     pub settings: Settings,
+    /// Counters.
+    pub metrics: SessionMetrics,
+    topology: Topology,
+    newest: RefCell<Reader>,
+    /// Told after every change of the topology.
+    changed: Notify,
+    catalogs: Arc<dyn Catalogs>,
+    seed: u64,
+    sessions: Cell<usize>,
+    pools: RefCell<Pools>,
+    databases: RefCell<HashMap<Arc<str>, Rc<RefCell<Shared>>>>,
+    /// Servers that sessions have, to be recalled when the topology changes.
+    in_use: RefCell<Slab<InUse>>,
+    held_clients: Cell<usize>,
+    held_bytes: Cell<usize>,
 }
+
+/// By whose connections and where to.
+type Pools = HashMap<(Arc<Identity>, Node), Rc<NodePool>>;
+
+#[derive(Debug)]
+struct InUse {
+    node: Node,
+    served_by: ServedBy,
+    recall: Rc<Recall>,
+}
+
+/// Classes of texts remembered per database and thread.
+const CLASSIFIER_CAPACITY: usize = 8192;
+
+/// How long a node may be missing among those that answer before reads under way on it are given
+/// up: one lost poll is not the end of it.
+const MISSING_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often idle servers are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// For one thread. `seed` is random; it keys hashes and spreads reads.
     pub fn new(settings: Settings, topology: Topology, catalogs: Arc<dyn Catalogs>, seed: u64) -> Rc<Self> {
-        let _ = (topology, catalogs, seed);
-        Rc::new(Self { settings })
+        let newest = RefCell::new(topology.reader());
+        Rc::new(Self {
+            settings,
+            topology,
+            newest,
+            metrics: SessionMetrics::new(),
+            changed: Notify::new(),
+            catalogs,
+            seed,
+            sessions: Cell::new(0),
+            pools: RefCell::default(),
+            databases: RefCell::default(),
+            in_use: RefCell::default(),
+            held_clients: Cell::new(0),
+            held_bytes: Cell::new(0),
+        })
     }
 
     /// Follows the topology, closes what is idle too long or obsolete. To be spawned once per
     /// worker on its `LocalSet`; never ends by itself and may be dropped at any time.
     pub async fn maintain(self: Rc<Self>) {
-        std::future::pending().await
+        let mut snapshots = self.topology.changes();
+        let mut missing: HashMap<Node, Instant> = HashMap::new();
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            // Both branches are cancel-safe: nothing is taken before one is chosen.
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        // Nobody feeds it any more; the last one stays.
+                        std::future::pending::<()>().await;
+                    }
+                    snapshots.mark_unchanged();
+                    self.changed.notify_waiters();
+                }
+                _ = sweep.tick() => self.sweep(Instant::now()),
+            }
+            self.recall_obsolete(&mut missing, Instant::now());
+        }
+    }
+
+    /// The newest topology.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.newest.borrow_mut().load().clone()
+    }
+
+    /// A connection to this node failed: it is asked how it is.
+    pub(crate) fn suspect(&self, node: Node) {
+        self.topology.suspect(node.id);
+    }
+
+    /// What the sessions on this database share.
+    pub fn shared(&self, database: &Arc<str>) -> Rc<RefCell<Shared>> {
+        if let Some(known) = self.databases.borrow().get(database) {
+            return known.clone();
+        }
+        let classifier = Classifier::new(self.seed, CLASSIFIER_CAPACITY, self.catalogs.of(database));
+        let shared =
+            Rc::new(RefCell::new(Shared { classifier, interner: Interner::default(), profiles: Profiles::default() }));
+        self.databases.borrow_mut().insert(database.clone(), shared.clone());
+        shared
+    }
+
+    /// A number for a new session, by which its reads are spread.
+    pub(crate) fn session_seed(&self) -> usize {
+        let number = self.sessions.get();
+        self.sessions.set(number.wrapping_add(1));
+        // Threads begin at different standbys.
+        number.wrapping_add(usize::try_from(self.seed & 0xFFFF).unwrap_or(0))
+    }
+
+    /// The pool of an identity at a node.
+    pub(crate) fn pool(&self, identity: &Arc<Identity>, node: Node) -> Rc<NodePool> {
+        let key = (identity.clone(), node);
+        if let Some(pool) = self.pools.borrow().get(&key) {
+            return pool.clone();
+        }
+        let pool = NodePool::new(self.settings.size);
+        self.pools.borrow_mut().insert(key, pool.clone());
+        pool
+    }
+
+    /// Puts a connection that the login opened into the pool, if there is room.
+    pub(crate) fn adopt(&self, identity: &Arc<Identity>, upstream: Upstream, shared: &Rc<RefCell<Shared>>) {
+        let pool = self.pool(identity, upstream.node);
+        let Some(place) = pool.try_place() else { return };
+        let now = Instant::now();
+        let mut server = Box::new(Server::new(upstream, place, &shared.borrow(), now));
+        if let Some(state) = server.state.take() {
+            give_back(server, state, shared, now);
+        }
+    }
+
+    /// Idle servers, open servers and waiting sessions, over all pools.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        self.pools
+            .borrow()
+            .values()
+            .map(|pool| pool.counts())
+            .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+    }
+
+    pub(crate) fn note_use(&self, server: &Server) -> usize {
+        self.in_use.borrow_mut().insert(InUse {
+            node: server.node,
+            served_by: server.served_by.get(),
+            recall: server.recall.clone(),
+        })
+    }
+
+    pub(crate) fn forget_use(&self, number: usize) {
+        self.in_use.borrow_mut().try_remove(number);
+    }
+
+    fn sweep(&self, now: Instant) {
+        let Settings { server_idle_timeout, server_lifetime, .. } = self.settings;
+        for pool in self.pools.borrow().values() {
+            pool.close_idle(|_, idle, age| idle > server_idle_timeout || age > server_lifetime, now);
+        }
+        // A pool that is held by nobody else has nothing open: open places hold it.
+        self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1);
+    }
+
+    /// Gives up connections to nodes that are no longer what they were taken for. A host that lost
+    /// power says nothing: without this, clients would wait for TCP's timeouts.
+    fn recall_obsolete(&self, missing: &mut HashMap<Node, Instant>, now: Instant) {
+        let snapshot = self.snapshot();
+        let reigns = |node: Node| snapshot.reign.is_some_and(|reign| reign.primary == node.id);
+        let answers = |node: Node| snapshot.standby(node.id).is_some() || reigns(node);
+        missing.retain(|node, _| !answers(*node));
+        for used in self.in_use.borrow().iter().map(|(_, used)| used) {
+            let obsolete = match used.served_by {
+                ServedBy::Primary => snapshot.reign.is_some() && !reigns(used.node),
+                ServedBy::Standby => {
+                    !answers(used.node) && now.duration_since(*missing.entry(used.node).or_insert(now)) >= MISSING_LIMIT
+                }
+            };
+            if obsolete {
+                used.recall.recall();
+            }
+        }
+        let pools = self.pools.borrow();
+        for (_, pool) in pools.iter().filter(|((_, node), _)| snapshot.reign.is_some() && !answers(*node)) {
+            pool.close_idle(|_, _, _| true, now);
+        }
     }
 }

@@ -1,1 +1,563 @@
-//! Being written.
+//! One client's session: bytes in from both sides, bytes and [`Step`]s out. Pure: no sockets, no
+//! clock, no pool.
+//!
+//! ```text
+//!          ┌────────────────────────── Gather ◄───────────────────────────┐
+//!   client │ a unit is complete          │ answered without a server      │
+//!          ▼                             ▼                                │
+//!       Acquire ──attach()──► Prepare ─► Replay ─► Dispatch ─► Run ─► Finish (Release)
+//!          ▲                             (settings)             │
+//!          └───────────── runs again ◄── server_lost() ◄────────┤
+//!                                                               └──► SkipToSync, Ended
+//! ```
+//!
+//! Invariants: at most one unit is outstanding; a server is released only when the ledger is empty
+//! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
+//! is forwarded, so that until then it can be run again.
+
+use std::rc::Rc;
+
+use bytes::{Buf, BytesMut};
+
+use crate::auth::Access;
+use crate::error::{ProxyError, SqlState};
+use crate::pool::Mode;
+use crate::route::class::{Route, SqlContext, setting_needs_primary};
+use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
+use crate::topology::consistency::Consistency;
+use crate::wire::backend::{self, TxStatus};
+
+mod dispatch;
+mod finish;
+mod gather;
+mod ledger;
+mod local;
+pub mod lost;
+pub mod profile;
+mod reply;
+pub mod statements;
+mod unit;
+
+use ledger::Ledger;
+use lost::{How, Sent, Verdict};
+use profile::{Profile, Profiles};
+use statements::{Interner, Prepared, Statement};
+use unit::{Copy, Extent, Forwarding, Unit};
+
+pub use reply::Fault;
+
+/// A unit of this many bytes is sent on before its end is seen.
+pub const GATHER_LIMIT_BYTES: usize = 1 << 20;
+
+/// What the sessions of one thread and database share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Classes of texts.
+    pub classifier: Classifier,
+    /// Prepared statements.
+    pub interner: Interner,
+    /// Settings.
+    pub profiles: Profiles,
+}
+
+/// What is known about one server connection; it travels with it through the pool.
+#[derive(Debug)]
+pub struct ServerState {
+    /// Settings it has been given.
+    pub profile: Rc<Profile>,
+    /// Named statements it has.
+    pub prepared: Prepared,
+    /// Its unnamed statement, if a session's.
+    pub unnamed: Option<Rc<Statement>>,
+    /// ParameterStatus values.
+    pub parameters: Vec<(String, String)>,
+    /// What must be done before another session gets it.
+    pub cleanup: Cleanup,
+}
+
+impl ServerState {
+    /// Of a new connection that was given no settings.
+    pub fn new(parameters: Vec<(String, String)>, shared: &Shared) -> Box<Self> {
+        Box::new(Self {
+            profile: shared.profiles.empty(),
+            prepared: Prepared::default(),
+            unnamed: None,
+            parameters,
+            cleanup: Cleanup::None,
+        })
+    }
+
+    /// After DISCARD ALL.
+    pub fn discarded(&mut self, profiles: &Profiles) {
+        self.profile = profiles.empty();
+        self.prepared.clear();
+        self.unnamed = None;
+        self.cleanup = Cleanup::None;
+    }
+
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What must be done with a server before another session gets it. Ordered by strictness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cleanup {
+    /// Nothing.
+    #[default]
+    None,
+    /// DISCARD ALL.
+    DiscardAll,
+    /// It cannot be cleaned.
+    Close,
+}
+
+/// Which kind of server a unit needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The primary.
+    Primary,
+    /// A standby that is fit for this session; the primary if there is none.
+    Standby,
+    /// A standby; never the primary.
+    StandbyOnly,
+}
+
+/// What a server is to the session that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServedBy {
+    /// The node that was primary when it was attached.
+    Primary,
+    /// A standby.
+    Standby,
+}
+
+/// What the driver has to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Read and write.
+    Wait,
+    /// Attach a server of this kind.
+    Acquire(Need),
+    /// Take the server off and give it back.
+    Release,
+    /// Write what is left for the client and close.
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Gather,
+    Acquire,
+    Prepare,
+    Replay,
+    Dispatch,
+    Run,
+    Finish,
+    SkipToSync,
+    Ended,
+}
+
+/// How a session was opened.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// By listen address.
+    pub access: Access,
+    /// When the server is given back.
+    pub mode: Mode,
+    /// Reads go to standbys.
+    pub split: bool,
+    /// Unless the session says otherwise.
+    pub consistency: Consistency,
+}
+
+/// One client's session.
+#[derive(Debug)]
+pub struct Session {
+    config: Config,
+    phase: Phase,
+    /// As the client believes it to be.
+    status: TxStatus,
+    unit: Unit,
+    ledger: Ledger,
+    server: Option<Box<ServerState>>,
+    served_by: ServedBy,
+    /// Served something since the driver last asked.
+    used: Option<ServedBy>,
+
+    startup: Rc<Profile>,
+    profile: Rc<Profile>,
+    /// ParameterStatus values the client knows.
+    reported: Vec<(String, String)>,
+    sql: SqlContext,
+    route: Route,
+    consistency: Option<Consistency>,
+
+    statements: std::collections::HashMap<Box<[u8]>, Rc<Statement>>,
+    unnamed: Option<Rc<Statement>>,
+    /// Portals whose Execute changes the session.
+    portals: Vec<(Box<[u8]>, Rc<Statement>)>,
+    /// The statement of the last BindComplete: whose Execute an error is about.
+    last_bound: Option<Rc<Statement>>,
+    /// Texts run in the open transaction that change settings.
+    staged: Vec<Rc<Class>>,
+    /// What binds the session to its server.
+    pins: Effects,
+    /// The open transaction was ended by COMMIT.
+    ended_by_commit: bool,
+    /// A standby refused this statement as a write…
+    relearn: Option<Rc<Statement>>,
+    /// …or the unit's Query.
+    learn_text: bool,
+    /// Injected settings were refused: the server's words.
+    replay_error: Option<Vec<u8>>,
+
+    to_client: BytesMut,
+    to_server: BytesMut,
+    withheld: BytesMut,
+    /// Bytes of the server's current message that are passed on without being looked at.
+    passing: usize,
+    before: BytesMut,
+    after: BytesMut,
+    name: String,
+}
+
+/// What pins a session, beyond [`Effects::PINS`]: a loaded library stays; a session that asks for
+/// its own sequence values needs the server that made them.
+const PINS: Effects = Effects::PINS.union(Effects::LOAD).union(Effects::SEQUENCE_READ);
+
+impl Session {
+    /// Of a client that has just logged in.
+    ///
+    /// # Errors
+    /// Startup options that are not understood.
+    pub fn new(
+        config: Config,
+        startup: &[(String, String)],
+        reported: Vec<(String, String)>,
+        shared: &mut Shared,
+    ) -> Result<Self, ProxyError> {
+        let mut entries = profile::from_startup(startup)
+            .map_err(|option| ProxyError::Unsupported(format!("startup option `{option}`")))?;
+        let consistency = match entries.remove("manatee.consistency") {
+            Some(text) => Some(Consistency::parse(&text).ok_or_else(|| {
+                ProxyError::NotAllowed(format!("invalid value for parameter \"manatee.consistency\": \"{text}\""))
+            })?),
+            None => None,
+        };
+        let route = match entries.remove("manatee.route").as_deref() {
+            None | Some("auto") => Route::Auto,
+            Some("primary") => Route::Primary,
+            Some("standby") => Route::Standby,
+            Some(text) => {
+                return Err(ProxyError::NotAllowed(format!(
+                    "invalid value for parameter \"manatee.route\": \"{text}\""
+                )));
+            }
+        };
+        let profile = shared.profiles.intern(entries);
+        let mut session = Self {
+            config,
+            phase: Phase::Gather,
+            status: TxStatus::Idle,
+            unit: Unit::default(),
+            ledger: Ledger::default(),
+            server: None,
+            served_by: ServedBy::Primary,
+            used: None,
+            startup: profile.clone(),
+            profile,
+            reported,
+            sql: SqlContext::default(),
+            route,
+            consistency,
+            statements: std::collections::HashMap::new(),
+            unnamed: None,
+            portals: Vec::new(),
+            last_bound: None,
+            staged: Vec::new(),
+            pins: Effects::NONE,
+            ended_by_commit: false,
+            relearn: None,
+            learn_text: false,
+            replay_error: None,
+            to_client: BytesMut::new(),
+            to_server: BytesMut::new(),
+            withheld: BytesMut::new(),
+            passing: 0,
+            before: BytesMut::new(),
+            after: BytesMut::new(),
+            name: String::new(),
+        };
+        session.unit.reset(TxStatus::Idle);
+        session.read_sql_context();
+        Ok(session)
+    }
+
+    /// Goes on as far as what has arrived allows. Call after every arrival, attachment or loss,
+    /// until it says [`Step::Wait`].
+    pub fn advance(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Step {
+        loop {
+            match self.phase {
+                Phase::Gather => match self.gather(rx, shared) {
+                    Ok(true) => self.choose_place(rx, shared),
+                    Ok(false) => {
+                        if self.phase == Phase::Gather {
+                            return Step::Wait;
+                        }
+                    }
+                    Err(error) => self.end_with(&error),
+                },
+                Phase::Acquire => return Step::Acquire(self.need()),
+                Phase::Prepare => self.prepare(),
+                Phase::Replay => return Step::Wait,
+                Phase::Dispatch => {
+                    if let Err(error) = self.dispatch(rx, shared) {
+                        self.end_with(&error);
+                    }
+                }
+                Phase::Run => {
+                    if let Err(error) = self.feed(rx, shared) {
+                        self.end_with(&error);
+                    }
+                    if self.phase == Phase::Run {
+                        return Step::Wait;
+                    }
+                }
+                Phase::Finish => {
+                    if self.finish(rx, shared) {
+                        return Step::Release;
+                    }
+                }
+                Phase::SkipToSync => {
+                    if !self.skip_to_sync(rx) {
+                        return Step::Wait;
+                    }
+                }
+                Phase::Ended => return Step::End,
+            }
+        }
+    }
+
+    /// Hands over the server asked for by [`Step::Acquire`].
+    pub fn attach(&mut self, server: Box<ServerState>, served_by: ServedBy) {
+        self.server = Some(server);
+        self.served_by = served_by;
+        self.phase = Phase::Prepare;
+    }
+
+    /// Takes the server off, after [`Step::Release`] or when the client is gone.
+    pub fn detach(&mut self) -> Option<Box<ServerState>> {
+        self.server.take()
+    }
+
+    /// The server asked for cannot be had.
+    pub fn refuse(&mut self, error: &ProxyError, rx: &mut BytesMut) {
+        match error.severity() {
+            crate::error::Severity::Fatal => self.end_with(error),
+            crate::error::Severity::Error => self.tell(error, self.status, rx),
+        }
+    }
+
+    /// The server is gone, or was given up; the driver has closed it.
+    pub fn server_lost(&mut self, how: How, rx: &mut BytesMut) {
+        let sent = if self.to_server.is_empty() { Sent::Whole } else { Sent::Partly };
+        self.server = None;
+        self.to_server.clear();
+        self.ledger.clear();
+        let passing = std::mem::take(&mut self.passing);
+        match self.phase {
+            Phase::Acquire | Phase::SkipToSync | Phase::Ended => return,
+            _ if !self.pins.is_empty() => return self.end_with(&ProxyError::SessionLost),
+            // A lost transaction is told when the client next asks for something of it.
+            Phase::Gather => return,
+            Phase::Finish => {
+                self.consume(rx);
+                // It was answered, so it happened; only the server's own state is lost.
+                self.phase = Phase::Gather;
+                self.unit.reset(self.status);
+                return;
+            }
+            Phase::Prepare | Phase::Replay | Phase::Dispatch if self.unit.started == TxStatus::Idle => {
+                self.unit.rewind();
+                self.phase = Phase::Acquire;
+                return;
+            }
+            Phase::Prepare | Phase::Replay | Phase::Dispatch | Phase::Run => {}
+        }
+        if let Forwarding::Rerun { .. } = self.unit.forwarding {
+            return self.run_again();
+        }
+        if passing > 0 {
+            // The client is in the middle of a message: no error fits there.
+            self.to_client.clear();
+            self.phase = Phase::Ended;
+            return;
+        }
+        if self.unit.forwarding == Forwarding::Told {
+            backend::put_ready(&mut self.to_client, TxStatus::Idle);
+            return self.forget_unit(TxStatus::Idle, rx);
+        }
+        match lost::verdict(&self.unit, sent, how, self.served_by == ServedBy::Standby) {
+            Verdict::Rerun => self.run_again(),
+            Verdict::NothingCommitted(status) => self.tell(&ProxyError::TransactionLost, status, rx),
+            Verdict::InDoubt => self.tell(&ProxyError::CommitInDoubt, TxStatus::Idle, rx),
+            Verdict::Completed(tag) => self.complete_lost(tag, rx),
+        }
+    }
+
+    /// What to write to the client.
+    pub fn to_client(&mut self) -> &mut BytesMut {
+        &mut self.to_client
+    }
+
+    /// What to write to the server.
+    pub fn to_server(&mut self) -> &mut BytesMut {
+        &mut self.to_server
+    }
+
+    /// What served the session since this was last asked, once its transaction is over.
+    pub fn take_used(&mut self) -> Option<ServedBy> {
+        self.used.take()
+    }
+
+    /// Whether the client may be left alone: no transaction and nothing under way.
+    pub fn is_idle(&self) -> bool {
+        self.phase == Phase::Gather && self.status == TxStatus::Idle && self.unit.end == 0
+    }
+
+    /// Whether requests are outstanding at the server.
+    pub fn is_outstanding(&self) -> bool {
+        !self.ledger.is_empty()
+    }
+
+    /// Whether a transaction is open, or a unit under way.
+    pub fn is_in_transaction(&self) -> bool {
+        self.status != TxStatus::Idle || matches!(self.phase, Phase::Run | Phase::Replay)
+    }
+
+    /// Whether the client's next bytes are needed to go on.
+    pub fn wants_client(&self) -> bool {
+        match self.phase {
+            Phase::Gather | Phase::SkipToSync => true,
+            Phase::Run => self.unit.extent == Extent::Open || self.unit.copy == Copy::In,
+            _ => false,
+        }
+    }
+
+    /// How strict the session is now.
+    pub fn consistency(&self) -> Consistency {
+        self.consistency.unwrap_or(self.config.consistency)
+    }
+
+    /// The proxy is about to close the connection for this reason.
+    pub fn end_with(&mut self, error: &ProxyError) {
+        self.withheld.clear();
+        if self.passing == 0 {
+            error.encode(&mut self.to_client);
+            if error.severity() == crate::error::Severity::Error {
+                // The connection ends all the same.
+                crate::error::encode_response(
+                    &mut self.to_client,
+                    b'E',
+                    "FATAL",
+                    SqlState::CONNECTION_FAILURE,
+                    "closing the connection after an error",
+                    None,
+                );
+            }
+        }
+        self.phase = Phase::Ended;
+    }
+
+    /// Where the unit at hand has to run.
+    fn need(&self) -> Need {
+        match self.config.access {
+            Access::PrimaryOnly => return Need::Primary,
+            Access::ReadOnly => return Need::StandbyOnly,
+            Access::ReadWrite => {}
+        }
+        if self.unit.needs_primary
+            || self.unit.extent == Extent::Open
+            || !self.config.split
+            || self.config.mode == Mode::Session
+            || self.unit.effects.intersects(PINS)
+        {
+            return Need::Primary;
+        }
+        match (self.unit.hint, self.route) {
+            (Some(Hint::Primary), _) | (None, Route::Primary) => return Need::Primary,
+            (Some(Hint::Standby), _) | (None, Route::Standby) => return Need::Standby,
+            (None, Route::Auto) => {}
+        }
+        let begins_read_only = || {
+            matches!(self.unit.alone(), Some(TransactionControl::Begin { read_only: None, serializable: false }))
+                && matches!(self.profile.get("default_transaction_read_only"), Some("on" | "true" | "yes" | "1"))
+        };
+        let needs_primary = ["default_transaction_isolation", "transaction_isolation"]
+            .iter()
+            .any(|name| self.profile.get(name).is_some_and(|value| setting_needs_primary(name, value)));
+        if (self.unit.read_only || begins_read_only()) && !needs_primary { Need::Standby } else { Need::Primary }
+    }
+
+    /// Says `error` as the unit's answer. The client is in `status` afterwards.
+    fn tell(&mut self, error: &ProxyError, status: TxStatus, rx: &mut BytesMut) {
+        if self.unit.forwarding != Forwarding::On {
+            self.withheld.clear();
+        }
+        error.encode(&mut self.to_client);
+        let open = self.unit.extent == Extent::Open;
+        if open {
+            self.consume(rx);
+            self.status = status;
+            self.phase = Phase::SkipToSync;
+            return;
+        }
+        backend::put_ready(&mut self.to_client, status);
+        self.forget_unit(status, rx);
+    }
+
+    /// The unit is over; the client is in `status`.
+    fn forget_unit(&mut self, status: TxStatus, rx: &mut BytesMut) {
+        self.consume(rx);
+        self.withheld.clear();
+        self.status = status;
+        if status == TxStatus::Idle {
+            self.staged.clear();
+            self.portals.clear();
+        }
+        self.unit.reset(status);
+        self.phase = Phase::Gather;
+    }
+
+    fn run_again(&mut self) {
+        if let Forwarding::Rerun { on_primary: true } = self.unit.forwarding {
+            self.unit.needs_primary = true;
+        }
+        self.withheld.clear();
+        self.ledger.clear();
+        self.unit.rewind();
+        self.phase = Phase::Acquire;
+    }
+
+    /// Takes the unit's bytes from the client's buffer.
+    fn consume(&mut self, rx: &mut BytesMut) {
+        if !self.unit.consumed {
+            self.unit.consumed = true;
+            rx.advance(self.unit.end.min(rx.len()));
+            self.unit.end = 0;
+        }
+    }
+
+    /// Sees how the session's texts are to be read.
+    fn read_sql_context(&mut self) {
+        let value = |name: &str| {
+            let reported = self.reported.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            self.profile.get(name).or(reported.map(|(_, value)| value.as_str()))
+        };
+        self.sql = SqlContext {
+            standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
+            ascii_safe_encoding: value("client_encoding").is_none_or(crate::route::class::encoding_is_ascii_safe),
+        };
+    }
+}

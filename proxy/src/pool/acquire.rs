@@ -1,0 +1,257 @@
+//! From what a unit needs to a server: chooses the node, takes or opens a connection, waits in
+//! turn, and holds the session while no node will do.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Grant, Place, Server, Worker};
+use crate::auth::Identity;
+use crate::error::ProxyError;
+use crate::session::{Need, ServedBy, Shared};
+use crate::topology::consistency::{Consistency, Requirement};
+use crate::topology::{Node, Snapshot};
+use crate::upstream;
+
+/// A node that refused is asked again after this, if the topology does not change before.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// What a session wants a server for.
+pub struct Wanted<'a> {
+    /// Whose connection.
+    pub identity: &'a Arc<Identity>,
+    /// Classifier, statements and settings of the database.
+    pub shared: &'a Rc<RefCell<Shared>>,
+    /// Primary or standby.
+    pub need: Need,
+    /// What a standby must have replayed.
+    pub requirement: &'a mut Requirement,
+    /// How strict the session is.
+    pub consistency: Consistency,
+    /// By which reads are spread.
+    pub seed: usize,
+    /// Bytes of the client that wait with it.
+    pub bytes: usize,
+}
+
+/// Counts a held session while it exists.
+struct Held<'a> {
+    worker: &'a Worker,
+    bytes: usize,
+    since: Instant,
+}
+
+impl<'a> Held<'a> {
+    fn new(worker: &'a Worker, bytes: usize) -> Result<Self, ProxyError> {
+        if worker.held_clients.get() >= worker.settings.hold_max_clients {
+            return Err(ProxyError::HoldFull("too many clients are waiting for one already"));
+        }
+        if worker.held_bytes.get() + bytes > worker.settings.hold_max_bytes {
+            return Err(ProxyError::HoldFull("too many bytes are waiting for one already"));
+        }
+        worker.held_clients.set(worker.held_clients.get() + 1);
+        worker.held_bytes.set(worker.held_bytes.get() + bytes);
+        worker.metrics.held.increment(1.0);
+        Ok(Self { worker, bytes, since: Instant::now() })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.worker.held_clients.set(self.worker.held_clients.get() - 1);
+        self.worker.held_bytes.set(self.worker.held_bytes.get() - self.bytes);
+        self.worker.metrics.held.decrement(1.0);
+        self.worker.metrics.hold_seconds.record(self.since.elapsed().as_secs_f64());
+    }
+}
+
+/// Why a node cannot be used just now.
+enum Refusal {
+    /// Another try, or another node, may do.
+    Later(ProxyError),
+    /// The client has to know.
+    Final(ProxyError),
+}
+
+impl Worker {
+    /// A server without waiting, if there is one: the usual case.
+    pub(crate) fn try_acquire(&self, wanted: &mut Wanted<'_>, now: Instant) -> Option<Box<Server>> {
+        let (node, served_by) = choose(wanted, self.newest.borrow_mut().load(), &[])?;
+        let pool = self.pool(wanted.identity, node);
+        match pool.try_take(self.settings.server_lifetime, now)? {
+            Grant::Server(server) => {
+                server.served_by.set(served_by);
+                Some(server)
+            }
+            Grant::Place(place) => {
+                drop(place);
+                None
+            }
+        }
+    }
+
+    /// A server, waiting for it as long as the configuration allows. May be dropped at any time:
+    /// places and turns are given back.
+    pub(crate) async fn acquire(&self, mut wanted: Wanted<'_>) -> Result<Box<Server>, ProxyError> {
+        let began = Instant::now();
+        let mut held: Option<Held<'_>> = None;
+        let mut refused: Vec<Node> = Vec::new();
+        let mut last_refusal = None;
+        loop {
+            let snapshot = self.snapshot();
+            if let Some((node, served_by)) = choose(&mut wanted, &snapshot, &refused) {
+                match self.open_at(&wanted, node, served_by).await {
+                    Ok(server) => return Ok(server),
+                    Err(Refusal::Final(error)) => return Err(error),
+                    Err(Refusal::Later(error)) => {
+                        tracing::debug!(node = %node.id, %error, "node does not take connections now");
+                        last_refusal = Some(error);
+                        refused.push(node);
+                        continue;
+                    }
+                }
+            }
+            if held.is_none() {
+                held = Some(Held::new(self, wanted.bytes)?);
+            }
+            let left = self.settings.hold_timeout.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Err(match last_refusal {
+                    // Which says more than that there was none.
+                    Some(error @ ProxyError::Server { .. }) => error,
+                    _ => ProxyError::HoldTimeout(self.settings.hold_timeout),
+                });
+            }
+            // After the wait every node gets another chance.
+            let pause = if refused.is_empty() { left } else { left.min(RETRY_AFTER) };
+            refused.clear();
+            // Cancel-safe: only the moment is waited for, the snapshot is read afterwards.
+            let _ = tokio::time::timeout(pause, self.changed.notified()).await;
+        }
+    }
+
+    async fn open_at(&self, wanted: &Wanted<'_>, node: Node, served_by: ServedBy) -> Result<Box<Server>, Refusal> {
+        let pool = self.pool(wanted.identity, node);
+        let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
+        let mut waiting = None;
+        loop {
+            let at_once = match waiting {
+                None => pool.try_take(self.settings.server_lifetime, Instant::now()),
+                Some(_) => None,
+            };
+            let granted = match at_once {
+                Some(granted) => granted,
+                None => {
+                    let turn = waiting.get_or_insert_with(|| pool.wait());
+                    // Dropping a turn passes on what was granted in the meantime.
+                    tokio::select! {
+                        granted = tokio::time::timeout_at(deadline, turn.granted()) => match granted {
+                            Ok(Some(granted)) => granted,
+                            Ok(None) => return Err(Refusal::Final(ProxyError::Internal("pool closed".to_owned()))),
+                            Err(_) => {
+                                return Err(Refusal::Final(ProxyError::PoolTimeout(self.settings.query_wait_timeout)));
+                            }
+                        },
+                        () = self.changed.notified() => {
+                            if self.is_still(node, served_by) {
+                                continue;
+                            }
+                            return Err(Refusal::Later(ProxyError::HoldTimeout(Duration::ZERO)));
+                        }
+                    }
+                }
+            };
+            return match granted {
+                Grant::Server(server) => {
+                    server.served_by.set(served_by);
+                    Ok(server)
+                }
+                Grant::Place(place) => self.open(wanted, node, served_by, place).await,
+            };
+        }
+    }
+
+    async fn open(
+        &self,
+        wanted: &Wanted<'_>,
+        node: Node,
+        served_by: ServedBy,
+        place: Place,
+    ) -> Result<Box<Server>, Refusal> {
+        let connect = upstream::connect(node, wanted.identity, &[], self.settings.connect_timeout);
+        tokio::pin!(connect);
+        let opened = loop {
+            // Dropping the attempt closes its socket.
+            tokio::select! {
+                opened = &mut connect => break opened,
+                () = self.changed.notified() => {
+                    if !self.is_still(node, served_by) {
+                        return Err(Refusal::Later(ProxyError::HoldTimeout(Duration::ZERO)));
+                    }
+                }
+            }
+        };
+        let upstream = match opened {
+            Ok(upstream) => {
+                self.metrics.opens_ok.increment(1);
+                upstream
+            }
+            Err(error) => {
+                self.metrics.opens_failed.increment(1);
+                if !error.is_server_unready() {
+                    return Err(Refusal::Final(error));
+                }
+                self.suspect(node);
+                return Err(Refusal::Later(error));
+            }
+        };
+        if served_by == ServedBy::Primary && upstream.in_hot_standby() == Some(true) {
+            return Err(Refusal::Later(ProxyError::ServerProtocol {
+                target: node.id.to_string(),
+                problem: "the primary says that it is a standby".to_owned(),
+            }));
+        }
+        let server = Server::new(upstream, place, &wanted.shared.borrow(), Instant::now());
+        server.served_by.set(served_by);
+        Ok(Box::new(server))
+    }
+
+    /// Whether the node is still what it was chosen for.
+    fn is_still(&self, node: Node, served_by: ServedBy) -> bool {
+        let snapshot = self.snapshot();
+        match served_by {
+            ServedBy::Primary => snapshot.primary() == Some(node),
+            ServedBy::Standby => snapshot.standby(node.id).is_some(),
+        }
+    }
+}
+
+/// The node to ask, if any will do.
+fn choose(wanted: &mut Wanted<'_>, snapshot: &Snapshot, refused: &[Node]) -> Option<(Node, ServedBy)> {
+    let primary = || {
+        let node = snapshot.primary().filter(|node| !refused.contains(node))?;
+        Some((node, ServedBy::Primary))
+    };
+    if wanted.need == Need::Primary {
+        return primary();
+    }
+    let consistency = match (wanted.need, wanted.consistency) {
+        // A read-only address has no primary to fall back on.
+        (Need::StandbyOnly, Consistency::Strong) => Consistency::Session,
+        (_, consistency) => consistency,
+    };
+    if let Some(standby) = wanted.requirement.choose(snapshot, consistency, wanted.seed) {
+        if !refused.contains(&standby.node) {
+            return Some((standby.node, ServedBy::Standby));
+        }
+        let any = consistency == Consistency::Eventual;
+        let other = snapshot
+            .fit_standbys()
+            .find(|other| !refused.contains(&other.node) && (any || wanted.requirement.allows(other, snapshot)));
+        if let Some(other) = other {
+            return Some((other.node, ServedBy::Standby));
+        }
+    }
+    if wanted.need == Need::StandbyOnly { None } else { primary() }
+}

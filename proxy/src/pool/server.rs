@@ -1,0 +1,318 @@
+//! One server connection, and its place in a bounded pool.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::cancel::CancelTarget;
+use crate::error::ProxyError;
+use crate::session::{Cleanup, ServedBy, ServerState, Shared};
+use crate::topology::Node;
+use crate::upstream::Upstream;
+use crate::wire::{backend, complete, frontend};
+
+/// How long DISCARD ALL may take before the server is closed instead.
+const CLEAN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Lets somebody else end the use of a server: the topology, when its node is no longer what it was.
+#[derive(Debug, Default)]
+pub struct Recall {
+    recalled: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Recall {
+    /// Ends the use at once.
+    pub fn recall(&self) {
+        self.recalled.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether that has happened; wakes when it does.
+    pub fn poll(&self, cx: &Context<'_>) -> bool {
+        if !self.recalled.get() {
+            let mut waker = self.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        self.recalled.get()
+    }
+
+    /// Whether that has happened.
+    pub fn is_recalled(&self) -> bool {
+        self.recalled.get()
+    }
+}
+
+/// A place in a pool; given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    pool: Option<Rc<NodePool>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.open.set(pool.open.get() - 1);
+            pool.offer_place();
+        }
+    }
+}
+
+/// A server connection.
+#[derive(Debug)]
+pub struct Server {
+    /// Socket.
+    pub stream: TcpStream,
+    /// Received and not yet looked at.
+    pub rx: BytesMut,
+    /// What sessions know of it; away while a session has it.
+    pub state: Option<Box<ServerState>>,
+    /// For cancel requests.
+    pub cancel: Arc<CancelTarget>,
+    /// Whom it leads to.
+    pub node: Node,
+    /// By which its use is ended.
+    pub recall: Rc<Recall>,
+    /// What it is to the session that has it.
+    pub served_by: Cell<ServedBy>,
+    opened: Instant,
+    idle_since: Instant,
+    place: Place,
+}
+
+impl Server {
+    /// A connection that was just opened, in the place kept for it.
+    pub fn new(upstream: Upstream, place: Place, shared: &Shared, now: Instant) -> Self {
+        let Upstream { stream, node, cancel, parameters, unread } = upstream;
+        Self {
+            stream,
+            rx: unread,
+            state: Some(ServerState::new(parameters, shared)),
+            cancel,
+            node,
+            recall: Rc::default(),
+            served_by: Cell::new(ServedBy::Standby),
+            opened: now,
+            idle_since: now,
+            place,
+        }
+    }
+
+    /// Whether nothing speaks against another use: a byte nobody asked for, a closed connection and
+    /// a cancel under way all do.
+    fn is_fit(&self, lifetime: Duration, now: Instant) -> bool {
+        let mut byte = [0];
+        let silent =
+            matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+        silent
+            && self.rx.is_empty()
+            && !self.recall.is_recalled()
+            && !self.cancel.is_cancel_in_flight()
+            && now.duration_since(self.opened) < lifetime
+    }
+
+    /// DISCARD ALL.
+    ///
+    /// # Errors
+    /// The server did not do it in time: it has to be closed.
+    async fn clean(&mut self) -> Result<(), ProxyError> {
+        let failed = |problem: &str| ProxyError::ServerProtocol {
+            target: "server".to_owned(),
+            problem: format!("DISCARD ALL: {problem}"),
+        };
+        let mut request = BytesMut::new();
+        frontend::put_query(&mut request, b"DISCARD ALL");
+        let talk = async {
+            self.stream.write_all(&request).await.map_err(|error| failed(&error.to_string()))?;
+            loop {
+                while let Some((header, body)) = complete(&self.rx).map_err(|error| failed(&error.to_string()))? {
+                    let (tag, idle) = (header.tag, body == b"I");
+                    self.rx.advance(header.size);
+                    match tag {
+                        backend::ERROR_RESPONSE => return Err(failed("refused")),
+                        backend::READY_FOR_QUERY if idle => return Ok(()),
+                        _ => {}
+                    }
+                }
+                match self.stream.read_buf(&mut self.rx).await {
+                    Ok(0) => return Err(failed("connection closed")),
+                    Ok(_) => {}
+                    Err(error) => return Err(failed(&error.to_string())),
+                }
+            }
+        };
+        tokio::time::timeout(CLEAN_LIMIT, talk).await.unwrap_or_else(|_| Err(failed("no answer")))
+    }
+}
+
+/// What a waiting session is given.
+#[derive(Debug)]
+pub enum Grant {
+    /// A server.
+    Server(Box<Server>),
+    /// The right to open one.
+    Place(Place),
+}
+
+/// The server connections of one identity to one node.
+#[derive(Debug)]
+pub struct NodePool {
+    size: usize,
+    /// Idle, in use and being opened.
+    open: Cell<usize>,
+    // Boxed because they travel: to a session, to the next one in the queue, back.
+    #[allow(clippy::vec_box)]
+    idle: RefCell<Vec<Box<Server>>>,
+    /// First come, first served.
+    waiting: RefCell<VecDeque<oneshot::Sender<Grant>>>,
+}
+
+impl NodePool {
+    /// An empty pool for at most `size` connections.
+    pub fn new(size: usize) -> Rc<Self> {
+        Rc::new(Self { size, open: Cell::new(0), idle: RefCell::default(), waiting: RefCell::default() })
+    }
+
+    /// A server or a place, if there is one and nobody waits for it.
+    pub fn try_take(self: &Rc<Self>, lifetime: Duration, now: Instant) -> Option<Grant> {
+        if !self.waiting.borrow().is_empty() {
+            return None;
+        }
+        loop {
+            // Not `while let`: the borrow must end before an unfit server is dropped.
+            let server = self.idle.borrow_mut().pop();
+            match server {
+                Some(server) if server.is_fit(lifetime, now) => return Some(Grant::Server(server)),
+                Some(unfit) => drop(unfit),
+                None => return self.try_place().map(Grant::Place),
+            }
+        }
+    }
+
+    /// Waits for a server or a place, in turn.
+    pub fn wait(self: &Rc<Self>) -> Waiting {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(sender);
+        Waiting { pool: self.clone(), receiver }
+    }
+
+    /// A place, if one is free.
+    pub fn try_place(self: &Rc<Self>) -> Option<Place> {
+        (self.open.get() < self.size).then(|| {
+            self.open.set(self.open.get() + 1);
+            Place { pool: Some(self.clone()) }
+        })
+    }
+
+    /// Takes a server back that needs no cleaning.
+    fn put(&self, mut server: Box<Server>, now: Instant) {
+        server.idle_since = now;
+        loop {
+            let next = self.waiting.borrow_mut().pop_front();
+            let Some(waiter) = next else { break };
+            match waiter.send(Grant::Server(server)) {
+                Err(Grant::Server(returned)) => server = returned,
+                Ok(()) | Err(Grant::Place(_)) => return,
+            }
+        }
+        self.idle.borrow_mut().push(server);
+    }
+
+    fn offer_place(self: &Rc<Self>) {
+        loop {
+            if self.waiting.borrow().is_empty() {
+                return;
+            }
+            let Some(place) = self.try_place() else { return };
+            let next = self.waiting.borrow_mut().pop_front();
+            match next.map(|waiter| waiter.send(Grant::Place(place))) {
+                // Without its Drop, which would come back here.
+                Some(Err(Grant::Place(mut place))) => {
+                    place.pool = None;
+                    self.open.set(self.open.get() - 1);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Closes idle servers for which `unwanted` holds.
+    pub fn close_idle(&self, mut unwanted: impl FnMut(&Server, Duration, Duration) -> bool, now: Instant) {
+        self.idle.borrow_mut().retain_mut(|server| {
+            let idle = now.duration_since(server.idle_since);
+            let age = now.duration_since(server.opened);
+            !unwanted(server, idle, age)
+        });
+    }
+
+    /// Idle and open connections, and sessions that wait.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.idle.borrow().len(), self.open.get(), self.waiting.borrow().len())
+    }
+}
+
+/// A session's turn in the queue.
+#[derive(Debug)]
+pub struct Waiting {
+    pool: Rc<NodePool>,
+    receiver: oneshot::Receiver<Grant>,
+}
+
+impl Waiting {
+    /// The turn has come. `None` cannot happen while the pool lives.
+    pub async fn granted(&mut self) -> Option<Grant> {
+        (&mut self.receiver).await.ok()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.receiver.close();
+        // Granted in the moment the session gave up: for the next one.
+        match self.receiver.try_recv() {
+            Ok(Grant::Server(server)) => self.pool.put(server, Instant::now()),
+            Ok(Grant::Place(place)) => drop(place),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Gives a server back, cleaned if it needs that; closes it on any doubt.
+pub fn give_back(mut server: Box<Server>, state: Box<ServerState>, shared: &Rc<RefCell<Shared>>, now: Instant) {
+    let cleanup = state.cleanup;
+    server.state = Some(state);
+    let doubtful = !server.rx.is_empty() || server.cancel.is_cancel_in_flight() || server.recall.is_recalled();
+    if doubtful || cleanup == Cleanup::Close {
+        return;
+    }
+    let Some(pool) = server.place.pool.clone() else { return };
+    if cleanup == Cleanup::None {
+        return pool.put(server, now);
+    }
+    let shared = shared.clone();
+    tokio::task::spawn_local(async move {
+        match server.clean().await {
+            Ok(()) => {
+                if let Some(state) = &mut server.state {
+                    state.discarded(&shared.borrow().profiles);
+                }
+                if !server.recall.is_recalled() {
+                    pool.put(server, Instant::now());
+                }
+            }
+            Err(error) => tracing::debug!(%error, node = %server.node.id, "server closed instead of cleaned"),
+        }
+    });
+}

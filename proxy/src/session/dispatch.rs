@@ -1,0 +1,412 @@
+//! From a unit to the server's bytes: statement names are replaced by interned ones, what a server
+//! lacks is prepared on the way, and the ledger learns what to expect.
+
+use std::rc::Rc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::ledger::Expect;
+use super::statements::{NAME_PREFIX, Statement};
+use super::unit::{Copy, Extent, Forwarding, Shape};
+use super::{Phase, Session, Shared, gather::Ends};
+use crate::error::{ProxyError, SqlState, encode_response};
+use crate::route::class::{Scope, SettingChange};
+use crate::route::{Class, Control, Effects, TransactionControl};
+use crate::wire::backend::{self, TxStatus};
+use crate::wire::frontend::{self, Bind, Kind, Target};
+use crate::wire::{self, WireError};
+
+/// How a message leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    /// As it came, behind what was put before it.
+    AsIs,
+    /// Not at all; what was put before it stands in its place.
+    Replaced,
+}
+
+impl Session {
+    /// The unit is gathered: answers it here, or says that a server is needed.
+    pub(super) fn choose_place(&mut self, rx: &mut BytesMut, shared: &mut Shared) {
+        if self.unit.shape == Shape::Empty && self.server.is_none() && self.status == TxStatus::Idle {
+            if self.unit.extent == Extent::Closed {
+                backend::put_ready(&mut self.to_client, self.status);
+            }
+            return self.forget_unit(self.status, rx);
+        }
+        if self.server.is_none() && self.status != TxStatus::Idle {
+            return self.answer_lost_transaction(rx);
+        }
+        if self.answer_own_commands(rx) {
+            return;
+        }
+        let _ = shared;
+        self.phase = if self.server.is_some() { Phase::Prepare } else { Phase::Acquire };
+    }
+
+    /// A server is attached: gives it the session's settings if it has others.
+    pub(super) fn prepare(&mut self) {
+        let Some(server) = &self.server else {
+            self.phase = Phase::Acquire;
+            return;
+        };
+        let mut sql = String::new();
+        if self.status == TxStatus::Idle {
+            if !Rc::ptr_eq(&server.profile, &self.profile) {
+                sql = server.profile.replay(&self.profile);
+            }
+            // Another session's sequence values must not be taken for this one's: with this,
+            // lastval() and currval() say that there are none.
+            if self.unit.effects.intersects(Effects::SEQUENCE_READ) && self.pins.is_empty() {
+                sql.push_str(if sql.is_empty() { "DISCARD SEQUENCES" } else { ";DISCARD SEQUENCES" });
+            }
+        }
+        if sql.is_empty() {
+            self.phase = Phase::Dispatch;
+            return;
+        }
+        self.replay_error = None;
+        frontend::put_query(&mut self.to_server, sql.as_bytes());
+        self.ledger.push(Expect::Injected);
+        self.phase = Phase::Replay;
+    }
+
+    /// Sends the gathered unit.
+    pub(super) fn dispatch(&mut self, rx: &BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
+        self.phase = Phase::Run;
+        self.ended_by_commit = false;
+        self.unit.forwarding = if self.unit.can_rerun() { Forwarding::Withheld } else { Forwarding::On };
+        let unit = &rx[..self.unit.end];
+        let (mut position, mut run) = (0, 0);
+        while position < unit.len() {
+            let Some((header, body)) = wire::complete(&unit[position..])? else {
+                return Err(ProxyError::Internal("a gathered unit ends within a message".to_owned()));
+            };
+            self.before.clear();
+            let leaves = self.send(header.tag, body, shared)?;
+            if leaves == Leaves::Replaced || !self.before.is_empty() {
+                self.to_server.put_slice(&unit[run..position]);
+                self.to_server.put_slice(&self.before);
+                run = if leaves == Leaves::AsIs { position } else { position + header.size };
+            }
+            position += header.size;
+        }
+        self.to_server.put_slice(&unit[run..]);
+        self.before.clear();
+        self.answer_known_now();
+        Ok(())
+    }
+
+    /// While a unit runs: sends what belongs to it and arrives later, in an open unit or for COPY.
+    pub(super) fn feed(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
+        if self.unit.extent == Extent::Closed && self.unit.copy == Copy::None {
+            if self.unit.forwarding == Forwarding::On {
+                self.consume(rx);
+            }
+            return Ok(());
+        }
+        self.consume(rx);
+        while self.unit.extent == Extent::Open || self.unit.copy == Copy::In {
+            let Some(header) = wire::complete(rx)?.map(|(header, _)| header) else {
+                return Ok(());
+            };
+            let message = rx.split_to(header.size).freeze();
+            if self.unit.copy == Copy::In {
+                self.feed_copy(header.tag, &message);
+            } else if self.unit.skipping {
+                self.feed_skipping(header.tag);
+            } else {
+                self.feed_message(header.tag, &message, shared)?;
+            }
+            if self.phase != Phase::Run {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn feed_copy(&mut self, tag: u8, message: &Bytes) {
+        match tag {
+            frontend::TERMINATE => return self.phase = Phase::Ended,
+            // Ignored by a server in copy-in mode (manual, section 55.2.6); not sent, so that it is
+            // not answered should the server leave that mode just now.
+            frontend::SYNC => return,
+            frontend::COPY_DATA | frontend::FLUSH => {}
+            // The end of it; anything else makes the server fail the COPY.
+            _ => self.unit.copy = Copy::None,
+        }
+        self.to_server.put_slice(message);
+    }
+
+    fn feed_skipping(&mut self, tag: u8) {
+        match tag {
+            frontend::TERMINATE => self.phase = Phase::Ended,
+            frontend::SYNC => {
+                frontend::put_empty(&mut self.to_server, frontend::SYNC);
+                self.ledger.push(Expect::Sync);
+                self.unit.skipping = false;
+                self.unit.extent = Extent::Closed;
+            }
+            _ => {}
+        }
+    }
+
+    fn feed_message(&mut self, tag: u8, message: &Bytes, shared: &mut Shared) -> Result<(), ProxyError> {
+        let body = &message[wire::HEADER_BYTES..];
+        match self.note(tag, body, shared)? {
+            Ends::Leave => {
+                self.phase = Phase::Ended;
+                return Ok(());
+            }
+            Ends::Yes => self.unit.extent = Extent::Closed,
+            Ends::No | Ends::Flush => {}
+        }
+        self.before.clear();
+        let leaves = self.send(tag, body, shared)?;
+        self.to_server.put_slice(&self.before);
+        self.before.clear();
+        if leaves == Leaves::AsIs {
+            self.to_server.put_slice(message);
+        }
+        self.answer_known_now();
+        Ok(())
+    }
+
+    /// Enters one message into the ledger; what must be sent before or instead of it is left in `before`.
+    fn send(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Result<Leaves, ProxyError> {
+        match tag {
+            frontend::QUERY => {
+                // exec_simple_query: drops the unnamed statement.
+                self.unnamed = None;
+                if let Some(server) = &mut self.server {
+                    server.unnamed = None;
+                }
+                self.ledger.push(Expect::Query);
+                Ok(Leaves::AsIs)
+            }
+            frontend::FUNCTION_CALL => {
+                self.ledger.push(Expect::Query);
+                Ok(Leaves::AsIs)
+            }
+            frontend::SYNC => {
+                self.ledger.push(Expect::Sync);
+                Ok(Leaves::AsIs)
+            }
+            frontend::PARSE => Ok(self.send_parse(shared)),
+            frontend::BIND => self.send_bind(body),
+            frontend::DESCRIBE => self.send_describe(body),
+            frontend::EXECUTE => {
+                let (portal, _) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
+                let known = self.portals.iter().find(|(name, _)| **name == *portal);
+                let statement = known.map(|(_, statement)| statement.clone());
+                self.ledger.push(Expect::Execute { statement });
+                Ok(Leaves::AsIs)
+            }
+            frontend::CLOSE => self.send_close(body),
+            frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL => Ok(Leaves::Replaced),
+            _ => Ok(Leaves::AsIs),
+        }
+    }
+
+    fn send_parse(&mut self, shared: &mut Shared) -> Leaves {
+        let Some((name, statement)) = self.unit.parses.get(self.unit.parses_sent).cloned() else {
+            return Leaves::AsIs;
+        };
+        self.unit.parses_sent += 1;
+        let _ = shared;
+        if statement.class.proxy.is_some() {
+            return self.send_refused(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                "commands for the proxy must be alone in their pipeline",
+            );
+        }
+        let Some(server) = &mut self.server else {
+            return Leaves::AsIs;
+        };
+        if name.is_empty() {
+            server.unnamed = Some(statement.clone());
+            self.ledger.push(Expect::Parse { name, statement });
+            return Leaves::AsIs;
+        }
+        let taken = match self.ledger.pending_statement(&name) {
+            Some(pending) => pending.is_some(),
+            None => self.statements.contains_key(&name),
+        };
+        if taken {
+            let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(&name));
+            return self.send_refused(SqlState(*b"42P05"), &message);
+        }
+        if server.prepared.touch(statement.id()) {
+            self.ledger.push(Expect::KnownParse { name, statement });
+        } else {
+            self.put_parse(&statement);
+            self.ledger.push(Expect::Parse { name, statement });
+        }
+        Leaves::Replaced
+    }
+
+    fn send_bind(&mut self, body: &[u8]) -> Result<Leaves, ProxyError> {
+        let bind = Bind::read(body)?;
+        let statement = self.sent_statement(bind.statement);
+        self.portals.retain(|(name, _)| **name != *bind.portal);
+        if let Some(statement) = &statement
+            && changes_session(&statement.class)
+        {
+            self.portals.push((bind.portal.into(), statement.clone()));
+        }
+        let leaves = match &statement {
+            None => match self.send_missing(bind.statement) {
+                Some(refused) => return Ok(refused),
+                None => Leaves::AsIs,
+            },
+            Some(statement) if bind.statement.is_empty() => {
+                self.ensure_unnamed(statement);
+                Leaves::AsIs
+            }
+            Some(statement) => {
+                self.ensure_named(statement);
+                statement.name_into(&mut self.name);
+                frontend::put_bind(&mut self.before, bind.portal, self.name.as_bytes(), bind.rest);
+                Leaves::Replaced
+            }
+        };
+        self.ledger.push(Expect::Bind { statement });
+        Ok(leaves)
+    }
+
+    fn send_describe(&mut self, body: &[u8]) -> Result<Leaves, ProxyError> {
+        let target = Target::read(frontend::DESCRIBE, body)?;
+        if target.kind == Kind::Portal {
+            self.ledger.push(Expect::Describe { statement: None });
+            return Ok(Leaves::AsIs);
+        }
+        let statement = self.sent_statement(target.name);
+        let leaves = match &statement {
+            None => match self.send_missing(target.name) {
+                Some(refused) => return Ok(refused),
+                None => Leaves::AsIs,
+            },
+            Some(statement) if target.name.is_empty() => {
+                self.ensure_unnamed(statement);
+                Leaves::AsIs
+            }
+            Some(statement) => {
+                self.ensure_named(statement);
+                statement.name_into(&mut self.name);
+                frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, self.name.as_bytes());
+                Leaves::Replaced
+            }
+        };
+        self.ledger.push(Expect::Describe { statement });
+        Ok(leaves)
+    }
+
+    fn send_close(&mut self, body: &[u8]) -> Result<Leaves, ProxyError> {
+        let target = Target::read(frontend::CLOSE, body)?;
+        let (kind, name) = (target.kind, Box::from(target.name));
+        if kind == Kind::Statement && !target.name.is_empty() {
+            self.ledger.push(Expect::KnownClose { name });
+            return Ok(Leaves::Replaced);
+        }
+        if kind == Kind::Portal {
+            self.portals.retain(|(known, _)| *known != name);
+        }
+        self.ledger.push(Expect::Close { kind, name });
+        Ok(Leaves::AsIs)
+    }
+
+    /// The statement a name leads to, seen from the end of what is sent.
+    fn sent_statement(&self, name: &[u8]) -> Option<Rc<Statement>> {
+        match self.ledger.pending_statement(name) {
+            Some(pending) => pending.cloned(),
+            None if name.is_empty() => self.unnamed.clone(),
+            None => self.statements.get(name).cloned(),
+        }
+    }
+
+    /// A statement the client does not have is named: sees to it that the server says so, even if
+    /// it has one of that name for somebody else.
+    fn send_missing(&mut self, name: &[u8]) -> Option<Leaves> {
+        if name.is_empty() {
+            if let Some(server) = &mut self.server {
+                server.unnamed = None;
+            }
+            frontend::put_target(&mut self.before, frontend::CLOSE, Kind::Statement, b"");
+            self.ledger.push(Expect::InjectedClose);
+            return None;
+        }
+        if !name.starts_with(NAME_PREFIX.as_bytes()) {
+            return None;
+        }
+        let message = format!("prepared statement \"{}\" does not exist", String::from_utf8_lossy(name));
+        Some(self.send_refused(SqlState(*b"26000"), &message))
+    }
+
+    /// Lets the server fail in place of a request that the proxy refuses.
+    fn send_refused(&mut self, code: SqlState, message: &str) -> Leaves {
+        let mut error = BytesMut::new();
+        encode_response(&mut error, b'E', "ERROR", code, message, None);
+        frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, b"manatee refused this");
+        self.ledger.push(Expect::Refused(error[..].into()));
+        Leaves::Replaced
+    }
+
+    fn ensure_unnamed(&mut self, statement: &Rc<Statement>) {
+        let Some(server) = &mut self.server else { return };
+        if server.unnamed.as_ref().is_some_and(|has| Rc::ptr_eq(has, statement)) {
+            return;
+        }
+        server.unnamed = Some(statement.clone());
+        let (text, types) = statement.definition.split_at(statement.text().len());
+        frontend::put_parse(&mut self.before, b"", text, &types[1..]);
+        self.ledger.push(Expect::InjectedParse(statement.clone()));
+    }
+
+    fn ensure_named(&mut self, statement: &Rc<Statement>) {
+        if self.server.as_mut().is_some_and(|server| !server.prepared.touch(statement.id())) {
+            self.put_parse(statement);
+            self.ledger.push(Expect::InjectedParse(statement.clone()));
+        }
+    }
+
+    /// Parse under the statement's interned name; makes room for it.
+    fn put_parse(&mut self, statement: &Rc<Statement>) {
+        let Some(server) = &mut self.server else { return };
+        if let Some(evicted) = server.prepared.insert(statement.id()) {
+            let name = format!("{NAME_PREFIX}{evicted}");
+            frontend::put_target(&mut self.before, frontend::CLOSE, Kind::Statement, name.as_bytes());
+            self.ledger.push(Expect::InjectedClose);
+        }
+        statement.name_into(&mut self.name);
+        let (text, types) = statement.definition.split_at(statement.text().len());
+        frontend::put_parse(&mut self.before, self.name.as_bytes(), text, &types[1..]);
+    }
+
+    /// True if the unit, a Query, can be answered by ending a transaction that is lost and running
+    /// the rest elsewhere.
+    pub(super) fn ends_lost_transaction_first(&self) -> bool {
+        self.unit.class.is_some()
+            && matches!(
+                self.unit.control,
+                Some(Control::Mixed {
+                    first: Some(
+                        TransactionControl::Commit { chain: false } | TransactionControl::Rollback { chain: false }
+                    ),
+                    ..
+                })
+            )
+    }
+}
+
+/// Whether running a text changes what the proxy remembers of the session.
+pub(super) fn changes_session(class: &Class) -> bool {
+    !class.deallocates.is_empty()
+        || class.effects.intersects(Effects::DISCARD_ALL)
+        || class.settings.iter().any(|change| {
+            !matches!(
+                change,
+                SettingChange::Set { scope: Scope::Transaction, .. }
+                    | SettingChange::Reset { scope: Scope::Transaction, .. }
+            )
+        })
+}

@@ -1,0 +1,168 @@
+//! The end of a unit: what it leaves behind on the server and in the session, and whether the
+//! server can be given back.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::unit::Forwarding;
+use super::{Cleanup, PINS, Phase, Session, Shared, dispatch};
+use crate::pool::Mode;
+use crate::route::class::{Deallocate, Scope, SettingChange};
+use crate::route::{Class, Control, Effects, TransactionControl};
+use crate::wire::backend::TxStatus;
+use crate::wire::{self, frontend};
+
+impl Session {
+    /// After ReadyForQuery. True if the server is free.
+    pub(super) fn finish(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> bool {
+        let effects = self.unit.effects;
+        self.taint(effects);
+        if let Forwarding::Rerun { .. } = self.unit.forwarding {
+            self.learn(rx, shared);
+            self.run_again();
+            return true;
+        }
+        self.consume(rx);
+        self.pin(effects);
+        self.doubt_settings();
+        let idle = self.status == TxStatus::Idle;
+        if idle {
+            self.portals.clear();
+            self.end_transaction(shared);
+            self.used = Some(self.served_by);
+        }
+        self.unit.reset(self.status);
+        self.phase = Phase::Gather;
+        idle && self.config.mode == Mode::Transaction && self.pins.is_empty()
+    }
+
+    /// A text that changes the session was run to its end.
+    pub(super) fn stage(&mut self, class: Rc<Class>) {
+        // Not undone by a rollback.
+        for deallocate in &class.deallocates {
+            match deallocate {
+                Deallocate::Name(name) => {
+                    self.statements.remove(name.as_bytes());
+                }
+                Deallocate::All => {
+                    self.statements.clear();
+                    if let Some(server) = &mut self.server {
+                        server.prepared.clear();
+                    }
+                }
+            }
+        }
+        if dispatch::changes_session(&class) {
+            self.staged.push(class);
+        }
+    }
+
+    fn taint(&mut self, effects: Effects) {
+        let Some(server) = &mut self.server else { return };
+        if effects.intersects(Effects::LOAD) {
+            server.cleanup = Cleanup::Close;
+        } else if effects.intersects(Effects::TAINTS) {
+            server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+        }
+    }
+
+    fn pin(&mut self, effects: Effects) {
+        const UNDONE_BY_ROLLBACK: Effects = Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR);
+        let rolled_back = self.unit.errored && self.unit.started == TxStatus::Idle && !self.unit.commits;
+        let kept = if rolled_back { effects.minus(UNDONE_BY_ROLLBACK) } else { effects };
+        // What is not a pin is masked out by taking away everything else.
+        let others = kept.minus(PINS);
+        self.pins.insert(kept.minus(others));
+        if !self.unit.errored {
+            if effects.intersects(Effects::UNLISTEN_ALL) {
+                self.pins = self.pins.minus(Effects::LISTEN);
+            }
+            if effects.intersects(Effects::DISCARD_TEMP) {
+                self.pins = self.pins.minus(Effects::TEMP_OBJECT);
+            }
+        }
+    }
+
+    /// Where it cannot be known which changes of settings survived, only this server knows them.
+    fn doubt_settings(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let unclear =
+            matches!(self.unit.control, Some(Control::Mixed { .. } | Control::Alone(TransactionControl::Savepoint)));
+        if unclear {
+            self.pins.insert(Effects::SETTINGS_UNKNOWN);
+            if let Some(server) = &mut self.server {
+                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+            }
+        }
+    }
+
+    fn end_transaction(&mut self, shared: &mut Shared) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let alone = self.unit.started == TxStatus::Idle && matches!(self.unit.control, None | Some(Control::None));
+        let committed = if alone { !self.unit.errored } else { self.ended_by_commit };
+        let staged = std::mem::take(&mut self.staged);
+        if committed {
+            for class in &staged {
+                self.apply(class, shared);
+            }
+            self.read_sql_context();
+        }
+        self.staged = staged;
+        self.staged.clear();
+    }
+
+    fn apply(&mut self, class: &Class, shared: &mut Shared) {
+        let profiles = &mut shared.profiles;
+        if class.effects.intersects(Effects::DISCARD_ALL) {
+            self.profile = self.startup.clone();
+            self.pins = self.pins.minus(PINS.minus(Effects::LOAD));
+            self.statements.clear();
+            self.unnamed = None;
+            if let Some(server) = &mut self.server {
+                let cleanup = server.cleanup;
+                server.discarded(profiles);
+                server.cleanup = if cleanup == Cleanup::Close { cleanup } else { Cleanup::None };
+            }
+            return;
+        }
+        let named = |wanted: &str| {
+            class.settings.iter().any(
+                |change| matches!(change, SettingChange::Set { name, scope: Scope::Session, .. } if **name == *wanted),
+            )
+        };
+        if named("session_authorization") {
+            self.pins.insert(Effects::SETTINGS_UNKNOWN);
+        }
+        self.profile = profiles.apply(&self.profile, &class.settings, &self.startup);
+        if let Some(server) = &mut self.server {
+            let nothing = profiles.empty();
+            server.profile = profiles.apply(&server.profile, &class.settings, &nothing);
+        }
+    }
+
+    /// A standby refused the unit as a write: its texts are read anew.
+    fn learn(&mut self, rx: &BytesMut, shared: &mut Shared) {
+        if std::mem::take(&mut self.learn_text)
+            && let Ok(Some((header, body))) = wire::complete(rx)
+            && header.tag == frontend::QUERY
+            && let Ok(text) = frontend::query_text(body)
+        {
+            shared.classifier.learn_writes(text, self.sql);
+        }
+        let Some(old) = self.relearn.take() else { return };
+        let Shared { classifier, interner, .. } = shared;
+        let sql = self.sql;
+        let new = interner.intern(&old.definition, old.text().len(), |text| classifier.classify(text, sql));
+        let parsed = self.unit.parses.iter_mut().map(|(_, statement)| statement);
+        for statement in self.statements.values_mut().chain(&mut self.unnamed).chain(parsed) {
+            if Rc::ptr_eq(statement, &old) {
+                *statement = new.clone();
+            }
+        }
+    }
+}

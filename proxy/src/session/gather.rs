@@ -1,0 +1,178 @@
+//! From the client's bytes to a unit: reads messages up to the one that ends it, and what their
+//! texts mean.
+
+use std::rc::Rc;
+
+use bytes::{Buf, BytesMut};
+
+use super::statements::Statement;
+use super::unit::{Extent, Shape};
+use super::{GATHER_LIMIT_BYTES, Phase, Session, Shared};
+use crate::error::ProxyError;
+use crate::route::class::{Reason, SqlContext};
+use crate::route::{Class, Effects};
+use crate::wire::frontend::{self, Bind, Kind, Parse, Target};
+use crate::wire::{self, WireError, backend};
+
+/// What a message does to its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// More follows.
+    No,
+    /// It is complete.
+    Yes,
+    /// The client wants answers now.
+    Flush,
+    /// The client leaves.
+    Leave,
+}
+
+impl From<WireError> for ProxyError {
+    fn from(error: WireError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+impl Session {
+    /// Reads on. True when the unit can be sent.
+    pub(super) fn gather(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Result<bool, ProxyError> {
+        loop {
+            let Some((header, body)) = wire::complete(&rx[self.unit.end..])? else {
+                if self.unit.end >= GATHER_LIMIT_BYTES {
+                    self.unit.extent = Extent::Open;
+                    return Ok(true);
+                }
+                return Ok(false);
+            };
+            // Outside COPY the server ignores these (`PostgresMain`: probably the COPY failed and
+            // the client is still sending).
+            if matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL)
+                && self.unit.end == 0
+            {
+                rx.advance(header.size);
+                continue;
+            }
+            let ends = self.note(header.tag, body, shared)?;
+            self.unit.end += header.size;
+            match ends {
+                Ends::No => {}
+                Ends::Yes => return Ok(true),
+                Ends::Flush => {
+                    self.unit.extent = Extent::Open;
+                    return Ok(true);
+                }
+                Ends::Leave => {
+                    self.phase = Phase::Ended;
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    /// Adds one message to what is known of the unit.
+    pub(super) fn note(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Result<Ends, ProxyError> {
+        match tag {
+            frontend::QUERY => {
+                let text = frontend::query_text(body)?;
+                let class = shared.classifier.classify(text, self.sql);
+                self.unit.shape = Shape::Simple;
+                self.unit.run(&class);
+                self.unit.class = Some(class);
+                return Ok(Ends::Yes);
+            }
+            frontend::FUNCTION_CALL => {
+                self.unit.shape = Shape::Simple;
+                self.unit.run_unknown();
+                self.unit.effects.insert(Effects::UNKNOWN);
+                return Ok(Ends::Yes);
+            }
+            frontend::SYNC => return Ok(Ends::Yes),
+            frontend::FLUSH => return Ok(Ends::Flush),
+            frontend::TERMINATE => return Ok(Ends::Leave),
+            frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL => return Ok(Ends::No),
+            frontend::PARSE => {
+                let parse = Parse::read(body)?;
+                let statement = self.intern(&parse, &body[parse.name.len() + 1..], shared);
+                self.unit.mention(&statement.class);
+                self.unit.parses.push((parse.name.into(), statement));
+            }
+            frontend::BIND => {
+                let bind = Bind::read(body)?;
+                match self.noted_statement(bind.statement) {
+                    Some(statement) => self.unit.run(&statement.class),
+                    None => self.unit.run_unknown(),
+                }
+            }
+            frontend::DESCRIBE | frontend::CLOSE => {
+                let target = Target::read(tag, body)?;
+                if tag == frontend::DESCRIBE
+                    && target.kind == Kind::Statement
+                    && let Some(statement) = self.noted_statement(target.name)
+                {
+                    self.unit.mention(&statement.class);
+                }
+            }
+            frontend::EXECUTE => {
+                let (_, rest) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
+                if rest.len() != 4 {
+                    return Err(WireError::Body('E').into());
+                }
+            }
+            _ => return Err(WireError::Tag(tag).into()),
+        }
+        self.unit.shape = Shape::Extended;
+        Ok(Ends::No)
+    }
+
+    fn intern(&self, parse: &Parse<'_>, definition: &[u8], shared: &mut Shared) -> Rc<Statement> {
+        let Shared { classifier, interner, .. } = shared;
+        if self.sql == SqlContext::default() {
+            return interner
+                .intern(definition, parse.text.len(), |text| classifier.classify(text, SqlContext::default()));
+        }
+        // The same bytes mean something else to other sessions.
+        interner.private(definition, parse.text.len(), Rc::new(Class::unknown(Reason::Unreadable)))
+    }
+
+    /// The statement a name leads to, seen from the end of what is gathered.
+    fn noted_statement(&self, name: &[u8]) -> Option<Rc<Statement>> {
+        let parsed = self.unit.parses.iter().rev().find(|(parsed, _)| **parsed == *name);
+        match parsed {
+            Some((_, statement)) => Some(statement.clone()),
+            None if name.is_empty() => self.unnamed.clone(),
+            None => self.statements.get(name).cloned(),
+        }
+    }
+
+    /// After an error was told within an open unit: ignores the client up to Sync. False if more
+    /// bytes are needed.
+    pub(super) fn skip_to_sync(&mut self, rx: &mut BytesMut) -> bool {
+        loop {
+            let tag = match wire::complete(rx) {
+                Ok(Some((header, _))) => {
+                    rx.advance(header.size);
+                    header.tag
+                }
+                Ok(None) => return false,
+                Err(error) => {
+                    self.end_with(&error.into());
+                    return true;
+                }
+            };
+            match tag {
+                frontend::SYNC => {
+                    backend::put_ready(&mut self.to_client, self.status);
+                    self.unit.consumed = true;
+                    let status = self.status;
+                    self.forget_unit(status, rx);
+                    return true;
+                }
+                frontend::TERMINATE => {
+                    self.phase = Phase::Ended;
+                    return true;
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Settings of a session, carried from server to server.
+//!
+//! A [`Profile`] is an interned set of settings: what a session wants, or what a server has been
+//! given. Two that are equal are the same `Rc`, so the usual case (the server already has what the
+//! session wants) costs one pointer comparison.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+
+use crate::route::SettingChange;
+use crate::route::class::Scope;
+
+/// Interned settings, by name in lower case.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Profile {
+    entries: BTreeMap<Box<str>, Box<str>>,
+}
+
+impl Profile {
+    /// The value of a setting, if it is set.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.entries.get(name).map(AsRef::as_ref)
+    }
+
+    /// True if nothing is set.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// SQL that makes a server which has `self` have `wanted`. One transaction: all or nothing.
+    /// `role` is given up first and taken last, because it decides what else may be set.
+    pub fn replay(&self, wanted: &Self) -> String {
+        let mut sql = String::new();
+        let changes_role = self.get("role") != wanted.get("role");
+        if changes_role && self.get("role").is_some() {
+            sql.push_str("RESET ROLE;");
+        }
+        for name in self.entries.keys().filter(|name| &***name != "role" && !wanted.entries.contains_key(*name)) {
+            sql.push_str("RESET ");
+            sql.push_str(&quote_name(name));
+            sql.push(';');
+        }
+        let mut set = |name: &str, value: &str| {
+            sql.push_str(if sql.ends_with(')') { ",pg_catalog.set_config(" } else { "SELECT pg_catalog.set_config(" });
+            sql.push_str(&escape_literal(name));
+            sql.push(',');
+            sql.push_str(&escape_literal(value));
+            sql.push_str(",false)");
+        };
+        for (name, value) in wanted.entries.iter().filter(|(name, _)| &***name != "role") {
+            if self.get(name) != Some(value) {
+                set(name, value);
+            }
+        }
+        if let (true, Some(role)) = (changes_role, wanted.get("role")) {
+            set("role", role);
+        }
+        sql
+    }
+}
+
+/// Custom settings have a dot in their names, which stays outside the quotes.
+fn quote_name(name: &str) -> String {
+    name.split('.').map(escape_identifier).collect::<Vec<_>>().join(".")
+}
+
+/// All profiles in use on one thread.
+#[derive(Debug)]
+pub struct Profiles {
+    by_entries: HashMap<BTreeMap<Box<str>, Box<str>>, Rc<Profile>>,
+    empty: Rc<Profile>,
+}
+
+/// Above this many, those that nobody has any more are forgotten.
+const SWEEP_ABOVE: usize = 1024;
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self { by_entries: HashMap::new(), empty: Rc::new(Profile { entries: BTreeMap::new() }) }
+    }
+}
+
+impl Profiles {
+    /// No settings: what a fresh server has.
+    pub fn empty(&self) -> Rc<Profile> {
+        self.empty.clone()
+    }
+
+    /// The profile with these entries.
+    pub fn intern(&mut self, entries: BTreeMap<Box<str>, Box<str>>) -> Rc<Profile> {
+        if entries.is_empty() {
+            return self.empty();
+        }
+        if let Some(known) = self.by_entries.get(&entries) {
+            return known.clone();
+        }
+        if self.by_entries.len() >= SWEEP_ABOVE {
+            self.by_entries.retain(|_, profile| Rc::strong_count(profile) > 1);
+        }
+        let profile = Rc::new(Profile { entries: entries.clone() });
+        self.by_entries.insert(entries, profile.clone());
+        profile
+    }
+
+    /// `base` with one setting changed.
+    pub fn with(&mut self, base: &Rc<Profile>, name: &str, value: &str) -> Rc<Profile> {
+        if base.get(name) == Some(value) {
+            return base.clone();
+        }
+        let mut entries = base.entries.clone();
+        entries.insert(name.into(), value.into());
+        self.intern(entries)
+    }
+
+    /// `base` after `changes`; what is reset falls back to `defaults`. Changes for the
+    /// transaction at hand only are left out.
+    pub fn apply(&mut self, base: &Rc<Profile>, changes: &[SettingChange], defaults: &Profile) -> Rc<Profile> {
+        let mut entries = base.entries.clone();
+        for change in changes {
+            match change {
+                SettingChange::Set { name, value, scope: Scope::Session } => {
+                    entries.insert(name.clone(), value.clone());
+                }
+                SettingChange::Reset { name, scope: Scope::Session } => {
+                    match defaults.entries.get(name) {
+                        Some(value) => entries.insert(name.clone(), value.clone()),
+                        None => entries.remove(name),
+                    };
+                }
+                SettingChange::ResetAll => {
+                    // RESET ALL leaves the role alone (manual, RESET).
+                    let role = entries.remove("role");
+                    entries.clone_from(&defaults.entries);
+                    entries.extend(role.map(|role| (Box::from("role"), role)));
+                }
+                SettingChange::Set { .. } | SettingChange::Reset { .. } => {}
+            }
+        }
+        self.intern(entries)
+    }
+}
+
+/// Settings out of a startup packet: names in lower case, `options` (`-c name=value`,
+/// `--name=value`, backslash escapes; manual, section 55.7 StartupMessage) taken apart.
+/// The error is the part that is not understood.
+pub fn from_startup(parameters: &[(String, String)]) -> Result<BTreeMap<Box<str>, Box<str>>, String> {
+    let mut entries = BTreeMap::new();
+    for (name, value) in parameters {
+        let name = name.to_ascii_lowercase();
+        match name.as_str() {
+            "user" | "database" | "replication" => {}
+            "options" => options(value, &mut entries)?,
+            _ => {
+                entries.insert(name.into(), value.as_str().into());
+            }
+        }
+    }
+    Ok(entries)
+}
+
+fn options(text: &str, entries: &mut BTreeMap<Box<str>, Box<str>>) -> Result<(), String> {
+    let mut words = split_options(text).into_iter();
+    while let Some(word) = words.next() {
+        let setting = match word.as_str() {
+            "-c" => words.next().ok_or_else(|| word.clone())?,
+            long => match long.strip_prefix("--").or_else(|| long.strip_prefix("-c")) {
+                Some(setting) => setting.to_owned(),
+                None => return Err(word),
+            },
+        };
+        let (name, value) = setting.split_once('=').ok_or_else(|| setting.clone())?;
+        entries.insert(name.to_ascii_lowercase().replace('-', "_").into(), value.into());
+    }
+    Ok(())
+}
+
+/// As `pg_split_opts` in `postinit.c`.
+fn split_options(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut characters = text.chars().peekable();
+    loop {
+        while characters.next_if(|c| c.is_ascii_whitespace()).is_some() {}
+        if characters.peek().is_none() {
+            return words;
+        }
+        let mut word = String::new();
+        while let Some(character) = characters.next_if(|c| !c.is_ascii_whitespace()) {
+            if character == '\\' {
+                word.extend(characters.next());
+            } else {
+                word.push(character);
+            }
+        }
+        words.push(word);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn entries(pairs: &[(&str, &str)]) -> BTreeMap<Box<str>, Box<str>> {
+        pairs.iter().map(|(name, value)| (Box::from(*name), Box::from(*value))).collect()
+    }
+
+    #[test]
+    fn equal_profiles_are_the_same() {
+        let mut profiles = Profiles::default();
+        let one = profiles.intern(entries(&[("a", "1")]));
+        let empty = profiles.empty();
+        let two = profiles.with(&empty, "a", "1");
+        assert!(Rc::ptr_eq(&one, &two));
+        assert!(Rc::ptr_eq(&profiles.intern(BTreeMap::new()), &profiles.empty()));
+    }
+
+    #[test]
+    fn replay_resets_sets_and_minds_the_role() {
+        let mut profiles = Profiles::default();
+        let has = profiles.intern(entries(&[("app.user", "x"), ("role", "a"), ("work_mem", "1MB"), ("same", "1")]));
+        let wants = profiles.intern(entries(&[("role", "b"), ("work_mem", "it's"), ("same", "1")]));
+        assert_eq!(
+            has.replay(&wants),
+            "RESET ROLE;RESET \"app\".\"user\";SELECT pg_catalog.set_config('work_mem','it''s',false),\
+             pg_catalog.set_config('role','b',false)"
+        );
+    }
+
+    #[test]
+    fn resets_fall_back_to_the_startup_value() {
+        let mut profiles = Profiles::default();
+        let startup = profiles.intern(entries(&[("datestyle", "German")]));
+        let now = profiles.with(&startup, "datestyle", "ISO");
+        let reset = [SettingChange::Reset { name: "datestyle".into(), scope: Scope::Session }];
+        assert!(Rc::ptr_eq(&profiles.apply(&now, &reset, &startup), &startup));
+        let empty = profiles.empty();
+        assert!(profiles.apply(&now, &reset, &empty).is_empty());
+    }
+
+    #[test]
+    fn startup_options_are_taken_apart() {
+        let pairs = [
+            ("Application_Name".to_owned(), "x".to_owned()),
+            ("options".to_owned(), "-c statement_timeout=5s --search-path=a\\ b -cwork_mem=1MB".to_owned()),
+        ];
+        assert_eq!(
+            from_startup(&pairs).unwrap(),
+            entries(&[
+                ("application_name", "x"),
+                ("statement_timeout", "5s"),
+                ("search_path", "a b"),
+                ("work_mem", "1MB")
+            ])
+        );
+        assert_eq!(from_startup(&[("options".to_owned(), "-x".to_owned())]), Err("-x".to_owned()));
+    }
+}

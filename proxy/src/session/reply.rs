@@ -1,0 +1,546 @@
+//! From the server's bytes to the client's: most are passed on in one piece; the ledger is kept,
+//! what the proxy itself asked for is swallowed, and a few messages are looked into.
+
+use std::mem;
+
+use bytes::{Buf, BufMut, BytesMut};
+
+use super::ledger::Expect;
+use super::unit::{Copy, Extent, Forwarding};
+use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
+use crate::error::ProxyError;
+use crate::route::Effects;
+use crate::wire::backend::{self, ErrorFields, TxStatus};
+use crate::wire::frontend::Kind;
+use crate::wire::{self, Header, WireError};
+
+/// Above this size a DataRow or CopyData is passed on before it is all there. Below it messages
+/// stay whole, so that an error can be told between any two.
+const STREAM_ABOVE_BYTES: usize = 64 << 10;
+
+/// Why a server cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It ended the connection.
+    #[error("server: {severity} {code}: {message}")]
+    Fatal {
+        /// FATAL or PANIC.
+        severity: String,
+        /// SQLSTATE.
+        code: String,
+        /// Its words.
+        message: String,
+    },
+    /// Bytes that are no message.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A message nobody asked for.
+    #[error("unexpected message {0:?} from the server")]
+    Unexpected(char),
+    /// It says it is a standby although it was taken for the primary.
+    #[error("the server believed to be primary is read-only")]
+    ReadOnlyPrimary,
+}
+
+impl Fault {
+    /// What it proves.
+    pub fn how(&self) -> How {
+        match self {
+            Self::Fatal { code, .. } if matches!(code.as_str(), "57P01" | "57P03") => How::Refused,
+            Self::ReadOnlyPrimary => How::ReadOnly,
+            _ => How::Gone,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Forward,
+    Swallow,
+}
+
+impl Session {
+    /// Takes what the server sent. On a fault the driver closes it and calls
+    /// [`Session::server_lost`].
+    ///
+    /// # Errors
+    /// The server cannot be used any more.
+    pub fn server_bytes(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Result<(), Fault> {
+        // `run..position` is to be forwarded as it is.
+        let (mut position, mut run) = (0, 0);
+        let result = loop {
+            if self.passing > 0 {
+                let take = self.passing.min(rx.len() - position);
+                self.passing -= take;
+                position += take;
+                if self.unit.forwarding != Forwarding::On {
+                    run = position;
+                }
+            }
+            let rest = &rx[position..];
+            let header = match Header::read(rest) {
+                Ok(Some(header)) => header,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            };
+            let streams =
+                matches!(header.tag, backend::DATA_ROW | wire::frontend::COPY_DATA) && header.size > STREAM_ABOVE_BYTES;
+            let Some(body) = rest.get(wire::HEADER_BYTES..if streams { wire::HEADER_BYTES } else { header.size })
+            else {
+                break Ok(());
+            };
+            let fate = match self.reply(header.tag, body, shared) {
+                Ok(fate) => fate,
+                Err(fault) => break Err(fault),
+            };
+            if !self.before.is_empty() || fate == Fate::Swallow {
+                self.pass(&rx[run..position]);
+                let before = mem::take(&mut self.before);
+                self.pass(&before);
+                self.before = before;
+                self.before.clear();
+                run = position;
+            }
+            if streams {
+                self.passing = header.size;
+                continue;
+            }
+            position += header.size;
+            if fate == Fate::Swallow {
+                run = position;
+            }
+            if !self.after.is_empty() {
+                self.pass(&rx[run..position]);
+                let after = mem::take(&mut self.after);
+                self.pass(&after);
+                self.after = after;
+                self.after.clear();
+                run = position;
+            }
+        };
+        let whole = run == 0 && position == rx.len() && position > 0;
+        if whole && self.to_client.is_empty() && self.unit.forwarding == Forwarding::On {
+            mem::swap(&mut self.to_client, rx);
+        } else {
+            self.pass(&rx[run..position]);
+            rx.advance(position);
+        }
+        result
+    }
+
+    /// Appends for the client, now or when the answer is no longer withheld.
+    fn pass(&mut self, bytes: &[u8]) {
+        match self.unit.forwarding {
+            Forwarding::Withheld => self.withheld.put_slice(bytes),
+            Forwarding::Rerun { .. } => {}
+            Forwarding::On | Forwarding::Told => self.to_client.put_slice(bytes),
+        }
+    }
+
+    /// From here on the client sees the unit's answer.
+    fn show(&mut self) {
+        if self.unit.forwarding == Forwarding::Withheld {
+            self.unit.forwarding = Forwarding::On;
+            self.to_client.put_slice(&self.withheld);
+            self.withheld.clear();
+        }
+    }
+
+    fn reply(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
+        match tag {
+            backend::NOTICE_RESPONSE => return Ok(self.notice(body)),
+            backend::PARAMETER_STATUS => return self.parameter(body, shared),
+            backend::NOTIFICATION_RESPONSE => {
+                let listens = self.pins.union(self.unit.effects).intersects(Effects::LISTEN);
+                return Ok(if listens { Fate::Forward } else { Fate::Swallow });
+            }
+            backend::ERROR_RESPONSE => return self.error(body, shared),
+            backend::READY_FOR_QUERY => return self.ready(body),
+            _ => {}
+        }
+        let Some(head) = self.ledger.head() else {
+            return Err(Fault::Unexpected(char::from(tag)));
+        };
+        if matches!(head, Expect::Injected) {
+            return Ok(Fate::Swallow);
+        }
+        let fate = match tag {
+            backend::DATA_ROW | wire::frontend::COPY_DATA | wire::frontend::COPY_DONE => {
+                self.show();
+                Fate::Forward
+            }
+            backend::FUNCTION_CALL_RESPONSE | backend::COPY_OUT_RESPONSE => {
+                self.show();
+                Fate::Forward
+            }
+            backend::COPY_IN_RESPONSE => {
+                self.show();
+                self.copy_in();
+                Fate::Forward
+            }
+            backend::ROW_DESCRIPTION | backend::NO_DATA => {
+                if matches!(head, Expect::Describe { .. }) {
+                    self.ledger.pop();
+                }
+                Fate::Forward
+            }
+            backend::PARAMETER_DESCRIPTION => Fate::Forward,
+            backend::PARSE_COMPLETE | backend::BIND_COMPLETE | backend::CLOSE_COMPLETE => self.step_complete(tag)?,
+            backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE | backend::PORTAL_SUSPENDED => {
+                self.command_complete(tag, body)?
+            }
+            _ => return Err(Fault::Unexpected(char::from(tag))),
+        };
+        self.answer_known();
+        Ok(match self.unit.forwarding {
+            Forwarding::Withheld | Forwarding::On => fate,
+            Forwarding::Told | Forwarding::Rerun { .. } => {
+                self.after.clear();
+                Fate::Swallow
+            }
+        })
+    }
+
+    /// Answers those requests at the head of the ledger that need no server: behind the message at
+    /// hand, which was what they waited for.
+    pub(super) fn answer_known(&mut self) {
+        let mut answers = mem::take(&mut self.after);
+        while let Some(known) = self.ledger.pop_known() {
+            match known {
+                Expect::KnownParse { name, statement } => {
+                    self.statements.insert(name, statement);
+                    backend::put_empty(&mut answers, backend::PARSE_COMPLETE);
+                }
+                Expect::KnownClose { name } => {
+                    self.statements.remove(&name);
+                    backend::put_empty(&mut answers, backend::CLOSE_COMPLETE);
+                }
+                _ => {}
+            }
+        }
+        self.after = answers;
+    }
+
+    /// As [`Session::answer_known`], while no message of the server is at hand.
+    pub(super) fn answer_known_now(&mut self) {
+        self.answer_known();
+        let after = mem::take(&mut self.after);
+        self.pass(&after);
+        self.after = after;
+        self.after.clear();
+    }
+
+    fn step_complete(&mut self, tag: u8) -> Result<Fate, Fault> {
+        match (tag, self.ledger.pop()) {
+            (backend::PARSE_COMPLETE, Some(Expect::Parse { name, statement })) => {
+                if name.is_empty() {
+                    self.unnamed = Some(statement);
+                } else {
+                    self.statements.insert(name, statement);
+                }
+                Ok(Fate::Forward)
+            }
+            (backend::PARSE_COMPLETE, Some(Expect::InjectedParse(_)))
+            | (backend::CLOSE_COMPLETE, Some(Expect::InjectedClose)) => Ok(Fate::Swallow),
+            (backend::BIND_COMPLETE, Some(Expect::Bind { statement })) => {
+                self.last_bound = statement;
+                Ok(Fate::Forward)
+            }
+            (backend::CLOSE_COMPLETE, Some(Expect::Close { kind, name })) => {
+                if kind == Kind::Statement && name.is_empty() {
+                    self.unnamed = None;
+                    if let Some(server) = &mut self.server {
+                        server.unnamed = None;
+                    }
+                }
+                Ok(Fate::Forward)
+            }
+            _ => Err(Fault::Unexpected(char::from(tag))),
+        }
+    }
+
+    fn command_complete(&mut self, tag: u8, body: &[u8]) -> Result<Fate, Fault> {
+        match self.ledger.head() {
+            Some(Expect::Execute { .. }) => {
+                if let Some(Expect::Execute { statement: Some(statement) }) = self.ledger.pop()
+                    && tag == backend::COMMAND_COMPLETE
+                {
+                    self.stage(statement.class.clone());
+                }
+            }
+            Some(Expect::Query) => {}
+            _ => return Err(Fault::Unexpected(char::from(tag))),
+        }
+        if tag == backend::COMMAND_COMPLETE {
+            self.unit.completed_any = true;
+            if body.starts_with(b"COMMIT\0") || body.starts_with(b"PREPARE TRANSACTION\0") {
+                self.ended_by_commit = true;
+            } else if body.starts_with(b"ROLLBACK\0") {
+                self.ended_by_commit = false;
+            }
+        }
+        if self.unit.commit_doubt && tag == backend::COMMAND_COMPLETE {
+            self.show();
+            ProxyError::CommitNotReplicated.encode(&mut self.before);
+            self.unit.commit_doubt = false;
+            self.unit.errored = true;
+            self.unit.forwarding = Forwarding::Told;
+            return Ok(Fate::Swallow);
+        }
+        self.show();
+        Ok(Fate::Forward)
+    }
+
+    fn copy_in(&mut self) {
+        self.unit.copy = Copy::In;
+        if matches!(self.ledger.head(), Some(Expect::Execute { .. })) && self.unit.extent == Extent::Closed {
+            self.ledger.drop_trailing_sync();
+            self.unit.extent = Extent::Open;
+        }
+    }
+
+    fn notice(&mut self, body: &[u8]) -> Fate {
+        let fields = ErrorFields::read(body);
+        // syncrep.c: the transaction is committed here, but the standby has not confirmed it.
+        if fields.routine == b"SyncRepWaitForLSN" {
+            self.unit.commit_doubt = true;
+            return Fate::Swallow;
+        }
+        // The server is going; the client's connection is not.
+        let going = matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
+        if going || matches!(self.ledger.head(), Some(Expect::Injected)) { Fate::Swallow } else { Fate::Forward }
+    }
+
+    fn parameter(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
+        let (name, value) = backend::parameter_status(body)?;
+        let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
+        let injected = matches!(self.ledger.head(), Some(Expect::Injected));
+        if let Some(server) = &mut self.server {
+            remember(&mut server.parameters, &name, &value);
+        }
+        if injected || !belongs_to_session(&name) || self.ledger.is_empty() {
+            return Ok(Fate::Swallow);
+        }
+        remember(&mut self.reported, &name, &value);
+        let lower = name.to_ascii_lowercase();
+        self.profile = shared.profiles.with(&self.profile, &lower, &value);
+        if let Some(server) = &mut self.server {
+            server.profile = shared.profiles.with(&server.profile, &lower, &value);
+        }
+        self.read_sql_context();
+        Ok(Fate::Forward)
+    }
+
+    fn error(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
+        let fields = ErrorFields::read(body);
+        if fields.is_fatal() {
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            let (severity, code, message) = (text(fields.severity), text(fields.code), text(fields.message));
+            return Err(Fault::Fatal { severity, code, message });
+        }
+        if matches!(self.ledger.head(), Some(Expect::Injected)) {
+            self.replay_error = Some(body.to_vec());
+            return Ok(Fate::Swallow);
+        }
+        if self.ledger.is_empty() {
+            return Err(Fault::Unexpected('E'));
+        }
+        let rerun = self.rerun_for(&fields, shared)?;
+        let refused = self.skip_failed();
+        self.unit.errored = true;
+        self.unit.copy = Copy::None;
+        if let Some(on_primary) = rerun {
+            self.unit.forwarding = Forwarding::Rerun { on_primary };
+            self.withheld.clear();
+        }
+        match self.unit.forwarding {
+            Forwarding::Told | Forwarding::Rerun { .. } => return Ok(Fate::Swallow),
+            Forwarding::Withheld | Forwarding::On => self.show(),
+        }
+        if let Some(error) = refused {
+            self.before.put_slice(&error);
+            return Ok(Fate::Swallow);
+        }
+        Ok(Fate::Forward)
+    }
+
+    /// Whether the unit shall run again because of this error: `Some(on the primary)`.
+    fn rerun_for(&mut self, fields: &ErrorFields<'_>, shared: &mut Shared) -> Result<Option<bool>, Fault> {
+        if self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun() {
+            return Ok(None);
+        }
+        match fields.code {
+            b"25006" if self.served_by == ServedBy::Standby && self.config.access == crate::auth::Access::ReadWrite => {
+                // BEGIN READ ONLY and the like fail with other codes; nobody asked for read-only here.
+                self.learn_writes(shared);
+                Ok(Some(true))
+            }
+            b"25006" => {
+                let standby = self.server.as_ref().and_then(|server| server.parameter("in_hot_standby")) == Some("on");
+                if standby { Err(Fault::ReadOnlyPrimary) } else { Ok(None) }
+            }
+            // Conflicts with recovery (manual, section 27.4.2), and what hot standby cannot do.
+            b"40001" | b"40P01" | b"57P04" | b"0A000" | b"55000"
+                if self.served_by == ServedBy::Standby && self.config.access == crate::auth::Access::ReadWrite =>
+            {
+                Ok(Some(true))
+            }
+            // The plan was made before the table changed (plancache.c).
+            b"0A000" if fields.routine == b"RevalidateCachedQuery" => {
+                if let Some(
+                    Expect::Bind { statement: Some(statement) } | Expect::Describe { statement: Some(statement) },
+                ) = self.ledger.head()
+                {
+                    let statement = statement.clone();
+                    if let Some(server) = &mut self.server {
+                        server.unnamed = None;
+                    }
+                    shared.interner.renew(&statement);
+                    return Ok(Some(self.unit.needs_primary));
+                }
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Sees to it that the text which failed is not sent to a standby again.
+    fn learn_writes(&mut self, shared: &mut Shared) {
+        if let Some(Expect::Execute { .. } | Expect::Bind { .. }) = self.ledger.head()
+            && let Some(statement) = self.last_bound.take()
+        {
+            shared.classifier.learn_writes(statement.text(), self.sql);
+            shared.interner.forget(&statement);
+            // The client's names lead to the old class: let it be found anew.
+            self.relearn = Some(statement);
+        } else if self.unit.class.is_some() {
+            self.learn_text = true;
+        }
+    }
+
+    /// Strikes what the server will not answer after an error. Returns the words to use instead of
+    /// the server's.
+    fn skip_failed(&mut self) -> Option<Box<[u8]>> {
+        if matches!(self.ledger.head(), Some(Expect::Query)) {
+            return None;
+        }
+        let mut words = None;
+        let mut first = true;
+        while let Some(skipped) = self.ledger.pop_skipped() {
+            match skipped {
+                Expect::Parse { statement, name } if name.is_empty() => {
+                    // exec_parse_message drops the old unnamed statement first.
+                    if first {
+                        self.unnamed = None;
+                    }
+                    self.forget_unnamed(&statement);
+                }
+                Expect::Parse { statement, .. } | Expect::InjectedParse(statement) => {
+                    if let Some(server) = &mut self.server {
+                        server.prepared.remove(statement.id());
+                    }
+                    self.forget_unnamed(&statement);
+                }
+                Expect::InjectedClose => {
+                    // An evicted statement was not closed: its name is taken for good.
+                    if let Some(server) = &mut self.server {
+                        server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+                    }
+                }
+                Expect::Refused(error) if first => words = Some(error),
+                _ => {}
+            }
+            first = false;
+        }
+        if self.ledger.is_empty() {
+            self.unit.skipping = true;
+        }
+        words
+    }
+
+    fn forget_unnamed(&mut self, statement: &std::rc::Rc<super::Statement>) {
+        if let Some(server) = &mut self.server
+            && server.unnamed.as_ref().is_some_and(|has| std::rc::Rc::ptr_eq(has, statement))
+        {
+            server.unnamed = None;
+        }
+    }
+
+    fn ready(&mut self, body: &[u8]) -> Result<Fate, Fault> {
+        let status = TxStatus::read(body)?;
+        match self.ledger.pop() {
+            Some(Expect::Injected) => {
+                self.replayed(status);
+                return Ok(Fate::Swallow);
+            }
+            Some(Expect::Query | Expect::Sync) if self.ledger.is_empty() => {}
+            _ => return Err(Fault::Unexpected('Z')),
+        }
+        if let Forwarding::Rerun { .. } = self.unit.forwarding {
+            // The server is fit; only this unit has to go elsewhere.
+            self.phase = Phase::Finish;
+            self.status = status;
+            return Ok(Fate::Swallow);
+        }
+        self.show();
+        if self.unit.commit_doubt {
+            ProxyError::CommitNotReplicated.encode(&mut self.before);
+            self.unit.commit_doubt = false;
+        }
+        self.unit.forwarding = Forwarding::On;
+        if let Some(class) = self.unit.class.clone()
+            && !self.unit.errored
+            && dispatch::changes_session(&class)
+        {
+            self.stage(class);
+        }
+        self.status = status;
+        self.phase = Phase::Finish;
+        Ok(Fate::Forward)
+    }
+
+    fn replayed(&mut self, status: TxStatus) {
+        if let Some(words) = self.replay_error.take() {
+            if let Some(server) = &mut self.server {
+                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+            }
+            let error = crate::error::ServerError::parse(&words);
+            let problem = format!("the session's settings were refused: {}", error.message);
+            crate::error::encode_response(&mut self.to_client, b'E', "FATAL", error.code, &problem, None);
+            self.phase = Phase::Ended;
+            return;
+        }
+        debug_assert_eq!(status, TxStatus::Idle, "settings are replayed outside transactions only");
+        let Some(server) = &mut self.server else { return };
+        server.profile = self.profile.clone();
+        for (name, value) in server.parameters.iter().filter(|(name, _)| belongs_to_session(name)) {
+            if !self.reported.iter().any(|(key, has)| key == name && has == value) {
+                remember(&mut self.reported, name, value);
+                backend::put_parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
+            }
+        }
+        self.phase = Phase::Dispatch;
+    }
+}
+
+/// Parameters that say something of the session's settings, not of the server.
+fn belongs_to_session(name: &str) -> bool {
+    !matches!(
+        name,
+        "in_hot_standby"
+            | "is_superuser"
+            | "server_version"
+            | "server_encoding"
+            | "integer_datetimes"
+            | "session_authorization"
+    )
+}
+
+fn remember(parameters: &mut Vec<(String, String)>, name: &str, value: &str) {
+    match parameters.iter_mut().find(|(key, _)| key == name) {
+        Some((_, old)) => {
+            value.clone_into(old);
+        }
+        None => parameters.push((name.to_owned(), value.to_owned())),
+    }
+}

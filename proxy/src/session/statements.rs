@@ -1,0 +1,169 @@
+//! Prepared statements under pooling: a client's name leads to an interned (text, types), and that
+//! to a name which is the same on every server of the thread.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::rc::Rc;
+
+use crate::route::Class;
+
+/// What servers' statement names begin with.
+pub const NAME_PREFIX: &str = "manatee_";
+
+/// Statements one server connection keeps at most; above that the one unused longest is closed.
+pub const MAX_PER_SERVER: usize = 512;
+
+/// Above this many, those that no client and no server has any more are forgotten.
+const SWEEP_ABOVE: usize = 4096;
+
+/// A statement as it came in a Parse. One per (text, types) and thread.
+#[derive(Debug)]
+pub struct Statement {
+    /// SQL, NUL and parameter types: a Parse's body after the name.
+    pub definition: Box<[u8]>,
+    /// Where the NUL is.
+    text_bytes: usize,
+    /// What the text means.
+    pub class: Rc<Class>,
+    id: Cell<u32>,
+}
+
+impl Statement {
+    /// SQL.
+    pub fn text(&self) -> &[u8] {
+        &self.definition[..self.text_bytes]
+    }
+
+    /// Number in the name on servers.
+    pub fn id(&self) -> u32 {
+        self.id.get()
+    }
+
+    /// Appends the name on servers.
+    pub fn name_into(&self, name: &mut String) {
+        name.clear();
+        // Writing to a String cannot fail.
+        let _ = write!(name, "{NAME_PREFIX}{}", self.id.get());
+    }
+}
+
+/// The statements of one thread and database.
+#[derive(Debug, Default)]
+pub struct Interner {
+    by_definition: HashMap<Box<[u8]>, Rc<Statement>>,
+    next_id: u32,
+}
+
+impl Interner {
+    /// The statement with this definition (`text`, NUL, `types`, contiguous as in a Parse).
+    /// `classify` is asked only for a new one.
+    pub fn intern(
+        &mut self,
+        definition: &[u8],
+        text_bytes: usize,
+        classify: impl FnOnce(&[u8]) -> Rc<Class>,
+    ) -> Rc<Statement> {
+        if let Some(known) = self.by_definition.get(definition) {
+            return known.clone();
+        }
+        if self.by_definition.len() >= SWEEP_ABOVE {
+            self.by_definition.retain(|_, statement| Rc::strong_count(statement) > 1);
+        }
+        let class = classify(&definition[..text_bytes]);
+        let id = self.new_id();
+        let statement = Rc::new(Statement { definition: definition.into(), text_bytes, class, id: Cell::new(id) });
+        self.by_definition.insert(definition.into(), statement.clone());
+        statement
+    }
+
+    /// A statement that no other Parse finds.
+    pub fn private(&mut self, definition: &[u8], text_bytes: usize, class: Rc<Class>) -> Rc<Statement> {
+        let id = self.new_id();
+        Rc::new(Statement { definition: definition.into(), text_bytes, class, id: Cell::new(id) })
+    }
+
+    /// Gives the statement another name, so that every server prepares it anew: its old plans
+    /// return another type of row than the tables have now.
+    pub fn renew(&mut self, statement: &Statement) {
+        let id = self.new_id();
+        statement.id.set(id);
+    }
+
+    /// Forgets the class and plans of a statement whose text was found to write.
+    pub fn forget(&mut self, statement: &Statement) {
+        self.by_definition.remove(&statement.definition);
+    }
+
+    fn new_id(&mut self) -> u32 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+}
+
+/// What one server connection has prepared, with the moment (a count) of last use.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    last_used: HashMap<u32, u64>,
+    clock: u64,
+}
+
+impl Prepared {
+    /// Whether the server has it; counts as use.
+    pub fn touch(&mut self, id: u32) -> bool {
+        self.clock += 1;
+        self.last_used.get_mut(&id).map(|used| *used = self.clock).is_some()
+    }
+
+    /// The server will have it; the returned one must be closed to make room.
+    pub fn insert(&mut self, id: u32) -> Option<u32> {
+        self.clock += 1;
+        self.last_used.insert(id, self.clock);
+        if self.last_used.len() <= MAX_PER_SERVER {
+            return None;
+        }
+        let oldest = self.last_used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)?;
+        self.last_used.remove(&oldest);
+        Some(oldest)
+    }
+
+    /// The server does not have it (any more).
+    pub fn remove(&mut self, id: u32) {
+        self.last_used.remove(&id);
+    }
+
+    /// The server has none (any more).
+    pub fn clear(&mut self) {
+        self.last_used.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn same_definition_same_statement_and_renewal_changes_its_name() {
+        let mut interner = Interner::default();
+        let class = || Rc::new(Class::read_only());
+        let one = interner.intern(b"select 1\0\0\0", 8, |_| class());
+        let two = interner.intern(b"select 1\0\0\0", 8, |_| unreachable!());
+        assert!(Rc::ptr_eq(&one, &two));
+        assert_eq!(one.text(), b"select 1");
+        let before = one.id();
+        interner.renew(&one);
+        assert_ne!(one.id(), before);
+    }
+
+    #[test]
+    fn the_statement_unused_longest_makes_room() {
+        let mut prepared = Prepared::default();
+        for id in 0..MAX_PER_SERVER as u32 {
+            assert_eq!(prepared.insert(id), None);
+        }
+        assert!(prepared.touch(0));
+        assert_eq!(prepared.insert(9999), Some(1));
+        assert!(!prepared.touch(1));
+    }
+}
