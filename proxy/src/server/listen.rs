@@ -88,13 +88,8 @@ fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_busy_port_is_named() {
-        let mut first = Listener::bind("listen.address", "127.0.0.1:0".parse().expect("address")).expect("free");
-        let address = first.open(None).expect("open").local_addr().expect("address");
-        let _keep = bind("127.0.0.1:0".parse().expect("address"));
-        let busy = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().map(|_| address);
-        drop(busy);
+    #[test]
+    fn a_busy_port_is_named() {
         let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("free");
         let error = Listener::bind("listen.http", holder.local_addr().expect("address")).expect_err("busy").to_string();
         assert!(error.starts_with("`listen.http`: cannot listen on 127.0.0.1:"), "{error}");

@@ -1,0 +1,254 @@
+//! Logins through the proxy against a real PostgreSQL: who gets in, and what the others are told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use manatee_proxy::auth::Access;
+use manatee_proxy::config::{Config, Tls};
+use manatee_proxy::server::listen::Listener;
+use manatee_proxy::server::{NoCatalogs, Proxy, Workers, accept};
+use manatee_proxy::tls::Certificates;
+use manatee_proxy::topology::monitor;
+use manatee_shared::cluster::Peer;
+use manatee_shared::lsn::Lsn;
+use manatee_shared::topology::{Freshness, Topology as State};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
+use tokio_postgres::{Config as Client, NoTls};
+use tokio_util::sync::CancellationToken;
+
+#[path = "login/postgres.rs"]
+mod postgres;
+use postgres::Postgres;
+
+const ROLES: &str = "
+    CREATE ROLE manatee_proxy LOGIN PASSWORD 'proxy';
+    CREATE SCHEMA manatee;
+    CREATE FUNCTION manatee.role_verifier(rolname text)
+      RETURNS TABLE (verifier text, can_login boolean, valid_until timestamptz, connection_limit integer)
+      LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+      AS 'SELECT a.rolpassword, a.rolcanlogin, a.rolvaliduntil, a.rolconnlimit
+          FROM pg_catalog.pg_authid a WHERE a.rolname::text = $1';
+    GRANT USAGE ON SCHEMA manatee TO manatee_proxy;
+    CREATE ROLE alice LOGIN PASSWORD 'secret';
+    CREATE ROLE late LOGIN PASSWORD 'secret' VALID UNTIL '2001-01-01';
+    CREATE ROLE forever LOGIN PASSWORD 'secret' VALID UNTIL 'infinity';
+    CREATE ROLE outsider NOLOGIN PASSWORD 'secret';
+    CREATE ROLE blank LOGIN;
+    SET password_encryption = md5;
+    CREATE ROLE oldtimer LOGIN PASSWORD 'secret';";
+
+struct Bench {
+    postgres: Postgres,
+    proxy: SocketAddr,
+    certificate: std::path::PathBuf,
+    stop: CancellationToken,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let postgres = Postgres::start().await;
+        postgres.run(ROLES).await;
+        let (certificate, key) = make_certificate(postgres.folder());
+        let tls = Tls { certificate_file: Some(certificate.clone()), key_file: Some(key), required: false };
+        let (proxy, stop) = start_proxy(postgres.port, &tls).await;
+        Self { postgres, proxy, certificate, stop }
+    }
+
+    fn client(&self, user: &str, password: &str) -> Client {
+        let mut client = Client::new();
+        client.host("127.0.0.1").port(self.proxy.port()).user(user).password(password).dbname("postgres");
+        client
+    }
+
+    /// SQLSTATE and message of a refused login.
+    async fn refused(&self, client: &Client) -> (String, String) {
+        let error = client.connect(NoTls).await.err().expect("refused");
+        let error = error.as_db_error().unwrap_or_else(|| panic!("{error}"));
+        (error.code().code().to_owned(), error.message().to_owned())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn make_certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
+    let (certificate, key) = (folder.join("proxy.crt"), folder.join("proxy.key"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost"])
+        .arg("-out")
+        .arg(&certificate)
+        .arg("-keyout")
+        .arg(&key)
+        .output()
+        .expect("openssl");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (certificate, key)
+}
+
+/// The proxy in this process, over one PostgreSQL in one-node-write mode.
+async fn start_proxy(postgres_port: u16, tls: &Tls) -> (SocketAddr, CancellationToken) {
+    let text = "workers = 1\n[listen]\naddress = \"127.0.0.1:0\"\n[zookeeper]\nservers = [\"127.0.0.1:1\"]\n\
+                [shard]\nname = \"test\"\n[auth]\npassword_file = \"/nonexistent\"\nlogin_timeout = \"10s\"\n";
+    let config: Config = manatee_shared::config::parse(Path::new("test.toml"), text).expect("config");
+    let own = monitor::Settings {
+        user: "manatee_proxy".to_owned(),
+        password: "proxy".to_owned().into(),
+        poll_interval: config.routing.poll_interval,
+        max_lag: config.routing.max_lag,
+    };
+    let certificates = Certificates::load(tls).expect("certificates");
+    let Proxy { shared, background } = Proxy::new(config, own, certificates, Arc::new(NoCatalogs)).expect("proxy");
+    let stop = shared.drain.clone();
+    let state = State {
+        shard: "test".parse().expect("name"),
+        version: 1,
+        generation: 1,
+        primary: Peer::new(format!("127.0.0.1:{postgres_port}:1").parse().expect("id"), "one"),
+        sync_peer: None,
+        async_peers: Vec::new(),
+        deposed: Vec::new(),
+        init_wal: Lsn::ZERO,
+        init_wal_timeline: None,
+        active: Vec::new(),
+        frozen: false,
+        one_node_write_mode: true,
+        zookeeper: Freshness::Fresh,
+    };
+    let (sender, receiver) = watch::channel(Some(state));
+    let background_stop = stop.clone();
+    tokio::spawn(async move {
+        background.run(receiver, background_stop).await;
+        drop(sender);
+    });
+    let mut listener = Listener::bind("listen.address", "127.0.0.1:0".parse().expect("address")).expect("bind");
+    let listener = listener.open(None).expect("open");
+    let address = listener.local_addr().expect("address");
+    let workers = Workers::start(&shared).expect("workers");
+    tokio::spawn(accept(listener, Access::ReadWrite, shared, workers));
+    (address, stop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn logins() {
+    let bench = Bench::start().await;
+    passwords(&bench).await;
+    what_postgresql_refuses(&bench).await;
+    a_new_password(&bench).await;
+    encryption(&bench);
+    garbage(&bench).await;
+    injected_plain_text(&bench).await;
+    replication(&bench).await;
+}
+
+async fn passwords(bench: &Bench) {
+    for user in ["alice", "forever", "oldtimer"] {
+        bench.client(user, "secret").connect(NoTls).await.unwrap_or_else(|error| panic!("{user}: {error:?}"));
+    }
+    for (user, password) in
+        [("alice", "Secret"), ("oldtimer", "Secret"), ("nobody", "secret"), ("late", "secret"), ("blank", "secret")]
+    {
+        let (code, message) = bench.refused(&bench.client(user, password)).await;
+        assert_eq!(code, "28P01", "{user}");
+        assert_eq!(message, format!("password authentication failed for user \"{user}\""));
+    }
+    let (code, message) = bench.refused(&bench.client("outsider", "secret")).await;
+    assert_eq!((code.as_str(), message.as_str()), ("28000", "role \"outsider\" is not permitted to log in"));
+    assert_eq!(bench.refused(&bench.client("outsider", "wrong")).await.0, "28P01");
+}
+
+async fn what_postgresql_refuses(bench: &Bench) {
+    let (code, message) = bench.refused(bench.client("alice", "secret").dbname("nowhere")).await;
+    assert_eq!((code.as_str(), message.as_str()), ("3D000", "database \"nowhere\" does not exist"));
+    bench.postgres.run("CREATE DATABASE closed").await;
+    bench.postgres.run("REVOKE CONNECT ON DATABASE closed FROM PUBLIC").await;
+    assert_eq!(bench.refused(bench.client("alice", "secret").dbname("closed")).await.0, "42501");
+    assert_eq!(bench.refused(bench.client("alice", "secret").options("-c work_mem=lots")).await.0, "22023");
+    assert_eq!(bench.refused(bench.client("alice", "secret").options("-B 16")).await.0, "0A000");
+    let good = bench.client("alice", "secret").options("-c work_mem=1MB -c DateStyle=German").connect(NoTls).await;
+    assert!(good.is_ok());
+}
+
+async fn a_new_password(bench: &Bench) {
+    bench.postgres.run("ALTER ROLE alice PASSWORD 'changed'").await;
+    // The remembered verifier fails once at most.
+    let mut tries = 0;
+    while bench.client("alice", "changed").connect(NoTls).await.is_err() {
+        tries += 1;
+        assert!(tries < 2, "the new password must work at the second attempt");
+    }
+    assert_eq!(bench.refused(&bench.client("alice", "secret")).await.0, "28P01");
+    bench.postgres.run("ALTER ROLE alice PASSWORD 'secret'").await;
+    let _ = bench.client("alice", "secret").connect(NoTls).await;
+}
+
+fn encryption(bench: &Bench) {
+    let psql = |mode: &str, host: &str| {
+        let conninfo = format!(
+            "host={host} hostaddr=127.0.0.1 port={} user=alice dbname=postgres sslmode={mode} sslrootcert={}",
+            bench.proxy.port(),
+            bench.certificate.display()
+        );
+        Command::new("psql")
+            .arg(conninfo)
+            .args(["-X", "-c", "\\conninfo"])
+            .env("PGPASSWORD", "secret")
+            .output()
+            .expect("psql")
+    };
+    for mode in ["require", "verify-full"] {
+        let output = psql(mode, "localhost");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("SSL connection") || text.contains("TLS"), "{text}");
+    }
+    assert!(!psql("verify-full", "elsewhere").status.success());
+    assert!(psql("disable", "localhost").status.success());
+}
+
+async fn garbage(bench: &Bench) {
+    for (bytes, wanted) in [
+        (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], "08P01"),
+        (b"\0\0\0\x08\0\x02\0\0", "0A000"),
+        (b"\0\0\0\x0f\0\x03\0\0user\0a\0", "08P01"),
+        (b"\0\0\x27\x11\0\x03\0\0", "08P01"),
+    ] {
+        let answer = say(bench, bytes).await;
+        assert_eq!(answer.first(), Some(&b'E'), "{bytes:?}: {answer:?}");
+        assert!(String::from_utf8_lossy(&answer).contains(wanted), "{bytes:?}: {answer:?}");
+    }
+    assert!(bench.client("alice", "secret").connect(NoTls).await.is_ok(), "others are not affected");
+}
+
+/// Plain text that follows an SSLRequest must not be taken for what the client says under TLS.
+async fn injected_plain_text(bench: &Bench) {
+    let mut bytes = b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec();
+    bytes.extend_from_slice(b"\0\0\0\x14\0\x03\0\0user\0alice\0\0");
+    let answer = say(bench, &bytes).await;
+    assert_eq!(answer.first(), Some(&b'S'));
+    assert!(!answer.contains(&b'R'), "no login may begin: {answer:?}");
+}
+
+async fn replication(bench: &Bench) {
+    let answer = say(bench, b"\0\0\0\x25\0\x03\0\0user\0alice\0replication\0true\0\0").await;
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.contains("0A000") && text.contains("replication"), "{text}");
+}
+
+async fn say(bench: &Bench, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = tokio::net::TcpStream::connect(bench.proxy).await.expect("connect");
+    socket.write_all(bytes).await.expect("write");
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(15), socket.read_to_end(&mut answer)).await;
+    // A reset after the answer is as good as an end.
+    let _ = read.expect("the proxy must answer and close");
+    answer
+}
