@@ -151,7 +151,8 @@ async fn logins() {
 
 async fn passwords(bench: &Bench) {
     for user in ["alice", "forever", "oldtimer"] {
-        bench.client(user, "secret").connect(NoTls).await.unwrap_or_else(|error| panic!("{user}: {error:?}"));
+        let login = bench.client(user, "secret").connect(NoTls).await;
+        assert!(login.is_ok(), "{user}: {:?}", login.err());
     }
     for (user, password) in
         [("alice", "Secret"), ("oldtimer", "Secret"), ("nobody", "secret"), ("late", "secret"), ("blank", "secret")]

@@ -27,14 +27,14 @@ fn program(name: &str) -> Command {
     command
 }
 
-pub struct Postgres {
+pub(crate) struct Postgres {
     child: Child,
-    pub port: u16,
+    pub(crate) port: u16,
     folder: TempDir,
 }
 
 impl Postgres {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("manatee-login-").tempdir_in("/tmp").expect("folder");
         if nix::unistd::geteuid().is_root() {
             let user = nix::unistd::User::from_name("postgres").expect("users").expect("user postgres");
@@ -72,12 +72,12 @@ impl Postgres {
         postgres
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// As superuser, over the socket.
-    pub async fn admin(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    pub(crate) async fn admin(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let (client, connection) = tokio_postgres::Config::new()
             .host_path(self.folder.path())
             .port(self.port)
@@ -88,7 +88,7 @@ impl Postgres {
         Ok(client)
     }
 
-    pub async fn run(&self, sql: &str) {
+    pub(crate) async fn run(&self, sql: &str) {
         self.admin().await.expect("connection").batch_execute(sql).await.expect(sql);
     }
 }
