@@ -18,6 +18,13 @@ use super::{
 /// All keys of one cache together; bounds what many long texts can take.
 const MAX_KEYS_BYTES: usize = 8 * 1024 * 1024;
 
+/// What `text` means, by the parser alone: what a [`Classifier`] says too, only slower.
+#[must_use]
+pub fn classify_uncached(text: &[u8], context: SqlContext, catalog: Option<&Catalog>) -> Class {
+    let (_, hint) = tokenizer::scan(text, context, &mut Vec::new());
+    parse::classify(text, context, catalog, hint)
+}
+
 /// How often the cache was asked and had to parse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheCounters {
@@ -95,7 +102,12 @@ impl Classifier {
             self.counters.uncacheable += 1;
             return Rc::new(Class { hint, ..Class::unknown(Reason::Unreadable) });
         }
-        let class = Rc::new(parse::classify(text, context, self.current.as_deref(), hint));
+        let catalog = self.current.as_deref();
+        let class = Rc::new(if scan == Scan::Fingerprint {
+            parse::classify(&tokenizer::render(&self.key), context, catalog, hint)
+        } else {
+            parse::classify(text, context, catalog, hint)
+        });
         if scan == Scan::TooLong {
             self.counters.uncacheable += 1;
         } else {

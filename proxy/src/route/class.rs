@@ -443,10 +443,15 @@ impl Class {
     }
 
     /// A text that could not be read: the primary, and the server is reset afterwards. Its statements,
-    /// and with them a commit, are unknown.
+    /// and with them a commit, are unknown. What the server will refuse too (a syntax error) sets nothing;
+    /// what is only too much for this proxy may.
     #[must_use]
     pub fn unknown(reason: Reason) -> Self {
-        Self { effects: Effects::UNKNOWN, statements: Statements::Unknown, ..Self::primary(reason) }
+        let effects = match reason {
+            Reason::Unparsable => Effects::UNKNOWN,
+            _ => Effects::UNKNOWN.union(Effects::SETTINGS_UNKNOWN),
+        };
+        Self { effects, statements: Statements::Unknown, ..Self::primary(reason) }
     }
 
     /// True for a plain read: may go to a standby, no transaction control, leaves nothing behind.

@@ -15,6 +15,6 @@ mod transactions;
 pub mod volatility;
 mod walk;
 
-pub use cache::Classifier;
+pub use cache::{CacheCounters, Classifier, classify_uncached};
 pub use class::{Access, Class, Control, Effects, Hint, SettingChange, SqlContext, TransactionControl};
 pub use volatility::Catalog;

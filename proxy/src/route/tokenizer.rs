@@ -4,7 +4,8 @@
 //! that cannot be promised cheaply, the key is the text itself ([`Scan::Verbatim`]). So literals are
 //! replaced only in the statements in which they decide nothing (SELECT, WITH, VALUES, TABLE, INSERT,
 //! UPDATE, DELETE, MERGE), and not from `set_config` or `current_setting` on; everything odd (string
-//! continuation, U& strings, uncommon escapes, junk after numbers) makes the text verbatim.
+//! continuation, U& strings, uncommon escapes, junk after numbers) makes the text verbatim. And so that
+//! the rule holds whatever mistake is left here, it is the fingerprint that is parsed ([`render`]).
 //!
 //! The lexical rules are those of PostgreSQL's `src/backend/parser/scan.l` and section 4.1 of the manual.
 
@@ -64,6 +65,25 @@ pub fn scan(text: &[u8], context: SqlContext, key: &mut Vec<u8>) -> (Scan, Optio
         return (Scan::TooLong, hint);
     }
     (Scan::Fingerprint, hint)
+}
+
+/// A text with this fingerprint, its literals made up.
+pub fn render(key: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(key.len() * 2);
+    let mut bytes = key.iter();
+    while let Some(&byte) = bytes.next() {
+        match byte {
+            INTEGER => text.extend_from_slice(b" 0 "),
+            NUMBER => text.extend_from_slice(b" 0.5 "),
+            // A prefix letter stands right before it.
+            STRING => text.extend_from_slice(b"'' "),
+            HINT => {
+                bytes.next();
+            }
+            _ => text.push(byte),
+        }
+    }
+    text
 }
 
 /// Something that only the real parser should judge.
@@ -321,6 +341,7 @@ impl<'a> Scanner<'a> {
                 (None, _) => return Err(Odd),
             }
         }
+        self.no_marks(end)?;
         self.watch(&self.text[start..end]);
         if self.literals == Literals::Undecided {
             self.literals = Literals::Keep;
@@ -338,7 +359,8 @@ impl<'a> Scanner<'a> {
         let mut end = start + 1;
         loop {
             match (self.text.get(end), self.text.get(end + 1)) {
-                (Some(b'\''), Some(b'\'')) => end += 2,
+                // Bit strings know no doubled quotes: a string follows at once.
+                (Some(b'\''), Some(b'\'')) if quote != Quote::Bits => end += 2,
                 (Some(b'\''), _) => break,
                 (Some(b'\\'), Some(next)) if quote == Quote::Escape => {
                     // The other escapes may be invalid or need a look at the encoding.
@@ -352,7 +374,7 @@ impl<'a> Scanner<'a> {
                 (None, _) => return Err(Odd),
             }
         }
-        self.literal(end + 1 - start, STRING);
+        self.literal(end + 1 - start, STRING)?;
         self.previous = Previous::String;
         Ok(())
     }
@@ -375,7 +397,7 @@ impl<'a> Scanner<'a> {
         let delimiter = &self.text[self.at..self.at + tag + 2];
         let body = &self.text[self.at + delimiter.len()..];
         let Some(length) = memchr::memmem::find(body, delimiter) else { return Err(Odd) };
-        self.literal(length + 2 * delimiter.len(), STRING);
+        self.literal(length + 2 * delimiter.len(), STRING)?;
         Ok(())
     }
 
@@ -405,15 +427,15 @@ impl<'a> Scanner<'a> {
         if rest.get(length).is_some_and(|byte| is_identifier(*byte) || *byte == b'.') {
             return Err(Odd);
         }
-        self.literal(length, kind);
-        Ok(())
+        self.literal(length, kind)
     }
 
     /// A literal of `length` bytes: replaced, or kept where it may decide something.
-    fn literal(&mut self, length: usize, kind: u8) {
+    fn literal(&mut self, length: usize, kind: u8) -> Result<(), Odd> {
         if self.literals != Literals::Fold {
+            self.no_marks(self.at + length)?;
             self.copy(length);
-            return;
+            return Ok(());
         }
         self.token();
         self.at += length;
@@ -427,6 +449,13 @@ impl<'a> Scanner<'a> {
         } else if length >= 7 && same_spaced(&self.key[length - 7..]) {
             self.key.truncate(length - 3);
         }
+        Ok(())
+    }
+
+    /// What is copied from here to `end` must not look like a mark.
+    fn no_marks(&self, end: usize) -> Result<(), Odd> {
+        let copied = self.text.get(self.at..end).unwrap_or_default();
+        if copied.iter().any(|byte| (INTEGER..=VERBATIM).contains(byte)) { Err(Odd) } else { Ok(()) }
     }
 }
 

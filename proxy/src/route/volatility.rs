@@ -263,8 +263,6 @@ fn differs_between_nodes(name: &str) -> bool {
             | "pg_conf_load_time"
             | "pg_config"
             | "pg_jit_available"
-            | "pg_my_temp_schema"
-            | "pg_is_other_temp_schema"
             | "pg_listening_channels"
             | "pg_notification_queue_usage"
             | "pg_prepared_statement"

@@ -276,7 +276,8 @@ impl<'a> Walk<'a> {
 
     fn expression(&mut self, node: &NodeEnum) {
         match node {
-            NodeEnum::ColumnRef(column) => self.column(column),
+            NodeEnum::ColumnRef(column) if column.fields.len() > 1 => self.field(&column.fields),
+            NodeEnum::ColumnRef(_) => {}
             NodeEnum::AConst(_)
             | NodeEnum::ParamRef(_)
             | NodeEnum::AStar(_)
@@ -322,6 +323,7 @@ impl<'a> Walk<'a> {
             NodeEnum::AArrayExpr(array) => self.list(&array.elements),
             NodeEnum::AIndirection(expression) => {
                 self.maybe(expression.arg.as_deref());
+                self.field(&expression.indirection);
                 self.list(&expression.indirection);
             }
             NodeEnum::AIndices(indices) => {
@@ -464,11 +466,8 @@ impl<'a> Walk<'a> {
     }
 
     /// `relation.name` is a function call if there is no such column (manual, 8.16.5).
-    fn column(&mut self, column: &protobuf::ColumnRef) {
-        if column.fields.len() < 2 {
-            return;
-        }
-        let (_, name) = qualified_name(&column.fields);
+    fn field(&mut self, path: &[Node]) {
+        let (_, name) = qualified_name(path);
         if let Some(catalog) = self.catalog
             && catalog.function(None, name) == Verdict::User
         {

@@ -1,0 +1,285 @@
+//! What statements mean: a table, and the property that makes the cache sound.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "routing/property.rs"]
+mod property;
+#[path = "routing/table.rs"]
+mod table;
+
+use std::{fmt::Write, rc::Rc, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use manatee_proxy::route::{
+    Access, Catalog, Class, Classifier, Control, SettingChange, SqlContext, TransactionControl,
+    class::{CopyDirection, Deallocate, ProxyCommand, Reason, Scope, Statements},
+};
+
+fn catalog() -> Arc<Catalog> {
+    let rows = include_str!("data/catalog.tsv").lines().map(|line| {
+        let mut fields = line.split('\t');
+        std::array::from_fn(|_| fields.next().unwrap_or(""))
+    });
+    Arc::new(Catalog::from_rows(rows))
+}
+
+fn classifier() -> Classifier {
+    Classifier::new(7, 4096, Arc::new(ArcSwapOption::new(Some(catalog()))))
+}
+
+fn control(one: TransactionControl) -> String {
+    let mode = |read_only| match read_only {
+        Some(true) => " ro",
+        Some(false) => " rw",
+        None => "",
+    };
+    let chained = |chain| if chain { " chain" } else { "" };
+    match one {
+        TransactionControl::Begin { read_only, serializable } => {
+            format!("begin{}{}", mode(read_only), if serializable { " serializable" } else { "" })
+        }
+        TransactionControl::Commit { chain } => format!("commit{}", chained(chain)),
+        TransactionControl::Rollback { chain } => format!("rollback{}", chained(chain)),
+        TransactionControl::Savepoint => "savepoint".into(),
+        TransactionControl::PrepareTransaction => "prepare".into(),
+        TransactionControl::CommitPrepared => "commit prepared".into(),
+        TransactionControl::RollbackPrepared => "rollback prepared".into(),
+        TransactionControl::SetTransaction { read_only } => format!("set{}", mode(read_only)),
+    }
+}
+
+/// A class in the table's notation.
+fn render(class: &Class) -> String {
+    let mut text = match class.access {
+        Access::ReadOnly => "read".to_owned(),
+        Access::Primary(reason) => reason.as_str().to_owned(),
+    };
+    if class.statements == Statements::Many {
+        text.push_str(" many");
+    }
+    match class.control {
+        Control::None => {}
+        Control::Alone(one) => write!(text, " [{}]", control(one)).unwrap(),
+        Control::Mixed { first: Some(first), .. } => write!(text, " [{}; …]", control(first)).unwrap(),
+        Control::Mixed { first: None, .. } => text.push_str(" […]"),
+    }
+    if class.control.commits() {
+        text.push_str(" commits");
+    }
+    let effects = format!("{:?}", class.effects);
+    for flag in effects.split(|c: char| !c.is_ascii_uppercase() && c != '_').filter(|flag| !flag.is_empty()) {
+        write!(text, " +{flag}").unwrap();
+    }
+    for change in &class.settings {
+        let local = |scope| if scope == Scope::Transaction { " local" } else { "" };
+        match change {
+            SettingChange::Set { name, value, scope } => write!(text, " set {name}={value}{}", local(*scope)),
+            SettingChange::Reset { name, scope } => write!(text, " reset {name}{}", local(*scope)),
+            SettingChange::ResetAll => write!(text, " reset *"),
+        }
+        .unwrap();
+    }
+    for deallocate in &class.deallocates {
+        match deallocate {
+            Deallocate::Name(name) => write!(text, " deallocate={name}"),
+            Deallocate::All => write!(text, " deallocate=*"),
+        }
+        .unwrap();
+    }
+    if let Some(copy) = class.copy {
+        text.push_str(if copy == CopyDirection::In { " copy=in" } else { " copy=out" });
+    }
+    match &class.proxy {
+        None => {}
+        Some(ProxyCommand::Refused { sqlstate, .. }) => write!(text, " proxy={sqlstate}").unwrap(),
+        Some(command) => write!(text, " proxy={command:?}").unwrap(),
+    }
+    if let Some(hint) = class.hint {
+        write!(text, " hint={hint:?}").unwrap();
+    }
+    text
+}
+
+fn all_rows() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    use table::{FUNCTIONS, ODD, QUERIES, RELATIONS, SESSION, TRANSACTIONS, WRAPPERS, WRITES};
+    [QUERIES, FUNCTIONS, RELATIONS, WRITES, WRAPPERS, SESSION, TRANSACTIONS, ODD].into_iter().flatten()
+}
+
+#[test]
+fn every_row_of_the_table() {
+    let mut classifier = classifier();
+    let mut wrong = String::new();
+    // Twice: parsed, then from the cache.
+    for round in ["parsed", "cached"] {
+        for (text, expected) in all_rows() {
+            let found = render(&classifier.classify(text.as_bytes(), SqlContext::default()));
+            if found != *expected {
+                writeln!(wrong, "{round}: {text}\n  expected {expected}\n  found    {found}").unwrap();
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+    assert!(all_rows().count() >= 300, "the table has {} rows", all_rows().count());
+}
+
+#[test]
+fn without_a_catalog_only_what_names_nothing_is_read_only() {
+    let mut classifier = Classifier::new(7, 16, Arc::default());
+    let mut access = |text: &str| classifier.classify(text.as_bytes(), SqlContext::default()).access;
+    assert_eq!(access("SELECT 1 + 2"), Access::ReadOnly);
+    assert_eq!(access("BEGIN READ ONLY"), Access::ReadOnly);
+    assert_eq!(access("SELECT now()"), Access::Primary(Reason::NoCatalog));
+    assert_eq!(access("SELECT * FROM t"), Access::Primary(Reason::NoCatalog));
+}
+
+#[test]
+fn a_new_catalog_replaces_every_class() {
+    let source: Arc<ArcSwapOption<Catalog>> = Arc::default();
+    let mut classifier = Classifier::new(7, 16, Arc::clone(&source));
+    let mut access = || classifier.classify(b"SELECT * FROM volatile_view", SqlContext::default()).access;
+    assert_eq!(access(), Access::Primary(Reason::NoCatalog));
+    source.store(Some(catalog()));
+    assert_eq!(access(), Access::Primary(Reason::Relation));
+    source.store(Some(Arc::new(Catalog::from_rows([]))));
+    assert_eq!(access(), Access::ReadOnly);
+}
+
+#[test]
+fn a_refused_write_is_remembered_for_all_texts_like_it() {
+    let mut classifier = classifier();
+    let context = SqlContext::default();
+    let access = |classifier: &mut Classifier, text: &str| classifier.classify(text.as_bytes(), context).access;
+    for (text, like_it) in [
+        ("SELECT public.stable_fn(1)", "SELECT public.stable_fn(2)"),
+        // Verbatim.
+        ("SELECT 'a'\n'b', public.stable_fn(1)", "SELECT 'a'\n'b', public.stable_fn(1)"),
+    ] {
+        assert_eq!(access(&mut classifier, like_it), Access::ReadOnly);
+        classifier.learn_writes(text.as_bytes(), context);
+        assert_eq!(access(&mut classifier, like_it), Access::Primary(Reason::Learned));
+    }
+    assert_eq!(access(&mut classifier, "SELECT immutable_fn(1)"), Access::ReadOnly);
+    // It stays what it was if it never was for a standby; and an unseen text can be learned.
+    classifier.learn_writes(b"DELETE FROM t", context);
+    assert_eq!(access(&mut classifier, "DELETE FROM t"), Access::Primary(Reason::Write));
+    classifier.learn_writes(b"SELECT app.reader()", context);
+    assert_eq!(access(&mut classifier, "SELECT app.reader()"), Access::Primary(Reason::Learned));
+}
+
+#[test]
+fn the_cache_is_bounded_and_keeps_what_is_used() {
+    let mut classifier = Classifier::new(7, 8, Arc::new(ArcSwapOption::new(Some(catalog()))));
+    let context = SqlContext::default();
+    for number in 0..1000 {
+        classifier.classify(format!("SELECT c{number} FROM t").as_bytes(), context);
+        classifier.classify(b"SELECT hot FROM t", context);
+    }
+    assert_eq!(classifier.len(), 8);
+    assert_eq!(classifier.counters().misses, 1001, "the hot text was parsed again");
+}
+
+#[test]
+fn contexts_do_not_mix() {
+    let mut classifier = classifier();
+    let standard = SqlContext::default();
+    let old = SqlContext { standard_conforming_strings: false, ascii_safe_encoding: true };
+    // With standard strings the first literal ends after the backslash, without them it goes on.
+    let text = br"SELECT '\', nextval('seq'), ''";
+    assert_eq!(classifier.classify(text, standard).access, Access::Primary(Reason::Write));
+    assert_eq!(classifier.classify(text, old).access, Access::Primary(Reason::Unparsable));
+    let text = br"SELECT '\'; DELETE FROM t; --'";
+    assert_eq!(classifier.classify(text, standard).access, Access::Primary(Reason::Write));
+    assert_eq!(classifier.classify(text, old).access, Access::ReadOnly);
+    let sjis = SqlContext { standard_conforming_strings: true, ascii_safe_encoding: false };
+    assert_eq!(classifier.classify(b"SELECT '\x95\x5c'", sjis).access, Access::Primary(Reason::Unreadable));
+    assert_eq!(classifier.classify(b"", standard).access, Access::ReadOnly);
+    assert_eq!(classifier.classify(b"SELECT '\x95\x5c'", sjis).access, Access::Primary(Reason::Unreadable));
+    // LATIN1, say.
+    assert_eq!(classifier.classify(b"SELECT '\xe9' FROM t", standard).access, Access::ReadOnly);
+    assert_eq!(classifier.classify(b"SELECT f\xe9() FROM t", standard).access, Access::Primary(Reason::Function));
+}
+
+#[test]
+fn hostile_texts_are_survived() {
+    let mut classifier = classifier();
+    let context = SqlContext::default();
+    for text in [
+        format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(5_000)),
+        format!("SELECT {}1", "NOT ".repeat(20_000)),
+        format!("SELECT {}1", "- ".repeat(20_000)),
+        format!("SELECT 1{}", " + 1".repeat(20_000)),
+        format!("SELECT {}", "ARRAY[".repeat(3_000)),
+        format!("SELECT 1{}", " UNION SELECT 1".repeat(3_000)),
+        format!("{}1", "SELECT (".repeat(3_000)),
+        "/*".repeat(50_000),
+        "'".repeat(99_999),
+        "$".repeat(50_000),
+        "a".repeat(1_000_000),
+        "SELECT 1;".repeat(20_000),
+        format!("INSERT INTO t VALUES {}(1, 'x')", "(1, 'x'), ".repeat(25_000)),
+        "\u{0}".repeat(10),
+    ] {
+        let class = classifier.classify(text.as_bytes(), context);
+        assert!(Rc::strong_count(&class) >= 1);
+    }
+    // And bytes of no kind at all.
+    let mut state = 1_u64;
+    for _ in 0..2_000 {
+        let bytes: Vec<u8> = (0..40)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                b"SELECT'\"$/*-;()\\1.eEuU&xX \n\xff\x00"[(state >> 33) as usize % 29]
+            })
+            .collect();
+        classifier.classify(&bytes, context);
+    }
+}
+
+/// `cargo test -p manatee-proxy --test routing -- --ignored --nocapture figures`
+#[test]
+#[ignore = "prints figures"]
+fn figures() {
+    let mut classifier = classifier();
+    let cte = "WITH regional AS (SELECT region, SUM(amount) AS total FROM orders WHERE placed > '2024-01-01' GROUP BY region), \
+        best AS (SELECT region FROM regional WHERE total > (SELECT SUM(total) / 10 FROM regional)) \
+        SELECT region, product, SUM(quantity) AS units, SUM(amount) AS sales FROM orders o JOIN products p USING (product) \
+        WHERE region IN (SELECT region FROM best) AND p.kind IN ('a', 'b', 'c', 'd') GROUP BY region, product ORDER BY 4 LIMIT 20";
+    let rows: String = (0..1000).map(|n| format!("({n}, 'name {n}', now()), ")).collect();
+    let insert = format!("INSERT INTO t VALUES {rows}(0, '', now())");
+    for (name, text) in [
+        ("pgbench -S", "SELECT abalance FROM pgbench_accounts WHERE aid = 12345;"),
+        ("pgbench -S prepared", "SELECT abalance FROM pgbench_accounts WHERE aid = $1;"),
+        ("pgbench update", "UPDATE pgbench_accounts SET abalance = abalance + -4711 WHERE aid = 54321;"),
+        ("BEGIN", "BEGIN"),
+        ("CTE", cte),
+        ("INSERT of 1000 rows", insert.as_str()),
+    ] {
+        let context = SqlContext::default();
+        let time = |rounds: u32, run: &mut dyn FnMut()| {
+            let start = std::time::Instant::now();
+            for _ in 0..rounds {
+                run();
+            }
+            start.elapsed() / rounds
+        };
+        classifier.classify(text.as_bytes(), context);
+        let rounds = if text.len() > 10_000 { 200 } else { 100_000 };
+        let hit = time(rounds, &mut || {
+            std::hint::black_box(classifier.classify(text.as_bytes(), context));
+        });
+        let empty: Arc<ArcSwapOption<Catalog>> = Arc::new(ArcSwapOption::new(Some(catalog())));
+        let mut fresh = Classifier::new(7, 1, empty);
+        let mut turn = 0_u32;
+        let miss = time(rounds.min(500), &mut || {
+            turn += 1;
+            // Another column name: another key.
+            let text = text.replacen("SELECT", &format!("SELECT c{turn}, "), 1).replacen(
+                "VALUES",
+                &format!("AS a{turn} VALUES"),
+                1,
+            );
+            std::hint::black_box(fresh.classify(text.as_bytes(), context));
+        });
+        println!("{name:22} {:6} bytes   hit {hit:>10.1?}   miss {miss:>10.1?}", text.len());
+    }
+}
