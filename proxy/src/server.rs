@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -22,10 +21,9 @@ use crate::cancel::Registry;
 use crate::config::Config;
 use crate::error::ProxyError;
 use crate::pool::{Catalogs, Settings, Worker};
-use crate::route::Catalog;
 use crate::tls::Certificates;
 use crate::topology::{self, Topology, monitor};
-use crate::{driver, metrics};
+use crate::{catalog, driver, metrics};
 
 pub mod background;
 pub mod listen;
@@ -61,15 +59,6 @@ impl Shared {
     }
 }
 
-/// Without knowledge of any database's functions: then only texts that call none leave the primary.
-pub struct NoCatalogs;
-
-impl Catalogs for NoCatalogs {
-    fn of(&self, _database: &str) -> Arc<ArcSwapOption<Catalog>> {
-        Arc::default()
-    }
-}
-
 /// A proxy put together, not yet running.
 pub struct Proxy {
     /// For the session threads.
@@ -83,27 +72,23 @@ impl Proxy {
     ///
     /// # Errors
     /// When there is no randomness to be had.
-    pub fn new(
-        config: Config,
-        own: monitor::Settings,
-        certificates: Certificates,
-        catalogs: Arc<dyn Catalogs>,
-    ) -> Result<Self, ProxyError> {
+    pub fn new(config: Config, own: monitor::Settings, certificates: Certificates) -> Result<Self, ProxyError> {
         let (publisher, topology, suspicions) = topology::channel();
         let cancels = Registry::new();
         let max_age = config.auth.verifier_max_age;
         let (verifiers, questions) = verifier::Verifiers::new(topology.clone(), max_age);
+        let (catalogs, wanted) = catalog::Loader::new();
         let greetings = Greetings::new(topology.clone(), max_age);
         let gate = Gatekeeper::new(verifiers, greetings, cancels, certificates, config.auth.login_timeout)?;
         let shared = Arc::new(Shared {
             config,
             topology,
             gate,
-            catalogs,
+            catalogs: Arc::new(catalogs),
             drain: CancellationToken::new(),
             connections: AtomicUsize::new(0),
         });
-        let background = background::Background::new(shared.clone(), own, publisher, suspicions, questions);
+        let background = background::Background::new(shared.clone(), own, publisher, suspicions, questions, wanted);
         Ok(Self { shared, background })
     }
 }

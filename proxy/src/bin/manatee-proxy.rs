@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
 use manatee_proxy::config::Config;
 use manatee_proxy::metrics;
+use manatee_proxy::server::Proxy;
 use manatee_proxy::server::run::{Listeners, Start, run};
-use manatee_proxy::server::{NoCatalogs, Proxy};
 use manatee_proxy::tls::Certificates;
 use manatee_proxy::topology::monitor;
 use manatee_shared::{config, telemetry};
@@ -66,7 +65,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         max_lag: config.routing.max_lag,
     };
     let shard = config.shard.name.clone();
-    let proxy = Proxy::new(config, own, certificates, Arc::new(NoCatalogs))?;
+    let proxy = Proxy::new(config, own, certificates)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %shard, "starting");
     run(proxy, listeners, &start, arguments.upgrade_socket.as_deref(), recorder)
 }

@@ -160,6 +160,12 @@ impl Catalog {
         catalog
     }
 
+    /// How many names of functions are known, plain and qualified.
+    #[must_use]
+    pub fn functions(&self) -> usize {
+        self.functions.len()
+    }
+
     fn add_function(&mut self, schema: &str, name: &str, volatile: bool) {
         let verdict = match schema {
             "pg_catalog" if is_harmless(name) => Verdict::Safe,

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::auth::verifier;
-use crate::http;
 use crate::topology::{Publisher, monitor};
+use crate::{catalog, http};
 use manatee_shared::ids::PeerId;
 
 /// The parts, not yet running.
@@ -22,6 +22,7 @@ pub struct Background {
     publisher: Publisher,
     suspicions: mpsc::Receiver<PeerId>,
     questions: verifier::Questions,
+    catalogs: catalog::Requests,
 }
 
 impl Background {
@@ -31,17 +32,19 @@ impl Background {
         publisher: Publisher,
         suspicions: mpsc::Receiver<PeerId>,
         questions: verifier::Questions,
+        catalogs: catalog::Requests,
     ) -> Self {
-        Self { shared, own, publisher, suspicions, questions }
+        Self { shared, own, publisher, suspicions, questions, catalogs }
     }
 
     /// Follows `state` and serves look-ups until `stop`.
     pub async fn run(self, state: watch::Receiver<Option<State>>, stop: CancellationToken) {
-        let Self { shared, own, publisher, suspicions, questions } = self;
+        let Self { shared, own, publisher, suspicions, questions, catalogs } = self;
         let verifiers = verifier::serve(own.clone(), shared.topology.clone(), questions, stop.clone());
+        let catalogs = catalog::serve(own.clone(), shared.topology.clone(), catalogs, stop.clone());
         let monitor = monitor::run(own, state, publisher, suspicions, stop);
         // Tasks of their own: a slow look-up must not delay the news of a primary.
-        let tasks = [tokio::spawn(verifiers), tokio::spawn(monitor)];
+        let tasks = [tokio::spawn(verifiers), tokio::spawn(catalogs), tokio::spawn(monitor)];
         for task in tasks {
             if task.await.is_err_and(|error| error.is_panic()) {
                 tracing::error!("background work failed: aborting");
