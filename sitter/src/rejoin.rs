@@ -1,6 +1,22 @@
 //! The rejoin ladder: the cheapest way to bring data back in line with the shard's primary.
+//!
+//! as it is → `pg_rewind` → set aside and copy. Each rung is judged before it is tried: whether the
+//! data lies on the source's history, and whether the source still has the WAL that is missing here.
+//! PostgreSQL is stopped throughout.
 
+use std::time::Duration;
+
+use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use serde::{Deserialize, Serialize};
+
+use crate::machine::action::StopMode;
+use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
+use crate::postgres::control::{self, ClusterMode};
+use crate::postgres::copy::SourceFacts;
+use crate::postgres::inner::Inner;
+use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle};
+use crate::storage::Storage;
 
 /// What was done to the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -12,4 +28,230 @@ pub enum Rung {
     Rewind,
     /// Set aside and copied in full.
     Copy,
+}
+
+/// How long the source's first checkpoint after its promotion is waited for (`pg_rewind` needs it).
+const CHECKPOINT: Duration = Duration::from_secs(60);
+/// How long reading the end of the local WAL may take; it is at most what lies between two checkpoints.
+const WALDUMP: Duration = Duration::from_secs(120);
+
+/// Goes down the ladder from `from` until one rung holds.
+pub(crate) async fn rejoin(
+    inner: &Inner,
+    storage: &dyn Storage,
+    source: PeerId,
+    from: Rung,
+    init: Option<WalPosition>,
+) -> Result<Rung, Error> {
+    lifecycle::stop(inner, StopMode::Fast).await?;
+    let facts = copy::ask_source(inner, source).await?;
+    let not_fit = |problem: String| Err(Error::SourceNotFit { source_peer: source, problem });
+    if facts.in_recovery {
+        return not_fit("it is not out of recovery".to_owned());
+    }
+    if let Some(init) = init.filter(|init| !facts.history.contains(facts.position, *init)) {
+        return not_fit(format!("it does not hold the generation's beginning, {init}"));
+    }
+    let system = match control::classify(&inner.layout, &inner.version) {
+        Data::Present(system) => Some(system),
+        _ => None,
+    };
+    if system.is_some_and(|system| system == facts.system) {
+        if from <= Rung::AsIs && can_stream(inner, &facts).await {
+            return finish(inner, Rung::AsIs).await;
+        }
+        if from <= Rung::Rewind {
+            match rewind(inner, source, &facts).await {
+                Ok(()) => return finish(inner, Rung::Rewind).await,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "could not rewind; copying instead");
+                }
+            }
+        }
+    }
+    copy::copy(inner, storage, source, "diverged").await?;
+    Ok(Rung::Copy)
+}
+
+/// Whatever was done, the directory is a standby's.
+async fn finish(inner: &Inner, rung: Rung) -> Result<Rung, Error> {
+    files::replace(&inner.layout.data().join("standby.signal"), "", &inner.user)?;
+    files::remove(&inner.layout.incomplete())?;
+    inner.known().last_position = None;
+    inner.refresh().await;
+    Ok(rung)
+}
+
+/// Whether a standby whose last WAL record *begins* at `last` follows a server at `source`.
+///
+/// A history is left only between records, so a record that begins before the point is whole on
+/// the shared path; its end need not be known.
+fn lies_on(history: &TimelineHistory, source: WalPosition, last: WalPosition) -> bool {
+    if last.timeline == source.timeline {
+        return last.lsn < source.lsn;
+    }
+    history.0.iter().any(|left| left.timeline == last.timeline && last.lsn < left.lsn)
+}
+
+/// Whether the source has the segment in which streaming would begin; names are of `pg_wal`.
+fn has_segment(names: &[String], position: Lsn, segment_bytes: u64) -> bool {
+    // Its timeline does not matter: a branch begins with a copy of the segment it leaves.
+    let wanted = control::segment_file(Timeline(0), position, segment_bytes);
+    names.iter().any(|name| name.len() == wanted.len() && name.get(8..) == wanted.get(8..))
+}
+
+async fn can_stream(inner: &Inner, source: &SourceFacts) -> bool {
+    match last_record(inner).await {
+        Ok((last, segment_bytes)) => {
+            let on_path = lies_on(&source.history, source.position, last);
+            // Not allowed to look is no reason against.
+            let has_wal = source.wal.as_ref().is_none_or(|names| has_segment(names, last.lsn, segment_bytes));
+            tracing::info!(%last, source = %source.position, on_path, has_wal, "compared our WAL with the source's");
+            on_path && has_wal
+        }
+        Err(error) => {
+            tracing::info!(error = &error as &dyn std::error::Error, "the end of our WAL is not known");
+            false
+        }
+    }
+}
+
+/// Where the last valid record of the local WAL begins, and the size of a segment.
+async fn last_record(inner: &Inner) -> Result<(WalPosition, u64), Error> {
+    let data = inner.layout.data();
+    let output = inner.tool("pg_controldata").arg(&data).run(&inner.user).await?;
+    let positions = control::parse_controldata(&output.stdout)
+        .ok_or_else(|| Error::DataNotFit("pg_controldata says nothing of positions".to_owned()))?;
+    let segment_bytes = positions.segment_bytes;
+    let mut last = scan(inner, positions.redo).await?;
+    // The WAL goes on on newer timelines if they were followed since the last checkpoint. Bounded:
+    // each round reaches a newer one.
+    for _ in 0..16 {
+        let newest = control::newest_timeline(&data, last.timeline, last.lsn, segment_bytes);
+        let begin = control::read_history(&data, newest).0.last().map(|left| left.lsn);
+        let Some(begin) = begin.filter(|_| newest != last.timeline) else { break };
+        match scan(inner, WalPosition { timeline: newest, lsn: begin }).await {
+            Ok(found) => last = found,
+            // Nothing valid on it: it was prepared, not used.
+            Err(_) => break,
+        }
+    }
+    Ok((last, segment_bytes))
+}
+
+/// The beginning of the last valid record at or after `from`, which `pg_waldump` names when it
+/// comes to the end of what is valid.
+async fn scan(inner: &Inner, from: WalPosition) -> Result<WalPosition, Error> {
+    let output = inner
+        .tool("pg_waldump")
+        .arg("--stats")
+        .arg("--path")
+        .arg(inner.layout.data().join("pg_wal"))
+        .arg(format!("--timeline={}", from.timeline))
+        .arg(format!("--start={}", from.lsn))
+        .timeout(WALDUMP)
+        .run_any(&inner.user)
+        .await?;
+    let lsn = parse_last_record(&output.stderr)
+        .ok_or_else(|| Error::DataNotFit(format!("no end of WAL found after {from}: {}", output.stderr.trim())))?;
+    Ok(WalPosition { timeline: from.timeline, lsn })
+}
+
+/// `pg_waldump: error: error in WAL record at 0/5000028: invalid record length at …`.
+fn parse_last_record(stderr: &str) -> Option<Lsn> {
+    stderr.lines().find_map(|line| line.split_once("error in WAL record at ")?.1.split(':').next()?.trim().parse().ok())
+}
+
+async fn rewind(inner: &Inner, source: PeerId, facts: &SourceFacts) -> Result<(), Error> {
+    ensure_clean(inner).await?;
+    copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
+    let connection = format!(
+        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=5",
+        source.ip, source.pg_port
+    );
+    // From its first write to its last the data is neither the old nor the new.
+    files::replace(&inner.layout.incomplete(), "pg_rewind\n", &inner.user)?;
+    let run = inner
+        .tool("pg_rewind")
+        .arg("--target-pgdata")
+        .arg(inner.layout.data())
+        .arg("--source-server")
+        .arg(connection)
+        .arg("--progress")
+        .env("PGPASSFILE", inner.layout.passfile())
+        .run_any(&inner.user)
+        .await;
+    match run {
+        Ok(output) if output.success => Ok(()),
+        Ok(output) => {
+            if !began_writing(&output.stdout) && !began_writing(&output.stderr) {
+                files::remove(&inner.layout.incomplete())?;
+            }
+            Err(output.into_error("pg_rewind"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether `pg_rewind` got as far as changing the target: this message precedes its first write.
+fn began_writing(output: &str) -> bool {
+    output.contains("rewinding from last common checkpoint")
+}
+
+/// `pg_rewind` wants a server that ended cleanly. It recovers a crashed primary itself (single-user);
+/// a crashed standby must run once, detached.
+async fn ensure_clean(inner: &Inner) -> Result<(), Error> {
+    let control = control::read_control(&inner.layout.data())?;
+    let standby = inner.layout.data().join("standby.signal").exists();
+    if !standby || matches!(control.mode, ClusterMode::ShutDown | ClusterMode::ShutDownInRecovery) {
+        return Ok(());
+    }
+    let config = ServerConfig {
+        recovery: Recovery::Detached,
+        synchronous: Synchronous::Impossible,
+        gate: Gate::Closed,
+        slots: Default::default(),
+    };
+    lifecycle::start(inner, &config).await?;
+    lifecycle::stop(inner, StopMode::Fast).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(timeline: u32, lsn: u64) -> WalPosition {
+        WalPosition { timeline: Timeline(timeline), lsn: Lsn(lsn) }
+    }
+
+    #[test]
+    fn data_follows_only_from_the_shared_path() {
+        let history = TimelineHistory(vec![at(1, 100), at(2, 200)]);
+        for (last, follows) in [
+            (at(3, 240), true),
+            (at(3, 250), false),
+            (at(2, 199), true),
+            (at(2, 200), false),
+            (at(1, 99), true),
+            (at(1, 150), false),
+            (at(4, 10), false),
+        ] {
+            assert_eq!(lies_on(&history, at(3, 250), last), follows, "{last}");
+        }
+    }
+
+    #[test]
+    fn end_of_wal_is_read_from_waldump() {
+        let text = "pg_waldump: first record is after 0/3000000\n\
+            pg_waldump: error: error in WAL record at 0/30001C8: invalid record length at 0/3000240: wanted 24, got 0\n";
+        assert_eq!(parse_last_record(text), Some(Lsn(0x300_01C8)));
+        assert_eq!(parse_last_record("pg_waldump: error: could not find file"), None);
+    }
+
+    #[test]
+    fn segments_are_found_on_any_timeline() {
+        let names = ["000000020000000000000003".to_owned(), "00000002.history".to_owned()];
+        assert!(has_segment(&names, Lsn(0x300_0060), 16 << 20));
+        assert!(!has_segment(&names, Lsn(0x200_0060), 16 << 20));
+    }
 }

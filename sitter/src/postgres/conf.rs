@@ -1,10 +1,335 @@
-//! Being written.
+//! `manatee.conf`, pure: the settings given to PostgreSQL, in three parts where the later wins:
+//! defaults, the operator's `[postgres.parameters]`, and what Manatee owns.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use manatee_shared::ids::PeerId;
 
 use super::error::Error;
+use super::settings::Settings;
+use super::{REPLICATION_ROLE, slot_name};
+use crate::machine::local::{Recovery, ServerConfig, Synchronous};
 
-/// Refuses settings that Manatee owns.
-pub(super) fn check_parameters(_parameters: &BTreeMap<String, String>) -> Result<(), Error> {
+/// Settings that decide who acknowledges, who is followed, where everything is, and whether what
+/// was acknowledged is durable. Nobody else may set them.
+const OWNED: &[&str] = &[
+    "archive_cleanup_command",
+    "data_directory",
+    "event_source",
+    "external_pid_file",
+    "fsync",
+    "full_page_writes",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "lc_messages",
+    "listen_addresses",
+    "log_destination",
+    "log_line_prefix",
+    "logging_collector",
+    "max_slot_wal_keep_size",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restart_after_crash",
+    "restore_command",
+    "standby_mode",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+    "wal_level",
+    "wal_log_hints",
+    "zero_damaged_pages",
+];
+
+/// Where they differ from PostgreSQL's own: for quick detection and enough room for a shard.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("max_connections", "200"),
+    // The sitter, an operator, and the proxies get in when clients have taken everything.
+    ("superuser_reserved_connections", "8"),
+    ("max_wal_senders", "16"),
+    ("max_replication_slots", "16"),
+    ("password_encryption", "scram-sha-256"),
+    ("hot_standby_feedback", "on"),
+    ("wal_receiver_status_interval", "1s"),
+    ("wal_receiver_timeout", "5s"),
+    ("wal_sender_timeout", "5s"),
+    // 5 s by default: how long a standby would wait before it looks for its new upstream.
+    ("wal_retrieve_retry_interval", "100ms"),
+    ("synchronous_commit", "on"),
+];
+
+/// The parameter by which a session recognises what it runs with.
+pub(super) const CONFIG_ID: &str = "manatee.config_id";
+
+/// A name that no peer has: commits wait for ever.
+pub(super) const IMPOSSIBLE: &str = "manatee_nobody";
+
+/// Whether Manatee owns this setting.
+pub(super) fn is_owned(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    OWNED.contains(&name.as_str()) || name.starts_with("manatee.")
+}
+
+/// Refuses settings that Manatee owns, or that would give up acknowledged writes.
+pub(super) fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (name, value) in parameters {
+        let refuse = |problem: String| Err(Error::Setting { key: format!("postgres.parameters.{name}"), problem });
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if name.is_empty() || !name.chars().all(valid) || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return refuse("not the name of a PostgreSQL setting".to_owned());
+        }
+        if is_owned(name) {
+            return refuse("Manatee sets this itself; remove it".to_owned());
+        }
+        let lower = name.to_ascii_lowercase();
+        if lower.starts_with("include") {
+            return refuse("files can not be included here; use postgresql.conf in the data directory".to_owned());
+        }
+        if lower == "synchronous_commit" && !["on", "remote_apply"].contains(&value.as_str()) {
+            return refuse("must be `on` or `remote_apply`: less would lose acknowledged writes".to_owned());
+        }
+    }
     Ok(())
+}
+
+/// Value of a setting, quoted (manual, section 20.1.2; `guc-file.l` also knows backslash escapes).
+fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
+}
+
+/// Value in a connection string (manual, section 34.1.1.1).
+fn quote_conninfo(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// `synchronous_standby_names`.
+pub(super) fn synchronous_standby_names(synchronous: &Synchronous) -> String {
+    match synchronous {
+        Synchronous::Impossible => format!("FIRST 1 ({IMPOSSIBLE})"),
+        Synchronous::Peer(peer) => format!("FIRST 1 (\"{peer}\")"),
+        Synchronous::Both { new, old } => format!("FIRST 2 (\"{new}\", \"{old}\")"),
+        Synchronous::Nobody => String::new(),
+    }
+}
+
+/// `sync_priority` that the walsender of `peer` shows once it has taken over the above.
+pub(super) fn sync_priority(synchronous: &Synchronous, peer: PeerId) -> u32 {
+    match synchronous {
+        Synchronous::Peer(sync) if *sync == peer => 1,
+        Synchronous::Both { new, .. } if *new == peer => 1,
+        Synchronous::Both { old, .. } if *old == peer => 2,
+        _ => 0,
+    }
+}
+
+/// `primary_conninfo`: empty unless following somebody. The password is in a file.
+pub(super) fn primary_conninfo(recovery: &Recovery, me: PeerId, passfile: &Path) -> String {
+    let Recovery::Follow(upstream) = recovery else { return String::new() };
+    // A silent upstream is given up after about 3 s; the 5 s of wal_receiver_timeout cover one
+    // that still acknowledges on TCP.
+    format!(
+        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name={} passfile={} connect_timeout=2 \
+         keepalives=1 keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000 gssencmode=disable",
+        upstream.ip,
+        upstream.pg_port,
+        quote_conninfo(&me.to_string()),
+        quote_conninfo(&passfile.to_string_lossy()),
+    )
+}
+
+/// The values that [`super::Postgres::configure`] finds again in a session before it believes.
+pub(super) fn expected(settings: &Settings, me: PeerId, config: &ServerConfig) -> [(&'static str, String); 3] {
+    let following = matches!(config.recovery, Recovery::Follow(_));
+    [
+        ("synchronous_standby_names", synchronous_standby_names(&config.synchronous)),
+        ("primary_conninfo", primary_conninfo(&config.recovery, me, &settings.layout().passfile())),
+        ("primary_slot_name", if following { slot_name(me) } else { String::new() }),
+    ]
+}
+
+/// The file, without its identity. Primary and Detached render alike, so that a promotion changes
+/// nothing here.
+pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig) -> String {
+    let layout = settings.layout();
+    let mut text = String::from("# Written by manatee-sitter; changes here are lost.\n");
+    let mut line = |name: &str, value: &str| {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{name} = {}", quote(value));
+    };
+    for (name, value) in DEFAULTS {
+        line(name, value);
+    }
+    for (name, value) in &settings.parameters {
+        line(name, value);
+    }
+    line("listen_addresses", &me.ip.to_string());
+    line("port", &me.pg_port.to_string());
+    line("unix_socket_directories", &layout.run().to_string_lossy());
+    line("hba_file", &layout.hba().to_string_lossy());
+    line("ident_file", &layout.ident().to_string_lossy());
+    line("wal_level", "replica");
+    line("hot_standby", "on");
+    line("wal_log_hints", "on");
+    line("fsync", "on");
+    line("full_page_writes", "on");
+    line("max_slot_wal_keep_size", &format!("{}MB", (settings.max_slot_wal_keep_bytes >> 20).max(1)));
+    line("recovery_target_timeline", "latest");
+    // After a crash of one backend everybody would be let in at once, unacknowledged commits
+    // visible (rule 7): the postmaster ends instead, and is started with the gate closed.
+    line("restart_after_crash", "off");
+    line("logging_collector", "off");
+    line("log_destination", "stderr");
+    line("log_line_prefix", "%m [%p] %b ");
+    // The receiver's failures are read from the log.
+    line("lc_messages", "C");
+    for (name, value) in expected(settings, me, config) {
+        line(name, &value);
+    }
+    text
+}
+
+/// Identity of what was rendered: equal texts need no reload. FNV-1a, 64 bits.
+pub(super) fn identity<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in texts.into_iter().flat_map(|text| text.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{hash:016x}")
+}
+
+/// The line by which `postgresql.conf` includes our file. Relative, so that a copy of the data
+/// directory uses the files of its own peer.
+const INCLUDE: &str = "include '../run/manatee.conf'  # by manatee-sitter; must stay the last line";
+
+/// `postgresql.conf` with our include as its last line; None if it is already so.
+pub(super) fn with_include(text: &str) -> Option<String> {
+    if text.lines().rfind(|line| !line.trim().is_empty()) == Some(INCLUDE) {
+        return None;
+    }
+    let mut kept: String =
+        text.lines().filter(|line| *line != INCLUDE).flat_map(|line| [line, "\n"]).collect::<String>();
+    kept.push_str(INCLUDE);
+    kept.push('\n');
+    Some(kept)
+}
+
+/// `postgresql.auto.conf` (which wins over every other file) without settings that Manatee owns,
+/// and the names removed; None if there are none.
+pub(super) fn without_owned(text: &str) -> Option<(String, Vec<String>)> {
+    let mut removed = Vec::new();
+    let mut kept = String::new();
+    for line in text.lines() {
+        let name: String =
+            line.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '.').collect();
+        if is_owned(&name) {
+            removed.push(name);
+        } else {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    (!removed.is_empty()).then_some((kept, removed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::local::Gate;
+    use crate::postgres::settings::Secret;
+
+    fn peer(n: u8) -> PeerId {
+        format!("10.0.0.{n}:5432:12345").parse().unwrap()
+    }
+
+    fn config(recovery: Recovery) -> ServerConfig {
+        ServerConfig {
+            recovery,
+            synchronous: Synchronous::Both { new: peer(3), old: peer(2) },
+            gate: Gate::Closed,
+            slots: [peer(2)].into(),
+        }
+    }
+
+    fn settings() -> Settings {
+        Settings::new("/var/lib/manatee".into(), "/bin".into(), Secret::new("s3cret"), Secret::new("pr0xy"))
+    }
+
+    #[test]
+    fn primary_and_detached_render_alike_and_follow_does_not() {
+        let primary = render(&settings(), peer(1), &config(Recovery::Primary));
+        assert_eq!(primary, render(&settings(), peer(1), &config(Recovery::Detached)));
+        let follow = render(&settings(), peer(1), &config(Recovery::Follow(peer(2))));
+        assert!(follow.contains("host=10.0.0.2 port=5432"));
+        assert!(follow.contains("primary_slot_name = 'manatee_10_0_0_1_5432_12345'"));
+        assert!(follow.contains("FIRST 2 (\"10.0.0.3:5432:12345\", \"10.0.0.2:5432:12345\")"));
+        assert!(!follow.contains("s3cret"), "the password is only in the passfile");
+    }
+
+    #[test]
+    fn operators_settings_come_before_ours_and_after_the_defaults() {
+        let mut settings = settings();
+        settings.parameters.insert("max_connections".into(), "7".into());
+        settings.parameters.insert("application_name".into(), "it's \\ ok".into());
+        let text = render(&settings, peer(1), &config(Recovery::Primary));
+        let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} in {text}"));
+        assert!(at("max_connections = '200'") < at("max_connections = '7'"));
+        assert!(at("max_connections = '7'") < at("listen_addresses"));
+        assert!(text.contains(r"application_name = 'it''s \\ ok'"));
+    }
+
+    #[test]
+    fn owned_settings_are_refused_by_name() {
+        for (name, value) in [
+            ("port", "1"),
+            ("Synchronous_Standby_Names", "*"),
+            ("synchronous_commit", "off"),
+            ("include_dir", "x"),
+            ("manatee.config_id", "1"),
+            ("a b", "1"),
+            ("fsync", "off"),
+        ] {
+            let error = check_parameters(&BTreeMap::from([(name.to_owned(), value.to_owned())])).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        let fine = BTreeMap::from([("synchronous_commit".to_owned(), "remote_apply".to_owned())]);
+        assert!(check_parameters(&fine).is_ok());
+    }
+
+    #[test]
+    fn include_is_added_once_and_kept_last() {
+        let first = with_include("port = 1").unwrap();
+        assert_eq!(with_include(&first), None);
+        let edited = format!("{first}port = 2\n");
+        let again = with_include(&edited).unwrap();
+        assert_eq!(again.matches("include '").count(), 1);
+        assert!(again.trim_end().ends_with(INCLUDE));
+    }
+
+    #[test]
+    fn altered_system_loses_only_what_is_ours() {
+        let text = "# comment\nwork_mem = '1MB'\nsynchronous_standby_names = ''\n";
+        let (kept, removed) = without_owned(text).unwrap();
+        assert_eq!(removed, ["synchronous_standby_names"]);
+        assert_eq!(kept, "# comment\nwork_mem = '1MB'\n");
+        assert!(without_owned(&kept).is_none());
+    }
+
+    #[test]
+    fn priorities_follow_the_list() {
+        let both = Synchronous::Both { new: peer(3), old: peer(2) };
+        assert_eq!([2, 3, 4].map(|n| sync_priority(&both, peer(n))), [2, 1, 0]);
+        assert_eq!(sync_priority(&Synchronous::Impossible, peer(2)), 0);
+    }
 }

@@ -56,6 +56,9 @@ pub enum Error {
     /// There must be no data directory for this.
     #[error("there is a data directory already")]
     DataPresent,
+    /// A standby's directory must not be started as a primary: the old timeline would go on.
+    #[error("the data directory is a standby's: it is started in recovery and promoted")]
+    StandbyData,
     /// There must be a complete data directory for this.
     #[error("the data directory can not be started: {0}")]
     DataNotFit(String),
@@ -76,6 +79,14 @@ pub enum Error {
     /// PostgreSQL did not take over what was rendered.
     #[error("PostgreSQL did not apply the configuration: {0}")]
     NotApplied(String),
+    /// The source can not give what is needed.
+    #[error("the source {source_peer} is not fit: {problem}")]
+    SourceNotFit {
+        /// Whom it was asked of.
+        source_peer: manatee_shared::ids::PeerId,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The source belongs to another cluster (rule 10).
     #[error("the source's system identifier is {found}, this shard's is {expected}")]
     OtherSystem {
@@ -88,14 +99,12 @@ pub enum Error {
 
 impl Error {
     /// For `map_err` on file operations.
-    #[allow(dead_code)]
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { what, path, source }
     }
 
     /// For `map_err` on queries.
-    #[allow(dead_code)]
     pub(crate) fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Query { what, source }
     }

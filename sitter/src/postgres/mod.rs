@@ -9,19 +9,40 @@
 //! PostgreSQL outlives this object and this process on purpose: dropping [`Postgres`] stops
 //! nothing, and [`Postgres::adopt`] takes a running server over.
 
+mod apply;
 mod conf;
+pub(crate) mod control;
+pub(crate) mod copy;
 pub mod error;
+pub(crate) mod files;
+mod hba;
+pub(crate) mod inner;
+pub(crate) mod lifecycle;
+mod observe;
+pub(crate) mod osuser;
+mod probe;
+mod process;
+mod serverlog;
+mod session;
 pub mod settings;
+mod setup;
+pub(crate) mod tool;
+
+use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub use self::error::Error;
+use self::inner::Inner;
+use self::observe::Observer;
 pub use self::settings::{Layout, Secret, Settings};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Local, Server, ServerConfig, SystemIdentifier};
-use crate::rejoin::Rung;
+use crate::rejoin::{self, Rung};
+use crate::storage::{Directory, Storage};
 
 /// Role that streams WAL, copies data and rewinds.
 pub const REPLICATION_ROLE: &str = "manatee_replication";
@@ -39,72 +60,99 @@ pub fn slot_name(peer: PeerId) -> String {
 /// The local PostgreSQL. One action at a time: a second one fails with [`Error::Busy`].
 #[derive(Debug)]
 pub struct Postgres {
-    local: watch::Sender<Local>,
+    inner: Arc<Inner>,
+    storage: Box<dyn Storage>,
+    /// Keeps [`Local`] current; ends with this object.
+    observer: JoinHandle<()>,
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.observer.abort();
+    }
 }
 
 impl Postgres {
-    /// A manager for the data under `settings.dir`. Needs a tokio runtime; touches nothing yet.
+    /// A manager for the data under `settings.dir`. Needs a tokio runtime; changes nothing yet.
     pub fn new(settings: Settings, me: PeerId) -> Result<Self, Error> {
-        settings.check(me)?;
-        let local = Local {
-            data: Data::Absent,
-            server: Server::Down { crashed: false, standby: false },
-            config: None,
-            last_position: None,
-        };
-        Ok(Self { local: watch::Sender::new(local) })
+        let server = Server::Down { crashed: false, standby: false };
+        let local = Local { data: Data::Absent, server, config: None, last_position: None };
+        let (inner, looks) = Inner::new(settings, me, local)?;
+        let settings = &inner.settings;
+        let storage =
+            Directory::new(inner.layout.clone(), settings.bin_dir.clone(), inner.user.clone(), settings.isolated_kept);
+        let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
+        Ok(Self { inner, storage: Box::new(storage), observer })
     }
 
-    /// What is known of PostgreSQL, kept current.
+    /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
     pub fn local(&self) -> watch::Receiver<Local> {
-        self.local.subscribe()
+        self.inner.local.subscribe()
     }
 
-    /// The shard's system identifier, once the state names it: data of another cluster is refused.
-    pub fn expect_system_identifier(&self, _identifier: Option<SystemIdentifier>) {}
+    /// Process id of the postmaster, for people and tests.
+    pub fn pid(&self) -> Option<i32> {
+        self.inner.postmaster().map(|postmaster| postmaster.pid())
+    }
+
+    /// The shard's system identifier, once the state names it: copies of another cluster are
+    /// refused from then on (rule 10).
+    pub fn expect_system_identifier(&self, identifier: Option<SystemIdentifier>) {
+        self.inner.known().expected_system = identifier;
+    }
 
     /// Looks at what is there: finds a running postmaster of this data directory and reads back
     /// the configuration it was given. To be called once, first. Returns whether one was found.
     pub async fn adopt(&self) -> Result<bool, Error> {
-        Err(Error::NotAnswering)
+        let _one = self.inner.begin()?;
+        lifecycle::adopt(&self.inner).await
     }
 
-    /// Makes a new cluster with Manatee's roles, left stopped. Only without a data directory.
+    /// Makes a new cluster with Manatee's roles, left stopped and [`Data::Fresh`]. Only without a
+    /// data directory that was ever in use.
     pub async fn initialise(&self) -> Result<SystemIdentifier, Error> {
-        Err(Error::NotAnswering)
+        let _one = self.inner.begin()?;
+        setup::initialise(&self.inner, self.storage.as_ref()).await
     }
 
     /// Starts the server. Returns when it answers queries with the configuration in effect, or,
     /// for a long recovery, after [`Settings::start_wait`]: then [`Local::config`] stays None until
     /// it was configured again.
-    pub async fn start(&self, _config: &ServerConfig) -> Result<(), Error> {
-        Err(Error::NotAnswering)
+    pub async fn start(&self, config: &ServerConfig) -> Result<(), Error> {
+        let _one = self.inner.begin()?;
+        lifecycle::start(&self.inner, config).await
     }
 
     /// Gives the running server this configuration without a restart, and confirms that it is in
     /// effect everywhere that matters.
-    pub async fn configure(&self, _config: &ServerConfig) -> Result<(), Error> {
-        Err(Error::NotAnswering)
+    pub async fn configure(&self, config: &ServerConfig) -> Result<(), Error> {
+        let _one = self.inner.begin()?;
+        apply::apply(&self.inner, config).await
     }
 
     /// Leaves recovery and confirms it.
-    pub async fn promote(&self, _config: &ServerConfig) -> Result<(), Error> {
-        Err(Error::NotAnswering)
+    pub async fn promote(&self, config: &ServerConfig) -> Result<(), Error> {
+        let _one = self.inner.begin()?;
+        lifecycle::promote(&self.inner, config).await
     }
 
-    /// Stops the server, if it runs, and confirms that no process is left.
-    pub async fn stop(&self, _mode: StopMode) -> Result<(), Error> {
-        Err(Error::NotAnswering)
+    /// Stops the server, if it runs, and confirms that it ended. Bounded; harder and harder.
+    pub async fn stop(&self, mode: StopMode) -> Result<(), Error> {
+        let _one = self.inner.begin()?;
+        lifecycle::stop(&self.inner, mode).await
     }
 
-    /// Copies everything from `source`. What was there is set aside first.
-    pub async fn bootstrap(&self, _source: PeerId) -> Result<(), Error> {
-        Err(Error::NotAnswering)
+    /// Copies everything from `source`; ends with a standby's directory, stopped. What was there is
+    /// set aside.
+    pub async fn bootstrap(&self, source: PeerId) -> Result<(), Error> {
+        let _one = self.inner.begin()?;
+        copy::copy(&self.inner, self.storage.as_ref(), source, "replaced").await
     }
 
-    /// Brings the data back in line with `source`, a primary, from this rung of the ladder on.
-    /// Stops the server; leaves it stopped.
-    pub async fn rejoin(&self, _source: PeerId, _from: Rung, _init: Option<WalPosition>) -> Result<Rung, Error> {
-        Err(Error::NotAnswering)
+    /// Brings the data back in line with `source`, a primary, beginning with the rung `from`. Stops
+    /// the server; leaves a standby's directory, stopped. Returns the rung that held.
+    pub async fn rejoin(&self, source: PeerId, from: Rung, init: Option<WalPosition>) -> Result<Rung, Error> {
+        let _one = self.inner.begin()?;
+        rejoin::rejoin(&self.inner, self.storage.as_ref(), source, from, init).await
     }
 }

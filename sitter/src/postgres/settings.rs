@@ -23,7 +23,6 @@ impl Secret {
     }
 
     /// The text itself, for writing it to a protected file or deriving a verifier.
-    #[allow(dead_code)]
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
@@ -60,8 +59,10 @@ pub struct Settings {
     pub max_slot_wal_keep_bytes: u64,
     /// How long a stop may take before it is made harder.
     pub stop_timeout: Duration,
-    /// How long a configuration change or a promotion may take to be confirmed.
+    /// How long a configuration change may take to be confirmed.
     pub confirm_timeout: Duration,
+    /// How long a promotion may take: everything received is replayed first.
+    pub promote_timeout: Duration,
     /// How long [`super::Postgres::start`] waits for an answer before it leaves the rest to the
     /// observation.
     pub start_wait: Duration,
@@ -85,7 +86,8 @@ impl Settings {
             max_slot_wal_keep_bytes: 8 << 30,
             stop_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(5),
-            start_wait: Duration::from_secs(1),
+            promote_timeout: Duration::from_secs(60),
+            start_wait: Duration::from_secs(2),
             isolated_kept: 2,
         }
     }
@@ -118,7 +120,7 @@ impl Settings {
 
     /// The folders and files of this peer.
     pub fn layout(&self) -> Layout {
-        Layout { dir: self.dir.clone() }
+        Layout::new(self.dir.clone())
     }
 }
 
@@ -129,6 +131,10 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Below `dir`.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
     /// The peer's folder.
     pub fn dir(&self) -> PathBuf {
         self.dir.clone()
@@ -177,9 +183,9 @@ impl Layout {
     pub fn incomplete(&self) -> PathBuf {
         self.run().join("incomplete")
     }
-    /// The rung of the last rejoin, until streaming has worked again.
-    pub fn rejoin_record(&self) -> PathBuf {
-        self.run().join("rejoin.json")
+    /// Present while the data directory is our own first setup, never started.
+    pub fn fresh(&self) -> PathBuf {
+        self.run().join("fresh")
     }
     /// PostgreSQL's log.
     pub fn log(&self) -> PathBuf {

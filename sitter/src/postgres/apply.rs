@@ -1,0 +1,262 @@
+//! Giving a running server its configuration by reload, and confirming that it is in effect in
+//! every process that matters, not only in the files:
+//!
+//! 1. the sitter's own session shows the new identity: the postmaster has read it and signalled
+//!    its children;
+//! 2. the gate: a session accepted *after* that proves that the postmaster has finished its reload,
+//!    `pg_hba.conf` included (it is the last thing read); then the sessions already let in are
+//!    ended, and the observation ends those that were just logging in;
+//! 3. who acknowledges: walsenders release commits by *their own* copy of the setting
+//!    (`SyncRepReleaseWaiters`), and show the priority it gives them, so each must show the new one;
+//! 4. whether a commit waits at all is decided by a flag that the checkpointer sets
+//!    (`SyncRepUpdateSyncStandbysDefined`): leaving "nobody", a checkpoint asked for after the
+//!    reload ends only after the checkpointer has read it;
+//! 5. detached: no WAL receiver, twice in a row.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use manatee_shared::ids::PeerId;
+use rustix::process::Signal;
+use tokio_postgres::Client;
+
+use super::error::Error;
+use super::inner::{Inner, Record};
+use super::{conf, files, hba, observe, session, slot_name};
+use crate::machine::local::{Gate, Recovery, ServerConfig, Synchronous};
+
+/// Between two looks at something that takes milliseconds: part of every failover.
+const POLL: Duration = Duration::from_millis(2);
+/// A checkpoint of a busy server takes this long at most, or the change fails and is repeated.
+const CHECKPOINT: Duration = Duration::from_secs(300);
+
+/// The rendered files.
+pub(super) struct Rendered {
+    pub(super) id: String,
+    conf: String,
+    hba: String,
+    ident: String,
+}
+
+/// Renders the files for `config`.
+pub(super) fn render(inner: &Inner, config: &ServerConfig) -> Rendered {
+    let conf = conf::render(&inner.settings, inner.me, config);
+    let hba = hba::render(&inner.settings.superuser, config.gate, &inner.settings.hba);
+    let ident = hba::render_ident(&inner.settings.superuser, &inner.user.logins());
+    let id = conf::identity([conf.as_str(), hba.as_str(), ident.as_str()]);
+    let conf = format!("{conf}{} = '{id}'\n", conf::CONFIG_ID);
+    Rendered { id, conf, hba, ident }
+}
+
+/// Writes them, and sees to it that PostgreSQL reads them last.
+pub(super) fn write(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
+    let (layout, user) = (&inner.layout, &inner.user);
+    write_passfile(inner)?;
+    files::replace_if_changed(&layout.hba(), &rendered.hba, user)?;
+    files::replace_if_changed(&layout.ident(), &rendered.ident, user)?;
+    files::replace_if_changed(&layout.manatee_conf(), &rendered.conf, user)?;
+    let main = layout.data().join("postgresql.conf");
+    let text = match std::fs::read_to_string(&main) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Error::io("read", &main)(error)),
+    };
+    if let Some(text) = conf::with_include(&text) {
+        files::replace(&main, &text, user)?;
+    }
+    let auto = layout.data().join("postgresql.auto.conf");
+    if let Some((text, removed)) = std::fs::read_to_string(&auto).ok().and_then(|text| conf::without_owned(&text)) {
+        tracing::warn!(?removed, "removed settings that only Manatee may change from postgresql.auto.conf");
+        files::replace(&auto, &text, user)?;
+    }
+    Ok(())
+}
+
+/// The replication role's password, for libpq (manual, section 34.16).
+pub(super) fn write_passfile(inner: &Inner) -> Result<(), Error> {
+    let password = inner.settings.replication_password.expose().replace('\\', "\\\\").replace(':', "\\:");
+    let text = format!("*:*:*:{}:{password}\n", super::REPLICATION_ROLE);
+    files::replace_if_changed(&inner.layout.passfile(), &text, &inner.user).map(|_| ())
+}
+
+/// Gives the running server `config` and confirms it. Repeating it is cheap.
+pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Error> {
+    let session = inner.session()?;
+    let in_recovery = is_in_recovery(&session).await?;
+    match (&config.recovery, in_recovery) {
+        (Recovery::Primary, true) => return Err(Error::NotApplied("it is in recovery".to_owned())),
+        (Recovery::Follow(_) | Recovery::Detached, false) => {
+            return Err(Error::NotApplied("it is out of recovery and must be stopped first".to_owned()));
+        }
+        _ => {}
+    }
+    let before = inner.known().record.clone().filter(|record| record.confirmed);
+    let rendered = render(inner, config);
+    let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed };
+    let live = text(&session, "SELECT current_setting('manatee.config_id', true)").await?;
+    let unchanged = live.as_deref() == Some(&rendered.id) && before.as_ref().is_some_and(|b| b.id == rendered.id);
+    let names = text(&session, "SELECT current_setting('synchronous_standby_names')").await?.unwrap_or_default();
+    if before.as_ref().is_none_or(|before| *before != record(true)) {
+        inner.set_record(record(false))?;
+    }
+    if !unchanged {
+        write(inner, &rendered)?;
+        inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
+        confirm_settings(inner, &session, &rendered.id, config).await?;
+    }
+    let was_closed = before.as_ref().is_some_and(|before| before.config.gate == Gate::Closed);
+    if config.gate == Gate::Closed && !was_closed {
+        close_gate(inner, &session).await?;
+    }
+    if !in_recovery {
+        if names.is_empty() && config.synchronous != Synchronous::Nobody {
+            checkpointer_knows(inner).await?;
+        }
+        confirm_walsenders(inner, &session, &config.synchronous).await?;
+    }
+    if config.recovery == Recovery::Detached {
+        confirm_detached(inner, &session).await?;
+    }
+    keep_slots(&session, &config.slots).await?;
+    if before.is_none_or(|before| before != record(true)) {
+        inner.set_record(record(true))?;
+    }
+    inner.refresh().await;
+    if config.recovery == Recovery::Detached {
+        // "No receiver" is published when seen a second time (see the observation).
+        inner.refresh().await;
+    }
+    Ok(())
+}
+
+/// Repeats `done` every few milliseconds until it says so, for at most `bound`.
+pub(super) async fn until<F, R, T>(bound: Duration, what: &str, mut done: F) -> Result<T, Error>
+where
+    // Not AsyncFnMut: the compiler can not show yet that the futures it makes are Send.
+    F: FnMut() -> R,
+    R: Future<Output = Result<Option<T>, Error>>,
+{
+    let begin = Instant::now();
+    let waiting = async {
+        loop {
+            if let Some(value) = done().await? {
+                return Ok(value);
+            }
+            // Later on, seldom: whatever takes this long is not part of a quick failover.
+            tokio::time::sleep(if begin.elapsed() < Duration::from_secs(2) { POLL } else { POLL * 20 }).await;
+        }
+    };
+    tokio::time::timeout(bound, waiting).await.map_err(|_| Error::Timeout { what: what.to_owned(), timeout: bound })?
+}
+
+/// First column of the only row, as text.
+pub(super) async fn text(session: &Client, sql: &str) -> Result<Option<String>, Error> {
+    let row = session.query_one(sql, &[]).await.map_err(Error::query("ask for a setting"))?;
+    row.try_get(0).map_err(Error::query("ask for a setting"))
+}
+
+pub(super) async fn is_in_recovery(session: &Client) -> Result<bool, Error> {
+    let row = session.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(Error::query("ask for the role"))?;
+    row.try_get(0).map_err(Error::query("ask for the role"))
+}
+
+async fn confirm_settings(inner: &Inner, session: &Client, id: &str, config: &ServerConfig) -> Result<(), Error> {
+    let bound = inner.settings.confirm_timeout;
+    let what = "the reload of PostgreSQL's configuration";
+    let live = || text(session, "SELECT current_setting('manatee.config_id', true)");
+    until(bound, what, || async { Ok((live().await?.as_deref() == Some(id)).then_some(())) }).await?;
+    for (name, wanted) in conf::expected(&inner.settings, inner.me, config) {
+        let found = text(session, &format!("SELECT current_setting('{name}')")).await?;
+        if found.as_deref() != Some(&wanted) {
+            // Not the values: one of them might hold what an operator put there.
+            return Err(Error::NotApplied(format!("{name} is set elsewhere")));
+        }
+    }
+    let wrong = "SELECT string_agg('line ' || line_number || ': ' || error, '; ') FROM pg_hba_file_rules \
+                 WHERE error IS NOT NULL";
+    match text(session, wrong).await? {
+        None => Ok(()),
+        Some(problem) => Err(Error::Setting { key: "postgres.hba".to_owned(), problem }),
+    }
+}
+
+async fn close_gate(inner: &Inner, session: &Client) -> Result<(), Error> {
+    // Accepted by the postmaster after it has read the new pg_hba.conf.
+    drop(session::local(&inner.settings, inner.me).await?);
+    let what = "the end of client sessions";
+    until(inner.settings.confirm_timeout, what, || async { Ok((observe::end_clients(session).await? == 0).then_some(())) })
+        .await
+}
+
+async fn checkpointer_knows(inner: &Inner) -> Result<(), Error> {
+    let session = session::local(&inner.settings, inner.me).await?;
+    checkpoint(&session).await
+}
+
+/// An immediate checkpoint.
+pub(super) async fn checkpoint(session: &Client) -> Result<(), Error> {
+    let run = session.batch_execute("SET statement_timeout = 0; CHECKPOINT");
+    let timeout = Error::Timeout { what: "a checkpoint".to_owned(), timeout: CHECKPOINT };
+    tokio::time::timeout(CHECKPOINT, run).await.map_err(|_| timeout)?.map_err(Error::query("run a checkpoint"))
+}
+
+async fn confirm_walsenders(inner: &Inner, session: &Client, synchronous: &Synchronous) -> Result<(), Error> {
+    // One that has not begun to stream has yet to read the setting.
+    let sql = "SELECT application_name, sync_priority FROM pg_stat_replication \
+               WHERE state IN ('catchup', 'streaming')";
+    let what = "the change of synchronous_standby_names in every walsender";
+    until(inner.settings.confirm_timeout, what, || async {
+        let rows = session.query(sql, &[]).await.map_err(Error::query("look at the walsenders"))?;
+        let shows = |row: &tokio_postgres::Row| {
+            let peer = row.try_get::<_, &str>(0).ok()?.parse::<PeerId>().ok()?;
+            Some(row.try_get::<_, Option<i32>>(1).ok()? == i32::try_from(conf::sync_priority(synchronous, peer)).ok())
+        };
+        Ok(rows.iter().all(|row| shows(row).unwrap_or(true)).then_some(()))
+    })
+    .await
+}
+
+async fn confirm_detached(inner: &Inner, session: &Client) -> Result<(), Error> {
+    let sql = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walreceiver') \
+               + (SELECT count(*) FROM pg_stat_wal_receiver)";
+    let absent = AtomicU32::new(0);
+    let absent = &absent;
+    until(inner.settings.confirm_timeout, "the end of the WAL receiver", || async {
+        let row = session.query_one(sql, &[]).await.map_err(Error::query("look for the WAL receiver"))?;
+        let found: i64 = row.try_get(0).map_err(Error::query("look for the WAL receiver"))?;
+        let times = if found == 0 { absent.load(Relaxed) + 1 } else { 0 };
+        absent.store(times, Relaxed);
+        Ok((times >= 2).then_some(()))
+    })
+    .await
+}
+
+/// Makes the slots of `peers`, and drops unused ones of others and those that lost their WAL.
+pub(super) async fn keep_slots(session: &Client, peers: &BTreeSet<PeerId>) -> Result<(), Error> {
+    let wanted: BTreeSet<String> = peers.iter().map(|peer| slot_name(*peer)).collect();
+    let sql = "SELECT slot_name::text, active, wal_status = 'lost' FROM pg_replication_slots \
+               WHERE slot_type = 'physical' AND NOT temporary AND starts_with(slot_name, 'manatee_')";
+    let rows = session.query(sql, &[]).await.map_err(Error::query("look at the replication slots"))?;
+    let mut present = BTreeSet::new();
+    for row in &rows {
+        let read = |problem| Error::query("look at the replication slots")(problem);
+        let name: String = row.try_get(0).map_err(read)?;
+        let (active, lost): (bool, Option<bool>) = (row.try_get(1).map_err(read)?, row.try_get(2).map_err(read)?);
+        if active || (wanted.contains(&name) && lost != Some(true)) {
+            present.insert(name);
+            continue;
+        }
+        let dropped = session.execute("SELECT pg_drop_replication_slot($1::text::name)", &[&name]).await;
+        if let Err(error) = dropped {
+            // Taken up again just now.
+            tracing::info!(slot = name, error = &error as &dyn std::error::Error, "a replication slot was not dropped");
+            present.insert(name);
+        }
+    }
+    for name in wanted.difference(&present) {
+        let made = session.execute("SELECT pg_create_physical_replication_slot($1::text::name, true)", &[name]).await;
+        made.map_err(Error::query("make a replication slot"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! The postmaster process: started, found, signalled, and known to have ended at once (pidfd).
+//!
+//! It is not bound to the sitter's life: its own session, its output in a file. Nobody but
+//! PostgreSQL writes or removes `postmaster.pid`; two postmasters on one data directory are
+//! prevented by PostgreSQL's own lock.
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::error::Error;
+use super::files;
+use super::osuser::OsUser;
+use super::settings::Layout;
+
+/// The log is put away at a start when it is larger than this.
+const LOG_ROTATE_BYTES: u64 = 64 << 20;
+
+/// A running postmaster.
+#[derive(Debug)]
+pub(crate) struct Postmaster {
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    /// Present if it is our child, to be reaped. Owned here; the lock is for the moment of reaping.
+    child: Mutex<Option<Child>>,
+    /// When it was started or found.
+    pub(crate) since: Instant,
+}
+
+impl Postmaster {
+    fn new(pid: Pid, pidfd: OwnedFd, child: Option<Child>) -> Result<Self, Error> {
+        // SAFETY: an OwnedFd stays the same open descriptor until the AsyncFd that owns it is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        let pidfd = registered.map_err(std::io::Error::from).map_err(Error::io("watch", "pidfd"))?;
+        Ok(Self { pid, pidfd, child: Mutex::new(child), since: Instant::now() })
+    }
+
+    /// Process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Starts PostgreSQL on `layout.data()`.
+    pub(crate) fn spawn(bin_dir: &Path, layout: &Layout, user: &OsUser) -> Result<Self, Error> {
+        let log_path = layout.log();
+        if std::fs::metadata(&log_path).is_ok_and(|log| log.len() > LOG_ROTATE_BYTES) {
+            let old = layout.run().join("postgresql.log.1");
+            std::fs::rename(&log_path, &old).map_err(Error::io("put away", &log_path))?;
+        }
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&log_path)
+            .map_err(Error::io("open", &log_path))?;
+        user.own(&log_path)?;
+        let duplicate = log.try_clone().map_err(Error::io("open", &log_path))?;
+        let program = bin_dir.join("postgres");
+        let mut command = Command::new(&program);
+        command
+            .arg("-D")
+            .arg(layout.data())
+            .current_dir("/")
+            // Nothing of the sitter's, which may hold secrets and settings for libpq.
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(duplicate)
+            .stderr(log);
+        user.apply(&mut command);
+        let child = command.spawn().map_err(Error::io("run", &program))?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(std::io::Error::from);
+        // Not yet reaped, so the id can not have been given to another process.
+        let watched = pid.ok_or_else(|| std::io::Error::other("no process id")).and_then(|pid| Ok((pid, open(pid)?)));
+        let (pid, pidfd) = watched.map_err(Error::io("watch", &program))?;
+        Self::new(pid, pidfd, Some(child))
+    }
+
+    /// The postmaster that runs on `data`, if one does, from `postmaster.pid`.
+    pub(crate) fn find(data: &Path) -> Result<Option<Self>, Error> {
+        let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return Ok(None) };
+        let Some(pid) = parse_pid(&text) else { return Ok(None) };
+        // Opened first: what is checked afterwards is then true of the process watched.
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(None) };
+        if !is_postmaster_of(pid, data) {
+            return Ok(None);
+        }
+        Self::new(pid, pidfd, None).map(Some)
+    }
+
+    /// Waits until the process has ended; then reaps it. Any number may wait; safe to drop.
+    pub(crate) async fn ended(&self) {
+        // A pidfd is readable once its process has ended and stays so. The readiness is never
+        // cleared, so that every waiter sees it.
+        if self.pidfd.readable().await.is_err() {
+            // Only when the runtime shuts down.
+            std::future::pending::<()>().await;
+        }
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut child) = child.take() {
+            let _ = child.wait();
+        }
+    }
+
+    /// Waits for the end with a bound; whether it came.
+    pub(crate) async fn ended_within(&self, bound: Duration) -> bool {
+        tokio::time::timeout(bound, self.ended()).await.is_ok()
+    }
+
+    /// Sends a signal; to nobody else, even if the process has ended.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // ESRCH: it has ended, which `ended` reports.
+        let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref().as_fd(), signal);
+    }
+
+    /// Whether somebody stopped it (SIGSTOP): sessions may still answer, but none is let in.
+    pub(crate) fn is_stopped(&self) -> bool {
+        stat_of(self.pid()).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
+    }
+
+    /// SIGKILL for it and its children. Children have sessions of their own, and one that hangs
+    /// would keep the shared memory, with which no new postmaster starts.
+    pub(crate) fn kill_all(&self) {
+        let children = children_of(self.pid());
+        self.signal(Signal::KILL);
+        for (_, child) in children {
+            let _ = rustix::process::pidfd_send_signal(child.as_fd(), Signal::KILL);
+        }
+    }
+}
+
+/// Processes whose parent is `parent`, each with a pidfd.
+fn children_of(parent: i32) -> Vec<(Pid, OwnedFd)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| {
+        let fd = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
+        // Asked after the pidfd was opened, so that it is true of the same process.
+        stat_of(pid).filter(|(_, its_parent)| *its_parent == parent).and_then(|_| Some((Pid::from_raw(pid)?, fd)))
+    })
+    .collect()
+}
+
+/// State letter and parent from `/proc/PID/stat` (proc(5)); the name, in parentheses, may hold anything.
+fn stat_of(pid: i32) -> Option<(char, i32)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut words = rest.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
+}
+
+/// First line of `postmaster.pid`; negative for a single-user server, which is not adopted.
+fn parse_pid(text: &str) -> Option<Pid> {
+    text.lines().next()?.trim().parse::<i32>().ok().filter(|&pid| pid > 1).and_then(Pid::from_raw)
+}
+
+/// A postmaster works in its data directory and shows its arguments; its children show a title
+/// ("postgres: checkpointer") instead.
+fn is_postmaster_of(pid: Pid, data: &Path) -> bool {
+    let pid = pid.as_raw_nonzero();
+    let works_in = std::fs::read_link(format!("/proc/{pid}/cwd")).ok();
+    let Some(works_in) = works_in.filter(|folder| std::fs::canonicalize(data).is_ok_and(|data| data == *folder)) else {
+        return false;
+    };
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let is_postgres = program
+        .file_name()
+        .and_then(|name| name.to_str())
+        // An upgraded package leaves the running program "… (deleted)".
+        .is_some_and(|name| name.split(' ').next() == Some("postgres"));
+    let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    is_postgres && !title.starts_with(b"postgres: ") && !works_in.as_os_str().is_empty()
+}
+
+/// Whether `postmaster.pid` is left over: its server did not end by itself.
+pub(crate) fn left_pid_file(data: &Path) -> bool {
+    data.join("postmaster.pid").exists()
+}
+
+/// The end of the server's log, for error messages.
+pub(crate) fn log_tail(layout: &Layout) -> String {
+    let text = files::tail(&layout.log(), 2048);
+    let mut lines: Vec<&str> = text.lines().rev().take(6).collect();
+    lines.reverse();
+    lines.join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_postmasters_pid_is_taken() {
+        assert_eq!(parse_pid("4711\n/data\n").map(|pid| pid.as_raw_nonzero().get()), Some(4711));
+        for text in ["", "-12\n", "0", "1", "x"] {
+            assert!(parse_pid(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn another_process_is_not_a_postmaster() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = std::process::id();
+        std::fs::write(dir.path().join("postmaster.pid"), format!("{me}\n")).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        assert!(runtime.block_on(async { Postmaster::find(dir.path()) }).unwrap().is_none());
+    }
+}

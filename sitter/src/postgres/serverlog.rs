@@ -1,0 +1,176 @@
+//! What PostgreSQL's log says about a standby that can not stream. There is no other place: the
+//! WAL receiver ends with its error, and no view keeps it.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What a message means for a standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// This data can not follow this upstream.
+    Hopeless,
+    /// Probably the same, but normal for a moment while the upstream itself changes.
+    HopelessIfItLasts,
+}
+
+/// How long a message of the second kind must go on.
+const LASTS: Duration = Duration::from_secs(5);
+
+/// How much of the log is read at once; more is skipped, the messages repeat.
+const CHUNK_BYTES: u64 = 64 << 10;
+
+/// `walsender.c`, `walreceiver.c`, `xlogrecovery.c`, `slot.c` of PostgreSQL 13 to 18.
+const MESSAGES: &[(&str, Meaning)] = &[
+    ("has already been removed", Meaning::Hopeless),
+    ("is not in this server's history", Meaning::Hopeless),
+    ("before current recovery point", Meaning::Hopeless),
+    ("is not a child of this server's history", Meaning::Hopeless),
+    ("database system identifier differs", Meaning::Hopeless),
+    ("is ahead of the WAL flush position", Meaning::HopelessIfItLasts),
+    ("is behind recovery timeline", Meaning::HopelessIfItLasts),
+    ("can no longer access replication slot", Meaning::HopelessIfItLasts),
+    ("can no longer get changes from replication slot", Meaning::HopelessIfItLasts),
+    ("exceeded the maximum reserved size", Meaning::HopelessIfItLasts),
+];
+
+/// What a line of the log means, if anything.
+pub(super) fn meaning(line: &str) -> Option<Meaning> {
+    MESSAGES.iter().find(|(text, _)| line.contains(text)).map(|(_, meaning)| *meaning)
+}
+
+/// Follows the log.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    path: PathBuf,
+    inode: u64,
+    offset: u64,
+    /// First sight of a message of the second kind.
+    first: Option<Instant>,
+    verdict: Option<String>,
+}
+
+impl Watcher {
+    /// Watches what is written to `path` from now on.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let mut watcher = Self { path, inode: 0, offset: 0, first: None, verdict: None };
+        watcher.forget();
+        watcher
+    }
+
+    /// What was written so far means nothing any more: the standby streams, or was told otherwise.
+    pub(super) fn forget(&mut self) {
+        if let Ok(log) = std::fs::metadata(&self.path) {
+            (self.inode, self.offset) = (log.ino(), log.len());
+        }
+        (self.first, self.verdict) = (None, None);
+    }
+
+    /// Reads on; the message by which this data can not follow, if there was one.
+    pub(super) fn look(&mut self, now: Instant) -> Option<&str> {
+        for line in self.news().lines() {
+            let lasts = match meaning(line) {
+                None => continue,
+                Some(Meaning::Hopeless) => true,
+                Some(Meaning::HopelessIfItLasts) => now.duration_since(*self.first.get_or_insert(now)) >= LASTS,
+            };
+            if lasts {
+                // Without time, process and kind of process.
+                let text = line.split_once("] ").map_or(line, |(_, text)| text);
+                self.verdict = Some(text.trim().to_owned());
+            }
+        }
+        self.verdict.as_deref()
+    }
+
+    /// Complete lines written since.
+    fn news(&mut self) -> String {
+        let mut read = || {
+            let mut log = File::open(&self.path)?;
+            let facts = log.metadata()?;
+            if facts.ino() != self.inode || facts.len() < self.offset {
+                // Put away, or cut: a new one.
+                (self.inode, self.offset) = (facts.ino(), 0);
+            }
+            self.offset = self.offset.max(facts.len().saturating_sub(CHUNK_BYTES));
+            if facts.len() == self.offset {
+                return Ok(String::new());
+            }
+            log.seek(SeekFrom::Start(self.offset))?;
+            let mut bytes = Vec::new();
+            log.take(CHUNK_BYTES).read_to_end(&mut bytes)?;
+            let complete = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+            bytes.truncate(complete);
+            self.offset += complete as u64;
+            std::io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn messages_of_divergence_are_known() {
+        let table = [
+            (
+                "FATAL:  could not start WAL streaming: ERROR:  requested starting point 0/5000000 on timeline 1 is not in this server's history",
+                Some(Meaning::Hopeless),
+            ),
+            (
+                "FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 000000010000000000000003 has already been removed",
+                Some(Meaning::Hopeless),
+            ),
+            (
+                "LOG:  new timeline 2 forked off current database system timeline 1 before current recovery point 0/40003A8",
+                Some(Meaning::Hopeless),
+            ),
+            (
+                "FATAL:  highest timeline 1 of the primary is behind recovery timeline 2",
+                Some(Meaning::HopelessIfItLasts),
+            ),
+            ("FATAL:  could not connect to the primary server: Connection refused", None),
+            ("FATAL:  could not start WAL streaming: ERROR:  replication slot \"x\" does not exist", None),
+        ];
+        for (line, expected) in table {
+            assert_eq!(meaning(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_news_count_and_streaming_forgets_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let old = "x [1] walreceiver FATAL:  a has already been removed\n";
+        std::fs::write(&path, old).unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        let now = Instant::now();
+        assert_eq!(watcher.look(now), None);
+        let mut log = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        write!(log, "x [1] walreceiver FATAL:  b has already ").unwrap();
+        assert_eq!(watcher.look(now), None, "not a complete line yet");
+        writeln!(log, "been removed").unwrap();
+        assert_eq!(watcher.look(now), Some("walreceiver FATAL:  b has already been removed"));
+        watcher.forget();
+        assert_eq!(watcher.look(now), None);
+    }
+
+    #[test]
+    fn ambiguous_messages_must_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "").unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        let mut log = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let start = Instant::now();
+        for (second, hopeless) in [(0, false), (3, false), (5, true)] {
+            writeln!(log, "[1] FATAL:  highest timeline 1 of the primary is behind recovery timeline 2").unwrap();
+            assert_eq!(watcher.look(start + Duration::from_secs(second)).is_some(), hopeless, "{second}");
+        }
+    }
+}

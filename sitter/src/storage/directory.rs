@@ -1,0 +1,151 @@
+//! Plain folders: copies by `pg_basebackup`, no snapshots.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Source, Storage};
+use crate::postgres::osuser::OsUser;
+use crate::postgres::tool::Tool;
+use crate::postgres::{Error, Layout, REPLICATION_ROLE, files};
+
+/// A peer's folders on one file system.
+#[derive(Debug)]
+pub struct Directory {
+    layout: Layout,
+    bin_dir: PathBuf,
+    user: OsUser,
+    kept: usize,
+}
+
+impl Directory {
+    /// Folders below `layout`; `kept` data sets set aside are kept.
+    pub(crate) fn new(layout: Layout, bin_dir: PathBuf, user: OsUser, kept: usize) -> Self {
+        Self { layout, bin_dir, user, kept }
+    }
+
+    /// Removes the oldest folders set aside. Their names begin with the time, in digits of equal
+    /// number until the year 2286.
+    async fn prune(&self) -> Result<(), Error> {
+        let isolated = self.layout.isolated();
+        let entries = std::fs::read_dir(&isolated).map_err(Error::io("list", &isolated))?;
+        let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        folders.sort();
+        let surplus = folders.len().saturating_sub(self.kept);
+        for folder in folders.into_iter().take(surplus) {
+            tracing::info!(folder = %folder.display(), "removing the oldest data set aside");
+            remove_tree(&folder).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes a folder with all in it, if there, away from the runtime's threads.
+async fn remove_tree(folder: &Path) -> Result<(), Error> {
+    let path = folder.to_owned();
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(path)).await;
+    match removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether there is no such folder, or nothing in it.
+fn is_empty(folder: &Path) -> Result<bool, Error> {
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(Error::io("list", folder)(error)),
+    }
+}
+
+#[async_trait]
+impl Storage for Directory {
+    async fn stage(&self) -> Result<PathBuf, Error> {
+        let staging = self.layout.staging();
+        remove_tree(&staging).await?;
+        files::make_folder(&staging, &self.user)?;
+        Ok(staging)
+    }
+
+    async fn copy_from(&self, source: &Source) -> Result<(), Error> {
+        let connection = format!(
+            "host={} port={} user={REPLICATION_ROLE} application_name=manatee-basebackup connect_timeout=5 \
+             keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000",
+            source.peer.ip, source.peer.pg_port
+        );
+        let staging = self.layout.staging();
+        Tool::new(&self.bin_dir, "pg_basebackup")
+            .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"])
+            .arg(format!("--slot={}", source.slot))
+            .arg("--pgdata")
+            .arg(staging)
+            .arg("--dbname")
+            .arg(connection)
+            .env("PGPASSFILE", self.layout.passfile())
+            .run(&self.user)
+            .await?;
+        Ok(())
+    }
+
+    async fn publish(&self) -> Result<(), Error> {
+        let (staging, data) = (self.layout.staging(), self.layout.data());
+        if !is_empty(&data)? {
+            return Err(Error::DataPresent);
+        }
+        // Replaces an empty folder, and nothing else.
+        std::fs::rename(&staging, &data).map_err(Error::io("replace", &data))?;
+        files::sync_folder(&data)
+    }
+
+    async fn set_aside(&self, why: &'static str) -> Result<Option<PathBuf>, Error> {
+        let data = self.layout.data();
+        if is_empty(&data)? {
+            return Ok(None);
+        }
+        files::make_folder(&self.layout.isolated(), &self.user)?;
+        let place = self.layout.isolated().join(format!("{}-{why}", Timestamp::now().as_millisecond()));
+        std::fs::rename(&data, &place).map_err(Error::io("set aside", &data))?;
+        files::sync_folder(&data)?;
+        files::sync_folder(&place)?;
+        tracing::info!(place = %place.display(), "set the data aside");
+        self.prune().await?;
+        Ok(Some(place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every kind of storage must do, whatever it is made of.
+    async fn conforms(storage: &dyn Storage, layout: &Layout) {
+        assert!(storage.set_aside("nothing").await.unwrap().is_none());
+        let staging = storage.stage().await.unwrap();
+        std::fs::write(staging.join("half"), "").unwrap();
+        let staging = storage.stage().await.unwrap();
+        assert!(!staging.join("half").exists(), "an earlier attempt is gone");
+        for number in 0..3 {
+            let staging = storage.stage().await.unwrap();
+            std::fs::write(staging.join("number"), number.to_string()).unwrap();
+            assert!(!layout.data().join("number").exists(), "nothing is data before it is published");
+            storage.publish().await.unwrap();
+            assert_eq!(std::fs::read_to_string(layout.data().join("number")).unwrap(), number.to_string());
+            storage.stage().await.unwrap();
+            assert!(matches!(storage.publish().await, Err(Error::DataPresent)), "data is never overwritten");
+            let place = storage.set_aside("test").await.unwrap().expect("a place");
+            assert_eq!(std::fs::read_to_string(place.join("number")).unwrap(), number.to_string());
+            assert!(!layout.data().exists());
+        }
+        assert_eq!(std::fs::read_dir(layout.isolated()).unwrap().count(), 2, "the oldest is forgotten");
+    }
+
+    #[tokio::test]
+    async fn directory_conforms() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        let user = OsUser::resolve("postgres").unwrap();
+        conforms(&Directory::new(layout.clone(), "/nowhere".into(), user, 2), &layout).await;
+    }
+}

@@ -1,0 +1,415 @@
+//! The PostgreSQL manager against real servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use manatee_shared::ids::PeerId;
+use manatee_sitter::machine::action::StopMode;
+use manatee_sitter::machine::local::{
+    Data, Gate, Local, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
+};
+use manatee_sitter::postgres::{Error, Postgres, Secret, Settings};
+use manatee_sitter::rejoin::Rung;
+use tokio_postgres::{Client, NoTls};
+
+const SUPERUSER_PASSWORD: &str = "correct horse";
+
+/// The newest PostgreSQL of Debian's layout.
+fn bin_dir() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
+    let newest = versions.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()).max();
+    PathBuf::from(format!("/usr/lib/postgresql/{}/bin", newest.expect("a version")))
+}
+
+/// A peer: its manager, and a folder that goes with it. The server is killed at the end.
+struct TestPeer {
+    id: PeerId,
+    postgres: Postgres,
+    settings: Settings,
+    dir: tempfile::TempDir,
+}
+
+impl TestPeer {
+    fn new() -> Self {
+        // Addresses of their own for the peers of one test and of tests beside it.
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let host = u8::try_from(std::process::id() % 200).unwrap();
+        let ip = Ipv4Addr::new(127, 100 + number, host, 1);
+        let port = TcpListener::bind(SocketAddr::from((ip, 0))).unwrap().local_addr().unwrap().port();
+        let id: PeerId = format!("{ip}:{port}:12345").parse().unwrap();
+        let dir = tempfile::Builder::new().prefix("mnt").tempdir_in("/tmp").unwrap();
+        // PostgreSQL's user must get through to what is below.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let settings = Settings {
+            superuser_password: Some(Secret::new(SUPERUSER_PASSWORD)),
+            start_wait: Duration::from_secs(20),
+            parameters: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
+            ..Settings::new(dir.path().join("p"), bin_dir(), Secret::new("repl:pass\\word"), Secret::new("proxypass"))
+        };
+        let postgres = Postgres::new(settings.clone(), id).unwrap();
+        Self { id, postgres, settings, dir }
+    }
+
+    fn local(&self) -> Local {
+        self.postgres.local().borrow().clone()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.settings.layout().data()
+    }
+
+    fn standby(&self) -> StandbyStatus {
+        match self.local().server {
+            Server::Standby(status) => status,
+            other => panic!("not a standby: {other:?}"),
+        }
+    }
+
+    fn primary(&self) -> PrimaryStatus {
+        match self.local().server {
+            Server::Primary(status) => status,
+            other => panic!("not a primary: {other:?}"),
+        }
+    }
+
+    /// Waits for a state, with a deadline.
+    async fn until(&self, what: &str, wanted: impl Fn(&Local) -> bool) -> Local {
+        let mut local = self.postgres.local();
+        let waiting = local.wait_for(|local| wanted(local));
+        match tokio::time::timeout(Duration::from_secs(20), waiting).await {
+            Ok(local) => local.unwrap().clone(),
+            Err(_) => panic!("{what} did not come: {:?}\n{}", self.local(), log(&self.settings)),
+        }
+    }
+
+    async fn streaming(&self) {
+        self.until("streaming", |local| matches!(&local.server, Server::Standby(standby) if standby.streaming)).await;
+    }
+
+    async fn client(&self) -> Result<Client, tokio_postgres::Error> {
+        let config = format!(
+            "host={} port={} user=postgres dbname=postgres password='{SUPERUSER_PASSWORD}' connect_timeout=5",
+            self.id.ip, self.id.pg_port
+        );
+        let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    async fn sql(&self, text: &str) {
+        let client = self.client().await.expect("connection");
+        let done = tokio::time::timeout(Duration::from_secs(20), client.batch_execute(text)).await;
+        done.expect("an answer in time").expect(text);
+    }
+}
+
+fn log(settings: &Settings) -> String {
+    let text = std::fs::read_to_string(settings.layout().log()).unwrap_or_default();
+    text.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+impl Drop for TestPeer {
+    fn drop(&mut self) {
+        let pid_file = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let pid = pid_file.lines().next().and_then(|line| line.trim().parse().ok());
+        if let Some(pid) = pid.filter(|&pid: &i32| works_in(pid, &self.data())) {
+            // SIGQUIT: children end with it.
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while works_in(pid.as_raw(), &self.data()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let _ = self.dir.path();
+    }
+}
+
+fn works_in(pid: i32, data: &Path) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+}
+
+fn config(recovery: Recovery, synchronous: Synchronous, slots: &[PeerId]) -> ServerConfig {
+    ServerConfig { recovery, synchronous, gate: Gate::Open, slots: BTreeSet::from_iter(slots.iter().copied()) }
+}
+
+fn follow(upstream: &TestPeer, slots: &[PeerId]) -> ServerConfig {
+    config(Recovery::Follow(upstream.id), Synchronous::Impossible, slots)
+}
+
+/// A primary and `N` standbys that stream from it; nobody is synchronous yet.
+async fn shard<const N: usize>() -> (TestPeer, [TestPeer; N]) {
+    let primary = TestPeer::new();
+    let standbys = std::array::from_fn(|_| TestPeer::new());
+    let ids: Vec<PeerId> = standbys.iter().map(|peer| peer.id).collect();
+    primary.postgres.adopt().await.unwrap();
+    primary.postgres.initialise().await.unwrap();
+    let alone = config(Recovery::Primary, Synchronous::Nobody, &ids);
+    primary.postgres.start(&alone).await.unwrap();
+    for standby in &standbys {
+        standby.postgres.adopt().await.unwrap();
+        standby.postgres.bootstrap(primary.id).await.unwrap();
+        let others: Vec<PeerId> = ids.iter().copied().filter(|id| *id != standby.id).chain([primary.id]).collect();
+        standby.postgres.start(&follow(&primary, &others)).await.unwrap();
+        standby.streaming().await;
+    }
+    (primary, standbys)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_setup_is_fresh_until_it_is_started() {
+    let peer = TestPeer::new();
+    assert!(!peer.postgres.adopt().await.unwrap());
+    assert_eq!(peer.local().data, Data::Absent);
+    assert!(matches!(peer.postgres.start(&follow(&peer, &[])).await, Err(Error::DataNotFit(_))));
+    let system = peer.postgres.initialise().await.unwrap();
+    assert_eq!(peer.local().data, Data::Fresh(system.clone()));
+    assert_eq!(peer.postgres.initialise().await.unwrap(), system, "may be repeated");
+
+    let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
+    peer.postgres.start(&config).await.unwrap();
+    let local = peer.local();
+    assert_eq!((local.data, local.config), (Data::Present(system.clone()), Some(config)));
+    assert_eq!(peer.primary().flushed.timeline.0, 1);
+    assert!(matches!(peer.postgres.initialise().await, Err(Error::DataPresent)));
+
+    // What the proxy may, and may not, do.
+    let proxy =
+        format!("host={} port={} user=manatee_proxy dbname=postgres password=proxypass", peer.id.ip, peer.id.pg_port);
+    let (proxy, connection) = tokio_postgres::connect(&proxy, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let row = proxy.query_one("SELECT * FROM manatee.role_verifier('postgres')", &[]).await.unwrap();
+    assert!(row.get::<_, &str>("verifier").starts_with("SCRAM-SHA-256$"));
+    assert!(row.get::<_, bool>("can_login"));
+    assert!(proxy.query("SELECT * FROM pg_authid", &[]).await.is_err());
+    let nobody = format!("host={} port={} user=nobody dbname=postgres", peer.id.ip, peer.id.pg_port);
+    assert!(tokio_postgres::connect(&nobody, NoTls).await.is_err());
+    let log = std::fs::read_to_string(peer.settings.layout().log()).unwrap();
+    assert!(!log.contains("SCRAM-SHA-256$") && !log.contains(SUPERUSER_PASSWORD), "{log}");
+
+    // A clean stop is no crash, data absent is neither.
+    peer.postgres.stop(StopMode::Fast).await.unwrap();
+    assert_eq!(peer.local().server, Server::Down { crashed: false, standby: false });
+    assert_eq!(peer.local().data, Data::Present(system));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crash_is_noticed_at_once_and_adoption_touches_nothing() {
+    let peer = TestPeer::new();
+    peer.postgres.adopt().await.unwrap();
+    peer.postgres.initialise().await.unwrap();
+    let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
+    peer.postgres.start(&config).await.unwrap();
+    let pid = peer.postgres.pid().expect("a process");
+
+    // Another manager, as after a restart of the sitter.
+    let second = Postgres::new(peer.settings.clone(), peer.id).unwrap();
+    assert!(second.adopt().await.unwrap());
+    assert_eq!(second.pid(), Some(pid));
+    drop(second);
+    let adopted = Postgres::new(peer.settings.clone(), peer.id).unwrap();
+    assert!(adopted.adopt().await.unwrap());
+    let local = adopted.local().borrow().clone();
+    assert_eq!(local.config.as_ref(), Some(&config), "{local:?}");
+    assert!(matches!(local.server, Server::Primary(_)), "{local:?}");
+    adopted.start(&config).await.unwrap();
+    assert_eq!(adopted.pid(), Some(pid), "no second postmaster");
+
+    let mut local = adopted.local();
+    let killed = Instant::now();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let down = Server::Down { crashed: true, standby: false };
+    local.wait_for(|local| local.server == down).await.unwrap();
+    assert!(killed.elapsed() < Duration::from_millis(200), "{:?}", killed.elapsed());
+
+    // And known to a sitter that was not there.
+    let late = Postgres::new(peer.settings.clone(), peer.id).unwrap();
+    assert!(!late.adopt().await.unwrap());
+    assert_eq!(late.local().borrow().server, down);
+    late.start(&config).await.unwrap();
+    assert!(matches!(late.local().borrow().server, Server::Primary(_)));
+    late.stop(StopMode::Immediate).await.unwrap();
+    assert_eq!(late.local().borrow().server, Server::Down { crashed: false, standby: false });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_acknowledges_is_confirmed_everywhere() {
+    let (primary, [first, second]) = shard().await;
+    let slots = [first.id, second.id];
+    let with = |synchronous| config(Recovery::Primary, synchronous, &slots);
+    let priorities = || {
+        let mut found = primary.primary().downstreams;
+        found.sort_by_key(|downstream| downstream.peer != first.id);
+        found.iter().map(|downstream| downstream.sync_priority).collect::<Vec<_>>()
+    };
+
+    primary.postgres.configure(&with(Synchronous::Peer(first.id))).await.unwrap();
+    assert_eq!(priorities(), [1, 0]);
+    let before = primary.primary().flushed.lsn;
+    primary.sql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await;
+    primary
+        .until("the sync's flush", |local| match &local.server {
+            Server::Primary(status) => status.downstreams.iter().any(|d| d.peer == first.id && d.flush > before),
+            _ => false,
+        })
+        .await;
+
+    let begin = Instant::now();
+    primary.postgres.configure(&with(Synchronous::Both { new: second.id, old: first.id })).await.unwrap();
+    println!("confirmed both in {:?}", begin.elapsed());
+    assert_eq!(priorities(), [2, 1]);
+    primary.postgres.configure(&with(Synchronous::Peer(second.id))).await.unwrap();
+    assert_eq!(priorities(), [0, 1]);
+
+    // Nobody may acknowledge now: a commit waits until somebody may.
+    primary.postgres.configure(&with(Synchronous::Impossible)).await.unwrap();
+    let client = primary.client().await.unwrap();
+    let mut commit = Box::pin(client.batch_execute("INSERT INTO t VALUES (2)"));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut commit).await.is_err());
+    primary.postgres.configure(&with(Synchronous::Peer(first.id))).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), commit).await.expect("acknowledged").unwrap();
+
+    // A clean stop lets the standbys have everything.
+    primary.postgres.stop(StopMode::Fast).await.unwrap();
+    second
+        .until("not streaming", |local| {
+            matches!(&local.server, Server::Standby(s) if !s.streaming && s.not_streaming_ms > 0 && s.received.is_some())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn takeover_and_rejoin_by_rewind() {
+    let (old, [new, other]) = shard().await;
+    let slots = [new.id, other.id];
+    old.postgres.configure(&config(Recovery::Primary, Synchronous::Peer(new.id), &slots)).await.unwrap();
+    old.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").await;
+    let acknowledged = old.primary().flushed;
+
+    // Detach, then promote, while the old primary goes on.
+    let begin = Instant::now();
+    // The other first, or it might come to have more than the new primary.
+    let detached = config(Recovery::Detached, Synchronous::Peer(other.id), &[old.id, other.id]);
+    other.postgres.configure(&ServerConfig { recovery: Recovery::Detached, ..follow(&old, &[]) }).await.unwrap();
+    new.postgres.configure(&detached).await.unwrap();
+    println!("detached in {:?}", begin.elapsed());
+    let standby = new.standby();
+    assert!(standby.receiver_stopped && !standby.streaming);
+    let received = standby.received.expect("a position");
+    assert!(received.lsn >= acknowledged.lsn && received.timeline == acknowledged.timeline, "{received}");
+    assert!(matches!(old.postgres.promote(&detached).await, Err(Error::NotApplied(_))));
+    let begin = Instant::now();
+    let promoted = ServerConfig { recovery: Recovery::Primary, ..detached.clone() };
+    new.postgres.promote(&promoted).await.unwrap();
+    println!("promoted in {:?}", begin.elapsed());
+    assert_eq!(new.local().config, Some(promoted));
+    assert_eq!(new.primary().flushed.timeline.0, 2);
+    other.postgres.configure(&follow(&new, &[old.id, new.id])).await.unwrap();
+    other.streaming().await;
+    new.sql("INSERT INTO t VALUES (-1)").await;
+
+    // The old primary writes what nobody has, and crashes.
+    let client = old.client().await.unwrap();
+    client
+        .batch_execute("SET synchronous_commit = local; INSERT INTO t SELECT generate_series(1, 5000)")
+        .await
+        .unwrap();
+    old.postgres.stop(StopMode::Immediate).await.unwrap();
+
+    // Started as it is, it says that it can not follow.
+    let following = follow(&new, &[new.id, other.id]);
+    old.postgres.start(&following).await.unwrap();
+    let told = old
+        .until("the divergence", |local| matches!(&local.server, Server::Standby(s) if s.cannot_follow.is_some()))
+        .await;
+    println!("{:?}", told.server);
+    let held = new.postgres.local().borrow().clone();
+    let Server::Primary(at) = held.server else { panic!("{held:?}") };
+    assert_eq!(old.postgres.rejoin(new.id, Rung::AsIs, Some(received)).await.unwrap(), Rung::Rewind);
+    assert_eq!(old.local().server, Server::Down { crashed: false, standby: true });
+    assert!(matches!(
+        old.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await,
+        Err(Error::StandbyData)
+    ));
+    old.postgres.start(&following).await.unwrap();
+    old.streaming().await;
+    old.until("catching up", |local| {
+        matches!(&local.server, Server::Standby(s) if s.received.is_some_and(|r| r.timeline.0 == 2 && r.lsn >= at.flushed.lsn))
+    })
+    .await;
+    assert_eq!(old.standby().cannot_follow, None);
+
+    // A standby that was merely stopped needs nothing; the forced copy works and keeps the old data.
+    other.postgres.stop(StopMode::Fast).await.unwrap();
+    assert_eq!(other.postgres.rejoin(new.id, Rung::AsIs, None).await.unwrap(), Rung::AsIs);
+    assert_eq!(other.postgres.rejoin(new.id, Rung::Copy, None).await.unwrap(), Rung::Copy);
+    assert_eq!(std::fs::read_dir(other.settings.layout().isolated()).unwrap().count(), 1);
+    other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
+    other.streaming().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closed_gate_ends_clients_and_keeps_them_out() {
+    let (primary, [standby]) = shard().await;
+    let open = config(Recovery::Primary, Synchronous::Peer(standby.id), &[standby.id]);
+    primary.postgres.configure(&open).await.unwrap();
+    let client = primary.client().await.unwrap();
+    client.batch_execute("SELECT 1").await.unwrap();
+    let closed = ServerConfig { gate: Gate::Closed, ..open.clone() };
+    let begin = Instant::now();
+    primary.postgres.configure(&closed).await.unwrap();
+    println!("closed in {:?}", begin.elapsed());
+    assert!(client.batch_execute("SELECT 1").await.is_err());
+    assert!(primary.client().await.is_err());
+    assert_eq!(primary.primary().downstreams.len(), 1, "replication stays");
+    primary.postgres.configure(&open).await.unwrap();
+    primary.sql("SELECT 1").await;
+
+    // A line that PostgreSQL does not understand is reported, not ignored.
+    let mut settings = primary.settings.clone();
+    settings.hba = vec!["host all all nonsense/99 scram-sha-256".to_owned()];
+    let other = Postgres::new(settings, primary.id).unwrap();
+    other.adopt().await.unwrap();
+    let refused = other.configure(&open).await;
+    assert!(matches!(&refused, Err(Error::Setting { key, .. }) if key == "postgres.hba"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_postmaster_is_hung_and_can_be_ended() {
+    let peer = TestPeer::new();
+    peer.postgres.adopt().await.unwrap();
+    peer.postgres.initialise().await.unwrap();
+    peer.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(peer.postgres.pid().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    peer.until("hung", |local| matches!(local.server, Server::Hung { .. })).await;
+    peer.postgres.stop(StopMode::Immediate).await.unwrap();
+    peer.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owned_settings_can_not_be_taken_over() {
+    let peer = TestPeer::new();
+    let mut settings = peer.settings.clone();
+    settings.parameters.insert("synchronous_standby_names".into(), "*".into());
+    assert!(matches!(Postgres::new(settings, peer.id), Err(Error::Setting { .. })));
+    let mut settings = peer.settings.clone();
+    settings.dir = settings.dir.join("x".repeat(100));
+    let error = Postgres::new(settings, peer.id).unwrap_err();
+    assert!(error.to_string().contains("bytes"), "{error}");
+
+    peer.postgres.adopt().await.unwrap();
+    peer.postgres.initialise().await.unwrap();
+    let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
+    peer.postgres.start(&config).await.unwrap();
+    peer.sql("ALTER SYSTEM SET synchronous_standby_names = 'somebody'").await;
+    let closed = ServerConfig { gate: Gate::Closed, ..config };
+    peer.postgres.configure(&closed).await.unwrap();
+    assert_eq!(peer.local().config, Some(closed));
+}
