@@ -185,8 +185,10 @@ async fn close_gate(inner: &Inner, session: &Client) -> Result<(), Error> {
     // Accepted by the postmaster after it has read the new pg_hba.conf.
     drop(session::local(&inner.settings, inner.me).await?);
     let what = "the end of client sessions";
-    until(inner.settings.confirm_timeout, what, || async { Ok((observe::end_clients(session).await? == 0).then_some(())) })
-        .await
+    until(inner.settings.confirm_timeout, what, || async {
+        Ok((observe::end_clients(session).await? == 0).then_some(()))
+    })
+    .await
 }
 
 async fn checkpointer_knows(inner: &Inner) -> Result<(), Error> {
