@@ -1,0 +1,225 @@
+//! Bad input to each program: one clear line that says what, where and what to do, and a
+//! non-zero exit; nothing is overwritten.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use manatee_tests::binaries::{Binaries, postgres_folder};
+use manatee_tests::ports;
+use tokio::process::Command;
+
+/// Longest that a program may take to say what is wrong.
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct Ended {
+    success: bool,
+    text: String,
+}
+
+impl Ended {
+    /// A failure whose message names all of `words`, without a panic or a backtrace.
+    #[track_caller]
+    fn says(&self, words: &[&str]) {
+        assert!(!self.success, "it succeeded: {}", self.text);
+        for word in words {
+            assert!(self.text.contains(word), "`{word}` is missing in: {}", self.text);
+        }
+        assert!(!self.text.contains("panicked"), "it panicked: {}", self.text);
+    }
+}
+
+async fn run(program: &Path, args: &[&str]) -> Ended {
+    let child = Command::new(program).args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(LIMIT, child).await.expect("it did not end").expect("it can be started");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Ended { success: output.status.success(), text }
+}
+
+fn binaries() -> Binaries {
+    Binaries::find(None).expect("programs")
+}
+
+/// A folder with the secrets, and configuration files that are right but for what a test changes.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        for name in ["replication.password", "proxy.password", "api.token"] {
+            fs::write(folder.path().join(name), "secret\n").expect("secret");
+        }
+        Self { folder }
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).expect("configuration");
+        path.to_str().expect("text").to_owned()
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("peer")
+    }
+
+    fn sitter(&self, ports: [u16; 3], extra: &str) -> String {
+        let folder = self.folder.path().display();
+        let bin_dir = postgres_folder().expect("PostgreSQL");
+        let [pg, backup, status] = ports;
+        self.write(
+            "sitter.toml",
+            &format!(
+                "shard = \"bad\"\n[peer]\nip = \"127.0.0.1\"\npg_port = {pg}\nbackup_port = {backup}\n\
+                 status_port = {status}\ndir = \"{folder}/peer\"\n\
+                 [zookeeper]\nservers = [\"127.0.0.1:1\"]\n[postgres]\nbin_dir = \"{}\"\n\
+                 replication_password_file = \"{folder}/replication.password\"\n\
+                 proxy_password_file = \"{folder}/proxy.password\"\n{extra}",
+                bin_dir.display()
+            ),
+        )
+    }
+
+    fn proxy(&self, port: u16, http: u16, extra: &str) -> String {
+        self.write(
+            "proxy.toml",
+            &format!(
+                "[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n\
+                 [zookeeper]\nservers = [\"127.0.0.1:1\"]\n[shard]\nname = \"bad\"\n\
+                 [auth]\npassword_file = \"{}/proxy.password\"\n{extra}",
+                self.folder.path().display()
+            ),
+        )
+    }
+}
+
+fn free_ports() -> [u16; 3] {
+    let mut taken = Vec::new();
+    [(); 3].map(|()| ports::free(LOOPBACK, &mut taken).expect("port"))
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_named_with_its_line() {
+    let place = Place::new();
+    let [port, http, other] = free_ports();
+    let config = place.sitter([port, http, other], "no_such_key = 1\n");
+    run(&binaries().sitter, &["--config", &config, "--check-config"]).await.says(&[
+        "no_such_key",
+        "sitter.toml",
+        "line",
+    ]);
+    let config = place.proxy(port, http, "no_such_key = 1\n");
+    run(&binaries().proxy, &["--config", &config, "--check-config"]).await.says(&["no_such_key", "proxy.toml", "line"]);
+}
+
+#[tokio::test]
+async fn a_wrong_value_is_named() {
+    let place = Place::new();
+    let [port, http, other] = free_ports();
+    let config = place.sitter([port, http, other], "[detection]\nsuspicion_timeout = \"soon\"\n");
+    run(&binaries().sitter, &["--config", &config, "--check-config"]).await.says(&["suspicion_timeout"]);
+    let config = place.proxy(port, http, "[pool]\nmode = \"statement\"\n");
+    run(&binaries().proxy, &["--config", &config, "--check-config"]).await.says(&["mode"]);
+}
+
+#[tokio::test]
+async fn a_missing_configuration_file_is_named() {
+    for program in [binaries().sitter, binaries().proxy] {
+        run(&program, &["--config", "/nonexistent/manatee.toml"]).await.says(&["/nonexistent/manatee.toml"]);
+    }
+}
+
+#[tokio::test]
+async fn a_right_configuration_passes_the_check() {
+    let place = Place::new();
+    let [port, http, other] = free_ports();
+    let config = place.sitter([port, http, other], "");
+    let ended = run(&binaries().sitter, &["--config", &config, "--check-config"]).await;
+    assert!(ended.success, "{}", ended.text);
+    let config = place.proxy(port, http, "");
+    let ended = run(&binaries().proxy, &["--config", &config, "--check-config"]).await;
+    assert!(ended.success, "{}", ended.text);
+}
+
+#[tokio::test]
+async fn missing_programs_of_postgresql_are_named() {
+    let place = Place::new();
+    let config = place.sitter(free_ports(), "");
+    let text = fs::read_to_string(&config).expect("configuration");
+    let bin_dir = postgres_folder().expect("PostgreSQL");
+    let text = text.replace(bin_dir.to_str().expect("text"), "/nonexistent/bin");
+    let config = place.write("sitter.toml", &text);
+    run(&binaries().sitter, &["--config", &config]).await.says(&["/nonexistent/bin"]);
+}
+
+#[tokio::test]
+async fn a_busy_port_is_named() {
+    let place = Place::new();
+    let busy = TcpListener::bind((LOOPBACK, 0)).expect("port");
+    let port = busy.local_addr().expect("address").port();
+    let [first, second, _] = free_ports();
+    let config = place.proxy(port, first, "");
+    run(&binaries().proxy, &["--config", &config]).await.says(&[&port.to_string()]);
+    let config = place.sitter([first, port, second], "");
+    run(&binaries().sitter, &["--config", &config]).await.says(&[&port.to_string()]);
+}
+
+#[tokio::test]
+async fn somebody_elses_folder_is_not_touched() {
+    let place = Place::new();
+    let data = place.dir().join("data");
+    fs::create_dir_all(&data).expect("folder");
+    fs::write(data.join("thesis.txt"), "precious").expect("file");
+    let config = place.sitter(free_ports(), "");
+    // It may also go on and report itself unfit; what counts is that it says so and touches nothing.
+    let child = Command::new(binaries().sitter)
+        .args(["--config", &config])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it can be started");
+    let text = first_output_with(child, "data").await;
+    assert!(text.contains("data"), "{text}");
+    assert_eq!(fs::read_to_string(data.join("thesis.txt")).expect("file"), "precious");
+    assert_eq!(fs::read_dir(&data).expect("folder").count(), 1);
+}
+
+/// Output of `child` until a line has `word`, or the end.
+async fn first_output_with(mut child: tokio::process::Child, word: &str) -> String {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let mut out = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut err = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut text = String::new();
+    let read = async {
+        let (mut out_open, mut err_open) = (true, true);
+        while out_open || err_open {
+            let line = tokio::select! {
+                line = out.next_line(), if out_open => { out_open = matches!(line, Ok(Some(_))); line }
+                line = err.next_line(), if err_open => { err_open = matches!(line, Ok(Some(_))); line }
+            };
+            if let Ok(Some(line)) = line {
+                text.push_str(&line);
+                text.push('\n');
+                if line.contains(word) && line.contains("WARN") || line.contains("ERROR") {
+                    return;
+                }
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LIMIT, read).await;
+    child.kill().await.expect("kill");
+    text
+}
+
+#[tokio::test]
+async fn the_operators_tool_says_that_zookeeper_is_unreachable() {
+    run(&binaries().adm, &["-z", "127.0.0.1:1", "-s", "bad", "show"]).await.says(&["ZooKeeper", "127.0.0.1:1"]);
+}
