@@ -13,6 +13,7 @@ use crate::binaries::{self, Binaries};
 use crate::host::{Host, HostConfig};
 use crate::network::{Namespaces, Network};
 use crate::proxy::{ProxyConfig, ProxyProcess};
+use crate::reaper::Reaper;
 use crate::runfile::RunFile;
 use crate::state::StateReader;
 use crate::zookeeper::ZooKeeper;
@@ -95,6 +96,7 @@ pub struct Lab {
     pub password: String,
     folder: Folder,
     _run_file: RunFile,
+    _reaper: Reaper,
 }
 
 /// The lab's folder; removed at the end if it is temporary.
@@ -141,6 +143,7 @@ impl Lab {
         binaries::check_system()?;
         let binaries = Binaries::find(options.bin_dir.as_deref())?;
         let port = proxy_port(options.port)?;
+        let reaper = Reaper::start()?;
         let mut run_file = RunFile::claim()?;
         let with_namespaces = options.netns.resolve()?;
         let peers = usize::from(options.peers);
@@ -163,6 +166,7 @@ impl Lab {
             password: secret(),
             folder,
             _run_file: run_file,
+            _reaper: reaper,
         };
         for number in 1..=peers {
             let mut host = lab.new_host(number, options, &secrets)?;

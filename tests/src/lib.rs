@@ -15,6 +15,7 @@ pub mod pgbench;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod reaper;
 pub mod runfile;
 pub mod scenario;
 pub mod smoke;
