@@ -192,8 +192,8 @@ pub enum ProxyError {
     /// A write on a read-only listen address.
     #[error("cannot run this on a read-only address")]
     ReadOnly,
-    /// Held for the whole `hold.timeout` and no primary appeared.
-    #[error("no primary available within {0:?}")]
+    /// Held for the whole time allowed and no server that could serve appeared.
+    #[error("no server fit for this was available within {0:?}")]
     HoldTimeout(Duration),
     /// More clients or bytes are held than the configuration allows.
     #[error("no primary available, and {0}")]

@@ -4,13 +4,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use manatee_proxy::auth::Access;
 use manatee_proxy::config::{Config, Tls};
 use manatee_proxy::server::listen::Listener;
-use manatee_proxy::server::{NoCatalogs, Proxy, Workers, accept};
+use manatee_proxy::server::{Proxy, Workers, accept};
 use manatee_proxy::tls::Certificates;
 use manatee_proxy::topology::monitor;
 use manatee_shared::cluster::Peer;
@@ -106,7 +105,7 @@ async fn start_proxy(postgres_port: u16, tls: &Tls) -> (SocketAddr, Cancellation
         max_lag: config.routing.max_lag,
     };
     let certificates = Certificates::load(tls).expect("certificates");
-    let Proxy { shared, background } = Proxy::new(config, own, certificates, Arc::new(NoCatalogs)).expect("proxy");
+    let Proxy { shared, background } = Proxy::new(config, own, certificates).expect("proxy");
     let stop = shared.drain.clone();
     let state = State {
         shard: "test".parse().expect("name"),

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     match start(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("manatee-proxy: {error:#}");
+            eprintln!("manatee-proxy: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -68,6 +68,15 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let proxy = Proxy::new(config, own, certificates)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %shard, "starting");
     run(proxy, listeners, &start, arguments.upgrade_socket.as_deref(), recorder)
+}
+
+/// The error and its causes, each said once: many of ours already quote their cause.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.contains(&cause) {
+        true => line,
+        false if line.is_empty() => cause,
+        false => format!("{line}: {cause}"),
+    })
 }
 
 /// A panic in a session ends that session: its task is gone, the thread lives on. Anywhere else

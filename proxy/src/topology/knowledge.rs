@@ -19,10 +19,12 @@ use super::snapshot::{Node, Primary, Reign, Sample, Snapshot, Standby};
 
 /// Positions of the primary that are remembered. Older ones are thinned out, never the newest half.
 const MAX_POSITIONS: usize = 128;
-/// A standby that did not answer for so long serves nothing.
-pub const STANDBY_SILENCE: Duration = Duration::from_millis(500);
-/// A primary that did not answer for so long gets no new transactions until it does.
-pub const PRIMARY_SILENCE: Duration = Duration::from_millis(1000);
+/// A standby that did not answer for so long serves nothing. A machine with more work than cores
+/// answers late: much less would take healthy standbys out of service just when they are needed.
+pub const STANDBY_SILENCE: Duration = Duration::from_millis(700);
+/// A primary that did not answer for so long gets no new transactions until it does. A takeover
+/// does not wait for this: the state names the next primary.
+pub const PRIMARY_SILENCE: Duration = Duration::from_millis(2000);
 
 /// What a node answered.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -383,11 +385,11 @@ mod tests {
         bench.state(0, 1, &[1, 2]);
         bench.poll(1, 1, &answer(false, 10, 1));
         bench.poll(1, 2, &answer(true, 10, 1));
-        bench.poll(400, 2, &Outcome::Silent);
-        assert_eq!(bench.snapshot(450).standbys.len(), 1);
-        assert_eq!(bench.snapshot(502).standbys.len(), 0);
-        assert!(bench.snapshot(502).primary().is_some());
-        assert!(bench.snapshot(1002).primary().is_none());
+        bench.poll(600, 2, &Outcome::Silent);
+        assert_eq!(bench.snapshot(701).standbys.len(), 1);
+        assert_eq!(bench.snapshot(702).standbys.len(), 0);
+        assert!(bench.snapshot(2001).primary().is_some());
+        assert!(bench.snapshot(2002).primary().is_none());
     }
 
     #[test]

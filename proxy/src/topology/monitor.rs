@@ -29,8 +29,11 @@ const QUICK_RECONNECT: Duration = Duration::from_millis(20);
 /// How long a quick succession lasts before the normal pace returns: a primary that is down for
 /// longer is not worth two hundred connection attempts a second.
 const QUICK_LIMIT: Duration = Duration::from_secs(20);
-/// Longest wait for one answer, and for one connection.
-const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// Longest wait for one answer, after which the connection is opened anew. Silence is judged
+/// elsewhere and earlier: a slow answer is better than a lost one.
+const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
+/// Longest wait for one connection.
+const CONNECT_LIMIT: Duration = Duration::from_millis(1000);
 /// Results that may wait for the owner of the knowledge.
 const MAX_RESULTS: usize = 256;
 
@@ -52,7 +55,7 @@ impl Settings {
     /// when the connection does.
     ///
     /// # Errors
-    /// As tokio-postgres says; bounded by [`ANSWER_LIMIT`] for the connection itself.
+    /// As tokio-postgres says; bounded by [`CONNECT_LIMIT`] for the connection itself.
     pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
         self.connect_to(node, "postgres").await
     }
@@ -73,7 +76,7 @@ impl Settings {
             .password(self.password.as_str())
             .dbname(database)
             .application_name("manatee-proxy")
-            .connect_timeout(ANSWER_LIMIT)
+            .connect_timeout(CONNECT_LIMIT)
             .keepalives_idle(Duration::from_secs(5))
             .connect(NoTls)
             .await?;
@@ -296,7 +299,7 @@ async fn poll(node: Node, settings: &Settings, slot: &mut Option<Connection>) ->
                 Ok::<_, tokio_postgres::Error>(Connection { client, question, driver })
             };
             // Dropping the attempt closes the socket.
-            match tokio::time::timeout(ANSWER_LIMIT, connect).await {
+            match tokio::time::timeout(CONNECT_LIMIT, connect).await {
                 Ok(Ok(open)) => open,
                 Ok(Err(error)) => return (begun, Outcome::Down(describe(&error))),
                 Err(_) => return (begun, Outcome::Silent),
