@@ -10,5 +10,6 @@ pub mod machine;
 pub mod metrics;
 pub mod postgres;
 pub mod rejoin;
-pub mod sim;
+#[cfg(test)]
+mod sim;
 pub mod storage;

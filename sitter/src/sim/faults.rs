@@ -1,0 +1,151 @@
+//! What breaks when.
+
+use super::postgres::Process;
+use super::world::{SESSION_MS, World};
+
+pub(super) struct Faults {
+    next: u64,
+}
+
+impl Faults {
+    /// The first fault comes when the shard may just have been set up, or not.
+    pub(super) fn new() -> Self {
+        Self { next: 2_000 }
+    }
+
+    pub(super) fn step(&mut self, world: &mut World) {
+        if world.now < self.next {
+            return;
+        }
+        // Bursts of faults, and quiet times between them.
+        self.next = world.now + if world.rng.bool() { world.rng.u64(20..600) } else { world.rng.u64(500..6_000) };
+        let primary = world.zk.state().valid().and_then(|(_, state)| world.index(state.primary.id));
+        let any = world.rng.usize(0..world.hosts.len());
+        let host = if world.rng.bool() { primary.unwrap_or(any) } else { any };
+        let other = world.rng.usize(0..world.hosts.len());
+        let long = world.rng.u64(200..8_000);
+        let until = world.now + long;
+        match world.rng.u8(0..17) {
+            0 => kill_sitter(world, host),
+            1 => kill_postgres(world, host),
+            2 => {
+                kill_postgres(world, host);
+                kill_sitter(world, host);
+            }
+            3 | 4 => power_off(world, host),
+            5 => cut(world, host, other, until, true),
+            6 => cut(world, host, other, until, false),
+            7 | 8 => {
+                let zk_too = world.rng.bool();
+                world.log(format!("!!!! p{host} isolated for {long} ms, from ZooKeeper too: {zk_too}"));
+                (0..world.hosts.len()).for_each(|peer| {
+                    world.cuts.insert((host, peer), until);
+                    world.cuts.insert((peer, host), until);
+                });
+                if zk_too {
+                    world.zk_cuts.insert(host, until);
+                }
+            }
+            9 => {
+                world.log(format!("!!!! p{host} cut from ZooKeeper for {long} ms"));
+                world.zk_cuts.insert(host, until);
+            }
+            10 => {
+                world.log(format!("!!!! ZooKeeper down for {long} ms"));
+                world.zk_down_until = until;
+            }
+            11 => pause_sitter(world, host, until),
+            12 => hang(world, host, u64::MAX),
+            13 => {
+                pause_sitter(world, host, until);
+                hang(world, host, until);
+            }
+            14 => {
+                if let Some(sitter) = &world.hosts[host].sitter {
+                    sitter.session.expire();
+                    world.log(format!("!!!! p{host} session ended"));
+                }
+            }
+            15 => {
+                let now = world.now;
+                if let Some(sitter) = world.hosts[host].sitter.as_mut() {
+                    sitter.stopping_since.get_or_insert(now);
+                    world.log(format!("!!!! p{host} asked to stop"));
+                }
+            }
+            _ => {
+                world.log(format!("!!!! p{host} slow disk for {long} ms"));
+                world.hosts[host].postgres.slow_until = until;
+            }
+        }
+    }
+
+    /// Everything that was broken works again.
+    pub(super) fn heal(&self, world: &mut World) {
+        world.cuts.clear();
+        world.zk_cuts.clear();
+        world.zk_down_until = 0;
+        for host in &mut world.hosts {
+            if let Some(at) = &mut host.returns {
+                *at = world.now;
+            }
+            if let Some(sitter) = &mut host.sitter {
+                sitter.paused_until = sitter.paused_until.min(world.now);
+            }
+            host.postgres.hangs_until = host.postgres.hangs_until.map(|until| until.min(world.now));
+            host.postgres.slow_until = 0;
+        }
+    }
+}
+
+fn kill_sitter(world: &mut World, host: usize) {
+    let expires = world.now + SESSION_MS - world.rng.u64(0..600);
+    let returns = world.now + world.rng.u64(100..6_000);
+    if let Some(sitter) = world.hosts[host].sitter.take() {
+        sitter.session.disconnect();
+        world.orphans.push((expires, sitter.session));
+        world.hosts[host].returns = Some(returns);
+        world.log(format!("!!!! p{host} sitter killed"));
+    }
+}
+
+fn kill_postgres(world: &mut World, host: usize) {
+    if !matches!(world.hosts[host].postgres.process, Process::Down { .. }) {
+        world.hosts[host].postgres.end(true);
+        world.log(format!("!!!! p{host} PostgreSQL killed"));
+    }
+}
+
+fn power_off(world: &mut World, host: usize) {
+    kill_postgres(world, host);
+    kill_sitter(world, host);
+    world.hosts[host].up = false;
+    let returns = world.now + world.rng.u64(1_000..12_000);
+    world.hosts[host].returns = Some(returns);
+    world.log(format!("!!!! p{host} power off"));
+}
+
+fn cut(world: &mut World, one: usize, other: usize, until: u64, both: bool) {
+    world.log(format!("!!!! p{one} to p{other} cut until {until}, both ways: {both}"));
+    world.cuts.insert((one, other), until);
+    if both {
+        world.cuts.insert((other, one), until);
+    }
+}
+
+fn pause_sitter(world: &mut World, host: usize, until: u64) {
+    if let Some(sitter) = world.hosts[host].sitter.as_mut() {
+        sitter.paused_until = until;
+        world.log(format!("!!!! p{host} sitter paused until {until}"));
+    }
+}
+
+fn hang(world: &mut World, host: usize, until: u64) {
+    let now = world.now;
+    let postgres = &mut world.hosts[host].postgres;
+    if postgres.is_running() {
+        postgres.process = Process::Hung { since: now };
+        postgres.hangs_until = Some(until);
+        world.log(format!("!!!! p{host} PostgreSQL hangs until {until}"));
+    }
+}
