@@ -67,7 +67,7 @@ impl TakeoverClock {
                 metrics.phase(Phase::WriteState, ended.took);
                 metrics.took_over(reason);
             }
-            Action::Promote(_) => {
+            Action::Promote { .. } => {
                 metrics.phase(Phase::Promote, ended.took);
                 self.promoted = Some(Instant::now());
             }

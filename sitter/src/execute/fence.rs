@@ -32,7 +32,7 @@ pub enum Fenced {
 pub fn check(action: &Action, zk: &View, me: PeerId) -> Result<(), Fenced> {
     let role = zk.state.valid().map(|(_, state)| state.role_of(me));
     match action {
-        Action::Promote(_) => match role {
+        Action::Promote { .. } => match role {
             Some(Role::Primary) => Ok(()),
             role => Err(Fenced::NotPrimary { role: role.unwrap_or(Role::Unassigned) }),
         },
@@ -105,7 +105,7 @@ mod tests {
     fn only_the_primary_promotes_or_starts_as_one() {
         let not = Err(Fenced::NotPrimary { role: Role::Sync });
         for action in [
-            Action::Promote(config(Recovery::Primary)),
+            Action::Promote { config: config(Recovery::Primary), timeline: None },
             Action::Start(config(Recovery::Primary)),
             Action::Configure(config(Recovery::Primary)),
         ] {
@@ -119,7 +119,7 @@ mod tests {
     fn without_a_state_the_last_role_stands_but_nobody_is_promoted() {
         let unread = view(StateNode::Unread);
         assert_eq!(check(&Action::Start(config(Recovery::Primary)), &unread, id(1)), Ok(()));
-        let promote = Action::Promote(config(Recovery::Primary));
+        let promote = Action::Promote { config: config(Recovery::Primary), timeline: None };
         assert_eq!(check(&promote, &unread, id(1)), Err(Fenced::NotPrimary { role: Role::Unassigned }));
     }
 

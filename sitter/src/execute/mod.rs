@@ -82,7 +82,7 @@ impl Execute for Executor {
             | Action::Start(_)
             | Action::Configure(_)
             | Action::Stop(_)
-            | Action::Promote(_)
+            | Action::Promote { .. }
             | Action::Bootstrap { .. }
             | Action::Rejoin { .. } => server::execute(&self.postgres, action).await,
         }

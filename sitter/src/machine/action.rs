@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use manatee_shared::cluster::ClusterState;
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::WalPosition;
+use manatee_shared::lsn::{Timeline, WalPosition};
 use manatee_shared::zk::Version;
 
 use super::local::ServerConfig;
@@ -48,7 +48,13 @@ pub enum Action {
     /// Stop PostgreSQL.
     Stop(StopMode),
     /// Leave recovery, in the role the state now gives (`pg_promote`). The configuration was set before.
-    Promote(ServerConfig),
+    Promote {
+        /// Configuration afterwards.
+        config: ServerConfig,
+        /// The timeline to begin, reserved in the state so that no other promotion of the shard
+        /// ever has the same. None: the next one that PostgreSQL knows of.
+        timeline: Option<Timeline>,
+    },
     /// Copy everything from `source` into an absent, incomplete or fresh directory; ends with a
     /// standby's complete directory, stopped.
     Bootstrap {
@@ -84,7 +90,7 @@ impl Action {
             Self::Start(_) => "start",
             Self::Configure(_) => "configure",
             Self::Stop(_) => "stop",
-            Self::Promote(_) => "promote",
+            Self::Promote { .. } => "promote",
             Self::Bootstrap { .. } => "bootstrap",
             Self::Rejoin { .. } => "rejoin",
             Self::LeaveElection => "leave-election",

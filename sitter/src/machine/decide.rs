@@ -94,7 +94,7 @@ fn stay_out(view: &View, reason: String) -> Decision {
 fn longest_pause_ms(action: &Action) -> Option<u64> {
     match action {
         Action::Wait { .. } | Action::Exit => None,
-        Action::WriteState { .. } | Action::Configure(_) | Action::Promote(_) | Action::Stop(_) => Some(500),
+        Action::WriteState { .. } | Action::Configure(_) | Action::Promote { .. } | Action::Stop(_) => Some(500),
         Action::LeaveElection | Action::JoinElection => Some(1_000),
         Action::Start(_) => Some(5_000),
         Action::Initialise | Action::Bootstrap { .. } | Action::Rejoin { .. } => Some(30_000),

@@ -25,8 +25,8 @@ pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Opti
 
 /// What only the primary itself knows.
 fn record_own(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, reasons: &mut Vec<String>) {
-    if Promotion::of(state) == Some(Promotion::Pending) {
-        Promotion::set(state, Some(Promotion::Done(primary.flushed)));
+    if let Some(promotion) = Promotion::of(state).filter(|promotion| promotion.at.is_none()) {
+        Promotion::set(state, Some(Promotion { at: Some(primary.flushed), ..promotion }));
         reasons.push(format!("promoted, on timeline {}", primary.flushed.timeline));
     }
     if let (None, Data::Present(identifier)) = (&state.system_identifier, &situation.view.local.data) {

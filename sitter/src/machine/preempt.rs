@@ -13,7 +13,7 @@ pub fn preempts(in_flight: &InFlight, next: &Action) -> bool {
     let ends = matches!(next, Action::Stop(_) | Action::Exit);
     match &in_flight.action {
         Action::Wait { .. } => !matches!(next, Action::Wait { .. }),
-        Action::Start(_) | Action::Promote(_) => ends,
+        Action::Start(_) | Action::Promote { .. } => ends,
         Action::Configure(now) => match next {
             Action::Configure(config) => config != now,
             _ => ends,

@@ -12,7 +12,7 @@ use super::action::{Action, Decision, StopMode};
 use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
 use super::replace::{self, Plan};
-use super::situation::{Situation, act, wait};
+use super::situation::{Promotion, Situation, act, wait};
 use super::{membership, suspicion};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
@@ -93,7 +93,8 @@ fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
         return wait("primary by the state as last read, but ZooKeeper does not answer: not promoting");
     }
     let config = base(situation, Recovery::Primary, target.gate);
-    act(Action::Promote(config), "primary by the state: leaving recovery")
+    let timeline = Promotion::of(situation.state).map(|promotion| promotion.timeline);
+    act(Action::Promote { config, timeline }, "primary by the state: leaving recovery")
 }
 
 fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {

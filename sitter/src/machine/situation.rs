@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use manatee_shared::cluster::{ClusterState, Peer, PromoteRole, Role};
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::WalPosition;
+use manatee_shared::lsn::{Timeline, WalPosition};
 use manatee_shared::zk::{Session, Version};
 use serde::{Deserialize, Serialize};
 
@@ -18,18 +18,23 @@ use super::view::View;
 /// Key of [`Promotion`] among the state's extra fields.
 const PROMOTION: &str = "promotion";
 
-/// Where the timeline of a generation that began with a takeover begins. init_wal is the end of
-/// what the new primary had *received*, which may lie inside a record; its own timeline then
-/// branches off a little earlier, and no follower of that timeline ever "contains" init_wal
-/// literally. So the primary adds a position of its own timeline as soon as it has one: whoever
-/// contains that has everything, too.
+/// The promotion that a takeover's generation began with.
+///
+/// Its timeline is reserved by the very write that wins the takeover: left to itself PostgreSQL
+/// would give the next number it knows of, and two promotions that did not know of each other the
+/// same one; the followers of the first would then stream from the second on top of other WAL.
+///
+/// init_wal is the end of what the new primary had *received*, which may lie inside a record; its
+/// own timeline then branches off a little earlier, and no follower of that timeline ever contains
+/// init_wal literally. So the primary adds a position of its own timeline as soon as it has one:
+/// whoever contains that has everything, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Promotion {
-    /// Out of recovery, and was here when that was first seen.
-    Done(WalPosition),
-    /// The takeover is written, the primary may still be in recovery: nobody can rejoin to it yet.
-    Pending,
+pub(super) struct Promotion {
+    /// The timeline that the primary promotes to.
+    pub(super) timeline: Timeline,
+    /// A position on it. None while the primary may still be in recovery: nobody can rejoin to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) at: Option<WalPosition>,
 }
 
 impl Promotion {
@@ -37,6 +42,14 @@ impl Promotion {
     pub(super) fn of(state: &ClusterState) -> Option<Self> {
         let value = state.extra.get(PROMOTION)?.clone();
         serde_json::from_value(value).ok()
+    }
+
+    /// The promotion of a takeover in `state` by a sync that is on `timeline`: a timeline above all
+    /// that were ever used. Those of earlier generations are, or were, the ancestors of this one's.
+    pub(super) fn reserve(state: &ClusterState, timeline: Timeline) -> Self {
+        let reserved = Self::of(state).map(|promotion| promotion.timeline);
+        let newest = [reserved, state.init_wal_timeline].into_iter().flatten().fold(timeline, Timeline::max);
+        Self { timeline: Timeline(newest.0.saturating_add(1)), at: None }
     }
 
     /// Records `promotion` in `state`, or removes it.
@@ -116,11 +129,8 @@ impl<'a> Situation<'a> {
     pub(super) fn is_caught_up(&self, standby: &StandbyStatus) -> bool {
         let Some(received) = standby.received else { return false };
         let contains = |wanted| standby.history.contains(received, wanted);
-        let promoted = match Promotion::of(self.state) {
-            Some(Promotion::Done(position)) => contains(position),
-            _ => false,
-        };
-        promoted
+        let promoted_at = Promotion::of(self.state).and_then(|promotion| promotion.at);
+        promoted_at.is_some_and(contains)
             || match self.state.init_position() {
                 Some(init) => contains(init),
                 // A state of Manatee 2 does not know the timeline; its shards have only one.

@@ -154,7 +154,7 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
     if !suspicion::is_serving(view, source) {
         return wait(format!("a rejoin is needed ({why}), but the primary {source} does not answer"));
     }
-    if Promotion::of(state) == Some(Promotion::Pending) {
+    if Promotion::of(state).is_some_and(|promotion| promotion.at.is_none()) {
         return wait(format!("a rejoin is needed ({why}), but the primary {source} is not promoted yet"));
     }
     act(Action::Rejoin { source, from, init: state.init_position() }, format!("rejoining {source}: {why}"))

@@ -92,6 +92,6 @@ fn step(situation: Situation<'_>, standby: &StandbyStatus, next: &Peer, reason: 
     let stays = |peer: &Peer| peer.id != next.id && !suspicion::is_missing(situation.view, peer.id);
     state.async_peers.retain(stays);
     state.deposed.push(old);
-    Promotion::set(&mut state, Some(Promotion::Pending));
+    Promotion::set(&mut state, Some(Promotion::reserve(situation.state, received.timeline)));
     situation.write(state, format!("takeover with {next_id} as sync at {received}: {reason}", next_id = next.id))
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::Lsn;
-use manatee_shared::zk::Session;
+use manatee_shared::zk::{Session, StateNode, Version};
 
 use super::action::Action;
 use super::local::{PrimaryStatus, Recovery, Server};
@@ -47,6 +47,14 @@ pub struct Tracker {
     avoid_until: BTreeMap<PeerId, u64>,
     rejoins: u32,
     failure: Option<Failure>,
+    written: Option<Written>,
+}
+
+/// A state write of ours that succeeded but may not be seen yet.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    /// The version that it replaced.
+    expected: Option<Version>,
 }
 
 impl Tracker {
@@ -59,6 +67,7 @@ impl Tracker {
     pub fn complete(&mut self, view: &mut View) {
         let now = view.now_ms;
         self.watch_election(view);
+        self.watch_state(view);
         self.watch_server(view);
         self.avoid_until.retain(|_, until| *until > now);
         let ago = |since: &u64| now.saturating_sub(*since);
@@ -88,6 +97,9 @@ impl Tracker {
     /// for one that was cancelled.
     pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
         let action_name = action.name();
+        if let (Action::WriteState { expected, .. }, None) = (action, &problem) {
+            self.written = Some(Written { expected: *expected });
+        }
         if matches!(action, Action::Rejoin { .. }) {
             self.rejoins = self.rejoins.saturating_add(1);
         }
@@ -99,6 +111,25 @@ impl Tracker {
                 let times = before.map_or(0, |failure| failure.times).saturating_add(1);
                 self.failure = Some(Failure { action: action_name, times, at_ms: now_ms, problem });
             }
+        }
+    }
+
+    /// What we wrote ourselves is not decided upon before it is seen: an old view would have us undo
+    /// what the new state relies on.
+    fn watch_state(&mut self, view: &mut View) {
+        let Some(written) = self.written else { return };
+        let seen = match &view.zk.state {
+            StateNode::Valid { version, .. } | StateNode::Corrupt { version, .. } => {
+                written.expected.is_none_or(|expected| *version > expected)
+            }
+            StateNode::Unread => false,
+            // Wiped: nothing newer will come of it.
+            StateNode::Absent => written.expected.is_some(),
+        };
+        if seen {
+            self.written = None;
+        } else {
+            view.uncertain_write = true;
         }
     }
 

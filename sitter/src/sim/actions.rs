@@ -5,7 +5,7 @@ use std::sync::Arc;
 use manatee_shared::zk::{Session, ZkError};
 
 use super::host::{Flight, Straggler};
-use super::postgres::{Postgres, Process};
+use super::postgres::{Postgres, Process, Record};
 use super::world::World;
 use crate::machine::action::{Action, Rung};
 use crate::machine::local::{Data, Recovery};
@@ -45,7 +45,7 @@ impl World {
             Action::Initialise | Action::Bootstrap { .. } | Action::Rejoin { .. } => (300..3_000, 20..200),
             Action::Start(_) => (20..60, 100..2_000),
             Action::Stop(_) => (20..200, 0..50),
-            Action::Promote(_) => (20..150, 0..60),
+            Action::Promote { .. } => (20..150, 0..60),
             _ => (0..60, 0..60),
         };
         let acts = now + self.rng.u64(acts);
@@ -55,7 +55,7 @@ impl World {
         match &action {
             Action::Bootstrap { .. } | Action::Initialise => host.postgres.data = Data::Incomplete,
             Action::Rejoin { .. } => host.postgres.end(false),
-            Action::Configure(_) | Action::Start(_) | Action::Promote(_) => sitter.confirmed = None,
+            Action::Configure(_) | Action::Start(_) | Action::Promote { .. } => sitter.confirmed = None,
             _ => {}
         }
         sitter.flight = Some(Flight { action, began: now, acts, ends, acted: None });
@@ -103,14 +103,15 @@ impl World {
                 }
                 host.postgres.reload(now, config, delay);
             }
-            Action::Promote(config) => {
+            Action::Promote { config, timeline } => {
                 if !host.postgres.is_running() || !host.postgres.standby {
                     return Err("not a running standby".to_owned());
                 }
                 if host.postgres.receiver.is_some() {
                     return Err("the WAL receiver runs".to_owned());
                 }
-                host.postgres.promote(now, config, delay, id);
+                let timeline = timeline.map_or(0, |timeline| timeline.0);
+                host.postgres.promote(now, config, delay, Record { timeline, id });
             }
             Action::Stop(_) => host.postgres.end(false),
             Action::Initialise => host.postgres.initialise(format!("cluster-{id}")),
@@ -207,12 +208,10 @@ impl World {
         let host = &mut self.hosts[index];
         let Some(sitter) = host.sitter.as_mut() else { return Ok(()) };
         match action {
-            Action::Start(config) | Action::Configure(config) | Action::Promote(config) => {
-                if !host.postgres.is_running() && matches!(action, Action::Start(_)) {
-                    if let Process::Starting { .. } = host.postgres.process {
-                        // A long recovery: it comes up by itself, its configuration unconfirmed.
-                        return Ok(());
-                    }
+            Action::Start(config) | Action::Configure(config) | Action::Promote { config, .. } => {
+                if matches!((action, host.postgres.process), (Action::Start(_), Process::Starting { .. })) {
+                    // A long recovery: it comes up by itself, its configuration unconfirmed.
+                    return Ok(());
                 }
                 let detached = config.recovery != Recovery::Detached || host.postgres.receiver.is_none();
                 if !host.postgres.is_running() || host.postgres.config.as_ref() != Some(config) || !detached {
@@ -220,10 +219,8 @@ impl World {
                 }
                 sitter.confirmed = Some(config.clone());
             }
-            Action::Stop(_) => {
-                if !matches!(host.postgres.process, Process::Down { .. }) {
-                    return Err("it still runs".to_owned());
-                }
+            Action::Stop(_) if !matches!(host.postgres.process, Process::Down { .. }) => {
+                return Err("it still runs".to_owned());
             }
             _ => {}
         }

@@ -203,13 +203,13 @@ impl Postgres {
         }
     }
 
-    pub(super) fn promote(&mut self, now: u64, config: &ServerConfig, delay: impl FnMut() -> u64, id: u64) {
+    pub(super) fn promote(&mut self, now: u64, config: &ServerConfig, delay: impl FnMut() -> u64, record: Record) {
         self.reload(now, config, delay);
         self.partial = 0;
         self.standby = false;
         self.receiver = None;
-        let timeline = self.wal.timeline() + 1;
-        self.wal.push(Record { timeline, id });
+        let timeline = record.timeline.max(self.wal.timeline() + 1);
+        self.wal.push(Record { timeline, ..record });
         (self.flushed, self.replayed) = (self.wal.len(), self.wal.len());
     }
 

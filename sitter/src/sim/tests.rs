@@ -3,7 +3,7 @@
 use super::world::World;
 
 /// Seeds that `cargo test` runs.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()

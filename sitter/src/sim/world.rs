@@ -48,6 +48,7 @@ pub(super) struct World {
     pub(super) orphans: Vec<(u64, FakeSession)>,
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
+    seen_version: Option<i32>,
     events: VecDeque<String>,
     show: bool,
 }
@@ -58,7 +59,7 @@ impl World {
         let zk = FakeZooKeeper::new();
         let count = rng.usize(3..=5);
         let host = |number: usize| {
-            let id: PeerId = format!("10.0.0.{}:5432:12345", number + 1).parse().expect("id");
+            let id: PeerId = format!("10.0.1.{number}:5432:12345").parse().expect("id");
             let postgres = Postgres::new();
             Host { peer: Peer::new(id, format!("p{number}")), up: true, sitter: None, postgres, returns: Some(0) }
         };
@@ -75,6 +76,7 @@ impl World {
             orphans: Vec::new(),
             next_id: 100,
             oracle: Oracle::default(),
+            seen_version: None,
             events: VecDeque::new(),
             show,
         }
@@ -169,6 +171,11 @@ impl World {
     }
 
     fn check_history(&mut self) -> Result<(), String> {
+        let version = self.zk.state().valid().map(|(version, _)| version);
+        if version == self.seen_version {
+            return Ok(());
+        }
+        self.seen_version = version;
         let history = self.zk.history_now();
         for state in self.oracle.check_history(&history)? {
             let reason = state.reason.clone().unwrap_or_default();
