@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::Timeline;
 use manatee_sitter::machine::action::StopMode;
 use manatee_sitter::machine::local::{
     Data, Gate, Local, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
@@ -303,13 +304,13 @@ async fn takeover_and_rejoin_by_rewind() {
     assert!(standby.receiver_stopped && !standby.streaming);
     let received = standby.received.expect("a position");
     assert!(received.lsn >= acknowledged.lsn && received.timeline == acknowledged.timeline, "{received}");
-    assert!(matches!(old.postgres.promote(&detached).await, Err(Error::NotApplied(_))));
+    assert!(matches!(old.postgres.promote(&detached, None).await, Err(Error::NotApplied(_))));
     let begin = Instant::now();
     let promoted = ServerConfig { recovery: Recovery::Primary, ..detached.clone() };
-    new.postgres.promote(&promoted).await.unwrap();
+    new.postgres.promote(&promoted, Some(Timeline(4))).await.unwrap();
     println!("promoted in {:?}", begin.elapsed());
     assert_eq!(new.local().config, Some(promoted));
-    assert_eq!(new.primary().flushed.timeline.0, 2);
+    assert_eq!(new.primary().flushed.timeline, Timeline(4), "2 and 3 are left out");
     other.postgres.configure(&follow(&new, &[old.id, new.id])).await.unwrap();
     other.streaming().await;
     new.sql("INSERT INTO t VALUES (-1)").await;
@@ -340,7 +341,7 @@ async fn takeover_and_rejoin_by_rewind() {
     old.postgres.start(&following).await.unwrap();
     old.streaming().await;
     old.until("catching up", |local| {
-        matches!(&local.server, Server::Standby(s) if s.received.is_some_and(|r| r.timeline.0 == 2 && r.lsn >= at.flushed.lsn))
+        matches!(&local.server, Server::Standby(s) if s.received.is_some_and(|r| r.timeline.0 == 4 && r.lsn >= at.flushed.lsn))
     })
     .await;
     assert_eq!(old.standby().cannot_follow, None);

@@ -10,7 +10,7 @@ pub(super) async fn execute(postgres: &Postgres, action: &Action) -> Result<Outc
         Action::Start(config) => postgres.start(config).await?,
         Action::Configure(config) => postgres.configure(config).await?,
         Action::Stop(mode) => postgres.stop(*mode).await?,
-        Action::Promote { config, .. } => postgres.promote(config).await?,
+        Action::Promote { config, timeline } => postgres.promote(config, *timeline).await?,
         Action::Bootstrap { source } => postgres.bootstrap(*source).await?,
         Action::Rejoin { source, from, init } => {
             return Ok(Outcome::Rejoined(postgres.rejoin(*source, *from, *init).await?));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use manatee_shared::lsn::Timeline;
 use rustix::process::Signal;
 
 use super::error::Error;
@@ -10,7 +11,7 @@ use super::inner::{Inner, Record};
 use super::process::{self, Postmaster};
 use super::{apply, control, files, observe, session};
 use crate::machine::action::StopMode;
-use crate::machine::local::{Data, Recovery, ServerConfig};
+use crate::machine::local::{Data, Recovery, Server, ServerConfig};
 
 /// How long an immediate stop may take. The postmaster itself kills its children after 5 s; but
 /// whoever asks for this has a takeover waiting.
@@ -114,7 +115,11 @@ async fn wait_for_answer(inner: &Inner, postmaster: &Postmaster) -> Result<bool,
 }
 
 /// Leaves recovery.
-pub(super) async fn promote(inner: &Arc<Inner>, config: &ServerConfig) -> Result<(), Error> {
+pub(super) async fn promote(
+    inner: &Arc<Inner>,
+    config: &ServerConfig,
+    timeline: Option<Timeline>,
+) -> Result<(), Error> {
     let session = inner.session()?;
     if config.recovery != Recovery::Primary {
         return Err(Error::NotApplied("a promotion makes a primary".to_owned()));
@@ -128,6 +133,9 @@ pub(super) async fn promote(inner: &Arc<Inner>, config: &ServerConfig) -> Result
             // Rule 4: who acknowledges is settled before the first commit is possible.
             apply::apply(inner, &ServerConfig { recovery: Recovery::Detached, ..config.clone() }).await?;
         }
+        if let Some(timeline) = timeline {
+            skip_timelines(inner, timeline)?;
+        }
         // Not waiting: PostgreSQL's own wait looks every 100 ms only.
         session.execute("SELECT pg_promote(false)", &[]).await.map_err(Error::query("promote"))?;
         apply::until(inner.settings.promote_timeout, "the promotion", || async {
@@ -137,6 +145,34 @@ pub(super) async fn promote(inner: &Arc<Inner>, config: &ServerConfig) -> Result
         checkpoint_in_background(inner);
     }
     apply::apply(inner, config).await
+}
+
+/// Makes the coming promotion begin `timeline`: PostgreSQL takes the first number above its own that
+/// has no history file (`findNewestTimeLine` in timeline.c), so those in between get one. It names
+/// no ancestor, which makes every standby refuse to switch to it; a follower fetches it and goes on.
+fn skip_timelines(inner: &Inner, timeline: Timeline) -> Result<(), Error> {
+    let received = match &inner.local.borrow().server {
+        Server::Standby(standby) => standby.received,
+        _ => None,
+    };
+    let wal = inner.layout.data().join("pg_wal");
+    // Without a position the files tell: ancestors have one each, and the newest is our own timeline.
+    let own = received.map_or_else(
+        || {
+            (2..timeline.0)
+                .rev()
+                .find(|&number| wal.join(control::history_file(Timeline(number))).exists())
+                .unwrap_or(1)
+        },
+        |received| received.timeline.0,
+    );
+    for number in own.saturating_add(1)..timeline.0 {
+        let path = wal.join(control::history_file(Timeline(number)));
+        if !path.exists() {
+            files::replace(&path, "# never used\n", &inner.user)?;
+        }
+    }
+    Ok(())
 }
 
 /// `pg_rewind` reads the new timeline from the source's control file, which only the first

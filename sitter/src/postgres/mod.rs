@@ -31,7 +31,7 @@ pub(crate) mod tool;
 use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::WalPosition;
+use manatee_shared::lsn::{Timeline, WalPosition};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -130,10 +130,10 @@ impl Postgres {
         apply::apply(&self.inner, config).await
     }
 
-    /// Leaves recovery and confirms it.
-    pub async fn promote(&self, config: &ServerConfig) -> Result<(), Error> {
+    /// Leaves recovery and confirms it. The new timeline is the next one, but at least `timeline`.
+    pub async fn promote(&self, config: &ServerConfig, timeline: Option<Timeline>) -> Result<(), Error> {
         let _one = self.inner.begin()?;
-        lifecycle::promote(&self.inner, config).await
+        lifecycle::promote(&self.inner, config, timeline).await
     }
 
     /// Stops the server, if it runs, and confirms that it ended. Bounded; harder and harder.
