@@ -135,7 +135,9 @@ async fn follow(settings: Settings, topology: Topology, wanted: Wanted) {
             Err(error) => {
                 // Once per failure: what is known stays in use, and nothing is urgent.
                 if !std::mem::replace(&mut failed, true) {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    // tokio-postgres keeps what the server said one level deeper.
+                    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+                    let cause = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
                     tracing::warn!(%database, %error, cause, "cannot read functions and views");
                 }
                 let pause = retry;

@@ -68,7 +68,7 @@ SELECT pg_catalog.concat_ws('/',
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_operator),
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_cast),
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_policy),
-    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # pg_catalog.hashtext(relname || relnamespace || relpersistence)::int8)
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # pg_catalog.hashtext(relname::text || relnamespace::text || relpersistence::text)::int8)
        FROM pg_catalog.pg_class WHERE relkind IN ('f', 'S', 'v') OR relpersistence = 'u'),
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_namespace))";
 
