@@ -75,7 +75,7 @@ impl Session {
     pub(super) fn dispatch(&mut self, rx: &BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
         self.phase = Phase::Run;
         self.ended_by_commit = false;
-        self.unit.forwarding = if self.unit.can_rerun() { Forwarding::Withheld } else { Forwarding::On };
+        self.unit.forwarding = if self.unit.extent == Extent::Closed { Forwarding::Withheld } else { Forwarding::On };
         let unit = &rx[..self.unit.end];
         let (mut position, mut run) = (0, 0);
         while position < unit.len() {
@@ -176,8 +176,7 @@ impl Session {
     fn send(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Result<Leaves, ProxyError> {
         match tag {
             frontend::QUERY => {
-                // exec_simple_query: drops the unnamed statement.
-                self.unnamed = None;
+                // exec_simple_query drops it, unless an error before makes the server skip the Query.
                 if let Some(server) = &mut self.server {
                     server.unnamed = None;
                 }
@@ -232,11 +231,17 @@ impl Session {
             Some(pending) => pending.is_some(),
             None => self.statements.contains_key(&name),
         };
+        let known = server.prepared.touch(statement.id());
+        // What the server has it is not asked for, and would refuse in an aborted transaction.
+        let aborted = self.unit.started == TxStatus::Failed && !self.unit.leaves_failed;
+        if aborted && (taken || known) && !leaves_failed(statement.class.control) {
+            return self.send_refused(SqlState(*b"25P02"), super::local::ABORTED);
+        }
         if taken {
             let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(&name));
             return self.send_refused(SqlState(*b"42P05"), &message);
         }
-        if server.prepared.touch(statement.id()) {
+        if known {
             self.ledger.push(Expect::KnownParse { name, statement });
         } else {
             self.put_parse(&statement);
@@ -249,6 +254,7 @@ impl Session {
         let bind = Bind::read(body)?;
         let statement = self.sent_statement(bind.statement);
         self.portals.retain(|(name, _)| **name != *bind.portal);
+        self.unit.leaves_failed |= statement.as_ref().is_some_and(|known| leaves_failed(known.class.control));
         if let Some(statement) = &statement
             && changes_session(&statement.class)
         {
@@ -395,6 +401,21 @@ impl Session {
                     ..
                 })
             )
+    }
+}
+
+/// What a failed transaction lets through (`IsTransactionExitStmt`, postgres.c).
+fn leaves_failed(control: Control) -> bool {
+    match control {
+        Control::None => false,
+        Control::Mixed { .. } => true,
+        Control::Alone(one) => matches!(
+            one,
+            TransactionControl::Commit { .. }
+                | TransactionControl::Rollback { .. }
+                | TransactionControl::PrepareTransaction
+                | TransactionControl::Savepoint
+        ),
     }
 }
 

@@ -253,7 +253,7 @@ impl Session {
     }
 }
 
-const ABORTED: &str = "current transaction is aborted, commands ignored until end of transaction block";
+pub(super) const ABORTED: &str = "current transaction is aborted, commands ignored until end of transaction block";
 
 fn ends_transaction(class: &Class) -> bool {
     use crate::route::Control::Alone;

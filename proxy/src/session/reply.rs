@@ -453,7 +453,9 @@ impl Session {
             first = false;
         }
         if self.ledger.is_empty() {
+            // The unit ended with a Query, which the server skips like everything up to Sync.
             self.unit.skipping = true;
+            self.unit.extent = Extent::Open;
         }
         words
     }
@@ -473,7 +475,13 @@ impl Session {
                 self.replayed(status);
                 return Ok(Fate::Swallow);
             }
-            Some(Expect::Query | Expect::Sync) if self.ledger.is_empty() => {}
+            Some(Expect::Sync) if self.ledger.is_empty() => {}
+            // A Query drops the unnamed statement, also one parsed in the same unit.
+            Some(Expect::Query) if self.ledger.is_empty() => {
+                if self.unit.class.is_some() {
+                    self.unnamed = None;
+                }
+            }
             _ => return Err(Fault::Unexpected('Z')),
         }
         if let Forwarding::Rerun { .. } = self.unit.forwarding {

@@ -92,6 +92,8 @@ pub struct Unit {
     pub parses: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// How many of them were sent.
     pub parses_sent: usize,
+    /// Something that a failed transaction lets through was sent.
+    pub leaves_failed: bool,
     /// Fate of its answer.
     pub forwarding: Forwarding,
     /// Its bytes were taken from the client's buffer: it cannot run again.
@@ -123,6 +125,7 @@ impl Unit {
     /// Ready to be run again.
     pub fn rewind(&mut self) {
         self.parses_sent = 0;
+        self.leaves_failed = false;
         self.forwarding = Forwarding::Withheld;
         self.errored = false;
         self.completed_any = false;

@@ -1,0 +1,392 @@
+//! The session without sockets: whatever a client sends, in whatever pieces, it reads what it would
+//! read without the proxy, although every transaction runs on another server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "script/fake.rs"]
+mod fake;
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use fake::{Fake, take};
+use manatee_proxy::auth::Access;
+use manatee_proxy::pool::Mode;
+use manatee_proxy::route::Classifier;
+use manatee_proxy::session::lost::How;
+use manatee_proxy::session::profile::Profiles;
+use manatee_proxy::session::statements::Interner;
+use manatee_proxy::session::{Cleanup, Config, Need, ServedBy, ServerState, Session, Shared, Step};
+use manatee_proxy::topology::consistency::Consistency;
+use manatee_proxy::wire::frontend::{self, Kind};
+use proptest::prelude::*;
+
+/// A session between a client and two servers that take turns.
+struct Pair {
+    session: Session,
+    shared: Shared,
+    rx: BytesMut,
+    servers: [Fake; 2],
+    states: [Option<Box<ServerState>>; 2],
+    next: usize,
+    attached: Option<usize>,
+    /// Said by the attached server, not yet delivered.
+    said: BytesMut,
+    server_rx: BytesMut,
+    received: BytesMut,
+    needs: Vec<Need>,
+    ended: bool,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let mut shared = Shared {
+            classifier: Classifier::new(7, 100, Arc::default()),
+            interner: Interner::default(),
+            profiles: Profiles::default(),
+        };
+        let config = Config {
+            access: Access::ReadWrite,
+            mode: Mode::Transaction,
+            split: true,
+            consistency: Consistency::Session,
+        };
+        let session = Session::new(config, &[], Vec::new(), &mut shared).unwrap();
+        let states = [(); 2].map(|()| Some(ServerState::new(Vec::new(), &shared)));
+        Self {
+            session,
+            shared,
+            rx: BytesMut::new(),
+            servers: Default::default(),
+            states,
+            next: 0,
+            attached: None,
+            said: BytesMut::new(),
+            server_rx: BytesMut::new(),
+            received: BytesMut::new(),
+            needs: Vec::new(),
+            ended: false,
+        }
+    }
+
+    /// Goes on; at most `deliveries` times bytes of the server are delivered, `piece` at a time.
+    fn pump(&mut self, mut deliveries: usize, piece: usize) {
+        while !self.ended {
+            let step = self.session.advance(&mut self.rx, &mut self.shared);
+            self.received.unsplit(self.session.to_client().split());
+            match step {
+                Step::Wait => {
+                    let to_server = self.session.to_server().split();
+                    match self.attached {
+                        Some(server) => self.servers[server].feed(&to_server, &mut self.said),
+                        None => assert!(to_server.is_empty()),
+                    }
+                    if self.said.is_empty() || deliveries == 0 {
+                        return;
+                    }
+                    deliveries -= 1;
+                    self.server_rx.unsplit(take(&mut self.said, piece.max(1)));
+                    if let Err(fault) = self.session.server_bytes(&mut self.server_rx, &mut self.shared) {
+                        self.lose(fault.how());
+                    }
+                }
+                Step::Acquire(need) => {
+                    self.needs.push(need);
+                    let server = self.next;
+                    self.attached = Some(server);
+                    let served_by = if need == Need::Primary { ServedBy::Primary } else { ServedBy::Standby };
+                    self.session.attach(self.states[server].take().unwrap(), served_by);
+                }
+                Step::Release => {
+                    let server = self.attached.take().unwrap();
+                    let mut state = self.session.detach().unwrap();
+                    assert!(self.said.is_empty() && self.server_rx.is_empty(), "released with bytes unread");
+                    if state.cleanup != Cleanup::None {
+                        self.servers[server].discard();
+                        state.discarded(&self.shared.profiles);
+                    }
+                    self.states[server] = Some(state);
+                    self.next = 1 - self.next;
+                }
+                Step::End => self.ended = true,
+            }
+        }
+    }
+
+    fn lose(&mut self, how: How) {
+        let server = self.attached.take().unwrap();
+        self.servers[server] = Fake::default();
+        self.states[server] = Some(ServerState::new(Vec::new(), &self.shared));
+        self.next = 1 - server;
+        self.said.clear();
+        self.server_rx.clear();
+        self.session.server_lost(how, &mut self.rx);
+    }
+
+    fn send(&mut self, message: &[u8]) {
+        self.rx.extend_from_slice(message);
+        self.pump(usize::MAX, usize::MAX);
+    }
+
+    /// What has come, as tags with error codes: `1 2 D C Z`.
+    fn read(&mut self) -> String {
+        let mut words = Vec::new();
+        let bytes = self.received.split();
+        let mut rest = &bytes[..];
+        while let Ok(Some((header, body))) = manatee_proxy::wire::complete(rest) {
+            words.push(match header.tag {
+                b'E' => {
+                    format!("E{}", String::from_utf8_lossy(manatee_proxy::wire::backend::ErrorFields::read(body).code))
+                }
+                b'Z' => format!("Z{}", char::from(body[0])),
+                b'C' => String::from_utf8_lossy(&body[..body.len() - 1]).replace(' ', "_"),
+                tag => char::from(tag).to_string(),
+            });
+            rest = &rest[header.size..];
+        }
+        words.join(" ")
+    }
+}
+
+fn query(text: &str) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    frontend::put_query(&mut out, text.as_bytes());
+    out.to_vec()
+}
+
+fn build(fill: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    fill(&mut out);
+    out.to_vec()
+}
+
+fn parse(name: &str, text: &str) -> Vec<u8> {
+    build(|out| frontend::put_parse(out, name.as_bytes(), text.as_bytes(), &[0, 0]))
+}
+
+fn bind(portal: &str, statement: &str) -> Vec<u8> {
+    build(|out| frontend::put_bind(out, portal.as_bytes(), statement.as_bytes(), &[0; 6]))
+}
+
+fn target(tag: u8, kind: Kind, name: &str) -> Vec<u8> {
+    build(|out| frontend::put_target(out, tag, kind, name.as_bytes()))
+}
+
+fn execute(portal: &str) -> Vec<u8> {
+    build(|out| {
+        manatee_proxy::wire::put_message(out, frontend::EXECUTE, |out| {
+            manatee_proxy::wire::put_cstr(out, portal.as_bytes());
+            out.extend_from_slice(&[0; 4]);
+        });
+    })
+}
+
+fn empty(tag: u8) -> Vec<u8> {
+    build(|out| frontend::put_empty(out, tag))
+}
+
+fn sync() -> Vec<u8> {
+    empty(frontend::SYNC)
+}
+
+fn text() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "select 1",
+        "select 1",
+        "select 2",
+        "insert into t values (1)",
+        "fail",
+        "fail parse",
+        "begin",
+        "commit",
+        "rollback",
+        "",
+    ])
+}
+
+fn name() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["", "", "a", "b", "manatee_1"])
+}
+
+fn message() -> impl Strategy<Value = Vec<u8>> {
+    let extended = (name(), name(), text()).prop_map(|(portal, statement, text)| {
+        [parse(statement, text), bind(portal, statement), execute(portal), sync()].concat()
+    });
+    prop_oneof![
+        4 => text().prop_map(query),
+        1 => Just([query("copy t from stdin"), empty(frontend::COPY_DATA), empty(frontend::COPY_DONE)].concat()),
+        4 => extended,
+        3 => (name(), text()).prop_map(|(name, text)| parse(name, text)),
+        3 => (name(), name()).prop_map(|(portal, statement)| bind(portal, statement)),
+        3 => name().prop_map(execute),
+        2 => (any::<bool>(), any::<bool>(), name()).prop_map(|(close, statement, name)| {
+            let tag = if close { frontend::CLOSE } else { frontend::DESCRIBE };
+            target(tag, if statement { Kind::Statement } else { Kind::Portal }, name)
+        }),
+        1 => Just(empty(frontend::FLUSH)),
+        4 => Just(sync()),
+    ]
+}
+
+/// Shown as text when a case fails.
+struct Readable(Vec<u8>);
+
+impl std::fmt::Debug for Readable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.escape_ascii())
+    }
+}
+
+fn tags(bytes: &[u8]) -> String {
+    let mut pair = Pair::new();
+    pair.received.extend_from_slice(bytes);
+    pair.read()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_client_reads_what_it_would_read_without_the_proxy(
+        messages in prop::collection::vec(message().prop_map(Readable), 1..24),
+        pieces in prop::collection::vec(1_usize..40, 1..12),
+        deliveries in prop::collection::vec((0_usize..4, 1_usize..60), 1..12),
+    ) {
+        let mut stream = BytesMut::from(&messages.iter().flat_map(|message| message.0.clone()).collect::<Vec<_>>()[..]);
+        stream.extend_from_slice(&sync());
+        let mut direct = Fake::default();
+        let mut expected = BytesMut::new();
+        direct.feed(&stream, &mut expected);
+
+        let mut pair = Pair::new();
+        let (mut pieces, mut deliveries) = (pieces.iter().cycle(), deliveries.iter().cycle());
+        while !stream.is_empty() {
+            let piece = take(&mut stream, *pieces.next().unwrap());
+            pair.rx.unsplit(piece);
+            let (count, size) = deliveries.next().unwrap();
+            pair.pump(*count, *size);
+        }
+        pair.pump(usize::MAX, 13);
+        prop_assert!(!pair.ended);
+        prop_assert_eq!(tags(&pair.received), tags(&expected));
+        prop_assert_eq!(String::from_utf8_lossy(&pair.received), String::from_utf8_lossy(&expected));
+    }
+}
+
+#[test]
+fn reads_go_to_standbys_and_writes_to_the_primary() {
+    let mut pair = Pair::new();
+    pair.send(&query("select 1"));
+    pair.send(&query("insert into t values (1)"));
+    pair.send(&[parse("", "select 1"), bind("", ""), execute(""), sync()].concat());
+    pair.send(&query("begin"));
+    pair.send(&query("select 1"));
+    pair.send(&query("commit"));
+    assert_eq!(pair.needs, [Need::Standby, Need::Primary, Need::Standby, Need::Primary]);
+    pair.read();
+}
+
+#[test]
+fn a_write_in_disguise_runs_again_on_the_primary() {
+    let mut pair = Pair::new();
+    pair.servers[0].read_only = true;
+    // A hint sends it to the standby.
+    pair.send(&query("/* manatee: standby */ insert into t values (1)"));
+    assert_eq!(pair.read(), "INSERT_0_1 ZI");
+    assert_eq!(pair.needs, [Need::Standby, Need::Primary]);
+}
+
+/// Client's bytes before the loss; what it reads then; whether the server had answered.
+#[test]
+fn a_lost_server_is_told_as_the_table_says() {
+    let cases: &[(&[&str], &str)] = &[
+        // Nothing under way: nothing is told.
+        (&["select 1"], "T D SELECT_1 ZI"),
+        (&["begin", "insert into t values (1)"], "BEGIN ZT INSERT_0_1 ZT"),
+    ];
+    for (before, answer) in cases {
+        let mut pair = Pair::new();
+        for text in *before {
+            pair.send(&query(text));
+        }
+        assert_eq!(pair.read(), *answer);
+        if pair.attached.is_some() {
+            pair.lose(How::Gone);
+            pair.pump(usize::MAX, usize::MAX);
+            assert_eq!(pair.read(), "");
+            pair.send(&query("insert into t values (2)"));
+            assert_eq!(pair.read(), "E40001 ZE");
+            pair.send(&query("insert into t values (3)"));
+            assert_eq!(pair.read(), "E25P02 ZE");
+            pair.send(&[parse("", "rollback"), bind("", ""), execute(""), sync()].concat());
+            assert_eq!(pair.read(), "1 2 ROLLBACK ZI");
+        }
+        pair.send(&query("select 2"));
+        assert_eq!(pair.read(), "T D SELECT_1 ZI");
+    }
+}
+
+/// Sends a unit, loses its server before it answers, and says what the client reads in the end.
+fn lose_during(before: &[&str], unit: &[u8], how: How) -> String {
+    let mut pair = Pair::new();
+    for text in before {
+        pair.send(&query(text));
+    }
+    pair.read();
+    pair.rx.extend_from_slice(unit);
+    pair.pump(0, 1);
+    pair.lose(how);
+    pair.pump(usize::MAX, usize::MAX);
+    pair.read()
+}
+
+#[test]
+fn a_unit_under_way_runs_again_or_is_told() {
+    assert_eq!(lose_during(&[], &query("select 1"), How::Gone), "T D SELECT_1 ZI");
+    assert_eq!(lose_during(&[], &query("begin"), How::Gone), "BEGIN ZT");
+    let write = query("insert into t values (1)");
+    assert_eq!(lose_during(&[], &write, How::Gone), "E08007 ZI");
+    assert_eq!(lose_during(&[], &write, How::Refused), "INSERT_0_1 ZI");
+    assert_eq!(lose_during(&[], &query("insert into t values (1); commit"), How::Refused), "E08007 ZI");
+    assert_eq!(lose_during(&["begin"], &write, How::Gone), "E40001 ZE");
+    assert_eq!(lose_during(&["begin"], &query("commit"), How::Gone), "E08007 ZI");
+    assert_eq!(lose_during(&["begin"], &query("rollback"), How::Gone), "ROLLBACK ZI");
+    let extended = [parse("", "insert into t values (1)"), bind("", ""), execute(""), sync()].concat();
+    assert_eq!(lose_during(&[], &extended, How::Gone), "E08007 ZI");
+    let extended = [parse("a", "select 1"), bind("", "a"), execute(""), sync()].concat();
+    assert_eq!(lose_during(&[], &extended, How::Gone), "1 2 D SELECT_1 ZI");
+}
+
+#[test]
+fn a_commit_without_the_sync_is_never_a_success() {
+    let notice = build(|out| {
+        manatee_proxy::wire::put_message(out, b'N', |out| {
+            out.extend_from_slice(b"SWARNING\0VWARNING\0C01000\0Mwhatever\0RSyncRepWaitForLSN\0\0");
+        });
+    });
+    let mut pair = Pair::new();
+    pair.rx.extend_from_slice(&query("insert into t values (1)"));
+    pair.pump(0, 1);
+    pair.said = [&notice[..], &pair.said].concat()[..].into();
+    pair.pump(usize::MAX, 7);
+    assert_eq!(pair.read(), "E08007 ZI");
+
+    // In the extended protocol the commit comes with the Sync.
+    let mut pair = Pair::new();
+    pair.rx.extend_from_slice(&[parse("", "insert into t values (1)"), bind("", ""), execute(""), sync()].concat());
+    pair.pump(0, 1);
+    let ready = pair.said.split_off(pair.said.len() - 6);
+    pair.said.extend_from_slice(&notice);
+    pair.said.extend_from_slice(&ready);
+    pair.pump(usize::MAX, 7);
+    assert_eq!(pair.read(), "1 2 INSERT_0_1 E08007 ZI");
+}
+
+#[test]
+fn garbage_ends_the_session_with_a_protocol_violation() {
+    for garbage in [&b"Q\0\0\0\x01"[..], b"\x01\0\0\0\x04", b"Q\xff\xff\xff\xff", b"P\0\0\0\x05x", b"D\0\0\0\x06Xa"] {
+        let mut pair = Pair::new();
+        pair.send(garbage);
+        assert!(pair.ended);
+        assert_eq!(pair.read(), "E08P01", "{garbage:?}");
+    }
+}
