@@ -100,7 +100,7 @@ impl<'a> Situation<'a> {
     /// compare with [`super::local::Local::config`] before relying on it.
     pub(super) fn config(&self) -> Option<&ServerConfig> {
         let in_flight = self.view.in_flight.as_ref().and_then(|in_flight| match &in_flight.action {
-            Action::Configure(config) | Action::Start(config) => Some(config),
+            Action::Configure(config) | Action::Start(config) | Action::Promote { config, .. } => Some(config),
             _ => None,
         });
         self.view.local.config.as_ref().or(in_flight)

@@ -15,6 +15,10 @@ use super::view::View;
 /// the peer counts as gone: it may have lost its session and be registering again.
 pub const NODE_GRACE_MS: u64 = 2_000;
 
+/// How long (ms) a takeover takes on a busy machine. The sync begins one this much before the budget
+/// for a restart in place is used up, so that writes return within the budget either way.
+const TAKEOVER_MS: u64 = 400;
+
 /// The peers that this one finds gone itself, by silence or refusal, and as primary also a sync
 /// that does not follow: what its heartbeat says.
 pub fn suspects(view: &View) -> BTreeSet<PeerId> {
@@ -71,7 +75,7 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
         return Some("the primary says that it is stopping".to_owned());
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
-    if heard && down_ms > view.settings.restart_budget_ms {
+    if heard && down_ms > view.settings.restart_budget_ms.saturating_sub(TAKEOVER_MS) {
         return Some("the primary says that its PostgreSQL is down".to_owned());
     }
     let streaming = stream_is_fresh(view, standby);
