@@ -148,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         };
         let snapshot = self.worker.snapshot();
         match used {
-            ServedBy::Primary => self.worker.metrics.on_primary.increment(1),
+            ServedBy::Primary => self.worker.note_primary_use(&snapshot, Instant::now()),
             ServedBy::Standby => self.worker.metrics.on_standby.increment(1),
         }
         match used {

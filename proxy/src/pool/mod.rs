@@ -18,7 +18,7 @@ use crate::session::profile::Profiles;
 use crate::session::statements::Interner;
 use crate::session::{ServedBy, Shared};
 use crate::topology::consistency::Consistency;
-use crate::topology::{Node, Reader, Snapshot, Topology};
+use crate::topology::{Node, Reader, Reign, Snapshot, Topology};
 use crate::upstream::Upstream;
 
 mod acquire;
@@ -90,6 +90,8 @@ pub struct Worker {
     in_use: RefCell<Slab<InUse>>,
     held_clients: Cell<usize>,
     held_bytes: Cell<usize>,
+    /// The reign whose primary was used last.
+    used_reign: Cell<Option<Reign>>,
 }
 
 /// By whose connections and where to.
@@ -130,6 +132,7 @@ impl Worker {
             in_use: RefCell::default(),
             held_clients: Cell::new(0),
             held_bytes: Cell::new(0),
+            used_reign: Cell::new(None),
         })
     }
 
@@ -160,6 +163,26 @@ impl Worker {
     /// The newest topology.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.newest.borrow_mut().load().clone()
+    }
+
+    /// Something was done on the primary: the first time after a takeover is what clients wait for.
+    pub(crate) fn note_primary_use(&self, snapshot: &Snapshot, now: Instant) {
+        self.metrics.on_primary.increment(1);
+        if snapshot.reign == self.used_reign.get() {
+            return;
+        }
+        self.used_reign.set(snapshot.reign);
+        if let (Some(reign), Some(lost_at)) = (snapshot.reign, snapshot.taken_over_from)
+            && self.topology.is_first_use(reign)
+        {
+            let waited = now.saturating_duration_since(lost_at);
+            self.metrics.first_write_seconds.record(waited.as_secs_f64());
+            tracing::info!(
+                generation = snapshot.generation,
+                waited_ms = waited.as_millis(),
+                "first use of the new primary"
+            );
+        }
     }
 
     /// A connection to this node failed: it is asked how it is.

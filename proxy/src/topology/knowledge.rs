@@ -70,6 +70,10 @@ pub struct Knowledge {
     positions: Vec<Sample>,
     nodes: HashMap<PeerId, Known>,
     sequence: u64,
+    /// The primary last published, and since when it is missing.
+    served: Option<Reign>,
+    lost_at: Option<Instant>,
+    taken_over_from: Option<Instant>,
 }
 
 impl Knowledge {
@@ -84,6 +88,9 @@ impl Knowledge {
             positions: Vec::new(),
             nodes: HashMap::new(),
             sequence: 0,
+            served: None,
+            lost_at: None,
+            taken_over_from: None,
         }
     }
 
@@ -153,15 +160,34 @@ impl Knowledge {
     /// What to publish at `now`.
     pub fn snapshot(&mut self, now: Instant) -> Snapshot {
         self.sequence += 1;
+        let primary = self.confirmed_primary(now);
+        self.note_takeover(primary.is_some(), now);
         Snapshot {
             sequence: self.sequence,
             generation: self.state.as_ref().map_or(0, |state| state.generation),
             reign: self.reign,
             init_wal: self.state.as_ref().map_or(Lsn::ZERO, |state| state.init_wal),
-            primary: self.confirmed_primary(now),
+            primary,
+            taken_over_from: self.taken_over_from,
             positions: Arc::from(self.positions.as_slice()),
             standbys: self.standbys(now),
             state_is_current: self.state.as_ref().is_some_and(State::is_fresh),
+        }
+    }
+
+    fn note_takeover(&mut self, served: bool, now: Instant) {
+        match (served, self.served) {
+            (false, Some(_)) => {
+                self.lost_at.get_or_insert(now);
+            }
+            (true, before) => {
+                if before.is_some() && before != self.reign {
+                    self.taken_over_from = Some(self.lost_at.unwrap_or(now));
+                }
+                self.served = self.reign;
+                self.lost_at = None;
+            }
+            (false, None) => {}
         }
     }
 
@@ -343,6 +369,7 @@ mod tests {
         let after = bench.snapshot(30);
         assert_eq!(after.primary().map(|node| node.id), Some(id(2)));
         assert_eq!(after.fit_standbys().map(|standby| standby.node.id).collect::<Vec<_>>(), [id(3)]);
+        assert_eq!((before.taken_over_from, after.taken_over_from), (None, Some(bench.at(10))));
         assert_eq!(bench.knowledge.awaited_primary(bench.at(30)), None);
     }
 

@@ -7,6 +7,7 @@
 //! stays in use; a primary is never guessed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -38,6 +39,8 @@ pub struct Topology {
     changes: watch::Receiver<u64>,
     writable: watch::Receiver<Option<Writable>>,
     suspicions: mpsc::Sender<PeerId>,
+    /// Newest reign whose first use was noted, by generation.
+    used: Arc<AtomicU64>,
 }
 
 /// The writing end of a [`Topology`]; owned by the monitor.
@@ -58,7 +61,8 @@ pub fn channel() -> (Publisher, Topology, mpsc::Receiver<PeerId>) {
     let (writable, may_write) = watch::channel(None);
     let (suspicions, suspected) = mpsc::channel(MAX_SUSPICIONS);
     let publisher = Publisher { current: current.clone(), changes, writable };
-    (publisher, Topology { current, changes: changed, writable: may_write, suspicions }, suspected)
+    let used = Arc::default();
+    (publisher, Topology { current, changes: changed, writable: may_write, suspicions, used }, suspected)
 }
 
 impl Publisher {
@@ -100,6 +104,11 @@ impl Topology {
     /// Wakes only when it changes where writes may go: for held clients.
     pub fn writable(&self) -> watch::Receiver<Option<Writable>> {
         self.writable.clone()
+    }
+
+    /// Whether nobody has said before that the primary of `reign` was used.
+    pub fn is_first_use(&self, reign: Reign) -> bool {
+        self.used.fetch_max(reign.since_generation, Ordering::Relaxed) < reign.since_generation
     }
 
     /// Says that a connection to `node` just failed: it is asked at once instead of at the next poll.

@@ -80,6 +80,8 @@ pub struct Snapshot {
     pub init_wal: Lsn,
     /// The primary, if it is confirmed and answering.
     pub primary: Option<Primary>,
+    /// When the previous primary was lost, once another has taken over from it before our eyes.
+    pub taken_over_from: Option<Instant>,
     /// Recent insert positions of the primary of this reign, oldest first. Bounded.
     pub positions: Arc<[Sample]>,
     /// Standbys that answer, in chain order.
@@ -97,6 +99,7 @@ impl Snapshot {
             reign: None,
             init_wal: Lsn::ZERO,
             primary: None,
+            taken_over_from: None,
             positions: Arc::from([]),
             standbys: Vec::new(),
             state_is_current: false,
