@@ -55,6 +55,7 @@ const SCRIPTS: &[&str] = &[
     "declare c cursor with hold for select 1; fetch c; close c;",
     "set datestyle = 'German'; select date '2026-11-23'; reset datestyle; select date '2026-11-23';",
     "discard all; select 4;",
+    "set work_mem = '5MB'; discard all; show work_mem;",
     "set role pg_monitor; select current_user; reset role; select current_user;",
     "select 5 \\gdesc",
     "create sequence s; select nextval('s') \\; select currval('s'); drop sequence s;",

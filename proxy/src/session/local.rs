@@ -59,7 +59,9 @@ impl Session {
         let commands = self.unit.proxied > 0 && self.unit.proxied == self.unit.mentions;
         let deallocates = || {
             let Some(class) = &self.unit.class else { return false };
+            // DISCARD ALL deallocates too, but that is not all it does.
             matches!(class.statements, Statements::One)
+                && class.effects.is_empty()
                 && self.unit.mentions == 1
                 && self.status != TxStatus::Failed
                 && matches!(&*class.deallocates, [one] if match one {
