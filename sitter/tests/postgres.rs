@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::Timeline;
+use manatee_shared::lsn::{Lsn, Timeline};
 use manatee_sitter::machine::action::StopMode;
 use manatee_sitter::machine::local::{
     Data, Gate, Local, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
@@ -92,6 +92,17 @@ impl TestPeer {
         self.until("streaming", |local| matches!(&local.server, Server::Standby(standby) if standby.streaming)).await;
     }
 
+    /// Waits until a peer follows under its own name.
+    async fn followed_by(&self, peer: PeerId) {
+        let follows = |local: &Local| match &local.server {
+            Server::Primary(PrimaryStatus { downstreams, .. }) | Server::Standby(StandbyStatus { downstreams, .. }) => {
+                downstreams.iter().any(|down| down.peer == peer && down.streaming)
+            }
+            _ => false,
+        };
+        self.until("a follower", follows).await;
+    }
+
     async fn client(&self) -> Result<Client, tokio_postgres::Error> {
         let config = format!(
             "host={} port={} user=postgres dbname=postgres password='{SUPERUSER_PASSWORD}' connect_timeout=5",
@@ -159,6 +170,7 @@ async fn shard<const N: usize>() -> (TestPeer, [TestPeer; N]) {
         let others: Vec<PeerId> = ids.iter().copied().filter(|id| *id != standby.id).chain([primary.id]).collect();
         standby.postgres.start(&follow(&primary, &others)).await.unwrap();
         standby.streaming().await;
+        primary.followed_by(standby.id).await;
     }
     (primary, standbys)
 }
@@ -293,11 +305,9 @@ async fn takeover_and_rejoin_by_rewind() {
     old.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").await;
     let acknowledged = old.primary().flushed;
 
-    // Detach, then promote, while the old primary goes on.
+    // Detach the sync, while the old primary goes on and the other receives what the sync has not.
     let begin = Instant::now();
-    // The other first, or it might come to have more than the new primary.
     let detached = config(Recovery::Detached, Synchronous::Peer(other.id), &[old.id, other.id]);
-    other.postgres.configure(&ServerConfig { recovery: Recovery::Detached, ..follow(&old, &[]) }).await.unwrap();
     new.postgres.configure(&detached).await.unwrap();
     println!("detached in {:?}", begin.elapsed());
     let standby = new.standby();
@@ -305,43 +315,45 @@ async fn takeover_and_rejoin_by_rewind() {
     let received = standby.received.expect("a position");
     assert!(received.lsn >= acknowledged.lsn && received.timeline == acknowledged.timeline, "{received}");
     assert!(matches!(old.postgres.promote(&detached, None).await, Err(Error::NotApplied(_))));
+    old.sql("SET synchronous_commit = local; INSERT INTO t SELECT generate_series(1, 5000)").await;
+    let ahead = Lsn(received.lsn.0 + 100_000);
+    other
+        .until("more than the sync has", |local| {
+            matches!(&local.server, Server::Standby(s) if s.received.is_some_and(|received| received.lsn > ahead))
+        })
+        .await;
     let begin = Instant::now();
     let promoted = ServerConfig { recovery: Recovery::Primary, ..detached.clone() };
     new.postgres.promote(&promoted, Some(Timeline(4))).await.unwrap();
     println!("promoted in {:?}", begin.elapsed());
     assert_eq!(new.local().config, Some(promoted));
     assert_eq!(new.primary().flushed.timeline, Timeline(4), "2 and 3 are left out");
+
+    // The other is named sync, attaches, and has a greater flush position; it must not acknowledge.
     other.postgres.configure(&follow(&new, &[old.id, new.id])).await.unwrap();
-    other.streaming().await;
-    new.sql("INSERT INTO t VALUES (-1)").await;
+    let client = new.client().await.unwrap();
+    let mut commit = Box::pin(client.batch_execute("INSERT INTO t VALUES (-1)"));
+    let cannot = |local: &Local| matches!(&local.server, Server::Standby(s) if s.cannot_follow.is_some());
+    other.until("the divergence", cannot).await;
+    assert!(tokio::time::timeout(Duration::from_secs(2), &mut commit).await.is_err(), "acknowledged by nobody");
+    assert_eq!(other.postgres.rejoin(new.id, Rung::AsIs, Some(received)).await.unwrap(), Rung::Rewind);
+    other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), commit).await.expect("acknowledged").unwrap();
 
-    // The old primary writes what nobody has, and crashes.
-    let client = old.client().await.unwrap();
-    client
-        .batch_execute("SET synchronous_commit = local; INSERT INTO t SELECT generate_series(1, 5000)")
-        .await
-        .unwrap();
+    // The old primary, crashed, started as it is, says that it can not follow either.
     old.postgres.stop(StopMode::Immediate).await.unwrap();
-
-    // Started as it is, it says that it can not follow.
     let following = follow(&new, &[new.id, other.id]);
     old.postgres.start(&following).await.unwrap();
-    let told = old
-        .until("the divergence", |local| matches!(&local.server, Server::Standby(s) if s.cannot_follow.is_some()))
-        .await;
-    println!("{:?}", told.server);
-    let held = new.postgres.local().borrow().clone();
-    let Server::Primary(at) = held.server else { panic!("{held:?}") };
+    old.until("the divergence", cannot).await;
     assert_eq!(old.postgres.rejoin(new.id, Rung::AsIs, Some(received)).await.unwrap(), Rung::Rewind);
     assert_eq!(old.local().server, Server::Down { crashed: false, standby: true });
-    assert!(matches!(
-        old.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await,
-        Err(Error::StandbyData)
-    ));
+    let as_primary = config(Recovery::Primary, Synchronous::Nobody, &[]);
+    assert!(matches!(old.postgres.start(&as_primary).await, Err(Error::StandbyData)));
     old.postgres.start(&following).await.unwrap();
-    old.streaming().await;
+    let at = new.primary().flushed;
     old.until("catching up", |local| {
-        matches!(&local.server, Server::Standby(s) if s.received.is_some_and(|r| r.timeline.0 == 4 && r.lsn >= at.flushed.lsn))
+        matches!(&local.server, Server::Standby(s)
+            if s.streaming && s.received.is_some_and(|r| r.timeline == at.timeline && r.lsn >= at.lsn))
     })
     .await;
     assert_eq!(old.standby().cannot_follow, None);

@@ -21,9 +21,10 @@ use manatee_shared::ids::PeerId;
 use rustix::process::Signal;
 use tokio_postgres::Client;
 
+use super::conf::Name;
 use super::error::Error;
 use super::inner::{Inner, Record};
-use super::{conf, files, hba, observe, session, slot_name};
+use super::{conf, files, guard, hba, observe, session, slot_name};
 use crate::machine::local::{Gate, Recovery, ServerConfig, Synchronous};
 
 /// Between two looks at something that takes milliseconds: part of every failover.
@@ -40,11 +41,14 @@ pub(super) struct Rendered {
 }
 
 /// Renders the files for `config`.
-pub(super) fn render(inner: &Inner, config: &ServerConfig) -> Rendered {
-    let conf = conf::render(&inner.settings, inner.me, config);
+///
+/// The identity does not depend on the name: it changes under way, and is not the shard's business.
+pub(super) fn render(inner: &Inner, config: &ServerConfig, name: Name) -> Rendered {
+    let own = conf::render(&inner.settings, inner.me, config, Name::Own);
     let hba = hba::render(&inner.settings.superuser, config.gate, &inner.settings.hba);
     let ident = hba::render_ident(&inner.settings.superuser, &inner.user.logins());
-    let id = conf::identity([conf.as_str(), hba.as_str(), ident.as_str()]);
+    let id = conf::identity([own.as_str(), hba.as_str(), ident.as_str()]);
+    let conf = conf::render(&inner.settings, inner.me, config, name);
     let conf = format!("{conf}{} = '{id}'\n", conf::CONFIG_ID);
     Rendered { id, conf, hba, ident }
 }
@@ -91,9 +95,13 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
         }
         _ => {}
     }
-    let before = inner.known().record.clone().filter(|record| record.confirmed);
-    let rendered = render(inner, config);
-    let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed };
+    let before = inner.known().record.clone();
+    // Trust is in an upstream; another one has to earn it.
+    let trusted = before.as_ref().is_some_and(|b| b.trusted && b.config.recovery == config.recovery);
+    let before = before.filter(|record| record.confirmed);
+    let name = guard::name(trusted);
+    let rendered = render(inner, config, name);
+    let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed, trusted };
     let live = text(&session, "SELECT current_setting('manatee.config_id', true)").await?;
     let unchanged = live.as_deref() == Some(&rendered.id) && before.as_ref().is_some_and(|b| b.id == rendered.id);
     let names = text(&session, "SELECT current_setting('synchronous_standby_names')").await?.unwrap_or_default();
@@ -103,7 +111,7 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     if !unchanged {
         write(inner, &rendered)?;
         inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
-        confirm_settings(inner, &session, &rendered.id, config).await?;
+        confirm_settings(inner, &session, &rendered.id, config, name).await?;
     }
     let was_closed = before.as_ref().is_some_and(|before| before.config.gate == Gate::Closed);
     if config.gate == Gate::Closed && !was_closed {
@@ -161,12 +169,18 @@ pub(super) async fn is_in_recovery(session: &Client) -> Result<bool, Error> {
     row.try_get(0).map_err(Error::query("ask for the role"))
 }
 
-async fn confirm_settings(inner: &Inner, session: &Client, id: &str, config: &ServerConfig) -> Result<(), Error> {
+async fn confirm_settings(
+    inner: &Inner,
+    session: &Client,
+    id: &str,
+    config: &ServerConfig,
+    name: Name,
+) -> Result<(), Error> {
     let bound = inner.settings.confirm_timeout;
     let what = "the reload of PostgreSQL's configuration";
     let live = || text(session, "SELECT current_setting('manatee.config_id', true)");
     until(bound, what, || async { Ok((live().await?.as_deref() == Some(id)).then_some(())) }).await?;
-    for (name, wanted) in conf::expected(&inner.settings, inner.me, config) {
+    for (name, wanted) in conf::expected(&inner.settings, inner.me, config, name) {
         let found = text(session, &format!("SELECT current_setting('{name}')")).await?;
         if found.as_deref() != Some(&wanted) {
             // Not the values: one of them might hold what an operator put there.

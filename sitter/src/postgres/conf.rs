@@ -134,9 +134,23 @@ pub(super) fn sync_priority(synchronous: &Synchronous, peer: PeerId) -> u32 {
     }
 }
 
+/// Under which name a standby follows: only its own counts as an acknowledgement (see
+/// [`super::guard`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    /// The peer's id.
+    Own,
+    /// One that is nobody's.
+    Guest,
+}
+
 /// `primary_conninfo`: empty unless following somebody. The password is in a file.
-pub(super) fn primary_conninfo(recovery: &Recovery, me: PeerId, passfile: &Path) -> String {
+pub(super) fn primary_conninfo(recovery: &Recovery, me: PeerId, name: Name, passfile: &Path) -> String {
     let Recovery::Follow(upstream) = recovery else { return String::new() };
+    let name = match name {
+        Name::Own => me.to_string(),
+        Name::Guest => format!("guest {me}"),
+    };
     // A silent upstream is given up after about 3 s; the 5 s of wal_receiver_timeout cover one
     // that still acknowledges on TCP.
     format!(
@@ -144,24 +158,29 @@ pub(super) fn primary_conninfo(recovery: &Recovery, me: PeerId, passfile: &Path)
          keepalives=1 keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000 gssencmode=disable",
         upstream.ip,
         upstream.pg_port,
-        quote_conninfo(&me.to_string()),
+        quote_conninfo(&name),
         quote_conninfo(&passfile.to_string_lossy()),
     )
 }
 
 /// The values that [`super::Postgres::configure`] finds again in a session before it believes.
-pub(super) fn expected(settings: &Settings, me: PeerId, config: &ServerConfig) -> [(&'static str, String); 3] {
+pub(super) fn expected(
+    settings: &Settings,
+    me: PeerId,
+    config: &ServerConfig,
+    name: Name,
+) -> [(&'static str, String); 3] {
     let following = matches!(config.recovery, Recovery::Follow(_));
     [
         ("synchronous_standby_names", synchronous_standby_names(&config.synchronous)),
-        ("primary_conninfo", primary_conninfo(&config.recovery, me, &settings.layout().passfile())),
+        ("primary_conninfo", primary_conninfo(&config.recovery, me, name, &settings.layout().passfile())),
         ("primary_slot_name", if following { slot_name(me) } else { String::new() }),
     ]
 }
 
 /// The file, without its identity. Primary and Detached render alike, so that a promotion changes
 /// nothing here.
-pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig) -> String {
+pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, name: Name) -> String {
     let layout = settings.layout();
     let mut text = String::from("# Written by manatee-sitter; changes here are lost.\n");
     let mut line = |name: &str, value: &str| {
@@ -194,7 +213,7 @@ pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig) -> 
     line("log_line_prefix", "%m [%p] %b ");
     // The receiver's failures are read from the log.
     line("lc_messages", "C");
-    for (name, value) in expected(settings, me, config) {
+    for (name, value) in expected(settings, me, config, name) {
         line(name, &value);
     }
     text
@@ -268,9 +287,10 @@ mod tests {
 
     #[test]
     fn primary_and_detached_render_alike_and_follow_does_not() {
-        let primary = render(&settings(), peer(1), &config(Recovery::Primary));
-        assert_eq!(primary, render(&settings(), peer(1), &config(Recovery::Detached)));
-        let follow = render(&settings(), peer(1), &config(Recovery::Follow(peer(2))));
+        let primary = render(&settings(), peer(1), &config(Recovery::Primary), Name::Own);
+        assert_eq!(primary, render(&settings(), peer(1), &config(Recovery::Detached), Name::Own));
+        let follow = render(&settings(), peer(1), &config(Recovery::Follow(peer(2))), Name::Guest);
+        assert!(follow.contains("guest 10.0.0.1:5432:12345"));
         assert!(follow.contains("host=10.0.0.2 port=5432"));
         assert!(follow.contains("primary_slot_name = 'manatee_10_0_0_1_5432_12345'"));
         assert!(follow.contains("FIRST 2 (\"10.0.0.3:5432:12345\", \"10.0.0.2:5432:12345\")"));
@@ -282,7 +302,7 @@ mod tests {
         let mut settings = settings();
         settings.parameters.insert("max_connections".into(), "7".into());
         settings.parameters.insert("application_name".into(), "it's \\ ok".into());
-        let text = render(&settings, peer(1), &config(Recovery::Primary));
+        let text = render(&settings, peer(1), &config(Recovery::Primary), Name::Own);
         let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} in {text}"));
         assert!(at("max_connections = '200'") < at("max_connections = '7'"));
         assert!(at("max_connections = '7'") < at("listen_addresses"));

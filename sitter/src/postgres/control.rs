@@ -154,8 +154,8 @@ pub(crate) fn read_history(data: &Path, timeline: Timeline) -> TimelineHistory {
 /// makes the segment file only when it comes to it; recycled segments never have a newer timeline
 /// than the one in use.
 pub(crate) fn newest_timeline(data: &Path, known: Timeline, end: Lsn, segment_bytes: u64) -> Timeline {
-    // Bounds the search: histories are consecutive but for timelines chosen and never used.
-    const GAP: u32 = 8;
+    // Bounds the search: between two timelines in use are those reserved and never used.
+    const GAP: u32 = 32;
     let wal = data.join("pg_wal");
     let mut newest = known;
     let mut candidate = known;

@@ -19,6 +19,9 @@ pub(crate) struct SourceFacts {
     pub(crate) in_recovery: bool,
     /// End of its WAL.
     pub(crate) position: WalPosition,
+    /// The timeline of `position` is what it writes or receives on, not only that of its last
+    /// checkpoint.
+    pub(crate) is_certain: bool,
     /// Ancestry of that timeline.
     pub(crate) history: TimelineHistory,
     /// Names in its `pg_wal`, if we may see them.
@@ -32,9 +35,10 @@ pub(crate) async fn ask_source(inner: &Inner, source: PeerId) -> Result<SourceFa
                       current_setting('server_version_num')::int / 10000,
                       pg_is_in_recovery(),
                       CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_flush_lsn()) END,
-                      CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                      CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
                            ELSE pg_current_wal_flush_lsn() END::text,
-                      (pg_control_checkpoint()).timeline_id";
+                      (pg_control_checkpoint()).timeline_id,
+                      CASE WHEN pg_is_in_recovery() THEN (SELECT received_tli FROM pg_stat_wal_receiver) END";
     let failed = |problem| Error::query("ask the source")(problem);
     let row = session.query_one(sql, &[]).await.map_err(failed)?;
     let system = SystemIdentifier(row.try_get(0).map_err(failed)?);
@@ -49,13 +53,17 @@ pub(crate) async fn ask_source(inner: &Inner, source: PeerId) -> Result<SourceFa
     let file: Option<String> = row.try_get(3).map_err(failed)?;
     let written = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
     let checkpoint: i32 = row.try_get(5).map_err(failed)?;
-    let timeline = Timeline(written.unwrap_or(u32::try_from(checkpoint).unwrap_or(1)));
+    let received: Option<i32> = row.try_get(6).map_err(failed)?;
+    let received = received.and_then(|timeline| u32::try_from(timeline).ok());
+    let certain = written.or(received);
+    let timeline = Timeline(certain.unwrap_or(u32::try_from(checkpoint).unwrap_or(1)));
     let lsn: Option<String> = row.try_get(4).map_err(failed)?;
     let lsn = lsn.and_then(|text| text.parse().ok()).ok_or_else(|| not_fit("its WAL position is unknown".into()))?;
     Ok(SourceFacts {
         system,
         in_recovery: row.try_get(2).map_err(failed)?,
         position: WalPosition { timeline, lsn },
+        is_certain: certain.is_some(),
         history: history(&session, timeline).await?,
         wal: wal(&session).await,
     })

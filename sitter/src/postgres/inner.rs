@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
@@ -17,6 +18,9 @@ use super::settings::{Layout, Settings};
 use super::tool::Tool;
 use crate::machine::local::{Local, ServerConfig, SystemIdentifier};
 
+/// How long an action waits for another to end.
+const BUSY: Duration = Duration::from_millis(500);
+
 /// The configuration last rendered, kept in `config.json` for the next sitter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -26,6 +30,9 @@ pub(crate) struct Record {
     pub(crate) config: ServerConfig,
     /// Whether it was seen to be in effect everywhere. False while a change is under way.
     pub(crate) confirmed: bool,
+    /// Following under our own name: see [`super::guard`].
+    #[serde(default)]
+    pub(crate) trusted: bool,
 }
 
 /// What actions tell the observation, and the other way round.
@@ -96,9 +103,16 @@ impl Inner {
         Ok((Arc::new(inner), receiver))
     }
 
-    /// Takes the right to act; given back on drop.
-    pub(crate) fn begin(&self) -> Result<SemaphorePermit<'_>, Error> {
-        self.actions.try_acquire().map_err(|_| Error::Busy)
+    /// Takes the right to act; given back on drop. Waits for a moment: an action that was dropped
+    /// is gone at once, and the guard's own takes milliseconds.
+    pub(crate) async fn begin(&self) -> Result<SemaphorePermit<'_>, Error> {
+        let permit = tokio::time::timeout(BUSY, self.actions.acquire()).await;
+        permit.ok().and_then(Result::ok).ok_or(Error::Busy)
+    }
+
+    /// The right to act, if nobody has it.
+    pub(crate) fn try_begin(&self) -> Option<SemaphorePermit<'_>> {
+        self.actions.try_acquire().ok()
     }
 
     /// What is known. Never held across an await.

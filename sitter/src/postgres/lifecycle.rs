@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::error::Error;
 use super::inner::{Inner, Record};
 use super::process::{self, Postmaster};
-use super::{apply, control, files, observe, session};
+use super::{apply, control, files, guard, observe, session};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Recovery, Server, ServerConfig};
 
@@ -69,8 +69,9 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     }
     files::remove(&data.join("recovery.signal"))?;
     inner.make_folders()?;
-    let rendered = apply::render(inner, config);
-    let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed };
+    // What the upstream has become meanwhile is not known.
+    let rendered = apply::render(inner, config, guard::name(false));
+    let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed, trusted: false };
     inner.set_record(record(false))?;
     apply::write(inner, &rendered)?;
     // Before PostgreSQL runs: from now on the data is somebody's.

@@ -15,6 +15,7 @@ pub(crate) mod control;
 pub(crate) mod copy;
 pub mod error;
 pub(crate) mod files;
+mod guard;
 mod hba;
 pub(crate) mod inner;
 pub(crate) mod lifecycle;
@@ -104,14 +105,14 @@ impl Postgres {
     /// Looks at what is there: finds a running postmaster of this data directory and reads back
     /// the configuration it was given. To be called once, first. Returns whether one was found.
     pub async fn adopt(&self) -> Result<bool, Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         lifecycle::adopt(&self.inner).await
     }
 
     /// Makes a new cluster with Manatee's roles, left stopped and [`Data::Fresh`]. Only without a
     /// data directory that was ever in use.
     pub async fn initialise(&self) -> Result<SystemIdentifier, Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         setup::initialise(&self.inner, self.storage.as_ref()).await
     }
 
@@ -119,40 +120,40 @@ impl Postgres {
     /// for a long recovery, after [`Settings::start_wait`]: then [`Local::config`] stays None until
     /// it was configured again.
     pub async fn start(&self, config: &ServerConfig) -> Result<(), Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         lifecycle::start(&self.inner, config).await
     }
 
     /// Gives the running server this configuration without a restart, and confirms that it is in
     /// effect everywhere that matters.
     pub async fn configure(&self, config: &ServerConfig) -> Result<(), Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         apply::apply(&self.inner, config).await
     }
 
     /// Leaves recovery and confirms it. The new timeline is the next one, but at least `timeline`.
     pub async fn promote(&self, config: &ServerConfig, timeline: Option<Timeline>) -> Result<(), Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         lifecycle::promote(&self.inner, config, timeline).await
     }
 
     /// Stops the server, if it runs, and confirms that it ended. Bounded; harder and harder.
     pub async fn stop(&self, mode: StopMode) -> Result<(), Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         lifecycle::stop(&self.inner, mode).await
     }
 
     /// Copies everything from `source`; ends with a standby's directory, stopped. What was there is
     /// set aside.
     pub async fn bootstrap(&self, source: PeerId) -> Result<(), Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         copy::copy(&self.inner, self.storage.as_ref(), source, "replaced").await
     }
 
     /// Brings the data back in line with `source`, a primary, beginning with the rung `from`. Stops
     /// the server; leaves a standby's directory, stopped. Returns the rung that held.
     pub async fn rejoin(&self, source: PeerId, from: Rung, init: Option<WalPosition>) -> Result<Rung, Error> {
-        let _one = self.inner.begin()?;
+        let _one = self.inner.begin().await?;
         rejoin::rejoin(&self.inner, self.storage.as_ref(), source, from, init).await
     }
 }

@@ -28,6 +28,7 @@ use tokio_postgres::Client;
 use super::conf::CONFIG_ID;
 use super::control;
 use super::error::Error;
+use super::guard::Guard;
 use super::inner::Inner;
 use super::probe::Probe;
 use super::process::{self, Postmaster};
@@ -217,6 +218,7 @@ pub(super) struct Observer {
     /// Configuration that the log is read under.
     log_config: Option<String>,
     probe: Probe,
+    guard: Guard,
     log_checked: Instant,
 }
 
@@ -225,6 +227,7 @@ impl Observer {
         Self {
             log: Watcher::new(inner.layout.log()),
             probe: Probe::new(Arc::clone(&inner)),
+            guard: Guard::new(Arc::clone(&inner)),
             inner,
             looks,
             query: query(),
@@ -424,18 +427,21 @@ impl Observer {
         }
         let history = received.map(|received| self.history(received.timeline)).unwrap_or_default();
         let following = config.filter(|config| matches!(config.recovery, Recovery::Follow(_)));
-        if seen.streaming || following.is_none() {
-            self.memory.idle_since = None;
-        }
-        let not_streaming_ms = match following {
-            Some(_) if !seen.streaming => millis(now.duration_since(*self.memory.idle_since.get_or_insert(now))),
-            _ => 0,
-        };
         let cannot_follow = self.cannot_follow(&seen, following.is_some(), now);
         // A standby that has gone past the fork streams the rest of the old timeline, for moments,
         // over and over: that is no streaming.
         let streaming = seen.streaming && cannot_follow.is_none();
+        if streaming || following.is_none() {
+            self.memory.idle_since = None;
+        }
+        let not_streaming_ms = match following {
+            Some(_) if !streaming => millis(now.duration_since(*self.memory.idle_since.get_or_insert(now))),
+            _ => 0,
+        };
         let upstream_silent_ms = self.upstream_silent(&seen, now);
+        if following.is_some() {
+            self.guard.observe(streaming.then_some(received).flatten(), not_streaming_ms);
+        }
         Server::Standby(StandbyStatus {
             received,
             replayed,

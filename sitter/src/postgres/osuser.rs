@@ -72,6 +72,17 @@ impl OsUser {
         unsafe { command.pre_exec(become_user) };
     }
 
+    /// Makes `command` end when the thread that started it does. Those are the runtime's, which
+    /// live as long as the process. Called after [`Self::apply`]: a change of user undoes it.
+    pub(crate) fn die_with_parent(command: &mut Command) {
+        let ask = || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+                .map_err(std::io::Error::from)
+        };
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(ask) };
+    }
+
     /// Gives one file or folder (not what is in it) to this user.
     pub(crate) fn own(&self, path: &Path) -> Result<(), Error> {
         match &self.switch {

@@ -92,6 +92,8 @@ fn statements(inner: &Inner) -> String {
     ] {
         sql.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REPLICATION_ROLE}"));
     }
+    // Which timeline a standby receives on, for those that follow it (see `guard`).
+    sql.push(format!("GRANT pg_read_all_stats TO {REPLICATION_ROLE}"));
     sql.extend(
         [
             "CREATE SCHEMA manatee",

@@ -120,6 +120,9 @@ impl Tool {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         user.apply(&mut command);
+        // A sitter that was killed must not leave a rewind behind that writes into data which the
+        // next sitter replaces.
+        OsUser::die_with_parent(&mut command);
         let mut command = tokio::process::Command::from(command);
         let mut child = command.kill_on_drop(true).spawn().map_err(Error::io("run", &self.path))?;
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
