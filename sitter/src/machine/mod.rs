@@ -21,3 +21,5 @@ mod situation;
 mod standby;
 mod stopping;
 mod takeover;
+#[cfg(test)]
+mod tests;

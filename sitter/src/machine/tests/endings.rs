@@ -1,0 +1,47 @@
+//! Stops, hangs and failures.
+
+use super::*;
+
+#[test]
+fn a_stopping_primary_hands_over_first() {
+    let mut view = view(1);
+    view.stopping_ms = Some(0);
+    acts(&view, Action::LeaveElection);
+    view.zk.active.remove(&id(1));
+    waits(&view, "taking over");
+    view.stopping_ms = Some(3_000);
+    acts(&view, Action::Stop(StopMode::Fast));
+    view.local.server = Server::Down { crashed: false, standby: false };
+    acts(&view, Action::Exit);
+    let mut frozen = super::view(1);
+    change(&mut frozen, |state| state.freeze = Some(Freeze::Flag(true)));
+    frozen.zk.active.remove(&id(1));
+    frozen.stopping_ms = Some(0);
+    acts(&frozen, Action::Stop(StopMode::Fast));
+}
+
+#[test]
+fn a_hung_primary_yields_if_somebody_can_take_over() {
+    let mut view = view(1);
+    view.local.server = Server::Hung { for_ms: 900 };
+    waits(&view, "does not answer");
+    view.local.server = Server::Hung { for_ms: 1_100 };
+    acts(&view, Action::LeaveElection);
+    view.zk.active.remove(&id(1));
+    acts(&view, Action::Stop(StopMode::Immediate));
+}
+
+#[test]
+fn failures_are_repeated_later_and_later() {
+    let mut view = view(2);
+    view.local.server = Server::Down { crashed: true, standby: true };
+    assert!(matches!(decide(&view).action, Action::Start(_)));
+    let failure =
+        |times, ago_ms| Some(LastFailure { action: "start", times, ago_ms, problem: "no shared memory".to_owned() });
+    view.observed.last_failure = failure(3, 150);
+    acts(&view, Action::Wait { for_ms: Some(50) });
+    view.observed.last_failure = failure(3, 200);
+    assert!(matches!(decide(&view).action, Action::Start(_)));
+    view.observed.last_failure = failure(60, 4_999);
+    acts(&view, Action::Wait { for_ms: Some(1) });
+}

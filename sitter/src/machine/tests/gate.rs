@@ -1,0 +1,52 @@
+//! Rule 7: who lets clients in, and when.
+
+use super::*;
+
+#[test]
+fn a_restarted_primary_stays_closed_until_the_sync_has_everything() {
+    let mut view = view(1);
+    let closed = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Closed, &[2, 3]);
+    view.local.server = Server::Down { crashed: true, standby: false };
+    acts(&view, Action::Start(closed.clone()));
+    view.local.config = Some(closed.clone());
+    view.local.server = Server::Primary(PrimaryStatus { flushed: at(1, 310), downstreams: vec![] });
+    waits(&view, "the gate is closed");
+    primary(&mut view).downstreams = vec![downstream(2, 299, 1)];
+    waits(&view, "the gate is closed");
+    primary(&mut view).downstreams = vec![downstream(2, 300, 1)];
+    acts(&view, Action::Configure(ServerConfig { gate: Gate::Open, ..closed }));
+}
+
+#[test]
+fn a_standby_opens_when_it_streams_and_shows_what_the_generation_began_with() {
+    let mut view = view(3);
+    let closed = config(Recovery::Follow(id(2)), Synchronous::Impossible, Gate::Closed, &[]);
+    view.local.config = Some(closed.clone());
+    acts(&view, Action::Configure(ServerConfig { gate: Gate::Open, ..closed }));
+    standby(&mut view).replayed = Lsn(99);
+    waits(&view, "async");
+    standby(&mut view).replayed = Lsn(100);
+    standby(&mut view).streaming = false;
+    waits(&view, "not streaming");
+    change(&mut view, |state| (state.async_peers, state.deposed) = (vec![], vec![peer(3)]));
+    standby(&mut view).streaming = true;
+    let deposed = config(Recovery::Follow(id(1)), Synchronous::Impossible, Gate::Closed, &[]);
+    acts(&view, Action::Configure(deposed));
+}
+
+#[test]
+fn an_isolated_primary_is_closed() {
+    let mut view = view(1);
+    view.zk.session = Session::Disconnected;
+    for peer in [2, 3] {
+        health(&mut view, peer).silent_ms = Some(2_000);
+    }
+    waits(&view, "primary");
+    view.observed.stalled_ms.insert(id(2), 1_000);
+    let closed = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Closed, &[2, 3]);
+    acts(&view, Action::Configure(closed.clone()));
+    health(&mut view, 3).silent_ms = Some(10);
+    waits(&view, "primary");
+    health(&mut view, 3).generation = Some(5);
+    acts(&view, Action::Configure(closed));
+}

@@ -1,0 +1,83 @@
+//! Rule 3: the primary replaces its sync.
+
+use super::*;
+
+/// The primary's view with a lost sync; the async follows the primary.
+fn sync_gone() -> View {
+    let mut view = view(1);
+    gone(&mut view, 2, 3);
+    view.observed.stalled_ms.insert(id(2), 2_000);
+    primary(&mut view).downstreams = vec![downstream(3, 480, 0)];
+    view
+}
+
+fn both() -> ServerConfig {
+    config(Recovery::Primary, Synchronous::Both { new: id(3), old: id(2) }, Gate::Open, &[2, 3])
+}
+
+#[test]
+fn both_are_required_before_the_state_names_the_new_one() {
+    let mut view = sync_gone();
+    acts(&view, Action::Configure(both()));
+    view.local.config = Some(both());
+    waits(&view, "walsenders");
+    primary(&mut view).downstreams = vec![downstream(3, 480, 1)];
+    let state = writes(&view);
+    assert_eq!((state.sync_peer.as_ref().unwrap().id, state.init_position()), (id(3), Some(at(1, 500))), "H2");
+    assert_eq!(ids(&state.async_peers), [], "the lost one is dropped");
+}
+
+#[test]
+fn a_walsender_with_the_old_configuration_blocks_it() {
+    let mut view = sync_gone();
+    view.local.config = Some(both());
+    primary(&mut view).downstreams = vec![downstream(3, 480, 1), downstream(2, 400, 1)];
+    waits(&view, "walsenders");
+    primary(&mut view).downstreams = vec![downstream(3, 480, 1), downstream(2, 400, 2)];
+    writes(&view);
+}
+
+#[test]
+fn then_only_the_new_one_is_required() {
+    let mut view = view(1);
+    change(&mut view, |state| (state.sync_peer, state.async_peers) = (Some(peer(3)), vec![peer(2)]));
+    view.local.config = Some(both());
+    let only = config(Recovery::Primary, Synchronous::Peer(id(3)), Gate::Open, &[2, 3]);
+    acts(&view, Action::Configure(only));
+}
+
+#[test]
+fn it_is_undone_when_the_old_one_is_back_or_the_new_one_goes() {
+    let only_old = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Open, &[2, 3]);
+    let mut back = view(1);
+    back.local.config = Some(both());
+    acts(&back, Action::Configure(only_old.clone()));
+    let mut both_gone = sync_gone();
+    both_gone.local.config = Some(both());
+    health(&mut both_gone, 3).refused = true;
+    acts(&both_gone, Action::Configure(only_old));
+    both_gone.uncertain_write = true;
+    waits(&both_gone, "can not be written");
+}
+
+#[test]
+fn without_an_async_writes_wait() {
+    let mut view = sync_gone();
+    change(&mut view, |state| state.async_peers.clear());
+    view.zk.active.remove(&id(3));
+    view.local.config = Some(config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Open, &[2]));
+    waits(&view, "no async is fit");
+    let mut frozen = sync_gone();
+    change(&mut frozen, |state| state.freeze = Some(Freeze::Flag(true)));
+    waits(&frozen, "frozen");
+}
+
+#[test]
+fn a_stopped_sitter_is_no_reason_while_its_postgresql_acknowledges() {
+    let mut view = view(1);
+    health(&mut view, 2).silent_ms = Some(3_000);
+    waits(&view, "is fit");
+    view.observed.stalled_ms.insert(id(2), 1_000);
+    primary(&mut view).downstreams.push(downstream(3, 490, 0));
+    acts(&view, Action::Configure(both()));
+}

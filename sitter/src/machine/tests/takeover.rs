@@ -1,0 +1,148 @@
+//! Rules 4 and 5: the sync takes over.
+
+use super::*;
+
+fn detached(view: &mut View) {
+    view.local.config = Some(config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]));
+    let standby = standby(view);
+    (standby.streaming, standby.receiver_stopped, standby.upstream_silent_ms) = (false, true, None);
+}
+
+fn primary_gone() -> View {
+    let mut view = view(2);
+    gone(&mut view, 1, 3);
+    view
+}
+
+#[test]
+fn first_the_receiver_is_stopped_and_the_next_sync_required() {
+    let detached = config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]);
+    acts(&primary_gone(), Action::Configure(detached));
+}
+
+#[test]
+fn then_the_state_is_written_with_what_was_received_not_replayed() {
+    let mut view = primary_gone();
+    detached(&mut view);
+    let state = writes(&view);
+    assert_eq!((state.primary.id, state.sync_peer.as_ref().unwrap().id), (id(2), id(3)));
+    assert_eq!((ids(&state.deposed), ids(&state.async_peers)), (vec![id(1)], vec![]));
+    assert_eq!(state.init_position(), Some(at(1, 500)), "H1");
+    assert_eq!(Promotion::of(&state), Some(Promotion { timeline: Timeline(2), at: None }), "H5");
+}
+
+#[test]
+fn then_it_promotes_also_after_a_crash() {
+    let mut view = primary_gone();
+    change(&mut view, |state| {
+        (state.primary, state.sync_peer, state.async_peers) = (peer(2), Some(peer(3)), vec![]);
+        state.deposed = vec![peer(1)];
+        Promotion::set(state, Some(Promotion { timeline: Timeline(5), at: None }));
+    });
+    detached(&mut view);
+    let open = config(Recovery::Primary, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]);
+    acts(&view, Action::Promote { config: open, timeline: Some(Timeline(5)) });
+    // Restarted meanwhile: never started out of recovery (H5), and closed (rule 7).
+    view.local.server = Server::Down { crashed: true, standby: true };
+    let closed = config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Closed, &[1, 3]);
+    acts(&view, Action::Start(closed));
+}
+
+#[test]
+fn not_while_the_receiver_runs() {
+    let mut view = primary_gone();
+    detached(&mut view);
+    standby(&mut view).receiver_stopped = false;
+    waits(&view, "WAL receiver");
+}
+
+#[test]
+fn never_when_it_must_not_be() {
+    type Change = fn(&mut View);
+    let table: [(&str, Change); 6] = [
+        ("frozen", |view| change(view, |state| state.freeze = Some(Freeze::Flag(true)))),
+        ("ZooKeeper", |view| view.zk.session = Session::Disconnected),
+        ("no async", |view| health(view, 3).refused = true),
+        ("no async", |view| change(view, |state| state.async_peers.clear())),
+        ("began at", |view| change(view, |state| state.init_wal = Lsn(501))),
+        ("not streamed", |view| standby(view).received = None),
+    ];
+    for (about, change) in table {
+        let mut view = primary_gone();
+        health(&mut view, 1).refused = true;
+        change(&mut view);
+        let decision = decide(&view);
+        let harmless = matches!(&decision.action, Action::Wait { .. })
+            || matches!(&decision.action, Action::Configure(config) if config.recovery == Recovery::Follow(id(1)));
+        assert!(harmless, "{about}: {decision:?}");
+        assert!(decision.reason.contains(about) || !matches!(decision.action, Action::Wait { .. }), "{decision:?}");
+    }
+}
+
+#[test]
+fn position_on_another_path_is_not_caught_up() {
+    let mut view = primary_gone();
+    change(&mut view, |state| (state.init_wal, state.init_wal_timeline) = (Lsn(400), Some(Timeline(2))));
+    waits(&view, "began at");
+    // Half a record was received at the takeover: the new timeline branches off before it.
+    change(&mut view, |state| {
+        (state.init_wal, state.init_wal_timeline) = (Lsn(400), Some(Timeline(1)));
+        Promotion::set(state, Some(Promotion { timeline: Timeline(2), at: Some(at(2, 410)) }));
+    });
+    let standby = standby(&mut view);
+    (standby.received, standby.history) = (Some(at(2, 500)), TimelineHistory(vec![at(1, 390)]));
+    assert!(matches!(decide(&view).action, Action::Configure(_)));
+}
+
+#[test]
+fn one_suspicion_alone_or_a_live_stream_is_not_enough() {
+    let mut view = view(2);
+    health(&mut view, 1).silent_ms = Some(5_000);
+    standby(&mut view).upstream_silent_ms = Some(5_000);
+    waits(&view, "sync");
+    health(&mut view, 3).suspects.insert(id(1));
+    assert!(matches!(decide(&view).action, Action::Configure(_)), "shared");
+    standby(&mut view).upstream_silent_ms = Some(100);
+    waits(&view, "sync, streaming");
+}
+
+#[test]
+fn the_primarys_own_word_is() {
+    let mut stops = view(2);
+    health(&mut stops, 1).stopping = true;
+    assert!(matches!(decide(&stops).action, Action::Configure(_)));
+    let mut down = view(2);
+    health(&mut down, 1).postgres_down_ms = Some(600);
+    waits(&down, "sync");
+    health(&mut down, 1).postgres_down_ms = Some(601);
+    assert!(matches!(decide(&down).action, Action::Configure(_)));
+}
+
+#[test]
+fn a_healthy_primary_may_register_again() {
+    let mut view = view(2);
+    missing(&mut view, 1, 500);
+    waits(&view, "sync");
+    missing(&mut view, 1, 2_000);
+    assert!(matches!(decide(&view).action, Action::Configure(_)));
+}
+
+#[test]
+fn while_the_write_may_still_happen_it_does_not_follow_again() {
+    let mut view = view(2);
+    detached(&mut view);
+    view.uncertain_write = true;
+    waits(&view, "not known");
+    view.uncertain_write = false;
+    let follow = config(Recovery::Follow(id(1)), Synchronous::Impossible, Gate::Open, &[3]);
+    acts(&view, Action::Configure(follow));
+}
+
+#[test]
+fn an_async_never_takes_over() {
+    let mut view = view(3);
+    gone(&mut view, 1, 2);
+    gone(&mut view, 2, 1);
+    let decision = decide(&view);
+    assert!(!matches!(decision.action, Action::WriteState { .. } | Action::Promote { .. }), "{decision:?}");
+}
