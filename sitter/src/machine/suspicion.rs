@@ -17,7 +17,7 @@ pub const NODE_GRACE_MS: u64 = 2_000;
 
 /// How long (ms) a takeover takes on a busy machine. The sync begins one this much before the budget
 /// for a restart in place is used up, so that writes return within the budget either way.
-const TAKEOVER_MS: u64 = 400;
+const TAKEOVER_MS: u64 = 500;
 
 /// The peers that this one finds gone itself, by silence or refusal, and as primary also a sync
 /// that does not follow: what its heartbeat says.
