@@ -32,6 +32,21 @@ struct TestPeer {
     postgres: Postgres,
     settings: Settings,
     dir: tempfile::TempDir,
+    /// Ends the server when this process is killed: it waits for the end of its input.
+    _watchman: std::process::Child,
+}
+
+/// PostgreSQL is made to outlive its sitter; here it must not outlive the test.
+fn watchman(dir: &Path) -> std::process::Child {
+    let script = "read _; d=$0/p/data; p=$(head -n 1 $d/postmaster.pid) && [ \"$(readlink /proc/$p/cwd)\" = $d ] \
+                  && kill -9 $p; rm -rf $0";
+    std::process::Command::new("setsid")
+        .args(["sh", "-c", script])
+        .arg(dir)
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 impl TestPeer {
@@ -53,7 +68,8 @@ impl TestPeer {
             ..Settings::new(dir.path().join("p"), bin_dir(), Secret::new("repl:pass\\word"), Secret::new("proxypass"))
         };
         let postgres = Postgres::new(settings.clone(), id).unwrap();
-        Self { id, postgres, settings, dir }
+        let _watchman = watchman(dir.path());
+        Self { id, postgres, settings, dir, _watchman }
     }
 
     fn local(&self) -> Local {
@@ -288,9 +304,15 @@ async fn who_acknowledges_is_confirmed_everywhere() {
     primary.postgres.configure(&with(Synchronous::Peer(first.id))).await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), commit).await.expect("acknowledged").unwrap();
 
+    // Below a standby the upstream is asked as well before the own name is used.
+    let (upstream, begin) = (follow(&first, &[primary.id]), Instant::now());
+    second.postgres.configure(&upstream).await.unwrap();
+    first.followed_by(second.id).await;
+    println!("followed a standby in {:?}", begin.elapsed());
+
     // A clean stop lets the standbys have everything.
     primary.postgres.stop(StopMode::Fast).await.unwrap();
-    second
+    first
         .until("not streaming", |local| {
             matches!(&local.server, Server::Standby(s) if !s.streaming && s.not_streaming_ms > 0 && s.received.is_some())
         })

@@ -57,9 +57,9 @@ pub(super) fn render(inner: &Inner, config: &ServerConfig, name: Name) -> Render
 pub(super) fn write(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
     let (layout, user) = (&inner.layout, &inner.user);
     write_passfile(inner)?;
-    files::replace_if_changed(&layout.hba(), &rendered.hba, user)?;
-    files::replace_if_changed(&layout.ident(), &rendered.ident, user)?;
-    files::replace_if_changed(&layout.manatee_conf(), &rendered.conf, user)?;
+    files::replace_volatile(&layout.hba(), &rendered.hba, user)?;
+    files::replace_volatile(&layout.ident(), &rendered.ident, user)?;
+    files::replace_volatile(&layout.manatee_conf(), &rendered.conf, user)?;
     let main = layout.data().join("postgresql.conf");
     let text = match std::fs::read_to_string(&main) {
         Ok(text) => text,
@@ -81,7 +81,7 @@ pub(super) fn write(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
 pub(super) fn write_passfile(inner: &Inner) -> Result<(), Error> {
     let password = inner.settings.replication_password.expose().replace('\\', "\\\\").replace(':', "\\:");
     let text = format!("*:*:*:{}:{password}\n", super::REPLICATION_ROLE);
-    files::replace_if_changed(&inner.layout.passfile(), &text, &inner.user).map(|_| ())
+    files::replace_volatile(&inner.layout.passfile(), &text, &inner.user)
 }
 
 /// Gives the running server `config` and confirms it. Repeating it is cheap.
@@ -111,6 +111,10 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     if !unchanged {
         write(inner, &rendered)?;
         inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
+    }
+    // While the other processes take it over.
+    keep_slots(&session, &config.slots).await?;
+    if !unchanged {
         confirm_settings(inner, &session, &rendered.id, config, name).await?;
     }
     let was_closed = before.as_ref().is_some_and(|before| before.config.gate == Gate::Closed);
@@ -126,7 +130,6 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     if config.recovery == Recovery::Detached {
         confirm_detached(inner, &session).await?;
     }
-    keep_slots(&session, &config.slots).await?;
     if before.is_none_or(|before| before != record(true)) {
         inner.set_record(record(true))?;
     }

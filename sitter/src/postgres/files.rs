@@ -8,8 +8,22 @@ use std::path::Path;
 use super::error::Error;
 use super::osuser::OsUser;
 
-/// Replaces `path` by `text`, readable by `owner` only.
+/// Replaces `path` by `text`, readable by `owner` only. Durable.
 pub(crate) fn replace(path: &Path, text: &str, owner: &OsUser) -> Result<(), Error> {
+    put(path, text, owner, true)?;
+    sync_folder(path)
+}
+
+/// As [`replace`], for what only has to outlive the sitter, not the host: rendered anew at every
+/// start. A flush would cost a failover tens of milliseconds on a busy disk.
+pub(crate) fn replace_volatile(path: &Path, text: &str, owner: &OsUser) -> Result<(), Error> {
+    if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    put(path, text, owner, false)
+}
+
+fn put(path: &Path, text: &str, owner: &OsUser, durable: bool) -> Result<(), Error> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let temporary = Path::new(&name);
@@ -18,20 +32,11 @@ pub(crate) fn replace(path: &Path, text: &str, owner: &OsUser) -> Result<(), Err
         // An older file of that name may have had other permissions.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()
+        if durable { file.sync_all() } else { Ok(()) }
     };
     write().map_err(Error::io("write", temporary))?;
     owner.own(temporary)?;
-    std::fs::rename(temporary, path).map_err(Error::io("replace", path))?;
-    sync_folder(path)
-}
-
-/// As [`replace`], unless it holds this text already. Returns whether it was written.
-pub(crate) fn replace_if_changed(path: &Path, text: &str, owner: &OsUser) -> Result<bool, Error> {
-    if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
-        return Ok(false);
-    }
-    replace(path, text, owner).map(|()| true)
+    std::fs::rename(temporary, path).map_err(Error::io("replace", path))
 }
 
 /// Removes a file, if there.

@@ -142,11 +142,11 @@ impl Inner {
         self.wake.notify_one();
     }
 
-    /// Notes the configuration, on disk first.
+    /// Notes the configuration, in the file first.
     pub(crate) fn set_record(&self, record: Record) -> Result<(), Error> {
         // A struct of strings, enums and sets always serialises.
         let text = serde_json::to_string_pretty(&record).unwrap_or_default();
-        files::replace(&self.layout.record(), &text, &self.user)?;
+        files::replace_volatile(&self.layout.record(), &text, &self.user)?;
         let mut known = self.known();
         known.record = Some(record);
         known.epoch += 1;
