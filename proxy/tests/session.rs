@@ -1,6 +1,8 @@
 //! Sessions in front of real PostgreSQL servers: what clients send works as without the proxy.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "session/drivers.rs"]
+mod drivers;
 #[path = "session/harness.rs"]
 mod harness;
 
@@ -83,6 +85,22 @@ fn pgbench_runs_in_every_mode() {
 }
 
 #[test]
+fn drivers_work_with_fewer_servers_than_clients() {
+    let (_primary, proxy) = alone(Setup { size: 2, ..Setup::default() });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        drivers::statements_follow_their_client(&proxy).await;
+        drivers::errors_stay_where_they_are(&proxy).await;
+        drivers::portals_and_transactions(&proxy).await;
+        drivers::copy_both_ways(&proxy).await;
+        drivers::a_cancel_hits_its_query_only(&proxy).await;
+        drivers::changed_tables(&proxy).await;
+        drivers::settings_follow_their_client(&proxy).await;
+        drivers::a_vanished_client_is_rolled_back(&proxy).await;
+    });
+}
+
+#[test]
 fn reads_go_to_standbys_and_everything_survives_a_takeover() {
     let mut primary = Postgres::primary().unwrap();
     pgbench(primary.port, &["-i", "-s", "1", "-q"]).unwrap();
@@ -115,4 +133,47 @@ fn reads_go_to_standbys_and_everything_survives_a_takeover() {
     let text = session.join().unwrap();
     assert!(text.contains("could not finish the transaction"), "{text}");
     assert!(text.lines().any(|line| line == "1"), "{text}");
+}
+
+/// The primary is stopped as an operator would: whoever writes sees a delay and no error, whoever
+/// reads sees nothing.
+#[test]
+fn a_planned_stop_costs_no_errors() {
+    let mut primary = Postgres::primary().unwrap();
+    primary.psql("create table written (client int, number int)").unwrap();
+    let standby = Postgres::standby_of(&primary).unwrap();
+    let proxy = Proxy::start(Setup::default(), Some(catalog(&primary).unwrap())).unwrap();
+    proxy.topology(1, primary.node(), Some(&primary), &[&standby]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (errors, acknowledged) = runtime.block_on(async {
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut tasks = Vec::new();
+        for number in 0..6 {
+            let client = drivers::connect(&proxy).await;
+            let stop = stop.clone();
+            tasks.push(tokio::spawn(drivers::keep_working(client, number, stop)));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::task::block_in_place(|| {
+            primary.stop_fast().unwrap();
+            let former = primary.node();
+            proxy.topology(1, former, None, &[&standby]);
+            standby.promote().unwrap();
+            proxy.topology(2, standby.node(), Some(&standby), &[]);
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let mut sum = (Vec::new(), 0);
+        for task in tasks {
+            let (errors, acknowledged) = task.await.unwrap();
+            sum.0.extend(errors);
+            sum.1 += acknowledged;
+        }
+        sum
+    });
+    assert_eq!(errors, Vec::<String>::new());
+    let there: usize = standby.psql("select count(*) from written").unwrap().parse().unwrap();
+    println!("{acknowledged} acknowledged");
+    assert_eq!(there, acknowledged);
+    assert!(acknowledged > 50);
 }

@@ -366,10 +366,12 @@ impl Session {
 
     /// Whether the unit shall run again because of this error: `Some(on the primary)`.
     fn rerun_for(&mut self, fields: &ErrorFields<'_>, shared: &mut Shared) -> Result<Option<bool>, Fault> {
+        let stale = if fields.routine == b"RevalidateCachedQuery" { self.renew_statement(shared) } else { false };
         if self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun() {
             return Ok(None);
         }
         match fields.code {
+            _ if stale => Ok(Some(self.unit.needs_primary)),
             b"25006" if self.served_by == ServedBy::Standby && self.config.access == crate::auth::Access::ReadWrite => {
                 // BEGIN READ ONLY and the like fail with other codes; nobody asked for read-only here.
                 self.learn_writes(shared);
@@ -385,23 +387,25 @@ impl Session {
             {
                 Ok(Some(true))
             }
-            // The plan was made before the table changed (plancache.c).
-            b"0A000" if fields.routine == b"RevalidateCachedQuery" => {
-                if let Some(
-                    Expect::Bind { statement: Some(statement) } | Expect::Describe { statement: Some(statement) },
-                ) = self.ledger.head()
-                {
-                    let statement = statement.clone();
-                    if let Some(server) = &mut self.server {
-                        server.unnamed = None;
-                    }
-                    shared.interner.renew(&statement);
-                    return Ok(Some(self.unit.needs_primary));
-                }
-                Ok(None)
-            }
             _ => Ok(None),
         }
+    }
+
+    /// "cached plan must not change result type" (plancache.c): the tables changed since the server
+    /// prepared it. From now on its text is another statement. Who parsed it before has to know, for
+    /// it was told of another type of row; who parses it in this unit was not: true.
+    fn renew_statement(&mut self, shared: &mut Shared) -> bool {
+        let Some(Expect::Bind { statement: Some(statement) } | Expect::Describe { statement: Some(statement) }) =
+            self.ledger.head()
+        else {
+            return false;
+        };
+        shared.interner.forget(statement);
+        let new = self.unit.parses.iter().any(|(_, parsed)| std::rc::Rc::ptr_eq(parsed, statement));
+        if new {
+            self.relearn = Some(statement.clone());
+        }
+        new
     }
 
     /// Sees to it that the text which failed is not sent to a standby again.

@@ -1,7 +1,6 @@
 //! Prepared statements under pooling: a client's name leads to an interned (text, types), and that
 //! to a name which is the same on every server of the thread.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::rc::Rc;
@@ -26,7 +25,7 @@ pub struct Statement {
     text_bytes: usize,
     /// What the text means.
     pub class: Rc<Class>,
-    id: Cell<u32>,
+    id: u32,
 }
 
 impl Statement {
@@ -37,14 +36,14 @@ impl Statement {
 
     /// Number in the name on servers.
     pub fn id(&self) -> u32 {
-        self.id.get()
+        self.id
     }
 
     /// Appends the name on servers.
     pub fn name_into(&self, name: &mut String) {
         name.clear();
         // Writing to a String cannot fail.
-        let _ = write!(name, "{NAME_PREFIX}{}", self.id.get());
+        let _ = write!(name, "{NAME_PREFIX}{}", self.id);
     }
 }
 
@@ -72,7 +71,7 @@ impl Interner {
         }
         let class = classify(&definition[..text_bytes]);
         let id = self.new_id();
-        let statement = Rc::new(Statement { definition: definition.into(), text_bytes, class, id: Cell::new(id) });
+        let statement = Rc::new(Statement { definition: definition.into(), text_bytes, class, id });
         self.by_definition.insert(definition.into(), statement.clone());
         statement
     }
@@ -80,17 +79,11 @@ impl Interner {
     /// A statement that no other Parse finds.
     pub fn private(&mut self, definition: &[u8], text_bytes: usize, class: Rc<Class>) -> Rc<Statement> {
         let id = self.new_id();
-        Rc::new(Statement { definition: definition.into(), text_bytes, class, id: Cell::new(id) })
+        Rc::new(Statement { definition: definition.into(), text_bytes, class, id })
     }
 
-    /// Gives the statement another name, so that every server prepares it anew: its old plans
-    /// return another type of row than the tables have now.
-    pub fn renew(&mut self, statement: &Statement) {
-        let id = self.new_id();
-        statement.id.set(id);
-    }
-
-    /// Forgets the class and plans of a statement whose text was found to write.
+    /// Lets the next Parse of this text make another statement, with another class and name: it was
+    /// found to write, or its plans return another type of row than the tables have now.
     pub fn forget(&mut self, statement: &Statement) {
         self.by_definition.remove(&statement.definition);
     }
@@ -144,16 +137,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_definition_same_statement_and_renewal_changes_its_name() {
+    fn same_definition_same_statement_until_it_is_forgotten() {
         let mut interner = Interner::default();
         let class = || Rc::new(Class::read_only());
         let one = interner.intern(b"select 1\0\0\0", 8, |_| class());
         let two = interner.intern(b"select 1\0\0\0", 8, |_| unreachable!());
         assert!(Rc::ptr_eq(&one, &two));
         assert_eq!(one.text(), b"select 1");
-        let before = one.id();
-        interner.renew(&one);
-        assert_ne!(one.id(), before);
+        interner.forget(&one);
+        assert_ne!(interner.intern(b"select 1\0\0\0", 8, |_| class()).id(), one.id());
     }
 
     #[test]

@@ -138,6 +138,13 @@ impl Postgres {
         Ok(())
     }
 
+    /// Clients are sent away, standbys get the rest of the WAL.
+    pub(crate) fn stop_fast(&mut self) -> Result<()> {
+        run(command("pg_ctl").args(["stop", "-m", "fast", "-D"]).arg(self.data()))?;
+        self.child = None;
+        Ok(())
+    }
+
     pub(crate) fn psql(&self, sql: &str) -> Result<String> {
         psql(self.port, sql)
     }
