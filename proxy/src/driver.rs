@@ -135,7 +135,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     Event::ClientGone(error) => return error.map_or(Ok(()), Err),
                 },
                 Step::Acquire(need) => self.acquire(need).await?,
-                Step::Release => self.release(Cleanup::None),
+                Step::Release => {
+                    self.release(Cleanup::None);
+                    let reruns = self.session.take_reruns();
+                    if reruns > 0 {
+                        self.worker.metrics.replays.increment(reruns);
+                    }
+                }
                 Step::End => return Ok(()),
             }
         }
@@ -175,6 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.worker.suspect(server.node);
         }
         self.session.server_lost(how, &mut self.rx);
+        self.worker.metrics.replays.increment(self.session.take_reruns());
     }
 
     fn release(&mut self, at_least: Cleanup) {

@@ -357,6 +357,18 @@ fn a_unit_under_way_runs_again_or_is_told() {
 }
 
 #[test]
+fn what_a_lost_server_had_answered_is_forgotten_before_the_unit_runs_again() {
+    let mut pair = Pair::new();
+    let unit = [parse("a", "select 1"), target(frontend::DESCRIBE, Kind::Statement, "a"), sync()].concat();
+    pair.rx.extend_from_slice(&unit);
+    // ParseComplete arrives, the rest does not.
+    pair.pump(1, 5);
+    pair.lose(How::Gone);
+    pair.pump(usize::MAX, usize::MAX);
+    assert_eq!(pair.read(), "1 t T ZI");
+}
+
+#[test]
 fn a_commit_without_the_sync_is_never_a_success() {
     let notice = build(|out| {
         manatee_proxy::wire::put_message(out, b'N', |out| {

@@ -182,6 +182,8 @@ pub struct Session {
     ledger: Ledger,
     server: Option<Box<ServerState>>,
     served_by: ServedBy,
+    /// Units run again since the driver last asked.
+    reruns: u64,
     /// Served something since the driver last asked.
     used: Option<ServedBy>,
 
@@ -264,6 +266,7 @@ impl Session {
             ledger: Ledger::default(),
             server: None,
             served_by: ServedBy::Primary,
+            reruns: 0,
             used: None,
             startup: profile.clone(),
             profile,
@@ -421,6 +424,11 @@ impl Session {
         self.used.take()
     }
 
+    /// How many units were run again since this was last asked.
+    pub fn take_reruns(&mut self) -> u64 {
+        std::mem::take(&mut self.reruns)
+    }
+
     /// Whether the client may be left alone: no transaction and nothing under way.
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Gather && self.status == TxStatus::Idle && self.unit.end == 0
@@ -536,6 +544,10 @@ impl Session {
         }
         self.withheld.clear();
         self.ledger.clear();
+        self.undo_definitions();
+        // It began outside a transaction: nothing was staged before it.
+        self.staged.clear();
+        self.reruns += 1;
         self.unit.rewind();
         self.phase = Phase::Acquire;
     }

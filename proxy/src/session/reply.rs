@@ -2,10 +2,12 @@
 //! what the proxy itself asked for is swallowed, and a few messages are looked into.
 
 use std::mem;
+use std::rc::Rc;
 
 use bytes::{Buf, BufMut, BytesMut};
 
 use super::ledger::Expect;
+use super::statements::Statement;
 use super::unit::{Copy, Extent, Forwarding};
 use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
 use crate::error::ProxyError;
@@ -208,11 +210,11 @@ impl Session {
         while let Some(known) = self.ledger.pop_known() {
             match known {
                 Expect::KnownParse { name, statement } => {
-                    self.statements.insert(name, statement);
+                    self.define(name, Some(statement));
                     backend::put_empty(&mut answers, backend::PARSE_COMPLETE);
                 }
                 Expect::KnownClose { name } => {
-                    self.statements.remove(&name);
+                    self.define(name, None);
                     backend::put_empty(&mut answers, backend::CLOSE_COMPLETE);
                 }
                 _ => {}
@@ -230,14 +232,37 @@ impl Session {
         self.after.clear();
     }
 
+    /// The client's name leads to this statement from now on, or to none.
+    fn define(&mut self, name: Box<[u8]>, statement: Option<Rc<Statement>>) {
+        let before = match (&statement, name.is_empty()) {
+            (_, true) => mem::replace(&mut self.unnamed, statement),
+            (Some(statement), false) => self.statements.insert(name.clone(), statement.clone()),
+            (None, false) => self.statements.remove(&name),
+        };
+        if self.unit.forwarding == Forwarding::Withheld {
+            self.unit.undo.push((name, before));
+        }
+    }
+
+    /// The unit will run again: its names lead where they led before.
+    pub(super) fn undo_definitions(&mut self) {
+        while let Some((name, before)) = self.unit.undo.pop() {
+            match (before, name.is_empty()) {
+                (before, true) => self.unnamed = before,
+                (Some(statement), false) => {
+                    self.statements.insert(name, statement);
+                }
+                (None, false) => {
+                    self.statements.remove(&name);
+                }
+            }
+        }
+    }
+
     fn step_complete(&mut self, tag: u8) -> Result<Fate, Fault> {
         match (tag, self.ledger.pop()) {
             (backend::PARSE_COMPLETE, Some(Expect::Parse { name, statement })) => {
-                if name.is_empty() {
-                    self.unnamed = Some(statement);
-                } else {
-                    self.statements.insert(name, statement);
-                }
+                self.define(name, Some(statement));
                 Ok(Fate::Forward)
             }
             (backend::PARSE_COMPLETE, Some(Expect::InjectedParse(_)))
@@ -248,7 +273,7 @@ impl Session {
             }
             (backend::CLOSE_COMPLETE, Some(Expect::Close { kind, name })) => {
                 if kind == Kind::Statement && name.is_empty() {
-                    self.unnamed = None;
+                    self.define(name, None);
                     if let Some(server) = &mut self.server {
                         server.unnamed = None;
                     }
@@ -401,7 +426,7 @@ impl Session {
             return false;
         };
         shared.interner.forget(statement);
-        let new = self.unit.parses.iter().any(|(_, parsed)| std::rc::Rc::ptr_eq(parsed, statement));
+        let new = self.unit.parses.iter().any(|(_, parsed)| Rc::ptr_eq(parsed, statement));
         if new {
             self.relearn = Some(statement.clone());
         }
@@ -435,7 +460,7 @@ impl Session {
                 Expect::Parse { statement, name } if name.is_empty() => {
                     // exec_parse_message drops the old unnamed statement first.
                     if first {
-                        self.unnamed = None;
+                        self.define(name, None);
                     }
                     self.forget_unnamed(&statement);
                 }
@@ -464,9 +489,9 @@ impl Session {
         words
     }
 
-    fn forget_unnamed(&mut self, statement: &std::rc::Rc<super::Statement>) {
+    fn forget_unnamed(&mut self, statement: &Rc<Statement>) {
         if let Some(server) = &mut self.server
-            && server.unnamed.as_ref().is_some_and(|has| std::rc::Rc::ptr_eq(has, statement))
+            && server.unnamed.as_ref().is_some_and(|has| Rc::ptr_eq(has, statement))
         {
             server.unnamed = None;
         }

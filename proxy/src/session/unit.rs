@@ -57,6 +57,9 @@ pub enum Forwarding {
     },
 }
 
+/// A client's name and the statement it leads to, if any.
+pub(super) type Definition = (Box<[u8]>, Option<Rc<Statement>>);
+
 /// The unit at hand.
 #[derive(Debug, Default)]
 pub struct Unit {
@@ -92,6 +95,8 @@ pub struct Unit {
     pub parses: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// How many of them were sent.
     pub parses_sent: usize,
+    /// Where the client's names led that its answered requests changed, oldest first.
+    pub undo: Vec<Definition>,
     /// Something that a failed transaction lets through was sent.
     pub leaves_failed: bool,
     /// Fate of its answer.
@@ -119,7 +124,9 @@ impl Unit {
     pub fn reset(&mut self, started: TxStatus) {
         let mut parses = std::mem::take(&mut self.parses);
         parses.clear();
-        *self = Self { parses, started, read_only: true, repeatable: true, single: true, ..Self::default() };
+        let mut undo = std::mem::take(&mut self.undo);
+        undo.clear();
+        *self = Self { parses, undo, started, read_only: true, repeatable: true, single: true, ..Self::default() };
     }
 
     /// Ready to be run again.
