@@ -123,6 +123,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         loop {
             let step = self.session.advance(&mut self.rx, &mut self.shared.borrow_mut());
             self.note_use();
+            if let Some((code, origin)) = self.session.take_told() {
+                crate::metrics::count_sqlstate(code.as_str(), origin.as_str());
+            }
             match step {
                 Step::Wait => match poll_fn(|cx| self.poll(cx)).await {
                     Event::Client => {}
@@ -233,15 +236,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         match acquired {
             Ok(server) => self.attach(server),
             Err(error) => {
-                self.count(&error);
+                self.note(&error);
                 self.session.refuse(&error, &mut self.rx);
             }
         }
         Ok(())
     }
 
-    fn count(&self, error: &ProxyError) {
-        crate::metrics::count_error(error);
+    fn note(&self, error: &ProxyError) {
         tracing::info!(%error, sqlstate = %error.sqlstate(), "told to a client");
     }
 

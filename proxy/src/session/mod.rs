@@ -20,7 +20,7 @@ use std::rc::Rc;
 use bytes::{Buf, BytesMut};
 
 use crate::auth::Access;
-use crate::error::{ProxyError, SqlState};
+use crate::error::{Origin, ProxyError, SqlState};
 use crate::pool::Mode;
 use crate::route::class::{Route, SqlContext, setting_needs_primary};
 use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
@@ -186,6 +186,8 @@ pub struct Session {
     reruns: u64,
     /// Served something since the driver last asked.
     used: Option<ServedBy>,
+    /// The proxy's own error that the client was told last.
+    told: Option<(SqlState, Origin)>,
 
     startup: Rc<Profile>,
     profile: Rc<Profile>,
@@ -268,6 +270,7 @@ impl Session {
             served_by: ServedBy::Primary,
             reruns: 0,
             used: None,
+            told: None,
             startup: profile.clone(),
             profile,
             reported,
@@ -429,6 +432,11 @@ impl Session {
         std::mem::take(&mut self.reruns)
     }
 
+    /// The proxy's own error that the client was told since this was last asked, for the metrics.
+    pub fn take_told(&mut self) -> Option<(SqlState, Origin)> {
+        self.told.take()
+    }
+
     /// Whether the client may be left alone: no transaction and nothing under way.
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Gather && self.status == TxStatus::Idle && self.unit.end == 0
@@ -462,6 +470,7 @@ impl Session {
     pub fn end_with(&mut self, error: &ProxyError) {
         self.withheld.clear();
         if self.passing == 0 {
+            self.told = Some((error.sqlstate(), error.origin()));
             error.encode(&mut self.to_client);
             if error.severity() == crate::error::Severity::Error {
                 // The connection ends all the same.
@@ -513,6 +522,7 @@ impl Session {
         if self.unit.forwarding != Forwarding::On {
             self.withheld.clear();
         }
+        self.told = Some((error.sqlstate(), error.origin()));
         error.encode(&mut self.to_client);
         let open = self.unit.extent == Extent::Open;
         if open {

@@ -306,6 +306,7 @@ impl Session {
         }
         if self.unit.commit_doubt && tag == backend::COMMAND_COMPLETE {
             self.show();
+            self.told = Some((ProxyError::CommitNotReplicated.sqlstate(), ProxyError::CommitNotReplicated.origin()));
             ProxyError::CommitNotReplicated.encode(&mut self.before);
             self.unit.commit_doubt = false;
             self.unit.errored = true;
@@ -521,6 +522,7 @@ impl Session {
         }
         self.show();
         if self.unit.commit_doubt {
+            self.told = Some((ProxyError::CommitNotReplicated.sqlstate(), ProxyError::CommitNotReplicated.origin()));
             ProxyError::CommitNotReplicated.encode(&mut self.before);
             self.unit.commit_doubt = false;
         }
