@@ -17,6 +17,11 @@ use crate::upstream;
 /// A node that refused is asked again after this, if the topology does not change before.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// How long a session that is stuck on the primary waits for positions taken for it, altogether
+/// and between two questions.
+const CATCH_UP_LIMIT: Duration = Duration::from_millis(30);
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(5);
+
 /// What a session wants a server for.
 pub struct Wanted<'a> {
     /// Whose connection.
@@ -78,6 +83,14 @@ impl Worker {
     /// A server without waiting, if there is one: the usual case.
     pub(crate) fn try_acquire(&self, wanted: &mut Wanted<'_>, now: Instant) -> Option<Box<Server>> {
         let (node, served_by) = choose(wanted, self.newest.borrow_mut().load(), &[])?;
+        match (wanted.need, served_by) {
+            (Need::Primary, _) => wanted.requirement.note_write(),
+            (Need::Standby, _) if wanted.consistency == Consistency::Strong => {}
+            (_, served_by) => wanted.requirement.note_read(served_by == ServedBy::Standby, now),
+        }
+        if wanted.requirement.is_stuck(now) {
+            return None;
+        }
         let pool = self.pool(wanted.identity, node);
         match pool.try_take(self.settings.server_lifetime, now)? {
             Grant::Server(server) => {
@@ -98,6 +111,9 @@ impl Worker {
         let mut held: Option<Held<'_>> = None;
         let mut refused: Vec<Node> = Vec::new();
         let mut last_refusal = None;
+        if wanted.requirement.is_stuck(began) {
+            self.catch_up(&mut wanted, began).await;
+        }
         loop {
             let snapshot = self.snapshot();
             if let Some((node, served_by)) = choose(&mut wanted, &snapshot, &refused) {
@@ -128,6 +144,25 @@ impl Worker {
             refused.clear();
             // Cancel-safe: only the moment is waited for, the snapshot is read afterwards.
             let _ = tokio::time::timeout(pause, self.changed.notified()).await;
+        }
+    }
+
+    /// Has the primary and the standbys asked for their positions until one of the standbys will do,
+    /// for a short while.
+    async fn catch_up(&self, wanted: &mut Wanted<'_>, began: Instant) {
+        wanted.requirement.note_try(began);
+        while began.elapsed() < CATCH_UP_LIMIT {
+            let snapshot = self.snapshot();
+            if wanted.requirement.choose(&snapshot, wanted.consistency, wanted.seed).is_some() {
+                return;
+            }
+            let standbys = snapshot.fit_standbys().map(|standby| standby.node);
+            let asked = snapshot.primary().into_iter().chain(standbys).map(|node| self.suspect(node)).count();
+            if asked < 2 {
+                return;
+            }
+            // Cancel-safe: only the moment is waited for.
+            let _ = tokio::time::timeout(CATCH_UP_PAUSE, self.changed.notified()).await;
         }
     }
 

@@ -7,13 +7,23 @@
 //! everything that was acknowledged before.
 //!
 //! Reading again from the standby one read from last needs nothing more: replay only moves on.
+//!
+//! Who reads from the primary without a pause would never leave it: each read asks for a newer
+//! position than was sampled. Such a session is [`Requirement::is_stuck`], and now and then waits
+//! for positions taken just for it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::Lsn;
 
 use super::snapshot::{Reign, Snapshot, Standby};
+
+/// Reading from the primary for want of a standby for so long, without writing, is being stuck. It
+/// should outlast the ordinary wait for the next samples.
+const STUCK_AFTER: Duration = Duration::from_millis(500);
+/// A stuck session waits for positions of its own no more often than this.
+const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// How strict a session is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
@@ -68,6 +78,10 @@ pub struct Requirement {
     need: Need,
     /// The standby last read from, and what any *other* standby must have besides `need`.
     last_read: Option<(PeerId, Need)>,
+    /// Since when reads go to the primary although there are fit standbys.
+    stuck_since: Option<Instant>,
+    /// When it was last tried to end that.
+    tried_at: Option<Instant>,
 }
 
 impl Default for Requirement {
@@ -79,7 +93,7 @@ impl Default for Requirement {
 impl Requirement {
     /// Of a session that has done nothing yet.
     pub fn new() -> Self {
-        Self { reign: None, need: Need::Nothing, last_read: None }
+        Self { reign: None, need: Need::Nothing, last_read: None, stuck_since: None, tried_at: None }
     }
 
     /// Something was committed on, or read from, the primary; `now` is any moment after its
@@ -131,6 +145,27 @@ impl Requirement {
         (0..count)
             .map(|step| &snapshot.standbys[(seed.wrapping_add(step)) % count])
             .find(|standby| standby.fit && (any || self.allows(standby, snapshot)))
+    }
+
+    /// A unit that may run on a standby found none that would do, or one that would.
+    pub fn note_read(&mut self, found: bool, now: Instant) {
+        self.stuck_since = if found { None } else { self.stuck_since.or(Some(now)) };
+    }
+
+    /// A unit that needs the primary runs: what comes next has good reason to be there too.
+    pub fn note_write(&mut self) {
+        self.stuck_since = None;
+    }
+
+    /// Whether it is time to wait for positions sampled after the last read.
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        let long = |since: Option<Instant>, limit| since.map(|since| now.saturating_duration_since(since) >= limit);
+        long(self.stuck_since, STUCK_AFTER) == Some(true) && long(self.tried_at, TRY_EVERY) != Some(false)
+    }
+
+    /// Notes that it was waited.
+    pub fn note_try(&mut self, now: Instant) {
+        self.tried_at = Some(now);
     }
 
     /// Brings the requirement up to a snapshot: a new reign resets it, a fresh sample resolves it.
@@ -270,6 +305,25 @@ mod tests {
         new.generation = 2;
         new.init_wal = Lsn(5);
         assert_eq!(chosen(&mut session, &new), None);
+    }
+
+    #[test]
+    fn who_reads_without_pause_is_stuck_and_who_writes_is_not() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut session = Requirement::new();
+        session.note_read(false, at(0));
+        session.note_read(false, at(400));
+        assert!(!session.is_stuck(at(499)));
+        assert!(session.is_stuck(at(500)));
+        session.note_try(at(500));
+        assert!(!session.is_stuck(at(1499)));
+        assert!(session.is_stuck(at(1500)));
+        session.note_write();
+        assert!(!session.is_stuck(at(1600)));
+        session.note_read(false, at(1600));
+        session.note_read(true, at(1700));
+        assert!(!session.is_stuck(at(9000)));
     }
 
     #[test]
