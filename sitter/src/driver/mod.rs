@@ -40,7 +40,7 @@ use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::metrics::Metrics;
 
 /// Longest time between two decisions: what only time changes is noticed this late.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(50);
 
 /// The same step is not begun again sooner than this after its end, whatever the machine says: a
 /// step that ends at once without effect must not become a busy loop.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::machine::local::{Data, Gate, Local, Server};
 use crate::machine::view::{LastFailure, PeerHealth};
 
-/// The driver decides at least every 100 ms. One that has not for this long is stuck; its sitter
+/// The driver decides many times a second. One that has not for this long is stuck; its sitter
 /// must then not pass for healthy.
 const STUCK: Duration = Duration::from_secs(2);
 

@@ -24,7 +24,7 @@ pub fn preempts(in_flight: &InFlight, next: &Action) -> bool {
             _ => ends,
         },
         Action::Rejoin { source, .. } => match next {
-            Action::Rejoin { source: other, .. } => other != source,
+            Action::Rejoin { source: other, .. } | Action::Bootstrap { source: other } => other != source,
             Action::LeaveElection => true,
             _ => ends,
         },

@@ -169,6 +169,13 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     if !matches!(view.local.server, Server::Down { .. }) {
         return act(Action::Stop(StopMode::Immediate), "the data directory is not complete");
     }
+    // The data is incomplete because a rejoin is at work on it.
+    if let Some(Action::Rejoin { source, from, init }) = view.in_flight.as_ref().map(|in_flight| &in_flight.action)
+        && *source == state.primary.id
+    {
+        let rejoin = Action::Rejoin { source: *source, from: *from, init: *init };
+        return act(rejoin, format!("rejoining {source}"));
+    }
     let usable = |peer: PeerId| {
         let data = view.health.get(&peer).and_then(|health| health.data.as_ref());
         suspicion::is_serving(view, peer) && matches!(data, Some(Data::Present(_)))
