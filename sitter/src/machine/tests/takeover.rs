@@ -112,9 +112,9 @@ fn the_primarys_own_word_is() {
     health(&mut stops, 1).stopping = true;
     assert!(matches!(decide(&stops).action, Action::Configure(_)));
     let mut down = view(2);
-    health(&mut down, 1).postgres_down_ms = Some(600);
+    health(&mut down, 1).postgres_down_ms = Some(500);
     waits(&down, "sync");
-    health(&mut down, 1).postgres_down_ms = Some(601);
+    health(&mut down, 1).postgres_down_ms = Some(501);
     assert!(matches!(decide(&down).action, Action::Configure(_)));
 }
 
