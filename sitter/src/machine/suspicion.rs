@@ -78,7 +78,9 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
     if heard && down_ms > view.settings.restart_budget_ms.saturating_sub(TAKEOVER_MS) {
         return Some("the primary says that its PostgreSQL is down".to_owned());
     }
-    let streaming = stream_is_fresh(view, standby);
+    // A host that refuses connections to its sitter is alive: had its PostgreSQL died, the stream
+    // would have been closed, so an idle one is as good as a fresh one.
+    let streaming = if health.refused { standby.streaming } else { stream_is_fresh(view, standby) };
     if is_missing(view, primary) {
         let missing_ms = view.observed.missing_ms.get(&primary).copied().unwrap_or(0);
         let healthy = heard && health.postgres_down_ms.is_none() && streaming;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use manatee_shared::ids::PeerId;
 use manatee_shared::zk::{Session, ZkError};
 
 use super::host::{Flight, Straggler};
 use super::postgres::{Postgres, Process, Record};
 use super::world::World;
 use crate::machine::action::{Action, Rung};
-use crate::machine::local::{Data, Recovery};
+use crate::machine::local::{Data, Gate, Recovery, Synchronous};
 use crate::machine::preempt::preempts;
 
 impl World {
@@ -101,7 +102,11 @@ impl World {
                 if !host.postgres.is_running() {
                     return Err("PostgreSQL does not run".to_owned());
                 }
+                let opens = host.postgres.is_primary() && !host.postgres.serves() && config.gate == Gate::Open;
                 host.postgres.reload(now, config, delay);
+                if opens && let Synchronous::Peer(sync) = config.synchronous {
+                    self.check_opening(index, sync);
+                }
             }
             Action::Promote { config, timeline } => {
                 if !host.postgres.is_running() || !host.postgres.standby {
@@ -126,6 +131,16 @@ impl World {
             Action::Wait { .. } | Action::Exit => {}
         }
         Ok(())
+    }
+
+    /// Rule 7: what a restarted primary shows is on its sync.
+    fn check_opening(&mut self, index: usize, sync: PeerId) {
+        let postgres = &self.hosts[index].postgres;
+        let shown = &postgres.wal.records[..postgres.found];
+        let Some(sync) = self.index(sync) else { return };
+        if self.hosts[sync].postgres.wal.records.get(..postgres.found) != Some(shown) {
+            self.violation = Some(format!("p{index} opens its gate, but its sync p{sync} lacks what it shows"));
+        }
     }
 
     fn copy(&mut self, index: usize, source: usize, from_primary: bool) -> Result<(), String> {

@@ -1,5 +1,8 @@
 //! What breaks when.
 
+use jiff::Timestamp;
+use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole, Role};
+
 use super::postgres::Process;
 use super::world::{SESSION_MS, World};
 
@@ -25,7 +28,7 @@ impl Faults {
         let other = world.rng.usize(0..world.hosts.len());
         let long = world.rng.u64(200..8_000);
         let until = world.now + long;
-        match world.rng.u8(0..17) {
+        match world.rng.u8(0..20) {
             0 => kill_sitter(world, host),
             1 => kill_postgres(world, host),
             2 => {
@@ -73,6 +76,9 @@ impl Faults {
                     world.log(format!("!!!! p{host} asked to stop"));
                 }
             }
+            16 => freeze(world, true),
+            17 => freeze(world, false),
+            18 => ask_to_promote(world, other),
             _ => {
                 world.log(format!("!!!! p{host} slow disk for {long} ms"));
                 world.hosts[host].postgres.slow_until = until;
@@ -85,6 +91,7 @@ impl Faults {
         world.cuts.clear();
         world.zk_cuts.clear();
         world.zk_down_until = 0;
+        freeze(world, false);
         for host in &mut world.hosts {
             if let Some(at) = &mut host.returns {
                 *at = world.now;
@@ -96,6 +103,41 @@ impl Faults {
             host.postgres.slow_until = 0;
         }
     }
+}
+
+/// An operator's hand: a change of the state by compare-and-set.
+fn operate(world: &mut World, what: &str, change: impl FnOnce(&mut ClusterState)) {
+    let node = world.zk.state();
+    let Some((version, state)) = node.valid() else { return };
+    if world.now < world.zk_down_until {
+        return;
+    }
+    let mut state = ClusterState::clone(state);
+    change(&mut state);
+    let hand = world.zk.session();
+    hand.connect();
+    let result = hand.write_now(Some(version), &state);
+    hand.close_now();
+    world.log(format!("!!!! operator: {what}: {result:?}"));
+}
+
+fn freeze(world: &mut World, frozen: bool) {
+    operate(world, if frozen { "freeze" } else { "unfreeze" }, |state| {
+        state.freeze = frozen.then_some(Freeze::Flag(true));
+    });
+}
+
+fn ask_to_promote(world: &mut World, host: usize) {
+    let id = world.hosts[host].id();
+    let expire_time = Timestamp::from_millisecond(i64::try_from(world.now).unwrap_or(0) + 30_000).unwrap_or_default();
+    operate(world, &format!("promote p{host}"), |state| {
+        let (role, async_index) = match state.role_of(id) {
+            Role::Sync => (PromoteRole::Sync, None),
+            Role::Async(index) => (PromoteRole::Async, Some(index)),
+            _ => return,
+        };
+        state.promote = Some(Promote { id, role, async_index, generation: state.generation, expire_time });
+    });
 }
 
 fn kill_sitter(world: &mut World, host: usize) {

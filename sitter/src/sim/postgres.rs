@@ -118,6 +118,8 @@ pub(super) struct Postgres {
     /// Commits that wait: index of the record.
     pub(super) waiting: Vec<usize>,
     pub(super) slow_until: u64,
+    /// Records that were there when it was started as a primary: not shown before the sync has them.
+    pub(super) found: usize,
     /// A hung server goes on at this time.
     pub(super) hangs_until: Option<u64>,
 }
@@ -141,6 +143,7 @@ impl Postgres {
             senders: BTreeMap::new(),
             waiting: Vec::new(),
             slow_until: 0,
+            found: 0,
             hangs_until: None,
         }
     }
@@ -181,7 +184,7 @@ impl Postgres {
         self.data = Data::Present(identifier);
         self.process = Process::Starting { until };
         self.config = Some(config.clone());
-        self.replayed = 0;
+        (self.replayed, self.found) = (0, self.wal.len());
         Ok(())
     }
 

@@ -48,6 +48,8 @@ pub(super) struct World {
     pub(super) orphans: Vec<(u64, FakeSession)>,
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
+    /// Found by an action; ends the run.
+    pub(super) violation: Option<String>,
     seen_version: Option<i32>,
     events: VecDeque<String>,
     show: bool,
@@ -76,6 +78,7 @@ impl World {
             orphans: Vec::new(),
             next_id: 100,
             oracle: Oracle::default(),
+            violation: None,
             seen_version: None,
             events: VecDeque::new(),
             show,
@@ -167,7 +170,7 @@ impl World {
             self.run_sitter(host);
             self.check_history()?;
         }
-        Ok(())
+        self.violation.take().map_or(Ok(()), Err)
     }
 
     fn check_history(&mut self) -> Result<(), String> {

@@ -107,6 +107,17 @@ fn one_suspicion_alone_or_a_live_stream_is_not_enough() {
 }
 
 #[test]
+fn a_killed_sitter_is_no_dead_postgresql() {
+    let mut view = view(2);
+    health(&mut view, 1).refused = true;
+    health(&mut view, 3).suspects.insert(id(1));
+    standby(&mut view).upstream_silent_ms = Some(2_400);
+    waits(&view, "sync, streaming");
+    standby(&mut view).streaming = false;
+    assert!(matches!(decide(&view).action, Action::Configure(_)));
+}
+
+#[test]
 fn the_primarys_own_word_is() {
     let mut stops = view(2);
     health(&mut stops, 1).stopping = true;
