@@ -12,8 +12,7 @@ use crate::host::Power;
 use crate::lab::{Lab, SHARD};
 
 /// What can be typed.
-pub const HELP: &str = "\
-  status                  the shard as the lab sees it
+pub const HELP: &str = "\x20 status                  the shard as the lab sees it
   kill WHO                SIGKILL everything on the host
   power-off WHO           link down, then SIGKILL: nothing is said to anyone
   cut WHO                 link down; everything goes on running
@@ -51,7 +50,7 @@ fn who(word: &str) -> Result<Who> {
         _ => match (number("async"), number("peer")) {
             (Some(index), _) => Who::Role(Role::Async(index)),
             (_, Some(number)) => Who::Peer(number),
-            _ => bail!("`{word}` is nobody: say primary, sync, async0, async1 … or peer1, peer2 …"),
+            _ => bail!("there is no host `{word}`: say primary, sync, async0, async1 … or peer1, peer2 …"),
         },
     })
 }

@@ -62,6 +62,9 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("max_replication_slots", "16"),
     ("password_encryption", "scram-sha-256"),
     ("hot_standby_feedback", "on"),
+    // pg_rewind reads a former primary's own WAL back to the checkpoint before the divergence;
+    // without it a rejoin would be a full copy.
+    ("wal_keep_size", "512MB"),
     ("wal_receiver_status_interval", "1s"),
     ("wal_receiver_timeout", "5s"),
     ("wal_sender_timeout", "5s"),

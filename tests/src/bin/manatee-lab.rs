@@ -43,7 +43,7 @@ enum Action {
 async fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "warn,manatee_tests=info".into()))
+        .with_env_filter(filter.unwrap_or_else(|_| "warn,manatee_tests=info,zookeeper_client=error".into()))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
