@@ -9,7 +9,7 @@ use super::statements::Statement;
 use super::unit::{Extent, Shape};
 use super::{GATHER_LIMIT_BYTES, Phase, Session, Shared};
 use crate::error::ProxyError;
-use crate::route::class::{Reason, SqlContext};
+use crate::route::class::{Access, Reason, SqlContext};
 use crate::route::{Class, Effects};
 use crate::wire::frontend::{self, Bind, Kind, Parse, Target};
 use crate::wire::{self, WireError, backend};
@@ -99,6 +99,12 @@ impl Session {
             frontend::BIND => {
                 let bind = Bind::read(body)?;
                 match self.noted_statement(bind.statement) {
+                    // Prepared before the catalog was known: it may be by now, and a statement
+                    // lives as long as its session.
+                    Some(statement) if matches!(statement.class.access, Access::Primary(Reason::NoCatalog)) => {
+                        let class = shared.classifier.classify(statement.text(), SqlContext::default());
+                        self.unit.run(&class);
+                    }
                     Some(statement) => self.unit.run(&statement.class),
                     None => self.unit.run_unknown(),
                 }
