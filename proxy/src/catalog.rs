@@ -24,7 +24,7 @@ use crate::topology::monitor::Settings;
 use crate::topology::{Node, Topology};
 
 /// How old what is known may be.
-const RELOAD_EVERY: Duration = Duration::from_secs(30);
+pub const RELOAD_EVERY: Duration = Duration::from_secs(30);
 /// After a failure it is tried again this soon, and then after twice the time, up to [`RELOAD_EVERY`].
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 /// Longest wait for one node: connection and answers. A hundred thousand functions take about a second.
@@ -81,14 +81,22 @@ impl Catalogs for Loader {
 }
 
 /// Follows all databases asked for until `stop`, on the background runtime.
-pub async fn serve(settings: Settings, topology: Topology, mut requests: Requests, stop: CancellationToken) {
+///
+/// Each database is looked at again after `reload_every`, normally [`RELOAD_EVERY`].
+pub async fn serve(
+    settings: Settings,
+    topology: Topology,
+    mut requests: Requests,
+    reload_every: Duration,
+    stop: CancellationToken,
+) {
     let tasks = TaskTracker::new();
     // `recv` is cancel-safe.
     while let Some(Some(wanted)) = stop.run_until_cancelled(requests.0.recv()).await {
         let (settings, topology, stop) = (settings.clone(), topology.clone(), stop.clone());
         tasks.spawn(async move {
             // Dropped between two statements at worst: they only read.
-            stop.run_until_cancelled(follow(settings, topology, wanted)).await;
+            stop.run_until_cancelled(follow(settings, topology, wanted, reload_every)).await;
         });
     }
     tasks.close();
@@ -113,7 +121,7 @@ struct Known {
 }
 
 /// Keeps one database's catalog current until nobody wants it.
-async fn follow(settings: Settings, topology: Topology, wanted: Wanted) {
+async fn follow(settings: Settings, topology: Topology, wanted: Wanted, reload_every: Duration) {
     let Wanted { database, slot } = wanted;
     let mut signature = String::new();
     let mut retry = FIRST_RETRY;
@@ -130,7 +138,7 @@ async fn follow(settings: Settings, topology: Topology, wanted: Wanted) {
                 }
                 retry = FIRST_RETRY;
                 failed = false;
-                RELOAD_EVERY
+                reload_every
             }
             Err(error) => {
                 // Once per failure: what is known stays in use, and nothing is urgent.
@@ -141,7 +149,7 @@ async fn follow(settings: Settings, topology: Topology, wanted: Wanted) {
                     tracing::warn!(%database, %error, cause, "cannot read functions and views");
                 }
                 let pause = retry;
-                retry = (retry * 2).min(RELOAD_EVERY);
+                retry = (retry * 2).min(reload_every);
                 pause
             }
         };

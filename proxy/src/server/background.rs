@@ -41,7 +41,8 @@ impl Background {
     pub async fn run(self, state: watch::Receiver<Option<State>>, stop: CancellationToken) {
         let Self { shared, own, publisher, suspicions, questions, catalogs } = self;
         let verifiers = verifier::serve(own.clone(), shared.topology.clone(), questions, stop.clone());
-        let catalogs = catalog::serve(own.clone(), shared.topology.clone(), catalogs, stop.clone());
+        let catalogs =
+            catalog::serve(own.clone(), shared.topology.clone(), catalogs, catalog::RELOAD_EVERY, stop.clone());
         let monitor = monitor::run(own, state, publisher, suspicions, stop);
         // Tasks of their own: a slow look-up must not delay the news of a primary.
         let tasks = [tokio::spawn(verifiers), tokio::spawn(catalogs), tokio::spawn(monitor)];

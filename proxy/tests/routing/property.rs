@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use manatee_proxy::route::{Catalog, Class, Classifier, SqlContext, classify_uncached, tokenizer};
 use proptest::prelude::*;
 
-use crate::{all_rows, catalog};
+use crate::{catalog, render::all_rows};
 
 /// Literals in all notations, harmless ones and hostile ones.
 fn literal() -> impl Strategy<Value = String> {
