@@ -91,7 +91,7 @@ impl World {
         let id = self.new_id();
         let ready = now + self.rng.u64(50..1_500);
         let mut rng = self.rng.fork();
-        let delay = || rng.u64(0..100);
+        let delay = || if rng.u8(..) < 60 { rng.u64(0..1_500) } else { rng.u64(0..100) };
         let host = &mut self.hosts[index];
         match action {
             Action::WriteState { .. } => return self.write(index, action),

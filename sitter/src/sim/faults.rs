@@ -17,6 +17,11 @@ impl Faults {
     }
 
     pub(super) fn step(&mut self, world: &mut World) {
+        if let Some((_, peer)) = world.doomed.take_if(|(at, _)| *at <= world.now)
+            && let Some(host) = world.index(peer)
+        {
+            power_off(world, host);
+        }
         if world.now < self.next {
             return;
         }
@@ -28,7 +33,7 @@ impl Faults {
         let other = world.rng.usize(0..world.hosts.len());
         let long = world.rng.u64(200..8_000);
         let until = world.now + long;
-        match world.rng.u8(0..20) {
+        match world.rng.u8(0..24) {
             0 => kill_sitter(world, host),
             1 => kill_postgres(world, host),
             2 => {
@@ -79,6 +84,14 @@ impl Faults {
             16 => freeze(world, true),
             17 => freeze(world, false),
             18 => ask_to_promote(world, other),
+            19 | 20 => {
+                world.log(format!("!!!! p{host} replay stalls for {long} ms"));
+                world.hosts[host].postgres.replay_stalls_until = until;
+            }
+            21 | 22 => {
+                world.log(format!("!!!! p{other} lags for {long} ms"));
+                world.hosts[other].postgres.lags_until = until;
+            }
             _ => {
                 world.log(format!("!!!! p{host} slow disk for {long} ms"));
                 world.hosts[host].postgres.slow_until = until;

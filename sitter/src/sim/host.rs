@@ -61,6 +61,8 @@ pub(super) struct Sitter {
     pub(super) report: Option<Report>,
     pub(super) last_reason: String,
     pub(super) paused_until: u64,
+    /// What changes in ZooKeeper is not heard of until then.
+    pub(super) blind_until: u64,
     pub(super) resumed: u64,
 }
 
@@ -87,6 +89,7 @@ impl Sitter {
             report: None,
             last_reason: String::new(),
             paused_until: 0,
+            blind_until: 0,
             resumed: now,
         }
     }

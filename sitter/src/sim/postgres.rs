@@ -120,6 +120,9 @@ pub(super) struct Postgres {
     pub(super) slow_until: u64,
     /// Records that were there when it was started as a primary: not shown before the sync has them.
     pub(super) found: usize,
+    /// Replay stands still (a conflict with a reader), WAL comes in slowly.
+    pub(super) replay_stalls_until: u64,
+    pub(super) lags_until: u64,
     /// A hung server goes on at this time.
     pub(super) hangs_until: Option<u64>,
 }
@@ -144,6 +147,8 @@ impl Postgres {
             waiting: Vec::new(),
             slow_until: 0,
             found: 0,
+            replay_stalls_until: 0,
+            lags_until: 0,
             hangs_until: None,
         }
     }

@@ -48,6 +48,8 @@ pub(super) struct World {
     pub(super) orphans: Vec<(u64, FakeSession)>,
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
+    /// A new primary that is to lose its power soon.
+    pub(super) doomed: Option<(u64, PeerId)>,
     /// Found by an action; ends the run.
     pub(super) violation: Option<String>,
     seen_version: Option<i32>,
@@ -78,6 +80,7 @@ impl World {
             orphans: Vec::new(),
             next_id: 100,
             oracle: Oracle::default(),
+            doomed: None,
             violation: None,
             seen_version: None,
             events: VecDeque::new(),
@@ -183,6 +186,9 @@ impl World {
         for state in self.oracle.check_history(&history)? {
             let reason = state.reason.clone().unwrap_or_default();
             let name = |peer: &Peer| peer.zone_id.clone();
+            if self.now < FAULTS_MS && self.rng.u8(..) < 80 {
+                self.doomed = Some((self.now + self.rng.u64(0..1_000), state.primary.id));
+            }
             let asyncs: Vec<_> = state.async_peers.iter().map(name).collect();
             let deposed: Vec<_> = state.deposed.iter().map(name).collect();
             self.log(format!(
@@ -273,7 +279,8 @@ impl World {
         }
         if postgres.standby {
             let behind = postgres.wal.len() - postgres.replayed;
-            postgres.replayed += if self.rng.u8(..) < 40 { 0 } else { behind.min(self.rng.usize(0..12)) };
+            let stalls = now < postgres.replay_stalls_until || self.rng.u8(..) < 40;
+            postgres.replayed += if stalls { 0 } else { behind.min(self.rng.usize(0..12)) };
             self.stream(index)?;
         } else {
             postgres.replayed = postgres.wal.len();
@@ -348,6 +355,7 @@ impl World {
                     follower.partial = 0;
                 } else if linked && alive && !lost && now >= follower.slow_until {
                     follower.receiver = Some(Receiver { heard: now, ..receiver });
+                    let amount = if now < follower.lags_until { amount / 10 } else { amount };
                     let result = transfer(follower, &source_postgres, amount, half);
                     let reply = (now + delay, follower.wal.len());
                     if let Some(sender) = source_postgres.senders.get_mut(&me) {
@@ -407,7 +415,7 @@ impl World {
         if sitter.paused_until != 0 {
             (sitter.resumed, sitter.paused_until) = (now, 0);
         }
-        keep_session(sitter, reaches, &mut self.rng);
+        keep_session(sitter, reaches, now, &mut self.rng);
         self.progress(index);
         let host = &mut self.hosts[index];
         let Some(sitter) = host.sitter.as_mut() else { return };
@@ -472,7 +480,7 @@ impl World {
 }
 
 /// Connection to ZooKeeper, and what is seen through it: late, but in order.
-fn keep_session(sitter: &mut Sitter, reaches: bool, rng: &mut fastrand::Rng) {
+fn keep_session(sitter: &mut Sitter, reaches: bool, now: u64, rng: &mut fastrand::Rng) {
     let link = sitter.session.view_now().session;
     if reaches && link != Session::Connected && rng.u8(..) < 60 {
         sitter.straggler = None;
@@ -480,7 +488,13 @@ fn keep_session(sitter: &mut Sitter, reaches: bool, rng: &mut fastrand::Rng) {
     } else if !reaches && link == Session::Connected && rng.u8(..) < 15 {
         sitter.session.disconnect();
     }
+    if rng.u8(..) < 2 {
+        sitter.blind_until = now + rng.u64(0..800);
+    }
     let seen = sitter.session.view_now();
+    if now < sitter.blind_until {
+        return;
+    }
     if seen.session != Session::Connected {
         sitter.zk = View { session: seen.session, ..sitter.zk.clone() };
     } else if reaches && (rng.u8(..) < 150 || sitter.zk.session != Session::Connected) {
