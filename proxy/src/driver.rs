@@ -20,8 +20,9 @@ use crate::auth::Client;
 use crate::error::ProxyError;
 use crate::pool::{Server, Wanted, Worker, give_back};
 use crate::session::lost::How;
-use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step};
+use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step, TRIM_ABOVE_BYTES};
 use crate::topology::consistency::Requirement;
+use crate::wire::startup::encode_cancel;
 
 /// Read at once.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -286,6 +287,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Pending => {}
             }
         }
+        if self.session.is_idle() {
+            self.session.trim();
+            if self.rx.is_empty() && self.rx.capacity() > TRIM_ABOVE_BYTES {
+                self.rx = BytesMut::new();
+            }
+        }
         if self.session.is_idle() && self.stop.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Event::Stop);
         }
@@ -295,11 +302,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// The client is gone or going: the server is given back or closed, last words are said.
     async fn leave(mut self) {
         if self.session.is_outstanding() || self.session.is_in_transaction() {
-            // Closing the connection rolls back.
+            // Closing the connection rolls back, once the server notices; what runs is cancelled.
             self.cancel.detach();
             if let Some((server, number)) = self.server.take() {
                 self.worker.forget_use(number);
-                drop(server);
+                if self.session.is_outstanding() && !server.recall.is_recalled() {
+                    tokio::task::spawn_local(cancel_abandoned(server));
+                }
             }
         } else {
             self.release(Cleanup::DiscardAll);
@@ -311,6 +320,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         // The client may have stopped reading.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
+}
+
+/// Cancels what a client that is gone left running; the server keeps its place in the pool until
+/// the cancel is delivered. A server reads its socket only between requests.
+async fn cancel_abandoned(server: Box<Server>) {
+    let deliver = async {
+        let mut stream = tokio::net::TcpStream::connect(server.cancel.address).await?;
+        let mut request = BytesMut::new();
+        encode_cancel(&mut request, server.cancel.pid, &server.cancel.secret);
+        stream.write_all(&request).await?;
+        // The server closes once it has sent the signal.
+        stream.read(&mut [0]).await
+    };
+    let _ = tokio::time::timeout(FAREWELL, deliver).await;
 }
 
 /// While a session waits for a server: ready only when the client is gone.

@@ -289,10 +289,32 @@ fn reads_go_to_standbys_and_writes_to_the_primary() {
 fn a_write_in_disguise_runs_again_on_the_primary() {
     let mut pair = Pair::new();
     pair.servers[0].read_only = true;
-    // A hint sends it to the standby.
-    pair.send(&query("/* manatee: standby */ insert into t values (1)"));
-    assert_eq!(pair.read(), "INSERT_0_1 ZI");
+    let text = "select writes";
+    pair.send(&query(text));
+    assert_eq!(pair.read(), "T D SELECT_1 ZI");
     assert_eq!(pair.needs, [Need::Standby, Need::Primary]);
+    pair.send(&query(text));
+    assert_eq!(pair.needs.split_off(2), [Need::Primary], "it is remembered");
+
+    // As a prepared statement: its class is found anew.
+    let mut pair = Pair::new();
+    pair.servers[1].read_only = true;
+    pair.send(&[parse("a", text), sync()].concat());
+    let run = [bind("", "a"), execute(""), sync()].concat();
+    pair.send(&run);
+    pair.servers[1].read_only = false;
+    pair.send(&run);
+    assert_eq!(pair.read(), "1 ZI 2 D SELECT_1 ZI 2 D SELECT_1 ZI");
+    assert_eq!(pair.needs, [Need::Standby, Need::Standby, Need::Primary, Need::Primary]);
+}
+
+#[test]
+fn who_asks_for_a_standby_is_told_what_it_refuses() {
+    let mut pair = Pair::new();
+    pair.servers[0].read_only = true;
+    pair.send(&query("/* manatee: standby */ insert into t values (1)"));
+    assert_eq!(pair.read(), "E25006 ZI");
+    assert_eq!(pair.needs, [Need::Standby]);
 }
 
 /// Client's bytes before the loss; what it reads then; whether the server had answered.

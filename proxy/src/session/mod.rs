@@ -49,6 +49,9 @@ pub use reply::Fault;
 /// A unit of this many bytes is sent on before its end is seen.
 pub const GATHER_LIMIT_BYTES: usize = 1 << 20;
 
+/// A buffer that has grown above this is not kept by an idle session.
+pub const TRIM_ABOVE_BYTES: usize = 64 << 10;
+
 /// What the sessions of one thread and database share.
 #[derive(Debug)]
 pub struct Shared {
@@ -435,6 +438,15 @@ impl Session {
     /// The proxy's own error that the client was told since this was last asked, for the metrics.
     pub fn take_told(&mut self) -> Option<(SqlState, Origin)> {
         self.told.take()
+    }
+
+    /// Gives back what a large message made buffers grow to. For idle sessions.
+    pub fn trim(&mut self) {
+        for buffer in [&mut self.to_client, &mut self.to_server, &mut self.withheld] {
+            if buffer.is_empty() && buffer.capacity() > TRIM_ABOVE_BYTES {
+                *buffer = BytesMut::new();
+            }
+        }
     }
 
     /// Whether the client may be left alone: no transaction and nothing under way.

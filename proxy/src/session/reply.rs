@@ -11,7 +11,8 @@ use super::statements::Statement;
 use super::unit::{Copy, Extent, Forwarding};
 use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
 use crate::error::ProxyError;
-use crate::route::Effects;
+use crate::route::class::Route;
+use crate::route::{Effects, Hint};
 use crate::wire::backend::{self, ErrorFields, TxStatus};
 use crate::wire::frontend::Kind;
 use crate::wire::{self, Header, WireError};
@@ -398,8 +399,14 @@ impl Session {
         }
         match fields.code {
             _ if stale => Ok(Some(self.unit.needs_primary)),
-            b"25006" if self.served_by == ServedBy::Standby && self.config.access == crate::auth::Access::ReadWrite => {
-                // BEGIN READ ONLY and the like fail with other codes; nobody asked for read-only here.
+            b"25006" if self.served_by == ServedBy::Standby => {
+                // Not for who asked for a standby: then it is an answer.
+                let asked = self.config.access == crate::auth::Access::ReadOnly
+                    || self.unit.hint == Some(Hint::Standby)
+                    || (self.unit.hint.is_none() && self.route == Route::Standby);
+                if asked {
+                    return Ok(None);
+                }
                 self.learn_writes(shared);
                 Ok(Some(true))
             }
@@ -502,7 +509,10 @@ impl Session {
         let status = TxStatus::read(body)?;
         match self.ledger.pop() {
             Some(Expect::Injected) => {
-                self.replayed(status);
+                if status != TxStatus::Idle {
+                    return Err(Fault::Unexpected('Z'));
+                }
+                self.replayed();
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Sync) if self.ledger.is_empty() => {}
@@ -538,7 +548,7 @@ impl Session {
         Ok(Fate::Forward)
     }
 
-    fn replayed(&mut self, status: TxStatus) {
+    fn replayed(&mut self) {
         if let Some(words) = self.replay_error.take() {
             if let Some(server) = &mut self.server {
                 server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
@@ -549,7 +559,6 @@ impl Session {
             self.phase = Phase::Ended;
             return;
         }
-        debug_assert_eq!(status, TxStatus::Idle, "settings are replayed outside transactions only");
         let Some(server) = &mut self.server else { return };
         server.profile = self.profile.clone();
         for (name, value) in server.parameters.iter().filter(|(name, _)| belongs_to_session(name)) {

@@ -199,6 +199,7 @@ impl Fake {
                 backend::put_command_complete(out, "ROLLBACK");
             }
             b"fail" => return Err((b"22012", "division by zero".to_owned())),
+            b"select writes" if self.read_only => return Err((b"25006", "read-only".to_owned())),
             _ if text.starts_with(b"select") => {
                 if describe {
                     put_message(out, backend::ROW_DESCRIPTION, |out| out.put_u16(0));
