@@ -1,7 +1,7 @@
 //! What drivers do: named statements, portals, pipelines, COPY, cancel.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt, TryStreamExt};
@@ -150,8 +150,14 @@ pub(crate) async fn a_vanished_client_is_rolled_back(proxy: &Proxy) {
     client.batch_execute("set lock_timeout = '5s'; drop table vanished").await.unwrap();
 }
 
-/// Even numbers write, odd ones read; the errors, and how many writes were acknowledged.
-pub(crate) async fn keep_working(client: Client, number: i32, stop: Arc<AtomicBool>) -> (Vec<String>, usize) {
+/// Even numbers write, odd ones read; the errors, and how many writes were acknowledged. What
+/// is acknowledged is counted in `done` as it happens.
+pub(crate) async fn keep_working(
+    client: Client,
+    number: i32,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+) -> (Vec<String>, usize) {
     let (mut errors, mut acknowledged) = (Vec::new(), 0);
     for round in 0_i32.. {
         if stop.load(Ordering::Relaxed) {
@@ -163,7 +169,10 @@ pub(crate) async fn keep_working(client: Client, number: i32, stop: Arc<AtomicBo
             client.execute("select * from written where number = $1 limit 1", &[&round]).await
         };
         match result {
-            Ok(_) => acknowledged += usize::from(number % 2 == 0),
+            Ok(_) => {
+                acknowledged += usize::from(number % 2 == 0);
+                done.fetch_add(usize::from(number % 2 == 0), Ordering::Relaxed);
+            }
             Err(error) => errors.push(format!("client {number}: {error:?}")),
         }
     }

@@ -30,6 +30,15 @@ use tokio_util::sync::CancellationToken;
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Waits for a state, with a deadline.
+pub(crate) fn until(mut reached: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !reached() {
+        assert!(began.elapsed() < DEADLINE, "not reached in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A PostgreSQL server in a temporary folder; killed when dropped.
 pub(crate) struct Postgres {
     pub(crate) port: u16,
