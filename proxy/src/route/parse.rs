@@ -20,6 +20,10 @@ use super::{
 /// Longer texts go to the primary unread: parsing runs on the session thread, and takes about 0.2 µs a byte.
 pub(super) const MAX_TEXT_BYTES: usize = 256 * 1024;
 
+/// Texts with more comments than this are not parsed: nested ones take the parser's scanner time that grows
+/// with their square (12 s for 100 kB). A fingerprint has none.
+const MAX_COMMENTS: usize = 64;
+
 /// Classifies a text.
 pub(super) fn classify(text: &[u8], context: SqlContext, catalog: Option<&Catalog>, hint: Option<Hint>) -> Class {
     let mut class = match parse(text, context) {
@@ -40,6 +44,9 @@ pub(super) fn classify(text: &[u8], context: SqlContext, catalog: Option<&Catalo
 
 fn parse(text: &[u8], context: SqlContext) -> Result<protobuf::ParseResult, Reason> {
     if text.len() > MAX_TEXT_BYTES || (!context.ascii_safe_encoding && !text.is_ascii()) {
+        return Err(Reason::Unreadable);
+    }
+    if memchr::memmem::find_iter(text, b"/*").nth(MAX_COMMENTS).is_some() {
         return Err(Reason::Unreadable);
     }
     // Some other encoding that keeps ASCII: what is not ASCII can only be within names and literals, where any
