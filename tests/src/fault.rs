@@ -25,6 +25,8 @@ pub struct Report {
     pub figures: Figures,
     /// Gap of each round.
     pub write_gaps_s: Vec<f64>,
+    /// The same of reads.
+    pub read_gaps_s: Vec<f64>,
     /// From the fault to the new state, each round.
     pub change_s: Vec<f64>,
     /// From the host's return to a whole shard, each round.
@@ -65,6 +67,7 @@ pub async fn run(lab: &mut Lab, row: u32, rounds: u32) -> Result<Report> {
         report.lost = report.lost.max(shown.lost);
         report.ghosts = report.ghosts.max(shown.ghosts);
         report.write_gaps_s.push(shown.figures.write_gap_s);
+        report.read_gaps_s.push(shown.figures.read_gap_s);
         report.change_s.push(shown.change_s);
         report.rejoin_s.push(shown.rejoin_s);
         report.figures.merge(&shown.figures);

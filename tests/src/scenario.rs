@@ -14,6 +14,8 @@ use crate::oracle::{Oracle, Verdict};
 const WHOLE: Duration = Duration::from_secs(90);
 /// How long a change of roles may take before the round is given up.
 const CHANGE: Duration = Duration::from_secs(30);
+/// Writes and reads before a fault.
+const SETTLED: u64 = 300;
 /// How long is watched that nothing happens: longer than the suspicion timeout and a restart,
 /// and than the ZooKeeper session that the killed process left behind.
 const NOTHING: Duration = Duration::from_secs(6);
@@ -90,7 +92,8 @@ pub struct Round {
 /// [`Round::failures`].
 pub async fn round(lab: &mut Lab, oracle: &Oracle, fault: Fault) -> Result<Round> {
     let before = lab.whole(WHOLE).await?;
-    oracle.progress(10, CHANGE).await?;
+    // Clients that have just come read from the primary until the proxy knows better: let them settle.
+    oracle.progress(SETTLED, CHANGE).await?;
     let victim = lab.index_in(&before, fault.victim())?;
     let postmaster = lab.hosts[victim].postmaster_pid();
     oracle.begin_round();
