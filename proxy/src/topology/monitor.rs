@@ -26,6 +26,8 @@ use crate::metrics;
 const QUICK_INTERVAL: Duration = Duration::from_millis(5);
 /// The same where a connection must be opened first.
 const QUICK_RECONNECT: Duration = Duration::from_millis(20);
+/// Without a primary, what is no news is published no more often than this.
+const NO_NEWS_INTERVAL: Duration = Duration::from_millis(25);
 /// How long a quick succession lasts before the normal pace returns: a primary that is down for
 /// longer is not worth two hundred connection attempts a second.
 const QUICK_LIMIT: Duration = Duration::from_secs(20);
@@ -114,6 +116,7 @@ pub async fn run(
     let mut pollers: HashMap<PeerId, Poller> = HashMap::new();
     let mut last = Snapshot::unknown();
     let mut lost_at: Option<Instant> = None;
+    let mut published = Instant::now();
     let mut ticks = tokio::time::interval(settings.poll_interval.max(Duration::from_millis(10)));
     if let Some(first) = state.borrow_and_update().clone() {
         knowledge.handle_state(first, Instant::now());
@@ -129,19 +132,22 @@ pub async fn run(
             poller.hurry(awaited == Some(*id), now);
         }
         let snapshot = knowledge.snapshot(now);
-        report(&last, &snapshot);
-        metrics::show_topology(&last, &snapshot);
-        match (last.primary.is_some(), snapshot.primary.is_some()) {
-            (true, false) => lost_at = Some(now),
-            (false, true) => {
-                if let Some(lost_at) = lost_at.take() {
-                    metrics::record_absence(now - lost_at);
+        if snapshot.primary.is_some() || is_news(&last, &snapshot) || now >= published + NO_NEWS_INTERVAL {
+            published = now;
+            report(&last, &snapshot);
+            metrics::show_topology(&last, &snapshot);
+            match (last.primary.is_some(), snapshot.primary.is_some()) {
+                (true, false) => lost_at = Some(now),
+                (false, true) => {
+                    if let Some(lost_at) = lost_at.take() {
+                        metrics::record_absence(now - lost_at);
+                    }
                 }
+                _ => {}
             }
-            _ => {}
+            last = snapshot.clone();
+            publisher.publish(snapshot);
         }
-        last = snapshot.clone();
-        publisher.publish(snapshot);
         // All branches are cancel-safe: watch, mpsc and interval lose nothing when dropped.
         tokio::select! {
             () = stop.cancelled() => return,
@@ -166,6 +172,17 @@ pub async fn run(
             _ = ticks.tick() => {}
         }
     }
+}
+
+/// Whether held clients must hear of it at once. The rest of what is learned while a primary is
+/// awaited in quick succession would only wake all of them for nothing.
+fn is_news(before: &Snapshot, after: &Snapshot) -> bool {
+    let fit = |snapshot: &Snapshot| snapshot.fit_standbys().map(|standby| standby.node).collect::<Vec<_>>();
+    before.reign != after.reign
+        || before.generation != after.generation
+        || before.primary.is_some() != after.primary.is_some()
+        || before.state_is_current != after.state_is_current
+        || fit(before) != fit(after)
 }
 
 /// Logs what changed, once.
