@@ -48,19 +48,27 @@ pub(super) fn name(trusted: bool) -> Name {
 pub(super) struct Guard {
     inner: Arc<Inner>,
     task: Option<JoinHandle<()>>,
+    /// Whom `task` and `tries` are about.
+    upstream: Option<PeerId>,
     tries: u32,
     last: Option<Instant>,
 }
 
 impl Guard {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, task: None, tries: 0, last: None }
+        Self { inner, task: None, upstream: None, tries: 0, last: None }
     }
 
     /// The standby follows: `received` while it streams, else how long it has not.
     pub(super) fn observe(&mut self, received: Option<WalPosition>, not_streaming_ms: u64) {
         let Some(record) = self.inner.known().record.clone().filter(|record| record.confirmed) else { return };
         let Recovery::Follow(upstream) = record.config.recovery else { return };
+        if self.upstream != Some(upstream) {
+            // A question to an upstream that was lost may be answered only by a timeout, and the
+            // coming sync can not acknowledge before the next upstream was asked.
+            self.forget_task();
+            (self.upstream, self.tries, self.last) = (Some(upstream), 0, None);
+        }
         let change = match (record.trusted, received) {
             (false, Some(received)) => Change::Trust { upstream, received },
             (true, None) if not_streaming_ms >= FORGET_MS => Change::Forget,
@@ -85,13 +93,17 @@ impl Guard {
             }
         }));
     }
+
+    fn forget_task(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-        }
+        self.forget_task();
     }
 }
 
