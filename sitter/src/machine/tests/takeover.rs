@@ -70,6 +70,8 @@ fn never_when_it_must_not_be() {
     for (about, change) in table {
         let mut view = primary_gone();
         health(&mut view, 1).refused = true;
+        health(&mut view, 3).suspects.insert(id(1));
+        standby(&mut view).streaming = false;
         change(&mut view);
         let decision = decide(&view);
         let harmless = matches!(&decision.action, Action::Wait { .. })
