@@ -1,7 +1,7 @@
 //! Starting, adopting, promoting and stopping the server.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use manatee_shared::lsn::Timeline;
 use rustix::process::Signal;
@@ -16,6 +16,12 @@ use crate::machine::local::{Data, Recovery, Server, ServerConfig};
 /// How long an immediate stop may take. The postmaster itself kills its children after 5 s; but
 /// whoever asks for this has a takeover waiting.
 const IMMEDIATE: Duration = Duration::from_secs(1);
+/// What a postmaster says (`sysv_shmem.c`) while backends of a killed one before it still live.
+const ORPHANS: &str = "pre-existing shared memory block";
+/// Those notice within milliseconds; on a busy machine later.
+const ORPHANS_WAIT: Duration = Duration::from_secs(2);
+/// Between two tries.
+const ORPHANS_PAUSE: Duration = Duration::from_millis(10);
 /// How long SIGKILL may take: a process in an uninterruptible wait for a dead disk stays.
 const KILLED: Duration = Duration::from_secs(5);
 
@@ -76,10 +82,7 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     apply::write(inner, &rendered)?;
     // Before PostgreSQL runs: from now on the data is somebody's.
     files::remove(&inner.layout.fresh())?;
-    let postmaster = Arc::new(Postmaster::spawn(&inner.settings.bin_dir, &inner.layout, &inner.user)?);
-    tracing::info!(pid = postmaster.pid(), recovery = ?config.recovery, "started PostgreSQL");
-    inner.set_postmaster(Arc::clone(&postmaster));
-    if !wait_for_answer(inner, &postmaster).await? {
+    if !spawn(inner, config).await? {
         return Ok(());
     }
     // Every process began with these settings; only the slots are left.
@@ -92,6 +95,22 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     inner.set_record(record(true))?;
     inner.refresh().await;
     Ok(())
+}
+
+/// Runs a postmaster. Whether it answers within the bound; an error if it ends instead.
+async fn spawn(inner: &Inner, config: &ServerConfig) -> Result<bool, Error> {
+    let begin = Instant::now();
+    loop {
+        let postmaster = Arc::new(Postmaster::spawn(&inner.settings.bin_dir, &inner.layout, &inner.user)?);
+        tracing::info!(pid = postmaster.pid(), recovery = ?config.recovery, "started PostgreSQL");
+        inner.set_postmaster(Arc::clone(&postmaster));
+        match wait_for_answer(inner, &postmaster).await {
+            Err(Error::StartFailed { log }) if log.contains(ORPHANS) && begin.elapsed() < ORPHANS_WAIT => {
+                tokio::time::sleep(ORPHANS_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Whether it answers within the bound; an error if it ends instead.
