@@ -73,6 +73,13 @@ pub enum PromoteRole {
     Async,
 }
 
+impl Freeze {
+    /// A freeze made at `now` because of `reason`.
+    pub fn because(now: Timestamp, reason: impl Into<String>) -> Self {
+        Self::Reason { date: format!("{now:.3}"), reason: reason.into() }
+    }
+}
+
 /// An operator's request to promote a peer. Ignored when anything in it no longer matches the
 /// state, or when it has expired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +97,12 @@ pub struct Promote {
     /// When the request lapses.
     pub expire_time: Timestamp,
 }
+
+/// Key among the extra fields: an operator asked for the end of one-node-write mode.
+const LEAVES_ONE_NODE_WRITE: &str = "oneNodeWriteModeEnds";
+
+/// Key among the extra fields: the generation that an operator began by restoring a lost state.
+const RESTORED: &str = "restoredGeneration";
 
 /// State of a shard, valid by construction when it came from [`ClusterState::parse`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +228,31 @@ impl ClusterState {
     /// Whether an operator stopped topology changes.
     pub fn is_frozen(&self) -> bool {
         !matches!(self.freeze, None | Some(Freeze::Flag(false)))
+    }
+
+    /// Whether an operator asked for the end of one-node-write mode: other peers may then come in,
+    /// and the primary takes the first that is fit for its sync.
+    pub fn leaves_one_node_write_mode(&self) -> bool {
+        self.one_node_write_mode && self.extra.get(LEAVES_ONE_NODE_WRITE) == Some(&Value::Bool(true))
+    }
+
+    /// Asks for the end of one-node-write mode, or takes that back.
+    pub fn set_leaves_one_node_write_mode(&mut self, leaves: bool) {
+        if leaves {
+            self.extra.insert(LEAVES_ONE_NODE_WRITE.to_owned(), Value::Bool(true));
+        } else {
+            self.extra.remove(LEAVES_ONE_NODE_WRITE);
+        }
+    }
+
+    /// Whether this state's generation was begun by an operator, in place of a state that was lost.
+    pub fn is_restored(&self) -> bool {
+        self.extra.get(RESTORED).and_then(Value::as_u64) == Some(self.generation)
+    }
+
+    /// Says that the present generation was begun by an operator, in place of a state that was lost.
+    pub fn mark_restored(&mut self) {
+        self.extra.insert(RESTORED.to_owned(), self.generation.into());
     }
 
     /// `init_wal` with its timeline, where the state knows it.

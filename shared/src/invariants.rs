@@ -51,6 +51,12 @@ pub enum Violation {
     /// Frozen means no change of topology (rule 5).
     #[error("the topology changed while frozen")]
     ChangedWhileFrozen,
+    /// One-node-write mode is left when an operator asked for it, for a sync that has everything.
+    #[error("one-node-write mode was left though nobody asked for it")]
+    OneNodeWriteLeftUnasked,
+    /// A state put in place of a lost one waits for an operator to set it free.
+    #[error("a restored state that is not frozen")]
+    RestoredNotFrozen,
     /// One system identifier per shard (rule 10).
     #[error("the system identifier changed")]
     SystemIdentifierChanged,
@@ -86,17 +92,33 @@ pub fn check_state(state: &ClusterState) -> Vec<Violation> {
 
 /// What is wrong with writing `new` over `old` (none: the shard's first state).
 ///
-/// This checks the sitters' own changes. An operator's tool may also change the freeze and, with
-/// the shard frozen, enter or leave one-node-write mode.
+/// This holds for the sitters and for the operator's tool alike. The tool may besides change the
+/// freeze, ask for a promotion, remove a deposed peer, and, with the shard frozen, enter
+/// one-node-write mode or begin a new generation in place of a state that was lost
+/// ([`ClusterState::is_restored`]).
 pub fn check_transition(old: Option<&ClusterState>, new: &ClusterState) -> Vec<Violation> {
     let mut violations = check_state(new);
-    let Some(old) = old else {
-        if new.generation != 1 {
-            violations.push(Violation::FirstGeneration(new.generation));
-        }
+    if let Some(old) = old
+        && old.system_identifier.is_some()
+        && old.system_identifier != new.system_identifier
+    {
+        violations.push(Violation::SystemIdentifierChanged);
+    }
+    if new.is_restored() && old.is_none_or(|old| old.generation < new.generation) {
+        violations.extend((!new.is_frozen()).then_some(Violation::RestoredNotFrozen));
         return violations;
-    };
+    }
+    match old {
+        Some(old) => violations.extend(check_change(old, new)),
+        None if new.generation != 1 => violations.push(Violation::FirstGeneration(new.generation)),
+        None => {}
+    }
+    violations
+}
 
+/// What is wrong with the way from `old` to `new`, besides what is wrong with `new` by itself.
+fn check_change(old: &ClusterState, new: &ClusterState) -> Vec<Violation> {
+    let mut violations = Vec::new();
     let sync_id = |state: &ClusterState| state.sync_peer.as_ref().map(|peer| peer.id);
     let pair_changed = old.primary.id != new.primary.id || sync_id(old) != sync_id(new);
     if new.generation != old.generation + u64::from(pair_changed) {
@@ -121,14 +143,22 @@ pub fn check_transition(old: Option<&ClusterState>, new: &ClusterState) -> Vec<V
             violations.push(Violation::FormerPrimaryNotDeposed(old.primary.id));
         }
     }
-    let placed = |state: &ClusterState| state.everyone().map(|peer| peer.id).collect::<Vec<_>>();
-    if old.is_frozen() && new.is_frozen() && placed(old) != placed(new) {
+    if old.one_node_write_mode && !new.one_node_write_mode && !old.leaves_one_node_write_mode() {
+        violations.push(Violation::OneNodeWriteLeftUnasked);
+    }
+    // Whoever switches the mode is an operator, or was asked by one.
+    let mode_stays = old.one_node_write_mode == new.one_node_write_mode;
+    if old.is_frozen() && new.is_frozen() && mode_stays && topology_changed(old, new) {
         violations.push(Violation::ChangedWhileFrozen);
     }
-    if old.system_identifier.is_some() && old.system_identifier != new.system_identifier {
-        violations.push(Violation::SystemIdentifierChanged);
-    }
     violations
+}
+
+/// Whether anybody's place changed. That an operator removes a deposed peer for good is no change.
+fn topology_changed(old: &ClusterState, new: &ClusterState) -> bool {
+    let chain = |state: &ClusterState| state.chain().map(|peer| peer.id).collect::<Vec<_>>();
+    let was_deposed = |id| old.deposed.iter().any(|peer| peer.id == id);
+    chain(old) != chain(new) || new.deposed.iter().any(|peer| !was_deposed(peer.id))
 }
 
 #[cfg(test)]
@@ -217,5 +247,70 @@ mod tests {
         let old = state();
         let new = ClusterState { init_wal: Lsn(101), ..old.clone() };
         assert_eq!(check_transition(Some(&old), &new), [Violation::InitWalMoved]);
+    }
+
+    fn frozen() -> ClusterState {
+        ClusterState { freeze: Some(Freeze::Flag(true)), ..state() }
+    }
+
+    fn alone(old: &ClusterState) -> ClusterState {
+        ClusterState {
+            generation: old.generation + 1,
+            sync_peer: None,
+            async_peers: vec![],
+            freeze: Some(Freeze::Flag(true)),
+            one_node_write_mode: true,
+            ..old.clone()
+        }
+    }
+
+    #[test]
+    fn an_operator_may_do_this_while_frozen() {
+        let old = ClusterState { deposed: vec![peer(4)], ..frozen() };
+        let reaped = ClusterState { deposed: vec![], ..old.clone() };
+        assert_eq!(check_transition(Some(&old), &reaped), []);
+        assert_eq!(check_transition(Some(&old), &alone(&old)), []);
+        let unfrozen = ClusterState { freeze: None, ..old.clone() };
+        assert_eq!(check_transition(Some(&old), &unfrozen), []);
+        let deposed = ClusterState { deposed: vec![peer(4), peer(5)], ..old.clone() };
+        assert_eq!(check_transition(Some(&old), &deposed), [Violation::ChangedWhileFrozen]);
+    }
+
+    #[test]
+    fn one_node_write_mode_is_left_when_asked() {
+        let mut old = alone(&state());
+        let left = |old: &ClusterState| ClusterState {
+            generation: old.generation + 1,
+            sync_peer: Some(peer(3)),
+            freeze: None,
+            one_node_write_mode: false,
+            ..old.clone()
+        };
+        assert_eq!(check_transition(Some(&old), &left(&old)), [Violation::OneNodeWriteLeftUnasked]);
+        old.set_leaves_one_node_write_mode(true);
+        assert_eq!(check_transition(Some(&old), &left(&old)), []);
+        let usurped = ClusterState { generation: old.generation + 1, primary: peer(2), ..old.clone() };
+        assert!(check_transition(Some(&old), &usurped).contains(&Violation::TakeoverByOther(peer(2).id)));
+    }
+
+    #[test]
+    fn a_lost_state_is_restored_by_a_new_generation_that_is_frozen() {
+        let old = state();
+        let mut new = ClusterState { generation: 9, primary: peer(3), sync_peer: Some(peer(2)), ..frozen() };
+        new.async_peers.clear();
+        assert_ne!(check_transition(Some(&old), &new), []);
+        assert_eq!(check_transition(None, &new), [Violation::FirstGeneration(9)]);
+        new.mark_restored();
+        assert_eq!(check_transition(Some(&old), &new), []);
+        assert_eq!(check_transition(None, &new), []);
+        new.freeze = None;
+        assert_eq!(check_transition(None, &new), [Violation::RestoredNotFrozen]);
+        // The mark says nothing of later states of the same or of the next generation.
+        let later = ClusterState { primary: peer(5), ..new.clone() };
+        assert_ne!(check_transition(Some(&new), &later), []);
+        let next = ClusterState { generation: 10, ..later };
+        assert!(check_transition(Some(&new), &next).contains(&Violation::TakeoverByOther(peer(5).id)));
+        new.system_identifier = Some("8".to_owned());
+        assert!(check_transition(Some(&old), &new).contains(&Violation::SystemIdentifierChanged));
     }
 }

@@ -69,8 +69,7 @@ fn of_history(present: Option<&ClusterState>, history: &[HistoryEntry]) -> Vec<I
             None if entry.zk_sequence == 0 => invariants::check_transition(None, &entry.state),
             None => invariants::check_state(&entry.state),
         };
-        let old = previous.map(|previous| &previous.state);
-        let wrong = violations.iter().filter(|violation| !is_excused(violation, old, &entry.state));
+        let wrong = violations.iter().filter(|violation| !is_excused(violation, &entry.state));
         let at = (entry.state.generation, entry.zk_sequence);
         issues.extend(wrong.map(|violation| Issue::error(format!("history {}-{:010}: {violation}", at.0, at.1))));
         previous = Some(entry);
@@ -85,15 +84,9 @@ fn of_history(present: Option<&ClusterState>, history: &[HistoryEntry]) -> Vec<I
     issues
 }
 
-/// What an operator's tool, or Manatee 2, may do and a sitter may not.
-fn is_excused(violation: &Violation, old: Option<&ClusterState>, new: &ClusterState) -> bool {
-    let switched_mode = old.is_some_and(|old| old.one_node_write_mode != new.one_node_write_mode);
-    match violation {
-        // Manatee 2 knew no timelines.
-        Violation::InitWalWithoutTimeline => new.system_identifier.is_none(),
-        Violation::ChangedWhileFrozen => switched_mode,
-        _ => false,
-    }
+/// What Manatee 2 did not know.
+fn is_excused(violation: &Violation, new: &ClusterState) -> bool {
+    matches!(violation, Violation::InitWalWithoutTimeline) && new.system_identifier.is_none()
 }
 
 #[cfg(test)]
