@@ -58,7 +58,7 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
     if role == Role::Primary {
         return primary::decide(situation);
     }
-    if state.one_node_write_mode {
+    if state.one_node_write_mode && !state.leaves_one_node_write_mode() {
         // A copy of what it was is not touched; a second acknowledger must not exist.
         return match view.local.server {
             Server::Primary(_) => act(Action::Stop(StopMode::Immediate), "another peer runs in one-node-write mode"),

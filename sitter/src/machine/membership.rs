@@ -16,8 +16,9 @@ pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Opti
     if !state.is_frozen() {
         drop_departed(situation, &mut state, &mut reasons);
         append(situation, primary, &mut state, &mut reasons);
-        answer_request(situation, &mut state, &mut reasons);
+        move_up(situation, &mut state, &mut reasons);
     }
+    drop_request(situation, &mut state, &mut reasons);
     let reason = reasons.join("; ");
     state.reason = Some(reason.clone());
     (!reasons.is_empty()).then_some((state, reason))
@@ -72,25 +73,22 @@ fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut Cluster
     }
 }
 
-/// Moves an async one place up as asked (the first one by [`super::replace`]), and removes a
-/// request that is not valid any more. A request for the sync is the sync's to carry out.
-fn answer_request(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
-    if state.promote.is_none() {
-        return;
+/// Moves an async one place up as asked. The first one is moved by [`super::replace`], and a request
+/// for the sync is the sync's to carry out.
+fn move_up(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+    let Some((PromoteRole::Async, peer)) = situation.promote_request() else { return };
+    let place = state.async_peers.iter().position(|listed| listed.id == peer);
+    if let Some(place) = place.filter(|place| *place > 0) {
+        state.async_peers.swap(place - 1, place);
+        state.promote = None;
+        reasons.push(format!("{peer} moved one place up, as asked"));
     }
-    match situation.promote_request() {
-        None => {
-            state.promote = None;
-            reasons.push("removed a request to promote that does not apply any more".to_owned());
-        }
-        Some((PromoteRole::Async, peer)) => {
-            let place = state.async_peers.iter().position(|listed| listed.id == peer);
-            if let Some(place) = place.filter(|place| *place > 0) {
-                state.async_peers.swap(place - 1, place);
-                state.promote = None;
-                reasons.push(format!("{peer} moved one place up, as asked"));
-            }
-        }
-        Some((PromoteRole::Sync, _)) => {}
+}
+
+/// Removes a request that is not valid any more: also while frozen, for that moves nobody.
+fn drop_request(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+    if state.promote.is_some() && situation.promote_request().is_none() {
+        state.promote = None;
+        reasons.push("removed a request to promote that does not apply any more".to_owned());
     }
 }

@@ -13,7 +13,7 @@ use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
 use super::replace::{self, Plan};
 use super::situation::{Promotion, Situation, act, wait};
-use super::{membership, suspicion};
+use super::{lone, membership, suspicion};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
 const HUNG_ALONE_MS: u64 = 30_000;
@@ -108,6 +108,10 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     if let (Some(old), Some(new)) = (situation.sync(), plan.overlap()) {
         desired.synchronous = Synchronous::Both { new, old };
     }
+    let coming = lone::coming_sync(situation, primary);
+    if let Some(new) = coming {
+        desired.synchronous = Synchronous::Peer(new);
+    }
     if let (true, Some(config)) = (view.uncertain_write, situation.config()) {
         // A replacement that may still be written relies on what is required now.
         desired.synchronous = config.synchronous;
@@ -121,6 +125,9 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     }
     if let Plan::Replace { new, reason } = &plan {
         return replace::write(situation, primary, *new, reason);
+    }
+    if let Some(new) = coming {
+        return lone::leave(situation, primary, new);
     }
     if let Some((state, reason)) = membership::changes(situation, primary) {
         return situation.write(state, format!("primary: {reason}"));

@@ -56,17 +56,27 @@ impl Plan {
 
 pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
     let Situation { state, .. } = situation;
-    let Some(sync) = situation.sync() else { return Plan::Keep("one-node-write mode".to_owned()) };
-    let asked = match situation.promote_request() {
-        Some((PromoteRole::Async, peer)) if state.async_peers.first().is_some_and(|first| first.id == peer) => {
-            Some(peer)
-        }
-        _ => None,
+    let Some(sync) = situation.sync() else {
+        let leaves = state.leaves_one_node_write_mode();
+        let reason = if leaves {
+            "one-node-write mode, to be left for the first peer that follows"
+        } else {
+            "one-node-write mode"
+        };
+        return Plan::Keep(reason.to_owned());
     };
-    let lost = match (sync_lost(situation, primary, sync), asked) {
-        (Some(reason), _) => reason,
-        (None, Some(_)) => "an operator asked for it".to_owned(),
-        (None, None) => return Plan::Keep(format!("the sync {sync} is fit")),
+    let asked = asked_for(situation);
+    let Some(lost) = sync_lost(situation, primary, sync) else {
+        return match asked {
+            Some(new) if state.is_frozen() => {
+                Plan::Keep(format!("the sync {sync} is fit; {new} is not promoted while the shard is frozen"))
+            }
+            Some(new) if is_fit(situation, primary, new) => {
+                Plan::Replace { new, reason: "an operator asked for it".to_owned() }
+            }
+            Some(new) => Plan::Keep(format!("the sync {sync} is fit; {new} is to replace it, and does not follow yet")),
+            None => Plan::Keep(format!("the sync {sync} is fit")),
+        };
     };
     if state.is_frozen() {
         return Plan::Keep(format!("writes may wait: {lost}; the shard is frozen"));
@@ -85,7 +95,13 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
     }
 }
 
-fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downstream> {
+/// The first async, if an operator wants it for the sync.
+fn asked_for(situation: Situation<'_>) -> Option<PeerId> {
+    let first = situation.state.async_peers.first()?.id;
+    (situation.promote_request() == Some((PromoteRole::Async, first))).then_some(first)
+}
+
+pub(super) fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downstream> {
     primary.downstreams.iter().find(|down| down.peer == peer)
 }
 
@@ -124,7 +140,8 @@ pub(super) fn finds_sync_lost(situation: Situation<'_>, primary: &PrimaryStatus)
     sync_lost(situation, primary, sync).map(|_| sync)
 }
 
-fn is_fit(situation: Situation<'_>, primary: &PrimaryStatus, peer: PeerId) -> bool {
+/// Whether `peer` follows from here closely enough to be waited for.
+pub(super) fn is_fit(situation: Situation<'_>, primary: &PrimaryStatus, peer: PeerId) -> bool {
     let view = situation.view;
     let stalled_ms = view.observed.stalled_ms.get(&peer).copied().unwrap_or(0);
     downstream(primary, peer).is_some_and(|down| down.streaming)
@@ -149,17 +166,17 @@ pub(super) fn write(situation: Situation<'_>, primary: &PrimaryStatus, new: Peer
     let mut next = situation.next_generation(primary.flushed, &format!("new sync: {reason}"));
     next.sync_peer = Some(peer);
     next.async_peers.retain(|peer| peer.id != new);
-    place_former_sync(situation, &mut next.async_peers, old);
+    place_former_sync(situation, &mut next.async_peers, old, new);
     situation.write(next, format!("{new} becomes sync at {}: {reason}", primary.flushed))
 }
 
 /// A former sync whose election node is there goes behind everyone else, or to the front if it was
 /// only swapped by an operator's wish; one that is gone is dropped.
-fn place_former_sync(situation: Situation<'_>, asyncs: &mut Vec<Peer>, old: Peer) {
+fn place_former_sync(situation: Situation<'_>, asyncs: &mut Vec<Peer>, old: Peer, new: PeerId) {
     if suspicion::is_missing(situation.view, old.id) {
         return;
     }
-    if situation.promote_request().is_some() {
+    if asked_for(situation) == Some(new) {
         asyncs.insert(0, old);
     } else {
         asyncs.push(old);

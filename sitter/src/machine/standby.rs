@@ -5,7 +5,7 @@
 //! and shows at least what was acknowledged before the generation; it then stays open while a
 //! stream is interrupted, so that reads go on through a failover.
 
-use manatee_shared::cluster::Role;
+use manatee_shared::cluster::{PromoteRole, Role};
 use manatee_shared::ids::PeerId;
 
 use super::action::{Action, Decision, Rung, StopMode};
@@ -104,6 +104,10 @@ fn upstream(situation: Situation<'_>, role: Role) -> PeerId {
     let Situation { view, state, .. } = situation;
     let primary = state.primary.id;
     let Role::Async(index) = role else { return primary };
+    // The first async is to become sync: only the primary can see whether it is fit to.
+    if index == 0 && situation.promote_request() == Some((PromoteRole::Async, situation.me())) {
+        return primary;
+    }
     let before: Vec<_> = state.chain().map(|peer| peer.id).filter(|id| *id != situation.me()).collect();
     // The chain up to our place: primary, sync, async[0..index].
     let before: Vec<_> = before.into_iter().take(index + 1 + usize::from(state.sync_peer.is_some())).collect();

@@ -6,6 +6,8 @@ mod endings;
 mod first_setup;
 mod gate;
 mod membership;
+mod one_node_write;
+mod promote;
 mod replacement;
 mod standbys;
 mod takeover;
@@ -14,7 +16,7 @@ mod unknown_is_not_down;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use manatee_shared::cluster::{ClusterState, Freeze, Peer};
+use manatee_shared::cluster::{ClusterState, Freeze, Peer, Promote, PromoteRole};
 use manatee_shared::ids::PeerId;
 use manatee_shared::invariants::check_transition;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
