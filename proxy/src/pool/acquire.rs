@@ -235,7 +235,10 @@ impl Worker {
             Err(error) => {
                 self.metrics.opens_failed.increment(1);
                 if !error.is_server_unready() {
-                    return Err(Refusal::Final(error));
+                    // A standby may not have replayed yet that the database, the role or its
+                    // password was created: the primary has the last word.
+                    let appeal = served_by == ServedBy::Standby && wanted.need != Need::StandbyOnly;
+                    return Err(if appeal { Refusal::Later(error) } else { Refusal::Final(error) });
                 }
                 self.suspect(node);
                 return Err(Refusal::Later(error));
