@@ -38,6 +38,13 @@ impl StateReader {
         }
     }
 
+    /// Writes a state, whatever there is: what an operator does by hand.
+    pub async fn replace(&self, state: &ClusterState) -> Result<()> {
+        let client = self.client().await?;
+        let path = format!("{}/state", self.shard_path);
+        within(client.set_data(&path, &state.to_json(), None)).await.map(drop)
+    }
+
     /// All states that ever were, in order.
     pub async fn history(&self) -> Result<Vec<ClusterState>> {
         let folder = format!("{}/history", self.shard_path);
@@ -102,5 +109,5 @@ async fn within<T>(operation: impl Future<Output = Result<T, Error>>) -> Result<
     tokio::time::timeout(LIMIT, operation)
         .await
         .map_err(|_| anyhow::anyhow!("ZooKeeper did not answer within {LIMIT:?}"))?
-        .context("cannot read from ZooKeeper")
+        .context("ZooKeeper refused")
 }

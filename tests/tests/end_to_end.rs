@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use manatee_shared::cluster::Role;
+use manatee_shared::cluster::{Freeze, Role};
 use manatee_tests::console;
 use manatee_tests::lab::{Lab, Options};
 use manatee_tests::oracle::Oracle;
@@ -33,6 +33,10 @@ async fn steps(lab: &mut Lab) -> Result<()> {
     logins(lab).await.context("logins")?;
     garbage(lab).await.context("garbage on the proxy's port")?;
     operators_tool(lab).await.context("manatee-adm")?;
+    new_to_the_standbys(lab).await.context("a database that the standbys have not replayed yet")?;
+    if lab.network.has_namespaces() {
+        never_back_in_time(lab).await.context("a session that moves from a standby to the primary")?;
+    }
 
     let oracle = Oracle::start(lab).await?;
     // The sitter of the primary, then everything on its host, then its sitter by plan.
@@ -98,12 +102,14 @@ async fn garbage(lab: &Lab) -> Result<()> {
         ensure!(ended.is_ok(), "the proxy keeps the connection open after {sample:?}");
         ensure!(answer.first().is_none_or(|&tag| tag == b'E'), "the proxy answered {answer:?}");
     }
-    ensure!(bystander.simple_query("select 1").await.is_ok(), "a bystander was hurt");
-    Ok(())
+    bystander.simple_query("select 1").await.map(drop).context("a bystander was hurt")
 }
 
-async fn operators_tool(lab: &Lab) -> Result<()> {
+async fn operators_tool(lab: &mut Lab) -> Result<()> {
     let ids: Vec<String> = lab.hosts.iter().map(|host| host.id.ip.to_string()).collect();
+    // A standby that has just come may re-attach once more before all is quiet.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    lab.until(deadline, "the shard is not verified", async |lab| console::adm(lab, &["verify"]).await).await?;
     for (command, words) in [
         (vec!["show"], vec!["generation"]),
         (vec!["peers"], ids.iter().map(String::as_str).collect()),
@@ -112,7 +118,6 @@ async fn operators_tool(lab: &Lab) -> Result<()> {
         (vec!["zk-state"], vec!["\"generation\"", "\"primary\""]),
         (vec!["zk-active"], vec![ids[0].as_str()]),
         (vec!["version"], vec!["."]),
-        (vec!["verify"], vec![]),
     ] {
         let text = console::adm(lab, &command).await.with_context(|| command.join(" "))?;
         for word in words {
@@ -120,6 +125,86 @@ async fn operators_tool(lab: &Lab) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A standby that has not replayed the creation of a database refuses logins to it: the client of a
+/// proxy must not notice.
+async fn new_to_the_standbys(lab: &mut Lab) -> Result<()> {
+    let state = lab.whole(Duration::from_secs(60)).await?;
+    let standbys = [Role::Sync, Role::Async(0)];
+    for role in standbys {
+        let standby = lab.host_in(&state, role)?.superuser("postgres").await?;
+        standby.batch_execute("select pg_wal_replay_pause()").await?;
+    }
+    let made = async {
+        let primary = lab.host_in(&state, Role::Primary)?.superuser("postgres").await?;
+        primary.batch_execute("create database lab_new").await?;
+        let mut config = lab.client_config(0);
+        config.dbname("lab_new");
+        // Each session begins at another standby.
+        for _ in 0..4 {
+            let (client, connection) = config.connect(NoTls).await?;
+            tokio::spawn(connection);
+            client.batch_execute("select 1").await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let made = made.await;
+    for role in standbys {
+        let standby = lab.host_in(&state, role)?.superuser("postgres").await?;
+        standby.batch_execute("select pg_wal_replay_resume()").await?;
+    }
+    made
+}
+
+/// With the sync cut off, the async follows the primary itself and shows commits that are not
+/// acknowledged yet, which the primary does not show. Who has seen one must not lose sight of it.
+async fn never_back_in_time(lab: &mut Lab) -> Result<()> {
+    let limit = Duration::from_secs(30);
+    let mut state = lab.whole(Duration::from_secs(60)).await?;
+    let sync = lab.index_in(&state, Role::Sync)?;
+    let async_id = lab.host_in(&state, Role::Async(0))?.id;
+    let writer = lab.connect(0).await?;
+    writer.batch_execute("create table lab_time (number int)").await?;
+    // Otherwise the async would become sync and the commit be acknowledged.
+    state.freeze = Some(Freeze::Flag(true));
+    lab.state.replace(&state).await?;
+    lab.cut(sync)?;
+    let primary = lab.host_in(&state, Role::Primary)?.superuser("postgres").await?;
+    lab.until(Instant::now() + limit, "the async does not follow the primary", async |_| {
+        let sql = "select from pg_stat_replication where application_name = $1 and state = 'streaming'";
+        ensure!(primary.query_opt(sql, &[&async_id.to_string()]).await?.is_some(), "not streaming");
+        Ok(())
+    })
+    .await?;
+    let write = tokio::spawn(async move { writer.batch_execute("insert into lab_time values (1)").await });
+
+    let count = "select count(*) from lab_time";
+    let session = lab.connect(0).await?;
+    lab.until(Instant::now() + limit, "the async does not show the commit", async |_| {
+        ensure!(session.query_one(count, &[]).await?.get::<_, i64>(0) == 1, "not there");
+        Ok(())
+    })
+    .await?;
+    ensure!(!write.is_finished(), "the commit was acknowledged without the sync");
+    let on_the_primary = async {
+        session.batch_execute("begin").await?;
+        let seen = session.query_one(count, &[]).await?.get::<_, i64>(0);
+        session.batch_execute("commit").await?;
+        Ok::<_, tokio_postgres::Error>(seen)
+    };
+    tokio::pin!(on_the_primary);
+    // It has to wait for the acknowledgement, which takes the sync.
+    let early = tokio::time::timeout(Duration::from_secs(2), &mut on_the_primary).await;
+    ensure!(early.is_err(), "the primary answered before the commit was acknowledged: {early:?}");
+    lab.heal(sync)?;
+    let seen = tokio::time::timeout(limit, on_the_primary).await.context("the session hangs")??;
+    ensure!(seen == 1, "the session lost sight of the row");
+    tokio::time::timeout(limit, write).await.context("the write hangs")???;
+    state = lab.current().await?;
+    state.freeze = None;
+    lab.state.replace(&state).await?;
+    lab.whole(Duration::from_secs(60)).await.map(drop)
 }
 
 /// A host comes back with the data of another cluster: it is left alone, and the others go on.

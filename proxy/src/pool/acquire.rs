@@ -267,12 +267,13 @@ impl Worker {
 
 /// The node to ask, if any will do.
 fn choose(wanted: &mut Wanted<'_>, snapshot: &Snapshot, refused: &[Node]) -> Option<(Node, ServedBy)> {
-    let primary = || {
+    let primary = |wanted: &mut Wanted<'_>| {
         let node = snapshot.primary().filter(|node| !refused.contains(node))?;
-        Some((node, ServedBy::Primary))
+        let shows_enough = wanted.consistency == Consistency::Eventual || wanted.requirement.allows_primary(snapshot);
+        shows_enough.then_some((node, ServedBy::Primary))
     };
     if wanted.need == Need::Primary {
-        return primary();
+        return primary(wanted);
     }
     let consistency = match (wanted.need, wanted.consistency) {
         // A read-only address has no primary to fall back on.
@@ -291,5 +292,5 @@ fn choose(wanted: &mut Wanted<'_>, snapshot: &Snapshot, refused: &[Node]) -> Opt
             return Some((other.node, ServedBy::Standby));
         }
     }
-    if wanted.need == Need::StandbyOnly { None } else { primary() }
+    if wanted.need == Need::StandbyOnly { None } else { primary(wanted) }
 }

@@ -127,6 +127,19 @@ impl Requirement {
         }
     }
 
+    /// Whether the primary shows all that the session has seen on a standby. It does, unless commits
+    /// wait for the sync: a standby that is fed by the primary itself shows them before they are
+    /// acknowledged, and the primary only afterwards. Then the session waits until what the primary
+    /// had when the session last read is acknowledged; what it wants to write would wait as long.
+    pub fn allows_primary(&mut self, snapshot: &Snapshot) -> bool {
+        self.follow(snapshot);
+        match (snapshot.unacknowledged_from, self.last_read) {
+            (Some(acknowledged), Some((_, Need::Replayed(seen)))) => seen <= acknowledged,
+            (Some(_), Some((_, Need::SampledAfter(_)))) => false,
+            _ => true,
+        }
+    }
+
     /// The standby to read from, if one will do: the one last read from while it stays fit, else
     /// one of those allowed, spread by `seed` (any number, constant for a session).
     pub fn choose<'a>(&mut self, snapshot: &'a Snapshot, consistency: Consistency, seed: usize) -> Option<&'a Standby> {
@@ -269,6 +282,28 @@ mod tests {
         let mut later = snapshot(start, &[(0, 10), (100, 22)], &[30, 22]);
         later.standbys[0].fit = false;
         assert_eq!(chosen(&mut session, &later), Some(id(3)));
+    }
+
+    #[test]
+    fn the_primary_must_show_what_a_standby_has_shown() {
+        let start = Instant::now();
+        let read = start + Duration::from_millis(50);
+        let mut session = Requirement::new();
+        let mut now = snapshot(start, &[(0, 10)], &[20]);
+        now.unacknowledged_from = Some(Lsn(10));
+        assert!(session.allows_primary(&now), "nothing was read yet");
+        session.read_from(id(2), read, &now);
+        assert!(!session.allows_primary(&now), "what was read may not be acknowledged");
+        let mut later = snapshot(start, &[(0, 10), (100, 20)], &[20]);
+        later.unacknowledged_from = Some(Lsn(19));
+        assert!(!session.allows_primary(&later));
+        later.unacknowledged_from = Some(Lsn(20));
+        assert!(session.allows_primary(&later), "all that could be read is acknowledged, newer commits wait");
+        later.unacknowledged_from = None;
+        assert!(session.allows_primary(&later), "nothing waits");
+        later.unacknowledged_from = Some(Lsn(10));
+        session.used_primary(start + Duration::from_millis(150), &later);
+        assert!(session.allows_primary(&later), "the primary shows what it has shown");
     }
 
     #[test]

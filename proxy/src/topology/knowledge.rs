@@ -38,6 +38,11 @@ pub struct Answer {
     /// How far behind a standby believes itself, by its last replayed commit; zero if it has
     /// replayed all it received.
     pub reported_lag: Duration,
+    /// What all synchronous standbys of a primary have flushed, if there are as many as it needs.
+    pub acknowledged: Option<Lsn>,
+    /// Commits of a primary wait for its synchronous standbys, which have not even flushed what
+    /// it had at the answer before: something is wrong with them.
+    pub commits_wait: bool,
 }
 
 /// How a poll ended.
@@ -68,6 +73,10 @@ pub struct Knowledge {
     reign_known_since: Instant,
     timeline: Option<Timeline>,
     positions: Vec<Sample>,
+    /// What is known to have been acknowledged in this reign.
+    acknowledged: Lsn,
+    /// Whether commits beyond that may be visible on standbys and not on the primary.
+    commits_wait: bool,
     nodes: HashMap<PeerId, Known>,
     sequence: u64,
     /// The primary last published, and since when it is missing.
@@ -86,6 +95,8 @@ impl Knowledge {
             reign_known_since: now,
             timeline: None,
             positions: Vec::new(),
+            acknowledged: Lsn::ZERO,
+            commits_wait: false,
             nodes: HashMap::new(),
             sequence: 0,
             served: None,
@@ -114,6 +125,9 @@ impl Knowledge {
             Outcome::Silent => return,
             Outcome::Down(_) => {
                 known.down = true;
+                // Until the primary has said so itself: commits may wait for it from now on.
+                let sync = self.state.as_ref().and_then(|state| state.sync_peer.as_ref());
+                self.commits_wait |= sync.is_some_and(|sync| sync.id == id);
                 return;
             }
             Outcome::Answer(answer) => {
@@ -137,6 +151,8 @@ impl Knowledge {
                 self.begin_reign(id, generation, now);
             }
             self.timeline = answer.timeline.or(self.timeline);
+            self.acknowledged = self.acknowledged.max(answer.acknowledged.unwrap_or(Lsn::ZERO));
+            self.commits_wait = answer.commits_wait;
             self.remember(Sample { started, lsn: answer.lsn });
         }
     }
@@ -170,6 +186,7 @@ impl Knowledge {
             primary,
             taken_over_from: self.taken_over_from,
             positions: Arc::from(self.positions.as_slice()),
+            unacknowledged_from: self.commits_wait.then_some(self.acknowledged),
             standbys: self.standbys(now),
             state_is_current: self.state.as_ref().is_some_and(State::is_fresh),
         }
@@ -196,6 +213,7 @@ impl Knowledge {
         self.reign_known_since = now;
         self.timeline = None;
         self.positions.clear();
+        (self.acknowledged, self.commits_wait) = (Lsn::ZERO, false);
     }
 
     fn confirmed_primary(&self, now: Instant) -> Option<Primary> {
@@ -302,6 +320,8 @@ mod tests {
             lsn: Lsn(lsn),
             timeline: (!in_recovery).then_some(Timeline(timeline)),
             reported_lag: Duration::ZERO,
+            acknowledged: (!in_recovery).then_some(Lsn(lsn)),
+            commits_wait: false,
         })
     }
 
@@ -371,6 +391,30 @@ mod tests {
         assert_eq!(after.fit_standbys().map(|standby| standby.node.id).collect::<Vec<_>>(), [id(3)]);
         assert_eq!((before.taken_over_from, after.taken_over_from), (None, Some(bench.at(10))));
         assert_eq!(bench.knowledge.awaited_primary(bench.at(30)), None);
+    }
+
+    #[test]
+    fn commits_that_wait_for_the_sync_are_known_of() {
+        let mut bench = Bench::new();
+        bench.state(0, 1, &[1, 2, 3]);
+        bench.poll(1, 1, &answer(false, 50, 1));
+        assert_eq!(bench.snapshot(1).unacknowledged_from, None);
+        bench.poll(2, 3, &Outcome::Down("refused".to_owned()));
+        assert_eq!(bench.snapshot(2).unacknowledged_from, None, "an async acknowledges nothing");
+        bench.poll(3, 2, &Outcome::Down("refused".to_owned()));
+        assert_eq!(bench.snapshot(3).unacknowledged_from, Some(Lsn(50)), "the sync is gone: from now on");
+        bench.poll(4, 1, &answer(false, 60, 1));
+        assert_eq!(bench.snapshot(4).unacknowledged_from, None, "the primary says that nothing waits");
+        let waiting = |acknowledged| {
+            let Outcome::Answer(answer) = answer(false, 70, 1) else { panic!("an answer") };
+            Outcome::Answer(Answer { acknowledged, commits_wait: true, ..answer })
+        };
+        bench.poll(5, 1, &waiting(None));
+        assert_eq!(bench.snapshot(5).unacknowledged_from, Some(Lsn(60)), "no sync, so as far as was known");
+        bench.poll(6, 1, &waiting(Some(Lsn(65))));
+        assert_eq!(bench.snapshot(6).unacknowledged_from, Some(Lsn(65)));
+        bench.state(7, 2, &[2, 3]);
+        assert_eq!(bench.snapshot(7).unacknowledged_from, None, "a takeover: init_wal covers it");
     }
 
     #[test]

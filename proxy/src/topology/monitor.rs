@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::Timeline;
+use manatee_shared::lsn::{Lsn, Timeline};
 use manatee_shared::topology::Topology as State;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -93,12 +93,23 @@ impl Settings {
 
 /// What is asked. `pg_walfile_name` begins with the timeline and works on a primary only. A
 /// promotion between two of the functions makes the statement fail: it is then asked again.
+///
+/// The last two columns are a primary's: what its synchronous standbys have flushed (null while
+/// there are fewer of them than it needs), and whether, with that short of `$1` (its position at
+/// the question before), a commit waits for them. `synchronous_standby_names` is `FIRST n (…)` or empty.
 const QUESTION: &str = "SELECT r, \
      CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
      CASE WHEN NOT r THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END, \
      CASE WHEN r AND pg_catalog.pg_last_wal_receive_lsn() IS DISTINCT FROM pg_catalog.pg_last_wal_replay_lsn() \
-          THEN extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8 END \
-     FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) AS role";
+          THEN extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8 END, \
+     a, \
+     NOT r AND needed IS NOT NULL AND (a IS NULL OR a < $1::pg_catalog.pg_lsn) \
+     AND EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) WHERE wait_event = 'SyncRep') \
+     FROM (SELECT pg_catalog.pg_is_in_recovery() AS r, \
+           pg_catalog.substring(pg_catalog.current_setting('synchronous_standby_names'), '^FIRST (\\d+)')::pg_catalog.int4 AS needed \
+           OFFSET 0) AS role \
+     LEFT JOIN LATERAL (SELECT CASE WHEN pg_catalog.count(flush_lsn) >= needed THEN pg_catalog.min(flush_lsn) END AS a \
+          FROM pg_catalog.pg_stat_get_wal_senders() WHERE NOT r AND sync_state = 'sync') AS sync ON true";
 
 type PollResult = (PeerId, Instant, Outcome);
 
@@ -251,6 +262,8 @@ impl Drop for Poller {
 struct Connection {
     client: tokio_postgres::Client,
     question: tokio_postgres::Statement,
+    /// What it said last, as primary.
+    position: Lsn,
     driver: JoinHandle<()>,
 }
 
@@ -307,13 +320,13 @@ async fn poll_forever(
 /// One question, connecting first where needed. Returns when the question was sent.
 async fn poll(node: Node, settings: &Settings, slot: &mut Option<Connection>) -> (Instant, Outcome) {
     let begun = Instant::now();
-    let connection = match slot.take() {
+    let mut connection = match slot.take() {
         Some(open) => open,
         None => {
             let connect = async {
                 let (client, driver) = settings.connect(node).await?;
                 let question = client.prepare(QUESTION).await?;
-                Ok::<_, tokio_postgres::Error>(Connection { client, question, driver })
+                Ok::<_, tokio_postgres::Error>(Connection { client, question, position: Lsn::ZERO, driver })
             };
             // Dropping the attempt closes the socket.
             match tokio::time::timeout(CONNECT_LIMIT, connect).await {
@@ -324,11 +337,18 @@ async fn poll(node: Node, settings: &Settings, slot: &mut Option<Connection>) ->
         }
     };
     let started = Instant::now();
-    let question = connection.client.query_one(&connection.question, &[]);
+    let before = tokio_postgres::types::PgLsn::from(connection.position.0);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&before];
+    let question = connection.client.query_one(&connection.question, &parameters);
     // A question dropped after the limit would leave its answer behind: the connection goes with it.
     let outcome = match tokio::time::timeout(ANSWER_LIMIT, question).await {
         Ok(answer) => match answer.and_then(|row| read(&row)) {
-            Ok(answer) => Outcome::Answer(answer),
+            Ok(answer) => {
+                if !answer.in_recovery {
+                    connection.position = answer.lsn;
+                }
+                Outcome::Answer(answer)
+            }
             // Promoted between two functions of the question: ask again.
             Err(error) if !connection.client.is_closed() && error.as_db_error().is_some() => Outcome::Silent,
             Err(error) => return (started, Outcome::Down(describe(&error))),
@@ -343,11 +363,14 @@ fn read(row: &tokio_postgres::Row) -> Result<Answer, tokio_postgres::Error> {
     let lsn: Option<tokio_postgres::types::PgLsn> = row.try_get(1)?;
     let timeline: Option<&str> = row.try_get(2)?;
     let lag: Option<f64> = row.try_get(3)?;
+    let acknowledged: Option<tokio_postgres::types::PgLsn> = row.try_get(4)?;
     Ok(Answer {
         in_recovery: row.try_get(0)?,
-        lsn: manatee_shared::lsn::Lsn(lsn.map_or(0, u64::from)),
+        lsn: Lsn(lsn.map_or(0, u64::from)),
         timeline: timeline.and_then(|text| u32::from_str_radix(text, 16).ok()).map(Timeline),
         reported_lag: Duration::try_from_secs_f64(lag.unwrap_or(0.0).max(0.0)).unwrap_or(Duration::ZERO),
+        acknowledged: acknowledged.map(|lsn| Lsn(lsn.into())),
+        commits_wait: row.try_get(5)?,
     })
 }
 

@@ -84,6 +84,9 @@ pub struct Snapshot {
     pub taken_over_from: Option<Instant>,
     /// Recent insert positions of the primary of this reign, oldest first. Bounded.
     pub positions: Arc<[Sample]>,
+    /// Commits of the primary wait for its sync, the oldest of them beyond this position. A standby
+    /// that does not get its WAL through the sync shows them already, the primary does not.
+    pub unacknowledged_from: Option<Lsn>,
     /// Standbys that answer, in chain order.
     pub standbys: Vec<Standby>,
     /// Whether ZooKeeper is connected, so that the state is known to be current.
@@ -101,6 +104,7 @@ impl Snapshot {
             primary: None,
             taken_over_from: None,
             positions: Arc::from([]),
+            unacknowledged_from: None,
             standbys: Vec::new(),
             state_is_current: false,
         }

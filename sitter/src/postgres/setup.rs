@@ -94,6 +94,8 @@ fn statements(inner: &Inner) -> String {
     }
     // Which timeline a standby receives on, for those that follow it (see `guard`).
     sql.push(format!("GRANT pg_read_all_stats TO {REPLICATION_ROLE}"));
+    // What the sync has acknowledged, and whether commits wait for it.
+    sql.push(format!("GRANT pg_read_all_stats TO {PROXY_ROLE}"));
     sql.extend(
         [
             "CREATE SCHEMA manatee",
