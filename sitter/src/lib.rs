@@ -2,6 +2,7 @@
 
 pub mod adm;
 pub mod api;
+pub mod backup;
 pub mod config;
 pub mod driver;
 pub mod execute;

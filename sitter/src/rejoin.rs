@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::postgres::control::{self, ClusterMode};
-use crate::postgres::copy::SourceFacts;
+use crate::postgres::copy::{SourceFacts, Verdict};
 use crate::postgres::inner::Inner;
 use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle};
 use crate::storage::Storage;
@@ -170,7 +170,7 @@ async fn rewind(inner: &Inner, source: PeerId, facts: &SourceFacts) -> Result<()
         source.ip, source.pg_port
     );
     // From its first write to its last the data is neither the old nor the new.
-    files::replace(&inner.layout.incomplete(), "pg_rewind\n", &inner.user)?;
+    copy::condemn(inner, Verdict::Rewind)?;
     let run = inner
         .tool("pg_rewind")
         .arg("--target-pgdata")

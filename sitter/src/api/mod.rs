@@ -1,7 +1,10 @@
 //! The sitter's HTTP API: the same router on the peer's backup port and, where Manatee 2 had its
-//! status server, on the status port. Everything here only reads the driver's newest [`Status`].
+//! status server, on the status port. Reports only read the driver's newest [`Status`] and are open
+//! to all; what changes or copies data needs the shard's token ([`auth`]).
 
+mod auth;
 mod manatee2;
+pub mod rebuild;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,12 +13,15 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use manatee_shared::config::Secret;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use self::rebuild::Control;
+use crate::backup::progress::Progress;
 use crate::driver::status::{Check, Status};
 use crate::heartbeat::Answer;
 
@@ -29,6 +35,12 @@ pub struct Api {
     pub status: watch::Receiver<Arc<Status>>,
     /// The metrics page.
     pub metrics: Metrics,
+    /// Copies of data to this peer.
+    pub progress: Progress,
+    /// What may be done to PostgreSQL.
+    pub control: Arc<dyn Control>,
+    /// Shared secret of the shard; None refuses what needs it.
+    pub token: Option<Secret>,
 }
 
 impl Api {
@@ -55,7 +67,7 @@ const CHECKS: [(&str, Check); 13] = [
 ];
 
 /// Other endpoints, for the list at `/`.
-const PAGES: [&str; 6] = ["/", "/heartbeat", "/metrics", "/ping", "/state", "/status"];
+const PAGES: [&str; 8] = ["/", "/heartbeat", "/metrics", "/ping", "/rebuild", "/restore", "/state", "/status"];
 
 /// The API.
 pub fn router(api: Api) -> Router {
@@ -65,11 +77,15 @@ pub fn router(api: Api) -> Router {
         .route("/heartbeat", get(heartbeat))
         .route("/metrics", get(metrics))
         .route("/ping", get(manatee2::ping))
-        .route("/state", get(manatee2::state));
+        .route("/state", get(manatee2::state))
+        .route("/restore", get(rebuild::restore));
     for (path, check) in CHECKS {
         router = router.route(path, get(move |State(api): State<Api>| async move { answer_check(&api, check) }));
     }
-    router.with_state(api)
+    let guarded = Router::new()
+        .route("/rebuild", post(rebuild::rebuild))
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_token));
+    router.merge(guarded).with_state(api)
 }
 
 /// Serves the API on `listener` until the returned future is dropped.
@@ -137,3 +153,6 @@ fn answer_check(api: &Api, check: Check) -> Response {
         CheckAnswer { role: status.role.to_string(), generation: status.generation, reason: &status.decision.reason };
     (code, Json(body)).into_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
+use manatee_shared::config::Secret;
 use manatee_shared::zk::client::ZkCoordination;
 use manatee_shared::zk::{Coordination, Session};
 use manatee_shared::{shutdown, telemetry};
@@ -64,19 +65,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
     environment::check_user(&config.postgres.os_user)?;
     let settings = config.postgres(bin_dir)?;
     settings.check(config.id())?;
+    let token = config.api_token()?;
     if args.check_config {
         println!("{}: good", args.config.display());
         return Ok(());
     }
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
-    let result = runtime.block_on(serve(config, settings));
+    let result = runtime.block_on(serve(config, settings, token));
     // Blocking work, such as a copy, must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: Config, settings: postgres::Settings) -> anyhow::Result<()> {
+async fn serve(config: Config, settings: postgres::Settings, token: Option<Secret>) -> anyhow::Result<()> {
     let prometheus = telemetry::install_recorder()?;
     let me = config.me();
     let _lock = environment::lock(&config.peer.dir, &config.shard, me.id)?;
@@ -105,7 +107,13 @@ async fn serve(config: Config, settings: postgres::Settings) -> anyhow::Result<(
         stop: stop.clone(),
     });
     let rendering = prometheus.clone();
-    let router = api::router(Api { status: driver.status(), metrics: Arc::new(move || rendering.render()) });
+    let router = api::router(Api {
+        status: driver.status(),
+        metrics: Arc::new(move || rendering.render()),
+        progress: postgres.progress(),
+        control: postgres.clone(),
+        token,
+    });
 
     let bound = config.postgres.stop_timeout + STOP_SLACK;
     // Whatever ends first ends the process; what is dropped leaves PostgreSQL as it is.

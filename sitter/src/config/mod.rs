@@ -293,6 +293,11 @@ impl Config {
         }
     }
 
+    /// The shared secret of the shard's sitters, if one is configured.
+    pub fn api_token(&self) -> Result<Option<config::Secret>, ConfigError> {
+        self.api.token_file.as_deref().map(config::read_secret).transpose()
+    }
+
     /// Settings of the PostgreSQL manager; reads the secrets.
     pub fn postgres(&self, bin_dir: PathBuf) -> Result<postgres::Settings, ConfigError> {
         let read = |path: &Path| config::read_secret(path).map(|secret| Secret::new(secret.expose()));

@@ -191,7 +191,7 @@ pub enum Check {
 
 impl Status {
     /// The status of a sitter that has seen nothing yet.
-    pub(super) fn nothing(me: Peer, shard: ShardName, now: Instant) -> Self {
+    pub(crate) fn nothing(me: Peer, shard: ShardName, now: Instant) -> Self {
         let local = Local {
             data: Data::Absent,
             server: Server::Down { crashed: false, standby: false },

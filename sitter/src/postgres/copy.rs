@@ -114,6 +114,29 @@ async fn ensure_slot(inner: &Inner, source: PeerId) -> Result<String, Error> {
     Ok(slot)
 }
 
+/// Why data is to be replaced; kept in the marker beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// An operator wants a full copy.
+    Rebuild,
+    /// It is being rewound, or that was interrupted.
+    Rewind,
+}
+
+impl Verdict {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Rebuild => "rebuild\n",
+            Self::Rewind => "pg_rewind\n",
+        }
+    }
+}
+
+/// Marks the data as to be replaced: it must not be started any more. Durable.
+pub(crate) fn condemn(inner: &Inner, verdict: Verdict) -> Result<(), Error> {
+    files::replace(&inner.layout.incomplete(), verdict.text(), &inner.user)
+}
+
 /// Copies everything from `source`. What was here is set aside when the copy is complete.
 pub(crate) async fn copy(inner: &Inner, storage: &dyn Storage, source: PeerId, why: &'static str) -> Result<(), Error> {
     if inner.postmaster().is_some() {

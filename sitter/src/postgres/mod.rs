@@ -36,10 +36,12 @@ use manatee_shared::lsn::{Timeline, WalPosition};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::copy::Verdict;
 pub use self::error::Error;
 use self::inner::Inner;
 use self::observe::Observer;
 pub use self::settings::{Layout, Secret, Settings};
+use crate::backup::progress::Progress;
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Local, Server, ServerConfig, SystemIdentifier};
 use crate::rejoin::{self, Rung};
@@ -63,6 +65,7 @@ pub fn slot_name(peer: PeerId) -> String {
 pub struct Postgres {
     inner: Arc<Inner>,
     storage: Box<dyn Storage>,
+    progress: Progress,
     /// Keeps [`Local`] current; ends with this object.
     observer: JoinHandle<()>,
 }
@@ -80,15 +83,26 @@ impl Postgres {
         let local = Local { data: Data::Absent, server, config: None, last_position: None };
         let (inner, looks) = Inner::new(settings, me, local)?;
         let settings = &inner.settings;
-        let storage =
-            Directory::new(inner.layout.clone(), settings.bin_dir.clone(), inner.user.clone(), settings.isolated_kept);
+        let progress = Progress::new();
+        let storage = Directory::new(
+            inner.layout.clone(),
+            settings.bin_dir.clone(),
+            inner.user.clone(),
+            settings.isolated_kept,
+            progress.clone(),
+        );
         let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
-        Ok(Self { inner, storage: Box::new(storage), observer })
+        Ok(Self { inner, storage: Box::new(storage), progress, observer })
     }
 
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
     pub fn local(&self) -> watch::Receiver<Local> {
         self.inner.local.subscribe()
+    }
+
+    /// Copies of data to this peer.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Process id of the postmaster, for people and tests.
@@ -155,5 +169,14 @@ impl Postgres {
     pub async fn rejoin(&self, source: PeerId, from: Rung, init: Option<WalPosition>) -> Result<Rung, Error> {
         let _one = self.inner.begin().await?;
         rejoin::rejoin(&self.inner, self.storage.as_ref(), source, from, init).await
+    }
+
+    /// An operator's order: what is here is to be replaced by a full copy of another peer's data.
+    /// Stops the server; from then on the data is [`Data::Incomplete`], also for the next sitter.
+    pub async fn order_rebuild(&self) -> Result<(), Error> {
+        let _one = self.inner.begin().await?;
+        copy::condemn(&self.inner, Verdict::Rebuild)?;
+        // Only now is the data looked at anew.
+        lifecycle::stop(&self.inner, StopMode::Fast).await
     }
 }

@@ -20,7 +20,6 @@ const ERROR_BYTES: usize = 4096;
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// One run of a program.
-#[derive(Debug)]
 pub(crate) struct Tool {
     name: &'static str,
     path: PathBuf,
@@ -28,7 +27,11 @@ pub(crate) struct Tool {
     environment: Vec<(&'static str, std::ffi::OsString)>,
     input: Vec<u8>,
     timeout: Option<Duration>,
+    watch: Option<Watch>,
 }
+
+/// Is shown each line that a program prints to its standard error, as it comes.
+pub(crate) type Watch = Box<dyn Fn(&str) + Send + Sync>;
 
 /// What a program printed, the beginning and the end respectively.
 #[derive(Debug, Default)]
@@ -70,6 +73,7 @@ impl Tool {
             environment: Vec::new(),
             input: Vec::new(),
             timeout: None,
+            watch: None,
         }
     }
 
@@ -96,6 +100,12 @@ impl Tool {
 
     pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Shows `watch` its progress, instead of logging that from time to time.
+    pub(crate) fn watch(mut self, watch: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.watch = Some(Box::new(watch));
         self
     }
 
@@ -128,7 +138,7 @@ impl Tool {
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let mut group = Group(pid);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (name, input) = (self.name, self.input);
+        let (name, input, watch) = (self.name, self.input, self.watch);
         let feed = async move {
             if let Some(mut stdin) = stdin {
                 // A program that ends early closes its input; its status tells why.
@@ -136,7 +146,8 @@ impl Tool {
             }
         };
         let all = async {
-            let (status, (), stdout, stderr) = tokio::join!(child.wait(), feed, collect(stdout), follow(name, stderr));
+            let (status, (), stdout, stderr) =
+                tokio::join!(child.wait(), feed, collect(stdout), follow(name, stderr, watch));
             status.map(|status| (status, stdout, stderr))
         };
         let bound = self.timeout.unwrap_or(Duration::from_secs(u32::MAX.into()));
@@ -165,7 +176,7 @@ async fn collect(stream: Option<tokio::process::ChildStdout>) -> String {
 }
 
 /// The end of what comes, progress logged from time to time.
-async fn follow(program: &'static str, stream: Option<tokio::process::ChildStderr>) -> String {
+async fn follow(program: &'static str, stream: Option<tokio::process::ChildStderr>, watch: Option<Watch>) -> String {
     let Some(stream) = stream else { return String::new() };
     let mut lines = BufReader::new(stream);
     let mut kept = String::new();
@@ -176,7 +187,9 @@ async fn follow(program: &'static str, stream: Option<tokio::process::ChildStder
     while let Ok(1..) = (&mut lines).take(OUTPUT_BYTES as u64).read_until(b'\n', &mut line).await {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end().rsplit('\r').next().unwrap_or_default().trim();
-        if logged.elapsed() >= PROGRESS_EVERY && !text.is_empty() {
+        if let Some(watch) = &watch {
+            watch(text);
+        } else if logged.elapsed() >= PROGRESS_EVERY && !text.is_empty() {
             logged = Instant::now();
             tracing::info!(program, progress = text, "in progress");
         }

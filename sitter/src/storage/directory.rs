@@ -1,11 +1,13 @@
 //! Plain folders: copies by `pg_basebackup`, no snapshots.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{Source, Storage};
+use crate::backup::progress::{Begin, Method, Progress};
 use crate::postgres::osuser::OsUser;
 use crate::postgres::tool::Tool;
 use crate::postgres::{Error, Layout, REPLICATION_ROLE, files};
@@ -17,12 +19,13 @@ pub struct Directory {
     bin_dir: PathBuf,
     user: OsUser,
     kept: usize,
+    progress: Progress,
 }
 
 impl Directory {
     /// Folders below `layout`; `kept` data sets set aside are kept.
-    pub(crate) fn new(layout: Layout, bin_dir: PathBuf, user: OsUser, kept: usize) -> Self {
-        Self { layout, bin_dir, user, kept }
+    pub(crate) fn new(layout: Layout, bin_dir: PathBuf, user: OsUser, kept: usize, progress: Progress) -> Self {
+        Self { layout, bin_dir, user, kept, progress }
     }
 
     /// Removes the oldest folders set aside. Their names begin with the time, in digits of equal
@@ -39,6 +42,61 @@ impl Directory {
         }
         Ok(())
     }
+}
+
+/// Fills the staging place by `pg_basebackup`.
+pub(super) async fn base_backup(
+    bin_dir: &Path,
+    layout: &Layout,
+    user: &OsUser,
+    source: &Source,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let connection = format!(
+        "host={} port={} user={REPLICATION_ROLE} application_name=manatee-basebackup connect_timeout=5 \
+         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000",
+        source.peer.ip, source.peer.pg_port
+    );
+    let copying = Arc::new(progress.begin(Begin {
+        source: source.peer,
+        port: source.peer.pg_port,
+        dataset: "postgresql".to_owned(),
+        method: Method::BaseBackup,
+        size: None,
+    }));
+    let watched = Arc::clone(&copying);
+    let run = Tool::new(bin_dir, "pg_basebackup")
+        .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"])
+        .arg(format!("--slot={}", source.slot))
+        .arg("--pgdata")
+        .arg(layout.staging())
+        .arg("--dbname")
+        .arg(connection)
+        .env("PGPASSFILE", layout.passfile())
+        .watch(move |line| {
+            if let Some((completed, size)) = parse_progress(line) {
+                watched.size(size);
+                watched.completed(completed);
+            }
+        })
+        .run(user)
+        .await;
+    // Nothing of the run is left that holds the other one.
+    let copying = Arc::into_inner(copying);
+    match (&run, copying) {
+        (Ok(_), Some(copying)) => copying.done(),
+        (Err(error), Some(copying)) => copying.failed(error),
+        (_, None) => {}
+    }
+    run.map(drop)
+}
+
+/// `  24576/23245 kB (100%), 0/1 tablespace`: bytes completed and expected.
+fn parse_progress(line: &str) -> Option<(u64, u64)> {
+    let (completed, rest) = line.split_once('/')?;
+    let (size, _) = rest.split_once(" kB (")?;
+    let bytes = |text: &str| text.trim().parse::<u64>().ok()?.checked_mul(1024);
+    Some((bytes(completed)?, bytes(size)?))
 }
 
 /// Removes a folder with all in it, if there, away from the runtime's threads.
@@ -70,23 +128,7 @@ impl Storage for Directory {
     }
 
     async fn copy_from(&self, source: &Source) -> Result<(), Error> {
-        let connection = format!(
-            "host={} port={} user={REPLICATION_ROLE} application_name=manatee-basebackup connect_timeout=5 \
-             keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000",
-            source.peer.ip, source.peer.pg_port
-        );
-        let staging = self.layout.staging();
-        Tool::new(&self.bin_dir, "pg_basebackup")
-            .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"])
-            .arg(format!("--slot={}", source.slot))
-            .arg("--pgdata")
-            .arg(staging)
-            .arg("--dbname")
-            .arg(connection)
-            .env("PGPASSFILE", self.layout.passfile())
-            .run(&self.user)
-            .await?;
-        Ok(())
+        base_backup(&self.bin_dir, &self.layout, &self.user, source, &self.progress).await
     }
 
     async fn publish(&self) -> Result<(), Error> {
@@ -105,7 +147,12 @@ impl Storage for Directory {
             return Ok(None);
         }
         files::make_folder(&self.layout.isolated(), &self.user)?;
-        let place = self.layout.isolated().join(format!("{}-{why}", Timestamp::now().as_millisecond()));
+        let mut time = Timestamp::now().as_millisecond();
+        let place = |time: i64| self.layout.isolated().join(format!("{time}-{why}"));
+        while place(time).exists() {
+            time += 1;
+        }
+        let place = place(time);
         std::fs::rename(&data, &place).map_err(Error::io("set aside", &data))?;
         files::sync_folder(&data)?;
         files::sync_folder(&place)?;
@@ -141,11 +188,18 @@ mod tests {
         assert_eq!(std::fs::read_dir(layout.isolated()).unwrap().count(), 2, "the oldest is forgotten");
     }
 
+    #[test]
+    fn progress_is_read_from_pg_basebackup() {
+        assert_eq!(parse_progress("24576/23245 kB (100%), 0/1 tablespace"), Some((24576 << 10, 23245 << 10)));
+        assert_eq!(parse_progress("waiting for checkpoint"), None);
+        assert_eq!(parse_progress("pg_basebackup: error: a/b"), None);
+    }
+
     #[tokio::test]
     async fn directory_conforms() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().to_owned());
         let user = OsUser::resolve("postgres").unwrap();
-        conforms(&Directory::new(layout.clone(), "/nowhere".into(), user, 2), &layout).await;
+        conforms(&Directory::new(layout.clone(), "/nowhere".into(), user, 2, Progress::new()), &layout).await;
     }
 }
