@@ -1,19 +1,99 @@
-//! `manatee-lab fault N`: a row of the list of faults, round after round.
+//! `manatee-lab fault N`: rows of the list of faults, round after round.
+//!
+//! A [`Row`] names its plays; round n plays the n-th of them, over and over. Rows live by family
+//! in the modules below; a new one is a play, a line in its family's `ROWS`, and nothing else.
 
-use anyhow::{Result, bail};
-use manatee_shared::cluster::Role;
+mod network;
+mod processes;
+
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Options};
 use crate::oracle::Oracle;
 use crate::oracle::ledger::Figures;
-use crate::scenario::{Fault, round};
+use crate::scenario::{Play, round};
+
+pub use network::ISOLATE_PRIMARY;
+pub use processes::{KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
+
+/// The families.
+const FAMILIES: &[&[Row]] = &[processes::ROWS, network::ROWS];
+
+/// A row of the list of faults.
+pub struct Row {
+    /// Its number.
+    pub number: u32,
+    /// What goes wrong.
+    pub fault: &'static str,
+    /// What the lab must have for it.
+    pub needs: Needs,
+    /// Longest time without a write that the list of faults allows, if it names one; judged with
+    /// `--strict`.
+    pub write_gap_s: Option<f64>,
+    /// Its variants.
+    pub plays: &'static [Play],
+}
+
+/// What a lab must have.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Hosts with network namespaces of their own.
+    pub namespaces: bool,
+    /// At least as many ZooKeeper servers.
+    pub zookeepers: u8,
+    /// At least as many database hosts.
+    pub peers: u8,
+}
+
+impl Needs {
+    /// Three hosts.
+    pub const HOSTS: Self = Self { namespaces: false, zookeepers: 1, peers: 3 };
+    /// Hosts that can be cut off.
+    pub const NETWORK: Self = Self { namespaces: true, ..Self::HOSTS };
+
+    /// The options of a lab that has all this.
+    pub fn extend(self, options: &Options) -> Result<Options> {
+        let mut options = options.clone();
+        if self.namespaces {
+            ensure!(
+                options.netns.resolve()?,
+                "this row cuts hosts off, which needs network namespaces: run it as root"
+            );
+        }
+        options.zookeepers = options.zookeepers.max(self.zookeepers);
+        options.peers = options.peers.max(self.peers);
+        Ok(options)
+    }
+}
+
+/// The row with this number.
+pub fn row(number: u32) -> Result<&'static Row> {
+    if let Some(row) = rows().find(|row| row.number == number) {
+        return Ok(row);
+    }
+    let built: Vec<String> = rows().map(|row| row.number.to_string()).collect();
+    let built = built.join(", ");
+    match number {
+        1..=50 => bail!("row {number} is not built yet; built are {built}"),
+        _ => bail!("the list of faults has rows 1 to 50; built are {built}"),
+    }
+}
+
+/// All rows that are built, by number.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    let mut rows: Vec<&Row> = FAMILIES.iter().copied().flatten().collect();
+    rows.sort_by_key(|row| row.number);
+    rows.into_iter()
+}
 
 /// What is printed in the end.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Row of the list.
     pub row: u32,
+    /// What went wrong.
+    pub fault: &'static str,
     /// Rounds run.
     pub rounds: u32,
     /// Acknowledged rows missing.
@@ -23,6 +103,8 @@ pub struct Report {
     /// The clients' figures: gaps are the longest of any round, counts are sums.
     #[serde(flatten)]
     pub figures: Figures,
+    /// What was played in each round.
+    pub plays: Vec<&'static str>,
     /// Gap of each round.
     pub write_gaps_s: Vec<f64>,
     /// The same of reads.
@@ -35,31 +117,19 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-/// The fault of `row` in round `number` (from 0).
-pub fn fault(row: u32, number: u32) -> Result<Fault> {
-    Ok(match row {
-        1 => Fault::KillPostmaster,
-        2 => Fault::KillSitter([Role::Primary, Role::Sync, Role::Async(0)][number as usize % 3]),
-        3 => Fault::KillPrimary,
-        7 => Fault::PowerOffPrimary,
-        10 => Fault::IsolatePrimary,
-        11 => Fault::IsolateSync,
-        row if (1..=50).contains(&row) => bail!("row {row} is not built yet; built are 1, 2, 3, 7, 10, 11"),
-        _ => bail!("the list of faults has rows 1 to 50; built are 1, 2, 3, 7, 10, 11"),
-    })
-}
-
-/// Runs `rounds` rounds of `row`. Stops early when a round cannot be finished.
-pub async fn run(lab: &mut Lab, row: u32, rounds: u32) -> Result<Report> {
-    fault(row, 0)?;
-    let mut report = Report { row, ..Report::default() };
+/// Runs `rounds` rounds of `row`. Stops early when a round cannot be finished. `strict` judges the
+/// times as well.
+pub async fn run(lab: &mut Lab, row: &Row, rounds: u32, strict: bool) -> Result<Report> {
+    let mut report = Report { row: row.number, fault: row.fault, ..Report::default() };
     let oracle = Oracle::start(lab).await?;
-    for number in 0..rounds {
-        let shown = match round(lab, &oracle, fault(row, number)?).await {
+    for (number, play) in (0..rounds).zip(row.plays.iter().cycle()) {
+        tracing::info!("row {}, round {}: {}", row.number, number + 1, play.name);
+        report.plays.push(play.name);
+        let shown = match round(lab, &oracle, play, number).await {
             Ok(shown) => shown,
             Err(error) => {
                 report.figures.merge(&oracle.figures());
-                report.failures.push(format!("round {}: {error:#}", number + 1));
+                report.failures.push(format!("round {} ({}): {error:#}", number + 1, play.name));
                 break;
             }
         };
@@ -71,7 +141,11 @@ pub async fn run(lab: &mut Lab, row: u32, rounds: u32) -> Result<Report> {
         report.change_s.push(shown.change_s);
         report.rejoin_s.push(shown.rejoin_s);
         report.figures.merge(&shown.figures);
-        report.failures.extend(shown.failures.iter().map(|failure| format!("round {}: {failure}", number + 1)));
+        let too_long = row.write_gap_s.filter(|limit| strict && shown.figures.write_gap_s > *limit);
+        let too_long =
+            too_long.map(|limit| format!("no writes for {} s, more than {limit}", shown.figures.write_gap_s));
+        let failures = shown.failures.into_iter().chain(too_long);
+        report.failures.extend(failures.map(|failure| format!("round {} ({}): {failure}", number + 1, play.name)));
     }
     oracle.stop().await;
     Ok(report)
@@ -83,9 +157,17 @@ mod tests {
 
     #[test]
     fn rows_that_are_not_built_say_so() {
-        let text = |row| fault(row, 0).map(drop).map_err(|error| error.to_string());
-        assert!(text(4).is_err_and(|error| error.contains("not built yet")));
+        let text = |number| row(number).map(|row| row.number).map_err(|error| error.to_string());
         assert!(text(51).is_err_and(|error| error.contains("1 to 50")));
-        assert_eq!(text(11), Ok(()));
+        assert_eq!(text(11), Ok(11));
+    }
+
+    #[test]
+    fn every_row_is_there_once_and_has_a_play() {
+        let numbers: Vec<u32> = rows().map(|row| row.number).collect();
+        let mut once = numbers.clone();
+        once.dedup();
+        assert_eq!(numbers, once);
+        assert!(rows().all(|row| !row.plays.is_empty() && (1..=50).contains(&row.number)));
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use manatee_shared::cluster::{ClusterState, Role};
 
 use crate::binaries::{self, Binaries};
-use crate::host::{Host, HostConfig};
+use crate::host::{Host, HostConfig, Power};
 use crate::network::{Namespaces, Network};
 use crate::proxy::{ProxyConfig, ProxyProcess};
 use crate::reaper::Reaper;
@@ -357,7 +357,6 @@ impl Lab {
 
     /// Undoes whatever was done to host `index`: link up, processes running.
     pub fn heal(&mut self, index: usize) -> Result<()> {
-        use crate::host::Power;
         let host = &mut self.hosts[index];
         if host.power == Power::PoweredOff {
             self.network.reboot(host.number)?;
@@ -370,6 +369,18 @@ impl Lab {
             Power::On | Power::Killed | Power::PoweredOff | Power::Stopped => host.start_sitter()?,
         }
         Ok(())
+    }
+
+    /// Undoes whatever was done to anything.
+    pub async fn heal_all(&mut self) -> Result<()> {
+        for index in 0..self.hosts.len() {
+            if self.hosts[index].power == Power::Stopped {
+                self.hosts[index].sitter_ended(Duration::from_secs(30)).await?;
+            }
+            self.heal(index)?;
+        }
+        self.zookeeper.restart()?;
+        self.zookeeper.ready(Duration::from_secs(20)).await
     }
 
     /// The lab's folder.

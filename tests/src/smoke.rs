@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::fault::{KILL_PRIMARY, STOP_PRIMARY};
 use crate::lab::Lab;
 use crate::oracle::Oracle;
 use crate::oracle::ledger::{Figures, seconds};
 use crate::pgbench;
-use crate::scenario::{Fault, Round, round};
+use crate::scenario::{Play, Round, round};
 
 /// What is printed in the end.
 #[derive(Debug, Default, Serialize)]
@@ -56,16 +57,16 @@ async fn steps(lab: &mut Lab, report: &mut Report) -> Result<()> {
         Err(error) => report.failures.push(format!("{error:#}")),
     }
     let oracle = Oracle::start(lab).await?;
-    let killed = observed(lab, &oracle, Fault::KillPrimary, report).await?;
+    let killed = observed(lab, &oracle, &KILL_PRIMARY, report).await?;
     (report.write_gap_s, report.rejoin_s) = (killed.figures.write_gap_s, killed.rejoin_s);
-    let stopped = observed(lab, &oracle, Fault::StopPrimary, report).await?;
+    let stopped = observed(lab, &oracle, &STOP_PRIMARY, report).await?;
     (report.planned_gap_s, report.planned_rejoin_s) = (stopped.figures.write_gap_s, stopped.rejoin_s);
     oracle.stop().await;
     Ok(())
 }
 
-async fn observed(lab: &mut Lab, oracle: &Oracle, fault: Fault, report: &mut Report) -> Result<Round> {
-    let shown = round(lab, oracle, fault).await;
+async fn observed(lab: &mut Lab, oracle: &Oracle, play: &Play, report: &mut Report) -> Result<Round> {
+    let shown = round(lab, oracle, play, 0).await;
     if shown.is_err() {
         report.clients.merge(&oracle.figures());
     }
@@ -73,9 +74,6 @@ async fn observed(lab: &mut Lab, oracle: &Oracle, fault: Fault, report: &mut Rep
     report.clients.merge(&shown.figures);
     report.lost = report.lost.max(shown.lost);
     report.ghosts = report.ghosts.max(shown.ghosts);
-    report.failures.extend(shown.failures.iter().map(|failure| format!("{fault:?}: {failure}")));
-    if shown.figures.read_errors > 0 {
-        report.failures.push(format!("{fault:?}: reads failed: {:?}", shown.figures.errors));
-    }
+    report.failures.extend(shown.failures.iter().map(|failure| format!("{}: {failure}", play.name)));
     Ok(shown)
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use manatee_shared::cluster::{Freeze, Role};
 use manatee_tests::console;
+use manatee_tests::fault::{ISOLATE_PRIMARY, KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
 use manatee_tests::lab::{Lab, Options};
 use manatee_tests::oracle::Oracle;
-use manatee_tests::scenario::{Fault, round};
+use manatee_tests::scenario::round;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
@@ -40,14 +41,14 @@ async fn steps(lab: &mut Lab) -> Result<()> {
 
     let oracle = Oracle::start(lab).await?;
     // The sitter of the primary, then everything on its host, then its sitter by plan.
-    let mut faults = vec![Fault::KillSitter(Role::Primary), Fault::KillPrimary, Fault::StopPrimary];
+    let mut plays = vec![KILL_SITTER, KILL_PRIMARY, STOP_PRIMARY];
     if lab.network.has_namespaces() {
-        faults.push(Fault::IsolatePrimary);
+        plays.push(ISOLATE_PRIMARY);
     }
-    for fault in faults {
-        let shown = round(lab, &oracle, fault).await.with_context(|| format!("{fault:?}"))?;
-        eprintln!("{fault:?}: {}", serde_json::to_string(&shown)?);
-        ensure!(shown.failures.is_empty(), "{fault:?}: {}", shown.failures.join("; "));
+    for play in plays {
+        let shown = round(lab, &oracle, &play, 0).await.context(play.name)?;
+        eprintln!("{}: {}", play.name, serde_json::to_string(&shown)?);
+        ensure!(shown.failures.is_empty(), "{}: {}", play.name, shown.failures.join("; "));
     }
     another_shards_data(lab, &oracle).await.context("a data directory of another shard")?;
     oracle.stop().await;

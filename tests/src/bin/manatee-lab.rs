@@ -25,13 +25,16 @@ enum Action {
     Up(Options),
     /// The main job unattended: bring up, kill the primary, check that nothing was lost
     Smoke(Options),
-    /// A row of the list of faults, with an oracle of clients
+    /// Rows of the list of faults, with an oracle of clients; prints a line of JSON for each
     Fault {
-        /// Row
-        row: u32,
+        /// Numbers of the rows; none: all that are built
+        rows: Vec<u32>,
         /// How many times
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
+        /// Judge the times too, by the limits of the list of faults: on a machine that does nothing else
+        #[arg(long)]
+        strict: bool,
         #[command(flatten)]
         options: Options,
     },
@@ -82,17 +85,30 @@ async fn run(command: Action) -> Result<ExitCode> {
             let report = smoke::run(&mut lab, writable).await;
             finish(&mut lab, &serde_json::to_string(&report)?, &report.failures)
         }
-        Action::Fault { row, rounds, options } => {
-            fault::fault(row, 0)?;
-            let (mut lab, _) = Lab::up(&options).await?;
-            let report = fault::run(&mut lab, row, rounds).await?;
-            finish(&mut lab, &serde_json::to_string(&report)?, &report.failures)
-        }
+        Action::Fault { rows, rounds, strict, options } => faults(&rows, rounds, strict, &options).await,
         Action::Clean => {
             println!("{} removed", runfile::clean()?);
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Runs row after row; all of them, even after one has failed.
+async fn faults(numbers: &[u32], rounds: u32, strict: bool, options: &Options) -> Result<ExitCode> {
+    let rows = match numbers {
+        [] => fault::rows().collect(),
+        numbers => numbers.iter().map(|number| fault::row(*number)).collect::<Result<Vec<_>>>()?,
+    };
+    let labs = rows.iter().map(|row| row.needs.extend(options)).collect::<Result<Vec<_>>>()?;
+    let mut code = ExitCode::SUCCESS;
+    for (row, options) in rows.iter().zip(&labs) {
+        let (mut lab, _) = Lab::up(options).await?;
+        let report = fault::run(&mut lab, row, rounds, strict).await?;
+        if finish(&mut lab, &serde_json::to_string(&report)?, &report.failures)? != ExitCode::SUCCESS {
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
 }
 
 /// Prints the figures; after a failure also the ends of the logs, and keeps the folder.

@@ -1,6 +1,6 @@
 //! What the oracle's sessions saw, and the figures drawn from it. No I/O.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,15 @@ use serde::Serialize;
 
 /// Identity of a written row: writer and sequence number.
 pub type Row = (i32, i64);
+
+/// From the question to the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// When the client began.
+    pub begin: Instant,
+    /// When it had its answer.
+    pub end: Instant,
+}
 
 /// What a session was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +53,7 @@ pub struct Ledger {
 
 #[derive(Debug)]
 struct Inner {
-    acknowledged: HashSet<Row>,
+    acknowledged: HashMap<Row, Span>,
     refused: HashSet<Row>,
     round: Round,
 }
@@ -142,14 +151,14 @@ const MAX_EXAMPLES: usize = 5;
 impl Ledger {
     /// An empty one; its first round begins `now`.
     pub fn new(now: Instant) -> Self {
-        let inner = Inner { acknowledged: HashSet::new(), refused: HashSet::new(), round: Round::new(now) };
+        let inner = Inner { acknowledged: HashMap::new(), refused: HashSet::new(), round: Round::new(now) };
         Self { inner: Mutex::new(inner) }
     }
 
     /// A write was acknowledged.
     pub fn acknowledged(&self, row: Row, begin: Instant, end: Instant) {
         let mut inner = self.lock();
-        inner.acknowledged.insert(row);
+        inner.acknowledged.insert(row, Span { begin, end });
         inner.round.writes.success(begin, end);
     }
 
@@ -205,7 +214,7 @@ impl Ledger {
     }
 
     /// All rows acknowledged so far, and all of which it was said that they were not written.
-    pub fn rows(&self) -> (HashSet<Row>, HashSet<Row>) {
+    pub fn rows(&self) -> (HashMap<Row, Span>, HashSet<Row>) {
         let inner = self.lock();
         (inner.acknowledged.clone(), inner.refused.clone())
     }

@@ -2,10 +2,11 @@
 //! the questions asked afterwards: is every acknowledged row still there, was any session shown
 //! less than it knew, and for how long did nothing work?
 
+mod acknowledgers;
 pub mod ledger;
 mod session;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::Host;
 use crate::lab::Lab;
+use acknowledgers::Writer;
 use ledger::{Figures, Ledger, Row};
 use session::{Shared, reader, writer};
 
+/// Each row tells which node wrote it, and on which timeline (the first 8 digits of a WAL file's
+/// name): every promotion begins one.
+const TABLE: &str = "create table if not exists lab_oracle (writer int, seq bigint, node inet default \
+     inet_server_addr(), timeline text default left(pg_walfile_name(pg_current_wal_lsn()), 8), \
+     primary key (writer, seq))";
 /// Sessions that write and read back.
 const WRITERS: i32 = 4;
 /// Sessions that only read.
@@ -40,6 +47,8 @@ pub struct Verdict {
     pub lost: u64,
     /// Rows present of which the client was told that they had not been written.
     pub ghosts: u64,
+    /// Rows acknowledged by a node after a newer primary had acknowledged already.
+    pub double: u64,
     /// Examples in words.
     pub examples: Vec<String>,
 }
@@ -49,8 +58,7 @@ impl Oracle {
     pub async fn start(lab: &mut Lab) -> Result<Self> {
         let deadline = Instant::now() + Duration::from_secs(20);
         lab.until(deadline, "the oracle's table could not be created", async |lab| {
-            let table = "create table if not exists lab_oracle (writer int, seq bigint, primary key (writer, seq))";
-            Ok(lab.connect(0).await?.batch_execute(table).await?)
+            Ok(lab.connect(0).await?.batch_execute(TABLE).await?)
         })
         .await?;
         let ledger = Arc::new(Ledger::new(Instant::now()));
@@ -113,15 +121,20 @@ impl Oracle {
         for host in &lab.hosts {
             let is_primary = state.role_of(host.id) == Role::Primary;
             let rows = rows(host, (!is_primary).then_some(end.as_str())).await?;
-            let missing: Vec<&Row> = acknowledged.difference(&rows).collect();
+            let missing: Vec<&Row> = acknowledged.keys().filter(|row| !rows.contains_key(row)).collect();
             verdict.lost += missing.len() as u64;
             verdict.examples.extend(missing.iter().take(3).map(|row| format!("{} lacks row {row:?}", host.name())));
             if is_primary {
-                let ghosts: Vec<&Row> = refused.intersection(&rows).collect();
+                let ghosts: Vec<&Row> = refused.iter().filter(|row| rows.contains_key(row)).collect();
                 verdict.ghosts += ghosts.len() as u64;
                 verdict
                     .examples
                     .extend(ghosts.iter().take(3).map(|row| format!("row {row:?} was refused, but is there")));
+                let acknowledgements =
+                    acknowledged.iter().filter_map(|(row, span)| Some((*row, *span, rows.get(row)?.clone())));
+                let double = acknowledgers::double(&acknowledgements.collect::<Vec<_>>());
+                verdict.double += double.len() as u64;
+                verdict.examples.extend(double.into_iter().take(3));
             }
         }
         Ok(verdict)
@@ -136,8 +149,8 @@ impl Oracle {
     }
 }
 
-/// All rows a peer holds, once it has replayed up to `position`.
-async fn rows(host: &Host, position: Option<&str>) -> Result<HashSet<Row>> {
+/// All rows a peer holds and who wrote them, once it has replayed up to `position`.
+async fn rows(host: &Host, position: Option<&str>) -> Result<HashMap<Row, Writer>> {
     let client = host.superuser(crate::lab::APP).await?;
     if let Some(position) = position {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -149,7 +162,8 @@ async fn rows(host: &Host, position: Option<&str>) -> Result<HashSet<Row>> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    let rows =
-        client.query("select writer, seq from lab_oracle", &[]).await.context("cannot read the oracle's table")?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    let sql = "select writer, seq, host(node), timeline from lab_oracle";
+    let rows = client.query(sql, &[]).await.context("cannot read the oracle's table")?;
+    let writer = |row: &tokio_postgres::Row| Writer { node: row.get(2), timeline: row.get(3) };
+    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), writer(row))).collect())
 }
