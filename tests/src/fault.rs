@@ -5,6 +5,7 @@
 
 mod network;
 mod processes;
+mod zookeeper;
 
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
@@ -18,7 +19,7 @@ pub use network::ISOLATE_PRIMARY;
 pub use processes::{KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
 
 /// The families.
-const FAMILIES: &[&[Row]] = &[processes::ROWS, network::ROWS];
+const FAMILIES: &[&[Row]] = &[processes::ROWS, network::ROWS, zookeeper::ROWS];
 
 /// A row of the list of faults.
 pub struct Row {

@@ -249,8 +249,35 @@ impl Host {
 
     /// Lets a paused host go on.
     pub fn resume(&mut self) {
-        process::signal_all(&self.processes(), Signal::SIGCONT);
+        self.resume_all();
         self.power = Power::On;
+    }
+
+    /// Lets whatever was stopped go on.
+    pub fn resume_all(&mut self) {
+        process::signal_all(&self.processes(), Signal::SIGCONT);
+    }
+
+    /// SIGSTOPs the sitter alone.
+    pub fn pause_sitter(&mut self) -> Result<()> {
+        self.running_sitter()?.signal(Signal::SIGSTOP);
+        Ok(())
+    }
+
+    /// SIGSTOPs the postmaster alone: its children go on.
+    pub fn pause_postmaster(&self) -> Result<()> {
+        let pid = self.postmaster_pid().context("PostgreSQL is not running")?;
+        process::signal_all(&[pid], Signal::SIGSTOP);
+        Ok(())
+    }
+
+    /// SIGSTOPs, or lets go on, the child of the postmaster that shows this title: `checkpointer`.
+    pub fn signal_child(&self, title: &str, signal: Signal) -> Result<()> {
+        let postmaster = self.postmaster_pid().context("PostgreSQL is not running")?;
+        let pid = process::child_titled(postmaster, &format!("postgres: {title}"))
+            .with_context(|| format!("{}: PostgreSQL has no {title}", self.name()))?;
+        process::signal_all(&[pid], signal);
+        Ok(())
     }
 
     /// Records that the link was taken down before the processes were killed.

@@ -11,7 +11,7 @@ use manatee_shared::cluster::{ClusterState, Role};
 
 use crate::binaries::{self, Binaries};
 use crate::host::{Host, HostConfig, Power};
-use crate::network::{Namespaces, Network};
+use crate::network::{Machine, Namespaces, Network, Size};
 use crate::proxy::{ProxyConfig, ProxyProcess};
 use crate::reaper::Reaper;
 use crate::runfile::RunFile;
@@ -146,13 +146,13 @@ impl Lab {
         let reaper = Reaper::start()?;
         let mut run_file = RunFile::claim()?;
         let with_namespaces = options.netns.resolve()?;
-        let peers = usize::from(options.peers);
+        let size = Size { peers: usize::from(options.peers), zookeepers: usize::from(options.zookeepers) };
         let folder = Folder::create(options, run_file.number())?;
-        run_file.record(&folder.path, folder.temporary, with_namespaces.then_some(peers))?;
-        let network = Network::create(run_file.number(), peers, with_namespaces)?;
+        run_file.record(&folder.path, folder.temporary, with_namespaces.then_some(size))?;
+        let network = Network::create(run_file.number(), size, with_namespaces)?;
         let secrets = write_secrets(&folder.path)?;
         let logs = folder.path.join("logs");
-        let mut zookeeper = ZooKeeper::start(&folder.path, &logs, network.address(), usize::from(options.zookeepers))?;
+        let mut zookeeper = ZooKeeper::start(&folder.path, &logs, &network)?;
         let state = StateReader::new(&zookeeper.addresses(), SHARD);
         zookeeper.ready(Duration::from_secs(20)).await?;
 
@@ -168,7 +168,7 @@ impl Lab {
             _run_file: run_file,
             _reaper: reaper,
         };
-        for number in 1..=peers {
+        for number in 1..=size.peers {
             let mut host = lab.new_host(number, options, &secrets)?;
             host.start_sitter()?;
             lab.hosts.push(host);
@@ -192,7 +192,7 @@ impl Lab {
     }
 
     fn new_host(&self, number: usize, options: &Options, secrets: &Path) -> Result<Host> {
-        let ip = self.network.peer_address(number);
+        let ip = self.network.address(Machine::Host(number));
         let mut taken = Vec::new();
         // A host of its own has the usual ports to itself.
         let ports = if self.network.has_namespaces() {
@@ -210,7 +210,13 @@ impl Lab {
             postgres: binaries::postgres_folder()?,
             os_user: "postgres".to_owned(),
         };
-        Host::new(number, &self.folder.path, &self.binaries.sitter, self.network.namespace(number), &config)
+        Host::new(
+            number,
+            &self.folder.path,
+            &self.binaries.sitter,
+            self.network.namespace(Machine::Host(number)),
+            &config,
+        )
     }
 
     /// Starts everything and waits until [`APP`] can write through the first proxy. Returns how
@@ -364,6 +370,7 @@ impl Lab {
             self.network.heal(host.number)?;
         }
         host.cut = false;
+        host.resume_all();
         match host.power {
             Power::Paused => host.resume(),
             Power::On | Power::Killed | Power::PoweredOff | Power::Stopped => host.start_sitter()?,
@@ -371,8 +378,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Drops everything between host `index` and each of `others`.
+    pub fn separate(&mut self, index: usize, others: &[Machine]) -> Result<()> {
+        self.network.separate(Machine::Host(self.hosts[index].number), others)
+    }
+
     /// Undoes whatever was done to anything.
     pub async fn heal_all(&mut self) -> Result<()> {
+        self.network.stop_dropping()?;
         for index in 0..self.hosts.len() {
             if self.hosts[index].power == Power::Stopped {
                 self.hosts[index].sitter_ended(Duration::from_secs(30)).await?;

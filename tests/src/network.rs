@@ -1,5 +1,9 @@
-//! Addresses for the lab's hosts: a network namespace each behind a bridge, or plain loopback.
+//! Addresses for the lab's machines: a network namespace each behind a bridge, or plain loopback.
+//!
+//! With namespaces, links can be taken down, and packets from one machine to another dropped (by
+//! nftables, at the receiver): nobody is told anything. Clients and proxies are on this machine.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
@@ -21,19 +25,40 @@ pub enum Namespaces {
 pub struct Network {
     /// Number of the lab on this machine; part of every name and address.
     number: u8,
-    /// None: loopback.
-    bridge: Option<Bridge>,
+    /// Name of the bridge; None: loopback.
+    bridge: Option<String>,
+    /// Database hosts, ZooKeeper servers.
+    size: Size,
+    /// Namespaces in which packets are dropped.
+    filtered: BTreeSet<String>,
 }
 
-#[derive(Debug)]
-struct Bridge {
-    name: String,
-    peers: usize,
+/// How many machines there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Size {
+    /// Database hosts.
+    pub peers: usize,
+    /// ZooKeeper servers.
+    pub zookeepers: usize,
 }
 
-/// What a dead lab's network consists of, to be written down before it is created.
-pub fn names(number: u8, peers: usize) -> (String, Vec<String>) {
-    (format!("mtlab{number}"), (1..=peers).map(|peer| format!("mtlab{number}p{peer}")).collect())
+/// A machine of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Machine {
+    /// Database host, from 1.
+    Host(usize),
+    /// ZooKeeper server, from 1.
+    ZooKeeper(usize),
+    /// Where the proxies and the lab itself are.
+    Clients,
+}
+
+/// What a dead lab's network consists of, to be written down before it is created: the bridge, and
+/// the namespaces, whose links have the same names.
+pub fn names(number: u8, size: Size) -> (String, Vec<String>) {
+    let hosts = (1..=size.peers).map(|peer| format!("mtlab{number}p{peer}"));
+    let zookeepers = (1..=size.zookeepers).map(|server| format!("mtlab{number}z{server}"));
+    (format!("mtlab{number}"), hosts.chain(zookeepers).collect())
 }
 
 impl Namespaces {
@@ -58,26 +83,28 @@ fn permitted() -> Result<()> {
 }
 
 impl Network {
-    /// Builds the network of lab `number` for `peers` hosts, counted from 1.
-    pub fn create(number: u8, peers: usize, with_namespaces: bool) -> Result<Self> {
+    /// Builds the network of lab `number`.
+    pub fn create(number: u8, size: Size, with_namespaces: bool) -> Result<Self> {
+        let filtered = BTreeSet::new();
         if !with_namespaces {
-            return Ok(Self { number, bridge: None });
+            return Ok(Self { number, bridge: None, size, filtered });
         }
-        let name = names(number, peers).0;
-        ip(&["link", "add", &name, "type", "bridge"])?;
+        let bridge = names(number, size).0;
+        ip(&["link", "add", &bridge, "type", "bridge"])?;
         // From here on, dropping cleans up.
-        let network = Self { number, bridge: Some(Bridge { name: name.clone(), peers }) };
-        ip(&["addr", "add", &format!("{}/24", network.address()), "dev", &name])?;
-        ip(&["link", "set", &name, "up"])?;
-        for peer in 1..=peers {
-            network.add_host(&name, peer)?;
+        let network = Self { number, bridge: Some(bridge.clone()), size, filtered };
+        ip(&["addr", "add", &format!("{}/24", network.address(Machine::Clients)), "dev", &bridge])?;
+        ip(&["link", "set", &bridge, "up"])?;
+        let hosts = (1..=size.peers).map(Machine::Host);
+        for machine in hosts.chain((1..=size.zookeepers).map(Machine::ZooKeeper)) {
+            network.add(&bridge, machine)?;
         }
         Ok(network)
     }
 
-    fn add_host(&self, bridge: &str, peer: usize) -> Result<()> {
-        let name = self.host_name(peer);
-        let address = format!("{}/24", self.peer_address(peer));
+    fn add(&self, bridge: &str, machine: Machine) -> Result<()> {
+        let Some(name) = self.namespace(machine) else { return Ok(()) };
+        let address = format!("{}/24", self.address(machine));
         ip(&["netns", "add", &name])?;
         ip(&["link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
         ip(&["-n", &name, "link", "set", "lo", "up"])?;
@@ -87,86 +114,147 @@ impl Network {
         ip(&["link", "set", &name, "up"])
     }
 
-    fn host_name(&self, peer: usize) -> String {
-        format!("mtlab{}p{peer}", self.number)
-    }
-
-    /// Whether hosts can be cut off.
+    /// Whether machines can be cut off.
     pub fn has_namespaces(&self) -> bool {
         self.bridge.is_some()
     }
 
-    /// Address of this machine in the lab's network: ZooKeeper listens here.
-    pub fn address(&self) -> Ipv4Addr {
-        if self.has_namespaces() { Ipv4Addr::new(10, 77, self.number, 254) } else { Ipv4Addr::LOCALHOST }
-    }
-
-    /// Address of host `peer`.
-    pub fn peer_address(&self, peer: usize) -> Ipv4Addr {
-        let last = u8::try_from(peer).unwrap_or(u8::MAX);
+    /// Address of `machine`.
+    pub fn address(&self, machine: Machine) -> Ipv4Addr {
+        let number = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
         let first = if self.has_namespaces() { 10 } else { 127 };
-        Ipv4Addr::new(first, 77, self.number, last)
+        match machine {
+            Machine::Host(peer) => Ipv4Addr::new(first, 77, self.number, number(peer)),
+            Machine::ZooKeeper(server) if self.has_namespaces() => {
+                Ipv4Addr::new(first, 77, self.number, 200 + number(server))
+            }
+            Machine::Clients if self.has_namespaces() => Ipv4Addr::new(first, 77, self.number, 254),
+            Machine::ZooKeeper(_) | Machine::Clients => Ipv4Addr::LOCALHOST,
+        }
     }
 
-    /// Network namespace of host `peer`.
-    pub fn namespace(&self, peer: usize) -> Option<String> {
-        self.bridge.as_ref().map(|_| self.host_name(peer))
+    /// Network namespace of `machine`, if it has one of its own.
+    pub fn namespace(&self, machine: Machine) -> Option<String> {
+        self.bridge.as_ref()?;
+        match machine {
+            Machine::Host(peer) => Some(format!("mtlab{}p{peer}", self.number)),
+            Machine::ZooKeeper(server) => Some(format!("mtlab{}z{server}", self.number)),
+            Machine::Clients => None,
+        }
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> Vec<Machine> {
+        let hosts = (1..=self.size.peers).map(Machine::Host);
+        hosts.chain((1..=self.size.zookeepers).map(Machine::ZooKeeper)).chain([Machine::Clients]).collect()
+    }
+
+    /// ZooKeeper's servers.
+    pub fn zookeepers(&self) -> Vec<Machine> {
+        (1..=self.size.zookeepers).map(Machine::ZooKeeper).collect()
     }
 
     /// Takes the host's link down. Nothing on the host is told.
     pub fn cut(&self, peer: usize) -> Result<()> {
-        self.need_namespaces()?;
-        ip(&["link", "set", &self.host_name(peer), "down"])
+        ip(&["link", "set", &self.need_namespace(Machine::Host(peer))?, "down"])
     }
 
     /// Brings the host's link up again.
     pub fn heal(&self, peer: usize) -> Result<()> {
-        self.need_namespaces()?;
-        ip(&["link", "set", &self.host_name(peer), "up"])
+        ip(&["link", "set", &self.need_namespace(Machine::Host(peer))?, "up"])
     }
 
     /// A fresh namespace for a host that lost power: a rebooted machine knows nothing of the
     /// connections it had, whereas the old namespace would go on to retransmit for them.
     pub fn reboot(&self, peer: usize) -> Result<()> {
-        let Some(bridge) = &self.bridge else { return self.need_namespaces() };
-        let name = self.host_name(peer);
+        let name = self.need_namespace(Machine::Host(peer))?;
+        let Some(bridge) = &self.bridge else { return Ok(()) };
         // Deleting the link here is synchronous; with the namespace alone it would vanish later.
         ip(&["link", "del", &name])?;
         ip(&["netns", "del", &name])?;
-        self.add_host(&bridge.name, peer)
+        self.add(bridge, Machine::Host(peer))
     }
 
-    fn need_namespaces(&self) -> Result<()> {
-        if self.has_namespaces() {
-            return Ok(());
+    /// Drops every packet that goes `from` one machine `to` another; not those the other way.
+    pub fn drop_packets(&mut self, from: Machine, to: Machine) -> Result<()> {
+        match to {
+            Machine::Clients => self.filter(from, &format!("add rule ip lab out ip daddr {} drop", self.address(to))),
+            to => self.filter(to, &format!("add rule ip lab in ip saddr {} drop", self.address(from))),
         }
-        bail!("this lab runs without network namespaces, so hosts cannot be cut off: start it as root")
+    }
+
+    /// Drops everything between `machine` and each of `others`.
+    pub fn separate(&mut self, machine: Machine, others: &[Machine]) -> Result<()> {
+        for &other in others {
+            self.drop_packets(machine, other)?;
+            self.drop_packets(other, machine)?;
+        }
+        Ok(())
+    }
+
+    /// Drops each packet that reaches `machine` with a probability of `percent`.
+    pub fn lose_packets(&mut self, machine: Machine, percent: u8) -> Result<()> {
+        self.filter(machine, &format!("add rule ip lab in numgen random mod 100 < {percent} drop"))
+    }
+
+    /// Lets all packets through again.
+    pub fn stop_dropping(&mut self) -> Result<()> {
+        while let Some(namespace) = self.filtered.pop_first() {
+            nft(&namespace, "flush ruleset")?;
+        }
+        Ok(())
+    }
+
+    fn filter(&mut self, machine: Machine, rule: &str) -> Result<()> {
+        let namespace = self.need_namespace(machine)?;
+        let script = format!(
+            "add table ip lab; add chain ip lab in {{ type filter hook input priority 0; }}; \
+             add chain ip lab out {{ type filter hook output priority 0; }}; {rule}"
+        );
+        nft(&namespace, &script)?;
+        self.filtered.insert(namespace);
+        Ok(())
+    }
+
+    fn need_namespace(&self, machine: Machine) -> Result<String> {
+        self.namespace(machine)
+            .context("this lab runs without network namespaces, so machines cannot be cut off: start it as root")
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        if let Some(bridge) = &self.bridge {
-            remove(self.number, bridge.peers);
+        if self.bridge.is_some() {
+            remove(self.number, self.size);
         }
     }
 }
 
 /// Deletes the links and namespaces of lab `number`; those that are not there are no matter.
-pub fn remove(number: u8, peers: usize) {
-    let (bridge, hosts) = names(number, peers);
-    for host in hosts {
-        let _ = ip(&["link", "del", &host]);
-        let _ = ip(&["netns", "del", &host]);
+pub fn remove(number: u8, size: Size) {
+    let (bridge, machines) = names(number, size);
+    for machine in machines {
+        let _ = ip(&["link", "del", &machine]);
+        let _ = ip(&["netns", "del", &machine]);
     }
     let _ = ip(&["link", "del", &bridge]);
 }
 
 /// Runs `ip`.
 fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(args).output().context("cannot run `ip` (Debian package iproute2)")?;
+    run(Command::new("ip").args(args), "iproute2")
+}
+
+/// Runs `nft` in a namespace.
+fn nft(namespace: &str, script: &str) -> Result<()> {
+    run(Command::new("ip").args(["netns", "exec", namespace, "nft", script]), "nftables")
+}
+
+fn run(command: &mut Command, package: &str) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?} cannot be run (Debian package {package})"))?;
     if !output.status.success() {
-        bail!("`ip {}`: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        let problem = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        bail!("{command:?}: {problem} (Debian package {package})");
     }
     Ok(())
 }

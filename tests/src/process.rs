@@ -163,6 +163,16 @@ pub fn find(dir: &Path, namespace: Option<&str>) -> Vec<i32> {
         .collect()
 }
 
+/// The child of `parent` whose title begins with `title`.
+pub fn child_titled(parent: i32, title: &str) -> Option<i32> {
+    let entries = fs::read_dir("/proc").ok()?;
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
+        // Field 4, the parent.
+        let is_child = stat_fields(*pid).is_some_and(|fields| fields.get(1) == Some(&parent.to_string()));
+        is_child && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| text.starts_with(title.as_bytes()))
+    })
+}
+
 /// Sends `signal` to each; those already gone are no matter.
 pub fn signal_all(pids: &[i32], signal: Signal) {
     for &pid in pids {

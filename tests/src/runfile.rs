@@ -23,8 +23,8 @@ struct Record {
     dir: PathBuf,
     /// Whether the folder goes as well.
     temporary: bool,
-    /// Hosts, for the names of links and namespaces; None: loopback.
-    namespaces: Option<usize>,
+    /// Machines, for the names of links and namespaces; None: loopback.
+    namespaces: Option<network::Size>,
 }
 
 /// A lab's claim on its number. Given back when dropped.
@@ -58,7 +58,7 @@ impl RunFile {
     }
 
     /// Writes down what is about to be created.
-    pub fn record(&mut self, dir: &Path, temporary: bool, namespaces: Option<usize>) -> Result<()> {
+    pub fn record(&mut self, dir: &Path, temporary: bool, namespaces: Option<network::Size>) -> Result<()> {
         let text = serde_json::to_vec(&Record { dir: dir.to_owned(), temporary, namespaces })?;
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
@@ -95,12 +95,12 @@ pub fn clean() -> Result<usize> {
 }
 
 fn remove(number: u8, record: &Record) {
-    for host in network::names(number, record.namespaces.unwrap_or(0)).1 {
-        process::kill_everything(&record.dir, Some(&host));
+    for machine in record.namespaces.map(|size| network::names(number, size).1).unwrap_or_default() {
+        process::kill_everything(&record.dir, Some(&machine));
     }
     process::kill_everything(&record.dir, None);
-    if let Some(peers) = record.namespaces {
-        network::remove(number, peers);
+    if let Some(size) = record.namespaces {
+        network::remove(number, size);
     }
     if record.temporary {
         let _ = fs::remove_dir_all(&record.dir);

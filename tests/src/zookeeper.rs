@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::binaries::{ZOOKEEPER_JAR, in_path};
+use crate::network::Network;
 use crate::ports;
 use crate::process::{Launch, Process};
 
@@ -26,21 +27,29 @@ struct Server {
 }
 
 impl ZooKeeper {
-    /// Starts `count` servers on `address` with their data under `dir`. They are not ready yet.
-    pub fn start(dir: &Path, logs: &Path, address: Ipv4Addr, count: usize) -> Result<Self> {
+    /// Starts the servers of `network` with their data under `dir`. They are not ready yet.
+    pub fn start(dir: &Path, logs: &Path, network: &Network) -> Result<Self> {
         let java = in_path("java")?;
         let mut taken = Vec::new();
-        let mut port = || ports::free(address, &mut taken);
-        let ports = (0..count).map(|_| Ok([port()?, port()?, port()?])).collect::<Result<Vec<_>>>()?;
-        let ensemble: String = match count {
+        let mut place = |machine| {
+            let address = network.address(machine);
+            // A machine of its own has the usual ports to itself.
+            if network.has_namespaces() {
+                return Ok((machine, address, [2181, 2888, 3888]));
+            }
+            let mut port = || ports::free(address, &mut taken);
+            Ok((machine, address, [port()?, port()?, port()?]))
+        };
+        let places = network.zookeepers().into_iter().map(&mut place).collect::<Result<Vec<_>>>()?;
+        let ensemble: String = match places.len() {
             1 => String::new(),
             _ => (1..)
-                .zip(&ports)
-                .map(|(id, [_, peer, election])| format!("server.{id}={address}:{peer}:{election}\n"))
+                .zip(&places)
+                .map(|(id, (_, address, [_, peer, election]))| format!("server.{id}={address}:{peer}:{election}\n"))
                 .collect(),
         };
         let mut servers = Vec::new();
-        for (id, [client, ..]) in (1..).zip(&ports) {
+        for (id, (machine, address, [client, ..])) in (1..).zip(&places) {
             let name = format!("zookeeper{id}");
             let dir = dir.join(&name);
             let data = dir.join("data");
@@ -72,10 +81,10 @@ impl ZooKeeper {
                 args: options.iter().map(Into::into).chain([config_path.into()]).collect(),
                 dir,
                 log: logs.join(format!("{name}.log")),
-                namespace: None,
+                namespace: network.namespace(*machine),
             };
             let process = Some(Process::start(&launch)?);
-            servers.push(Server { launch, process, address: SocketAddrV4::new(address, *client) });
+            servers.push(Server { launch, process, address: SocketAddrV4::new(*address, *client) });
         }
         Ok(Self { servers })
     }
@@ -102,11 +111,27 @@ impl ZooKeeper {
         self.servers.iter().map(|server| server.address.to_string()).collect()
     }
 
-    /// SIGKILLs all servers.
-    pub fn kill(&mut self) {
-        for server in &mut self.servers {
+    /// How many servers there are, running or not.
+    pub fn count(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Index of the server that leads the ensemble now.
+    pub fn leader(&self) -> Option<usize> {
+        let leads = |server: &Server| mode(server.address).is_some_and(|mode| mode == "leader" || mode == "standalone");
+        self.servers.iter().position(leads)
+    }
+
+    /// SIGKILLs the server with this index.
+    pub fn kill(&mut self, index: usize) {
+        if let Some(server) = self.servers.get_mut(index) {
             server.process = None;
         }
+    }
+
+    /// SIGKILLs all servers.
+    pub fn kill_all(&mut self) {
+        (0..self.servers.len()).for_each(|index| self.kill(index));
     }
 
     /// Starts those that are not running.
@@ -122,6 +147,11 @@ impl ZooKeeper {
 
 /// Whether a server answers `srvr` as a member that serves requests.
 fn serves(address: SocketAddrV4) -> bool {
+    mode(address).is_some()
+}
+
+/// What a server that serves says it is: `leader`, `follower`, `standalone`.
+fn mode(address: SocketAddrV4) -> Option<String> {
     let ask = || -> std::io::Result<String> {
         let limit = Duration::from_millis(500);
         let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(address), limit)?;
@@ -131,5 +161,5 @@ fn serves(address: SocketAddrV4) -> bool {
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    ask().is_ok_and(|answer| answer.contains("Mode:"))
+    ask().ok()?.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
 }

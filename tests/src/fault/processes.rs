@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use manatee_shared::cluster::Role;
+use nix::sys::signal::Signal;
 
 use super::{Needs, Row};
 use crate::scenario::{CHANGE, Change, Clients, NOTHING, Play, Stage};
 
 /// systemd's default pause before it restarts a service.
 const SERVICE_RESTART: Duration = Duration::from_millis(100);
+
+/// Less than the lab's ZooKeeper session timeout, in which the session of a stopped sitter lives.
+const SESSION_LIVES: Duration = Duration::from_millis(2_500);
 
 /// The rows.
 pub(super) const ROWS: &[Row] = &[
@@ -49,6 +53,51 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::HOSTS,
         write_gap_s: Some(1.5),
         plays: &[KILL_PRIMARY],
+    },
+    Row {
+        number: 4,
+        fault: "SIGSTOP postmaster or its checkpointer/walwriter on the primary",
+        needs: Needs::HOSTS,
+        write_gap_s: None,
+        plays: &[
+            Play {
+                name: "the primary's postmaster is stopped",
+                clients: Clients::MayFail,
+                script: |stage| Box::pin(pause_process(stage, None)),
+            },
+            Play {
+                name: "the primary's checkpointer is stopped",
+                clients: Clients::MayFail,
+                script: |stage| Box::pin(pause_process(stage, Some("checkpointer"))),
+            },
+            Play {
+                name: "the primary's walwriter is stopped",
+                clients: Clients::MayFail,
+                script: |stage| Box::pin(pause_process(stage, Some("walwriter"))),
+            },
+        ],
+    },
+    Row {
+        number: 5,
+        fault: "SIGSTOP sitter of the primary",
+        needs: Needs::HOSTS,
+        write_gap_s: None,
+        plays: &[Play {
+            name: "the primary's sitter is stopped",
+            clients: Clients::MayFail,
+            script: |stage| Box::pin(pause_sitter(stage)),
+        }],
+    },
+    Row {
+        number: 6,
+        fault: "SIGSTOP sitter and PostgreSQL past expiry, then SIGCONT",
+        needs: Needs::HOSTS,
+        write_gap_s: None,
+        plays: &[Play {
+            name: "everything on the primary's host is stopped, and goes on later",
+            clients: Clients::MayFail,
+            script: |stage| Box::pin(pause_host(stage)),
+        }],
     },
     Row {
         number: 7,
@@ -141,5 +190,51 @@ async fn power_off(stage: &mut Stage<'_>) -> Result<()> {
     stage.begin("power off", host);
     stage.lab.power_off(host)?;
     stage.expect(Change::Takeover).await?;
+    stage.served().await
+}
+
+/// The postmaster itself, or one of its children.
+async fn pause_process(stage: &mut Stage<'_>, child: Option<&str>) -> Result<()> {
+    let host = stage.host(Role::Primary)?;
+    stage.begin("SIGSTOP", host);
+    match child {
+        None => stage.lab.hosts[host].pause_postmaster()?,
+        Some(title) => stage.lab.hosts[host].signal_child(title, Signal::SIGSTOP)?,
+    }
+    stage.expect(Change::Takeover).await?;
+    stage.served().await
+}
+
+/// While PostgreSQL commits and its session lives, nothing is to be done; afterwards the old primary
+/// must not serve when the new one does, though its sitter can not see to that.
+async fn pause_sitter(stage: &mut Stage<'_>) -> Result<()> {
+    let host = stage.host(Role::Primary)?;
+    stage.begin("SIGSTOP to the sitter", host);
+    stage.lab.hosts[host].pause_sitter()?;
+    stage.nothing_happens(SESSION_LIVES).await?;
+    let figures = stage.oracle.figures();
+    if figures.write_gap_s > 1.0 || figures.write_errors > 0 {
+        stage.fail(format!("writes did not go on while the session lived: {figures:?}"));
+    }
+    stage.expect(Change::Takeover).await?;
+    stage.served().await?;
+    // What the former primary still lets in directly must not be acknowledged.
+    if let Ok(client) = stage.lab.hosts[host].superuser(crate::lab::APP).await {
+        let write = client.batch_execute("create table written_to_a_former_primary ()");
+        if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), write).await {
+            stage.fail("the former primary acknowledged a write");
+        }
+    }
+    Ok(())
+}
+
+async fn pause_host(stage: &mut Stage<'_>) -> Result<()> {
+    let host = stage.host(Role::Primary)?;
+    stage.begin("SIGSTOP to everything", host);
+    stage.lab.hosts[host].pause();
+    stage.expect(Change::Takeover).await?;
+    stage.served().await?;
+    stage.nothing_happens(NOTHING).await?;
+    stage.lab.hosts[host].resume();
     stage.served().await
 }
