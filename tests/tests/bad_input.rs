@@ -6,7 +6,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use manatee_tests::binaries::{Binaries, postgres_folder};
 use manatee_tests::ports;
@@ -213,6 +213,41 @@ async fn first_output_with(mut child: tokio::process::Child, word: &str) -> Stri
     let _ = tokio::time::timeout(LIMIT, read).await;
     child.kill().await.expect("kill");
     text
+}
+
+#[tokio::test]
+async fn a_new_sitter_says_that_zookeeper_is_unreachable() {
+    let place = Place::new();
+    let config = place.sitter(free_ports(), "");
+    let config =
+        fs::read_to_string(&config).expect("file").replace("[zookeeper]", "[zookeeper]\nsession_timeout = \"400ms\"");
+    let config = place.write("sitter.toml", &config);
+    run(&binaries().sitter, &["--config", &config]).await.says(&["ZooKeeper", "127.0.0.1:1", "zookeeper.servers"]);
+    assert!(!place.dir().join("data").exists(), "nothing was made");
+}
+
+#[tokio::test]
+async fn a_proxy_that_knows_no_shard_tells_its_clients() {
+    let place = Place::new();
+    let [port, http, _] = free_ports();
+    let config = place.proxy(port, http, "login_timeout = \"1s\"\n[hold]\ntimeout = \"1s\"\n");
+    let mut proxy = Command::new(&binaries().proxy);
+    let mut proxy =
+        proxy.args(["--config", &config]).stdout(Stdio::null()).kill_on_drop(true).spawn().expect("started");
+    let mut client = tokio_postgres::Config::new();
+    client.host("127.0.0.1").port(port).user("app").password("x").dbname("app");
+    let deadline = Instant::now() + LIMIT;
+    let error = loop {
+        match client.connect(tokio_postgres::NoTls).await {
+            Ok(_) => panic!("a login without a shard"),
+            Err(error) if error.as_db_error().is_some() => break error,
+            // It does not listen yet.
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(error.code().map(|code| code.code()), Some("57P03"), "{error:?}");
+    proxy.kill().await.expect("killed");
 }
 
 #[tokio::test]

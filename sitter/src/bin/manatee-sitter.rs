@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
-use manatee_shared::config::Secret;
+use manatee_shared::config::{Secret, ZkSettings};
 use manatee_shared::zk::client::ZkCoordination;
 use manatee_shared::zk::{Coordination, Session};
 use manatee_shared::{shutdown, telemetry};
@@ -27,6 +27,10 @@ const STOP_SLACK: Duration = Duration::from_secs(20);
 
 /// How long a port may still be held by the sitter that this one replaces.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How many session timeouts a sitter without data waits for ZooKeeper: longer than an ensemble
+/// takes to elect a leader.
+const NO_ZOOKEEPER_SESSIONS: u32 = 5;
 
 /// Keeps one host's PostgreSQL in the role that its shard gives it.
 #[derive(Parser)]
@@ -95,7 +99,8 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         bail!("`peer.dir`: the data directory in {} can not be used: {problem}", config.peer.dir.display());
     }
 
-    let zk = Arc::new(ZkCoordination::connect(&config.zookeeper, &config.shard)?);
+    let zookeeper = config.zookeeper.clone();
+    let zk = Arc::new(ZkCoordination::connect(&zookeeper, &config.shard)?);
     let driver = Driver::new(Parts {
         me: me.clone(),
         shard: config.shard.clone(),
@@ -122,6 +127,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         result = serve_api(listeners, router) => Err(result),
         () = telemetry::keep_up(prometheus, CancellationToken::new()) => Err(anyhow!("metrics upkeep has ended")),
         problem = foreign_data(&*zk, &postgres) => Err(problem),
+        problem = no_zookeeper(&*zk, &postgres, &zookeeper) => Err(problem),
         () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
         () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
@@ -175,6 +181,22 @@ async fn foreign_data(zk: &dyn Coordination, postgres: &Postgres) -> anyhow::Err
             "`peer.dir`: the data directory is of another shard (system identifier {}, this shard has {wanted}); \
              correct `shard` or `peer.dir`, or move the data away",
             found.0
+        );
+    }
+    std::future::pending().await
+}
+
+/// A sitter with data looks after its PostgreSQL without ZooKeeper for as long as it takes (rule 9).
+/// One without can do nothing: most likely its configuration is wrong. Returns once that is certain.
+async fn no_zookeeper(zk: &dyn Coordination, postgres: &Postgres, config: &ZkSettings) -> anyhow::Error {
+    let limit = config.session_timeout * NO_ZOOKEEPER_SESSIONS;
+    let mut view = zk.view();
+    let connected = tokio::time::timeout(limit, view.wait_for(|view| view.session == Session::Connected)).await;
+    if connected.is_err() && postgres.local().borrow().data == Data::Absent {
+        return anyhow!(
+            "ZooKeeper at {} did not answer within {limit:?}, and there is no PostgreSQL here to look after; \
+             correct `zookeeper.servers`, or see that one of them runs and can be reached from this host",
+            config.servers.join(",")
         );
     }
     std::future::pending().await
