@@ -15,7 +15,9 @@ build: install ## all programs, into target/debug
 demo: build ## a three-peer shard with a proxy in front; Ctrl-C ends it
 	target/debug/manatee-lab up
 
-test: lint unit e2e ## formatting, lints, unit, simulation and end-to-end tests
+# One selection of packages for all tests: with others, dependencies would be built again with other features.
+test: lint build ## formatting, lints, unit, simulation and end-to-end tests
+	$(CARGO) test --workspace --locked
 
 lint: install
 	$(CARGO) fmt --check
