@@ -191,8 +191,10 @@ async fn foreign_data(zk: &dyn Coordination, postgres: &Postgres) -> anyhow::Err
 async fn no_zookeeper(zk: &dyn Coordination, postgres: &Postgres, config: &ZkSettings) -> anyhow::Error {
     let limit = config.session_timeout * NO_ZOOKEEPER_SESSIONS;
     let mut view = zk.view();
-    let connected = tokio::time::timeout(limit, view.wait_for(|view| view.session == Session::Connected)).await;
-    if connected.is_err() && postgres.local().borrow().data == Data::Absent {
+    let connected = view.wait_for(|view| view.session == Session::Connected);
+    // What it yields locks the view: nothing of it may be kept.
+    let in_time = tokio::time::timeout(limit, connected).await.is_ok();
+    if !in_time && postgres.local().borrow().data == Data::Absent {
         return anyhow!(
             "ZooKeeper at {} did not answer within {limit:?}, and there is no PostgreSQL here to look after; \
              correct `zookeeper.servers`, or see that one of them runs and can be reached from this host",
