@@ -27,6 +27,8 @@ need default-jre-headless java
 need iproute2 ip
 need procps ps
 need openssl openssl
+# promtool checks the alert rules.
+need prometheus promtool
 [ -n "$missing" ] || exit 0
 
 sudo=""
@@ -41,7 +43,15 @@ echo "installing:$missing"
 no_cluster=/etc/postgresql-common/createcluster.d/manatee-install.conf
 $sudo mkdir -p "$(dirname "$no_cluster")"
 echo "create_main_cluster = false" | $sudo tee "$no_cluster" >/dev/null
-trap '$sudo rm -f "$no_cluster"' EXIT
+# And Prometheus' package a server: refuse all services while installing.
+no_services=/usr/sbin/policy-rc.d
+made_policy=""
+if [ ! -e "$no_services" ]; then
+    made_policy="$no_services"
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee "$no_services" >/dev/null
+    $sudo chmod 755 "$no_services"
+fi
+trap '$sudo rm -f "$no_cluster" $made_policy' EXIT
 $sudo apt-get update -q
 # shellcheck disable=SC2086  # a list of words
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing

@@ -7,7 +7,11 @@ use std::time::Duration;
 use manatee_shared::config::{self, ConfigError, Size, ZkSettings};
 use manatee_shared::ids::ShardName;
 use manatee_shared::telemetry::LogSettings;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+mod entries;
+
+pub use entries::{Change, Entry};
 
 use crate::pool::Mode;
 use crate::topology::consistency::Consistency;
@@ -16,9 +20,12 @@ use crate::topology::consistency::Consistency;
 const MAX_WORKERS: usize = 256;
 
 /// The whole file.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The file it was read from.
+    #[serde(skip)]
+    pub path: PathBuf,
     /// Session threads; 0: one per core.
     #[serde(default)]
     pub workers: usize,
@@ -42,13 +49,16 @@ pub struct Config {
     /// What happens while there is no primary.
     #[serde(default)]
     pub hold: Hold,
+    /// The console.
+    #[serde(default)]
+    pub admin: Admin,
     /// The log.
     #[serde(default)]
     pub log: LogSettings,
 }
 
 /// `[listen]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
     /// Reads and writes.
@@ -62,7 +72,7 @@ pub struct Listen {
 }
 
 /// `[shard]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
     /// Its name in ZooKeeper.
@@ -70,7 +80,7 @@ pub struct Shard {
 }
 
 /// `[auth]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Auth {
     /// The proxy's own role: looks up verifiers and asks nodes for their state.
@@ -78,6 +88,8 @@ pub struct Auth {
     pub user: String,
     /// File with its password.
     pub password_file: PathBuf,
+    /// File with roles and secrets of their own, asked before the database.
+    pub users_file: Option<PathBuf>,
     /// How long a verifier may be used without asking again.
     #[serde(default = "seconds::<30>", with = "humantime_serde")]
     pub verifier_max_age: Duration,
@@ -86,8 +98,21 @@ pub struct Auth {
     pub login_timeout: Duration,
 }
 
+impl Auth {
+    /// Nothing said but where the password is.
+    fn with_password(password_file: PathBuf) -> Self {
+        Self {
+            user: default_auth_user(),
+            password_file,
+            users_file: None,
+            verifier_max_age: seconds::<30>(),
+            login_timeout: seconds::<30>(),
+        }
+    }
+}
+
 /// `[tls]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// Certificate chain, PEM.
@@ -99,7 +124,7 @@ pub struct Tls {
 }
 
 /// `[pool]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
     /// When server connections go back.
@@ -133,7 +158,7 @@ impl Default for Pool {
 }
 
 /// `[routing]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Routing {
     /// Send reads to standbys.
@@ -160,7 +185,7 @@ impl Default for Routing {
 }
 
 /// `[hold]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hold {
     /// How long a transaction may wait for a primary.
@@ -178,6 +203,24 @@ impl Default for Hold {
     }
 }
 
+/// `[admin]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Name of the virtual database.
+    pub database: String,
+    /// Roles that may do everything there.
+    pub admin_users: Vec<String>,
+    /// Roles that may look only.
+    pub stats_users: Vec<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { database: "manatee".to_owned(), admin_users: Vec::new(), stats_users: Vec::new() }
+    }
+}
+
 fn default_auth_user() -> String {
     "manatee_proxy".to_owned()
 }
@@ -192,7 +235,8 @@ impl Config {
     /// # Errors
     /// One line that names file, key and remedy.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = config::load(path)?;
+        let mut config: Self = config::load(path)?;
+        path.clone_into(&mut config.path);
         match config.check() {
             Ok(()) => Ok(config),
             Err((key, problem)) => {

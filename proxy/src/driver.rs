@@ -18,6 +18,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::auth::Client;
 use crate::error::ProxyError;
+use crate::pool::census::{Activity, Seat, add, micros};
 use crate::pool::{Server, Wanted, Worker, give_back};
 use crate::session::lost::How;
 use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step, TRIM_ABOVE_BYTES};
@@ -42,17 +43,14 @@ pub async fn run<S>(stream: S, client: Client, worker: Rc<Worker>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Client { address, access, identity, startup, reported, stop, cancel, opened } = client;
+    let seat = worker.seat(&client);
+    let Client { address, access, identity, startup, reported, stop, cancel, opened, .. } = client;
     let shared = worker.shared(&identity.database);
     if let Some((_, upstream)) = opened {
         worker.adopt(&identity, upstream, &shared);
     }
-    let config = Config {
-        access,
-        mode: worker.settings.mode,
-        split: worker.settings.split,
-        consistency: worker.settings.consistency,
-    };
+    let settings = worker.settings();
+    let config = Config { access, mode: settings.mode, split: settings.split, consistency: settings.consistency };
     let session = Session::new(config, &startup, reported, &mut shared.borrow_mut());
     let mut stream = stream;
     let session = match session {
@@ -66,6 +64,7 @@ where
         }
     };
     let seed = worker.session_seed();
+    let began = Instant::now();
     let mut driver = Driver {
         stream,
         rx: BytesMut::new(),
@@ -77,6 +76,9 @@ where
         cancel,
         requirement: Requirement::new(),
         seed,
+        seat,
+        attached: began,
+        asked: None,
         flush: false,
         stop: Box::pin(stop.cancelled_owned()),
     };
@@ -98,6 +100,12 @@ struct Driver<S> {
     cancel: crate::cancel::Registration,
     requirement: Requirement,
     seed: usize,
+    /// Its place in the list of clients, and its counters.
+    seat: Seat,
+    /// When the server was attached.
+    attached: Instant,
+    /// When what is outstanding at the server was sent.
+    asked: Option<Instant>,
     /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
     flush: bool,
     /// The proxy stops: the client is sent away as soon as it is idle.
@@ -116,6 +124,8 @@ enum Event {
     ServerGone(Option<io::Error>),
     /// The proxy stops and the client is idle.
     Stop,
+    /// An administrator ended the connection.
+    Killed,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -128,14 +138,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 crate::metrics::count_sqlstate(code.as_str(), origin.as_str());
             }
             match step {
-                Step::Wait => match poll_fn(|cx| self.poll(cx)).await {
+                Step::Wait => match self.next().await {
                     Event::Client => {}
                     Event::Server => self.hear_server().await,
                     Event::ServerGone(error) => {
                         tracing::debug!(?error, "server connection lost");
                         self.lose_server(How::Gone);
                     }
-                    Event::Stop => self.session.end_with(&ProxyError::ShuttingDown),
+                    Event::Stop | Event::Killed => self.session.end_with(&ProxyError::ShuttingDown),
                     Event::ClientGone(error) => return error.map_or(Ok(()), Err),
                 },
                 Step::Acquire(need) => self.acquire(need).await?,
@@ -148,6 +158,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
                 Step::End => return Ok(()),
             }
+        }
+    }
+
+    /// What happens next. Notes when requests go out to a server.
+    async fn next(&mut self) -> Event {
+        if self.asked.is_none() && self.session.is_outstanding() {
+            self.asked = Some(Instant::now());
+        }
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Counts what was outstanding and is answered now.
+    fn note_answered(&mut self) {
+        if let (Some(asked), Some((server, _))) = (self.asked, &self.server)
+            && !self.session.is_outstanding()
+        {
+            self.asked = None;
+            self.worker.note_query(&self.seat.present, server.served_by.get(), asked.elapsed());
         }
     }
 
@@ -170,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     async fn hear_server(&mut self) {
         let Some((server, _)) = &mut self.server else { return };
         let result = self.session.server_bytes(&mut server.rx, &mut self.shared.borrow_mut());
-        let Err(fault) = result else { return };
+        let Err(fault) = result else { return self.note_answered() };
         tracing::debug!(%fault, node = %server.node.id, "server given up");
         self.lose_server(fault.how());
         if fault == Fault::ReadOnlyPrimary {
@@ -180,6 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn lose_server(&mut self, how: How) {
         self.cancel.detach();
+        self.asked = None;
         if let Some((server, number)) = self.server.take() {
             self.worker.forget_use(number);
             self.worker.suspect(server.node);
@@ -195,13 +224,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         };
         self.worker.forget_use(number);
         state.cleanup = state.cleanup.max(at_least);
-        give_back(server, state, &self.shared, Instant::now());
+        let now = Instant::now();
+        add(&self.seat.present.tally.transactions, 1);
+        add(&self.seat.present.tally.transaction_us, micros(now.duration_since(self.attached)));
+        give_back(server, state, &self.shared, now);
     }
 
-    fn attach(&mut self, mut server: Box<Server>) {
+    fn attach(&mut self, mut server: Box<Server>, now: Instant) {
         let Some(state) = server.state.take() else { return };
         self.cancel.attach(&server.cancel);
-        let number = self.worker.note_use(&server);
+        let number = self.worker.note_use(&server, &self.seat.present);
+        self.attached = now;
         self.session.attach(state, server.served_by.get());
         self.server = Some((server, number));
     }
@@ -216,17 +249,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             seed: self.seed,
             bytes: self.rx.len(),
         };
-        if let Some(server) = self.worker.try_acquire(&mut wanted, Instant::now()) {
-            self.attach(server);
+        let began = Instant::now();
+        if let Some(server) = self.worker.try_acquire(&mut wanted, began) {
+            self.attach(server, began);
             return Ok(());
         }
         let worker = self.worker.clone();
+        let client = self.seat.present.clone();
+        client.is_now(Activity::Waiting(began));
         let acquired = {
             let (stream, rx, session, flush) = (&mut self.stream, &mut self.rx, &mut self.session, &mut self.flush);
             let mut acquiring = pin!(worker.acquire(wanted));
             // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
             // what is read stays in `rx`, a dropped acquisition gives its place back.
             poll_fn(|cx| {
+                if client.end.poll(cx) {
+                    return Poll::Ready(Ok(Err(ProxyError::ShuttingDown)));
+                }
                 if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                     return Poll::Ready(Ok(acquired));
                 }
@@ -234,8 +273,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             })
             .await?
         };
+        let now = Instant::now();
+        client.is_now(Activity::Idle);
+        add(&client.tally.wait_us, micros(now.duration_since(began)));
         match acquired {
-            Ok(server) => self.attach(server),
+            Ok(server) => self.attach(server, now),
             Err(error) => {
                 self.note(&error);
                 self.session.refuse(&error, &mut self.rx);
@@ -253,6 +295,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if let Poll::Ready(Err(error)) = poll_write(&mut self.stream, self.session.to_client(), &mut self.flush, cx) {
             return Poll::Ready(Event::ClientGone(Some(error)));
         }
+        if self.seat.present.end.poll(cx) {
+            return Poll::Ready(Event::Killed);
+        }
         if let Some((server, _)) = &mut self.server {
             if server.recall.poll(cx) {
                 return Poll::Ready(Event::ServerGone(None));
@@ -269,7 +314,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if self.session.to_client().len() < BACKLOG_BYTES {
                 match poll_fill(&mut server.stream, &mut server.rx, cx) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Event::ServerGone(None)),
-                    Poll::Ready(Ok(_)) => return Poll::Ready(Event::Server),
+                    Poll::Ready(Ok(count)) => {
+                        add(&self.seat.present.tally.sent, count as u64);
+                        return Poll::Ready(Event::Server);
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Event::ServerGone(Some(error))),
                     Poll::Pending => {}
                 }
@@ -282,7 +330,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         {
             match poll_fill(&mut self.stream, &mut self.rx, cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Event::ClientGone(None)),
-                Poll::Ready(Ok(_)) => return Poll::Ready(Event::Client),
+                Poll::Ready(Ok(count)) => {
+                    add(&self.seat.present.tally.received, count as u64);
+                    return Poll::Ready(Event::Client);
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Event::ClientGone(Some(error))),
                 Poll::Pending => {}
             }

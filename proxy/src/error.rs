@@ -59,6 +59,18 @@ impl Severity {
 pub struct SqlState(pub [u8; 5]);
 
 impl SqlState {
+    /// 00000
+    pub const SUCCESSFUL_COMPLETION: Self = Self(*b"00000");
+    /// 22021
+    pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self(*b"22021");
+    /// 26000
+    pub const INVALID_SQL_STATEMENT_NAME: Self = Self(*b"26000");
+    /// 42501
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
+    /// 42601
+    pub const SYNTAX_ERROR: Self = Self(*b"42601");
+    /// 55000
+    pub const OBJECT_NOT_IN_PREREQUISITE_STATE: Self = Self(*b"55000");
     /// 08P01
     pub const PROTOCOL_VIOLATION: Self = Self(*b"08P01");
     /// 08001
@@ -180,6 +192,9 @@ pub enum ProxyError {
     /// The connection is not allowed, for example because it must use TLS.
     #[error("{0}")]
     NotAllowed(String),
+    /// An administrator keeps new clients out of this database.
+    #[error("database \"{0}\" is not currently accepting connections")]
+    DatabaseDisabled(String),
     /// `max_clients` reached.
     #[error("sorry, too many clients already")]
     TooManyClients,
@@ -270,6 +285,7 @@ impl ProxyError {
             | Self::ReadOnly
             | Self::LoginTimeout(_) => Origin::Client,
             Self::Unsupported(_)
+            | Self::DatabaseDisabled(_)
             | Self::TooManyClients
             | Self::PoolTimeout(_)
             | Self::ShuttingDown
@@ -294,6 +310,7 @@ impl ProxyError {
             Self::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
             Self::PasswordFailed { .. } => SqlState::INVALID_PASSWORD,
             Self::NoLogin(_) | Self::NotAllowed(_) => SqlState::INVALID_AUTHORIZATION,
+            Self::DatabaseDisabled(_) => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::TooManyClients | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
             Self::LoginTimeout(_) => SqlState::QUERY_CANCELED,
             Self::ReadOnly => SqlState::READ_ONLY_TRANSACTION,
@@ -319,6 +336,7 @@ impl ProxyError {
             | Self::PasswordFailed { .. }
             | Self::NoLogin(_)
             | Self::NotAllowed(_)
+            | Self::DatabaseDisabled(_)
             | Self::TooManyClients
             | Self::LoginTimeout(_)
             | Self::SessionLost

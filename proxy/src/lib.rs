@@ -1,6 +1,7 @@
 //! Manatee's proxy. `bin → server → driver → pool, topology → session → wire`; session, route and
 //! wire are pure: bytes in, actions out.
 
+pub mod admin;
 pub mod auth;
 pub mod cancel;
 pub mod catalog;

@@ -4,11 +4,10 @@
 use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 
 use crate::error::ProxyError;
-use crate::topology::{Node, Snapshot};
+use crate::topology::Snapshot;
 
 const CLIENTS: &str = "manatee_proxy_clients";
 const CONNECTIONS: &str = "manatee_proxy_client_connections_total";
-const SERVERS: &str = "manatee_proxy_server_connections";
 const SERVER_OPENS: &str = "manatee_proxy_server_opens_total";
 const HELD: &str = "manatee_proxy_held_clients";
 const HOLD_SECONDS: &str = "manatee_proxy_hold_seconds";
@@ -27,7 +26,6 @@ const FIT: &str = "manatee_proxy_standby_fit";
 pub fn describe() {
     metrics::describe_gauge!(CLIENTS, "Clients connected");
     metrics::describe_counter!(CONNECTIONS, "Client connections by what became of the login");
-    metrics::describe_gauge!(SERVERS, "Server connections open, by node");
     metrics::describe_counter!(SERVER_OPENS, "Attempts to open a server connection, by result");
     metrics::describe_gauge!(HELD, "Clients waiting for a primary");
     metrics::describe_histogram!(HOLD_SECONDS, Unit::Seconds, "How long clients waited for a primary");
@@ -87,11 +85,6 @@ impl SessionMetrics {
             opens_ok: counter!(SERVER_OPENS, "result" => "ok"),
             opens_failed: counter!(SERVER_OPENS, "result" => "failed"),
         }
-    }
-
-    /// Open server connections to a node; a handle to keep with the node's pool.
-    pub fn servers(&self, node: Node) -> Gauge {
-        gauge!(SERVERS, "node" => node.id.to_string())
     }
 }
 

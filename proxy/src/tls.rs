@@ -4,7 +4,9 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
@@ -19,6 +21,8 @@ use crate::config::Tls;
 use crate::error::{ProxyError, Result};
 use crate::wire::startup::ALPN;
 
+pub mod certificate;
+
 /// Why certificate and key cannot be used. One line, with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}: {problem}")]
@@ -27,11 +31,20 @@ pub struct TlsError {
     problem: String,
 }
 
+/// A certificate in use.
+#[derive(Debug)]
+struct Served {
+    config: Arc<ServerConfig>,
+    /// What clients can bind their login to.
+    end_point: Option<Arc<[u8]>>,
+    expires: Option<SystemTime>,
+}
+
 /// The certificate clients see, replaceable while serving.
 #[derive(Debug)]
 pub struct Certificates {
-    current: ArcSwapOption<ServerConfig>,
-    settings: Tls,
+    current: ArcSwapOption<Served>,
+    required: AtomicBool,
 }
 
 impl Certificates {
@@ -40,20 +53,17 @@ impl Certificates {
     /// # Errors
     /// [`TlsError`]
     pub fn load(settings: &Tls) -> std::result::Result<Self, TlsError> {
-        let certificates = Self { current: ArcSwapOption::empty(), settings: settings.clone() };
-        certificates.reload()?;
-        Ok(certificates)
+        let config = match (&settings.certificate_file, &settings.key_file) {
+            (Some(certificate), Some(key)) => Some(Arc::new(serve(certificate, key)?)),
+            _ => None,
+        };
+        Ok(Self { current: ArcSwapOption::new(config), required: AtomicBool::new(settings.required) })
     }
 
-    /// Reads the files again. New connections use what is there now; on an error the old stays.
-    ///
-    /// # Errors
-    /// [`TlsError`]
-    pub fn reload(&self) -> std::result::Result<(), TlsError> {
-        if let (Some(certificate), Some(key)) = (&self.settings.certificate_file, &self.settings.key_file) {
-            self.current.store(Some(Arc::new(server_config(certificate, key)?)));
-        }
-        Ok(())
+    /// Takes over what was read anew; connections that there are keep what they have.
+    pub fn replace(&self, new: Self) {
+        self.required.store(new.required(), Ordering::Relaxed);
+        self.current.store(new.current.into_inner());
     }
 
     /// Whether TLS can be offered.
@@ -61,9 +71,14 @@ impl Certificates {
         self.current.load().is_some()
     }
 
+    /// When the certificate expires.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.current.load().as_ref().and_then(|served| served.expires)
+    }
+
     /// Whether clients without TLS are refused.
     pub fn required(&self) -> bool {
-        self.settings.required
+        self.required.load(Ordering::Relaxed)
     }
 
     /// Does the handshake.
@@ -72,30 +87,34 @@ impl Certificates {
     /// [`ProxyError::NotAllowed`] without a certificate, [`ProxyError::ClientGone`] if it fails:
     /// rustls has sent its alert by then.
     pub async fn accept(&self, socket: TcpStream) -> Result<ClientStream> {
-        let Some(config) = self.current.load_full() else {
+        let Some(served) = self.current.load_full() else {
             return Err(ProxyError::NotAllowed("TLS is not configured".to_owned()));
         };
-        let stream = TlsAcceptor::from(config).accept(socket).await.map_err(ProxyError::ClientGone)?;
-        Ok(ClientStream::Tls(Box::new(stream)))
+        let stream = TlsAcceptor::from(served.config.clone()).accept(socket).await.map_err(ProxyError::ClientGone)?;
+        Ok(ClientStream::Tls(Box::new(stream), served.end_point.clone()))
     }
 }
 
-fn server_config(certificate: &Path, key: &Path) -> std::result::Result<ServerConfig, TlsError> {
+fn serve(certificate_file: &Path, key: &Path) -> std::result::Result<Served, TlsError> {
     let fail = |file: &Path, problem: String| TlsError { file: file.display().to_string(), problem };
-    let chain = CertificateDer::pem_file_iter(certificate)
+    let chain = CertificateDer::pem_file_iter(certificate_file)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-        .map_err(|error| fail(certificate, format!("cannot read the certificate chain: {error}; it must be PEM")))?;
+        .map_err(|error| {
+            fail(certificate_file, format!("cannot read the certificate chain: {error}; it must be PEM"))
+        })?;
     if chain.is_empty() {
-        return Err(fail(certificate, "has no certificate; it must be PEM, the server's own first".to_owned()));
+        return Err(fail(certificate_file, "has no certificate; it must be PEM, the server's own first".to_owned()));
     }
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| fail(key, format!("cannot read the private key: {error}; it must be PEM, unencrypted")))?;
+    let own = chain.first().map(AsRef::as_ref).unwrap_or_default();
+    let (end_point, expires) = (certificate::end_point(own).map(Arc::from), certificate::expires(own));
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
-        .map_err(|error| fail(key, format!("cannot be used with {}: {error}", certificate.display())))?;
+        .map_err(|error| fail(key, format!("cannot be used with {}: {error}", certificate_file.display())))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(config)
+    Ok(Served { config: Arc::new(config), end_point, expires })
 }
 
 /// A client's connection.
@@ -103,21 +122,49 @@ fn server_config(certificate: &Path, key: &Path) -> std::result::Result<ServerCo
 pub enum ClientStream {
     /// Without TLS.
     Plain(TcpStream),
-    /// With TLS. Boxed: its state is about a kilobyte.
-    Tls(Box<TlsStream<TcpStream>>),
+    /// With TLS, and what a login can be bound to. Boxed: its state is about a kilobyte.
+    Tls(Box<TlsStream<TcpStream>>, Option<Arc<[u8]>>),
 }
 
 impl ClientStream {
     /// Whether it is encrypted.
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
+        matches!(self, Self::Tls(..))
+    }
+
+    /// The version of TLS.
+    pub fn tls_version(&self) -> Option<&'static str> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream, _) => Some(match stream.get_ref().1.protocol_version() {
+                Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "TLSv1.3",
+            }),
+        }
+    }
+
+    /// The address it came to.
+    pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Plain(stream) => stream.local_addr(),
+            Self::Tls(stream, _) => stream.get_ref().0.local_addr(),
+        }
+        .ok()
+    }
+
+    /// The hash of our certificate, for channel binding.
+    pub fn end_point(&self) -> Option<Arc<[u8]>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(_, end_point) => end_point.clone(),
+        }
     }
 
     /// The protocol agreed on by ALPN.
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Self::Plain(_) => None,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Tls(stream, _) => stream.get_ref().1.alpn_protocol(),
         }
     }
 }
@@ -126,7 +173,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         }
     }
 }
@@ -135,21 +182,21 @@ impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 
@@ -160,14 +207,14 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
+            Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Tls(stream, _) => stream.is_write_vectored(),
         }
     }
 }

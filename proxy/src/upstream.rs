@@ -12,7 +12,7 @@ use crate::auth::{Identity, Secret, nonce};
 use crate::cancel::CancelTarget;
 use crate::error::{ProxyError, Result, ServerError};
 use crate::topology::Node;
-use crate::wire::scram::{ClientExchange, ClientProof, Credential, MECHANISM};
+use crate::wire::scram::{Channel, ClientExchange, ClientProof, Credential, MECHANISM};
 use crate::wire::startup::{encode_password, encode_sasl_initial, encode_startup};
 
 /// A server says little before it is ready; more than this is not a PostgreSQL.
@@ -179,8 +179,8 @@ impl Opening<'_> {
                 if !body.split(|&byte| byte == 0).any(|mechanism| mechanism == MECHANISM.as_bytes()) {
                     return Err(self.unexpected("no SASL mechanism in common"));
                 }
-                let (exchange, message) = ClientExchange::begin(&nonce()?);
-                encode_sasl_initial(&mut answer, message.as_bytes());
+                let (exchange, message) = ClientExchange::begin(&nonce()?, Channel::Unbound);
+                encode_sasl_initial(&mut answer, MECHANISM, message.as_bytes());
                 self.exchange = Exchange::First(exchange);
             }
             (11, Exchange::First(exchange)) => {

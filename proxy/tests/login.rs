@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use manatee_proxy::auth::Access;
-use manatee_proxy::config::{Config, Tls};
+use manatee_proxy::auth::users::Users;
+use manatee_proxy::config::Config;
 use manatee_proxy::server::listen::Listener;
 use manatee_proxy::server::{Proxy, Workers, accept};
 use manatee_proxy::tls::Certificates;
@@ -20,6 +21,8 @@ use tokio::sync::watch;
 use tokio_postgres::{Config as Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
+#[path = "login/console.rs"]
+mod console;
 #[path = "login/postgres.rs"]
 mod postgres;
 use postgres::Postgres;
@@ -38,6 +41,7 @@ const ROLES: &str = "
     CREATE ROLE forever LOGIN PASSWORD 'secret' VALID UNTIL 'infinity';
     CREATE ROLE outsider NOLOGIN PASSWORD 'secret';
     CREATE ROLE blank LOGIN;
+    CREATE ROLE watcher LOGIN PASSWORD 'secret';
     SET password_encryption = md5;
     CREATE ROLE oldtimer LOGIN PASSWORD 'secret';";
 
@@ -45,6 +49,7 @@ struct Bench {
     postgres: Postgres,
     proxy: SocketAddr,
     certificate: std::path::PathBuf,
+    config: std::path::PathBuf,
     stop: CancellationToken,
 }
 
@@ -53,9 +58,9 @@ impl Bench {
         let postgres = Postgres::start().await;
         postgres.run(ROLES).await;
         let (certificate, key) = make_certificate(postgres.folder());
-        let tls = Tls { certificate_file: Some(certificate.clone()), key_file: Some(key), required: false };
-        let (proxy, stop) = start_proxy(postgres.port, &tls).await;
-        Self { postgres, proxy, certificate, stop }
+        let config = write_config(postgres.folder(), &certificate, &key);
+        let (proxy, stop) = start_proxy(postgres.port, &config).await;
+        Self { postgres, proxy, certificate, config, stop }
     }
 
     fn client(&self, user: &str, password: &str) -> Client {
@@ -93,20 +98,33 @@ fn make_certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     (certificate, key)
 }
 
+/// The proxy's configuration; its file.
+fn write_config(folder: &Path, certificate: &Path, key: &Path) -> std::path::PathBuf {
+    let (users, config) = (folder.join("users"), folder.join("proxy.toml"));
+    std::fs::write(&users, "# not in the database\n\"boss\" \"boss's\"\n").expect("users");
+    let text = format!(
+        "workers = 1\n[listen]\naddress = \"127.0.0.1:6432\"\n[zookeeper]\nservers = [\"127.0.0.1:1\"]\n\
+         [shard]\nname = \"test\"\n[auth]\npassword_file = \"/nonexistent\"\nusers_file = {users:?}\n\
+         login_timeout = \"10s\"\n[admin]\nadmin_users = [\"boss\"]\nstats_users = [\"watcher\"]\n\
+         [tls]\ncertificate_file = {certificate:?}\nkey_file = {key:?}\n"
+    );
+    std::fs::write(&config, text).expect("configuration");
+    config
+}
+
 /// The proxy in this process, over one PostgreSQL in one-node-write mode.
-async fn start_proxy(postgres_port: u16, tls: &Tls) -> (SocketAddr, CancellationToken) {
-    let text = "workers = 1\n[listen]\naddress = \"127.0.0.1:0\"\n[zookeeper]\nservers = [\"127.0.0.1:1\"]\n\
-                [shard]\nname = \"test\"\n[auth]\npassword_file = \"/nonexistent\"\nlogin_timeout = \"10s\"\n";
-    let config: Config = manatee_shared::config::parse(Path::new("test.toml"), text).expect("config");
+async fn start_proxy(postgres_port: u16, config: &Path) -> (SocketAddr, CancellationToken) {
+    let config = Config::load(config).expect("config");
     let own = monitor::Settings {
         user: "manatee_proxy".to_owned(),
         password: "proxy".to_owned().into(),
         poll_interval: config.routing.poll_interval,
         max_lag: config.routing.max_lag,
     };
-    let certificates = Certificates::load(tls).expect("certificates");
-    let Proxy { shared, background } = Proxy::new(config, own, certificates).expect("proxy");
-    let stop = shared.drain.clone();
+    let certificates = Certificates::load(&config.tls).expect("certificates");
+    let users = Users::load(config.auth.users_file.as_deref()).expect("users");
+    let Proxy { shared, background } = Proxy::new(config, own, certificates, users).expect("proxy");
+    let stop = shared.closed.clone();
     let state = State {
         shard: "test".parse().expect("name"),
         version: 1,
@@ -146,6 +164,7 @@ async fn logins() {
     garbage(&bench).await;
     injected_plain_text(&bench).await;
     replication(&bench).await;
+    console::console(&bench).await;
 }
 
 async fn passwords(bench: &Bench) {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -14,12 +15,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::greeting::{Greeting, Greetings};
 use super::secret::{Secret, nonce, random};
+use super::users::Users;
 use super::verifier::{Role, Stored, Verifiers};
 use super::{Access, Client, Identity};
+use crate::admin::{self, Console, Rights};
 use crate::cancel::Registry;
+use crate::config::Config;
 use crate::error::{ProxyError, Result};
 use crate::tls::{Certificates, ClientStream};
-use crate::wire::scram::{MECHANISM, Proven, ScramError, ServerExchange, Verifier};
+use crate::wire::scram::{Channel, MECHANISM, MECHANISM_PLUS, Proven, ScramError, ServerExchange, Verifier};
 use crate::wire::startup::{
     ALPN, Authentication, HEADER_BYTES, Header, Startup, TLS_HANDSHAKE, encode_backend_key, encode_negotiate,
     encode_parameter_status, encode_ready, parse_cancel, parse_sasl_initial,
@@ -33,11 +37,13 @@ const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Everything a login needs. Shared by all threads.
 pub struct Gatekeeper {
+    config: Arc<ArcSwap<Config>>,
     verifiers: Verifiers,
     greetings: Greetings,
     cancels: Arc<Registry>,
     certificates: Certificates,
-    login_timeout: Duration,
+    users: Users,
+    console: Arc<Console>,
     mock_secret: [u8; 32],
 }
 
@@ -47,6 +53,8 @@ pub struct Gatekeeper {
 pub enum Admission {
     /// A session begins.
     Session(ClientStream, Client),
+    /// A console begins.
+    Console(ClientStream, Rights),
     /// Nothing more to do: a cancel request, or the other side left.
     Done,
 }
@@ -55,13 +63,21 @@ impl Gatekeeper {
     /// # Errors
     /// When there is no randomness to be had.
     pub fn new(
+        config: Arc<ArcSwap<Config>>,
         verifiers: Verifiers,
         greetings: Greetings,
         cancels: Arc<Registry>,
         certificates: Certificates,
-        login_timeout: Duration,
+        users: Users,
+        console: Arc<Console>,
     ) -> Result<Self> {
-        Ok(Self { verifiers, greetings, cancels, certificates, login_timeout, mock_secret: random()? })
+        let mock_secret = random()?;
+        Ok(Self { config, verifiers, greetings, cancels, certificates, users, console, mock_secret })
+    }
+
+    /// Roles from a file.
+    pub fn users(&self) -> &Users {
+        &self.users
     }
 
     /// The certificates clients see.
@@ -83,14 +99,14 @@ pub async fn login(
     gate: &Gatekeeper,
     stop: &CancellationToken,
 ) -> Result<Admission> {
-    let deadline = Instant::now() + gate.login_timeout;
+    let limit = gate.config.load().auth.login_timeout;
+    let deadline = Instant::now() + limit;
     // What is kept back is for telling the client why.
-    let entering =
-        Entering { address, access, room, gate, stop, deadline: deadline - FAREWELL.min(gate.login_timeout / 2) };
+    let entering = Entering { address, access, room, gate, stop, deadline: deadline - FAREWELL.min(limit / 2) };
     // Dropping a login closes the connection; nothing outlives it.
     match tokio::time::timeout_at(deadline.into(), attempt(socket, &entering)).await {
         Ok(result) => result,
-        Err(_) => Err(ProxyError::LoginTimeout(gate.login_timeout)),
+        Err(_) => Err(ProxyError::LoginTimeout(limit)),
     }
 }
 
@@ -112,7 +128,8 @@ async fn attempt(socket: TcpStream, entering: &Entering<'_>) -> Result<Admission
         Request::Startup(startup) => startup,
     };
     match entering.enter(&mut stream, startup).await {
-        Ok(client) => Ok(Admission::Session(stream, client)),
+        Ok(Entered::Client(client)) => Ok(Admission::Session(stream, client)),
+        Ok(Entered::Console(rights)) => Ok(Admission::Console(stream, rights)),
         Err(error) => Err(farewell(Some(stream), error).await),
     }
 }
@@ -214,7 +231,7 @@ async fn negotiate(
 async fn start_tls(stream: ClientStream, certificates: &Certificates) -> std::result::Result<ClientStream, Refusal> {
     match stream {
         ClientStream::Plain(socket) => certificates.accept(socket).await.map_err(|error| (None, error)),
-        ClientStream::Tls(_) => Err((Some(stream), ProxyError::Protocol("TLS within TLS".to_owned()))),
+        ClientStream::Tls(..) => Err((Some(stream), ProxyError::Protocol("TLS within TLS".to_owned()))),
     }
 }
 
@@ -235,6 +252,14 @@ async fn read_rest(stream: &mut ClientStream, count: usize) -> Result<Vec<u8>> {
     Ok(body)
 }
 
+/// Who has logged in.
+// One per connection and moved at once: no use in boxing.
+#[allow(clippy::large_enum_variant)]
+enum Entered {
+    Client(Client),
+    Console(Rights),
+}
+
 /// A login whose startup message is known.
 struct Entering<'a> {
     address: SocketAddr,
@@ -246,11 +271,13 @@ struct Entering<'a> {
 }
 
 impl Entering<'_> {
-    async fn enter(&self, stream: &mut ClientStream, startup: Startup) -> Result<Client> {
+    async fn enter(&self, stream: &mut ClientStream, startup: Startup) -> Result<Entered> {
         if startup.replication {
             return Err(ProxyError::Unsupported("replication connections through the proxy".to_owned()));
         }
-        if !self.room {
+        let config = self.gate.config.load_full();
+        let for_console = startup.database == config.admin.database;
+        if !self.room && !for_console {
             return Err(ProxyError::TooManyClients);
         }
         if startup.needs_negotiation() {
@@ -260,6 +287,17 @@ impl Entering<'_> {
         }
         let mut out = BytesMut::with_capacity(1024);
         let secret = self.authenticate(stream, &startup.user, &mut out).await?;
+        if for_console {
+            let Some(rights) = Rights::of(&config.admin, &startup.user) else {
+                return Err(ProxyError::NotAllowed(format!("role \"{}\" may not use the console", startup.user)));
+            };
+            admin::session::welcome(&mut out);
+            send(stream, &out).await?;
+            return Ok(Entered::Console(rights));
+        }
+        if self.gate.console.is_disabled(&startup.database) {
+            return Err(ProxyError::DatabaseDisabled(startup.database));
+        }
         let identity = Arc::new(Identity { user: startup.user.into(), database: startup.database.into(), secret });
         let Greeting { parameters, opened } =
             self.gate.greetings.greet(&identity, &startup.settings, self.access, self.deadline).await?;
@@ -271,8 +309,10 @@ impl Entering<'_> {
         encode_backend_key(&mut out, cancel.pid, cancel.secret);
         encode_ready(&mut out);
         send(stream, &out).await?;
-        Ok(Client {
+        Ok(Entered::Client(Client {
             address: self.address,
+            local: stream.local_addr(),
+            tls: stream.tls_version(),
             access: self.access,
             identity,
             startup: startup.settings,
@@ -280,12 +320,15 @@ impl Entering<'_> {
             stop: self.stop.clone(),
             cancel,
             opened,
-        })
+        }))
     }
 
     /// Lets the client prove itself. What is to be sent before AuthenticationOk is left in `out`.
     async fn authenticate(&self, stream: &mut ClientStream, user: &str, out: &mut BytesMut) -> Result<Secret> {
-        let role = self.gate.verifiers.lookup(user, self.deadline).await?;
+        let role = match self.gate.users.role(user).await? {
+            Some(role) => Some(Arc::new(role)),
+            None => self.gate.verifiers.lookup(user, self.deadline).await?,
+        };
         let failed = |cause| {
             self.gate.verifiers.doubt(user);
             ProxyError::PasswordFailed { user: user.to_owned(), cause }
@@ -314,6 +357,7 @@ impl Entering<'_> {
                 self.gate.verifiers.doubt(user);
                 Err(ProxyError::NoLogin(user.to_owned()))
             }
+            (Some(Role { password: Some(password), .. }), Some(_)) => Ok(Secret::Password(password.clone())),
             (Some(_), Some(secret)) => Ok(secret),
         }
     }
@@ -325,13 +369,22 @@ impl Entering<'_> {
         verifier: Verifier,
         out: &mut BytesMut,
     ) -> Result<Option<Secret>> {
-        let initial = ask(stream, Authentication::Sasl).await?;
+        let end_point = stream.end_point();
+        let request = if end_point.is_some() { Authentication::SaslPlus } else { Authentication::Sasl };
+        let initial = ask(stream, request).await?;
         let malformed = || ProxyError::Protocol("malformed SASL message".to_owned());
         let (mechanism, first) = parse_sasl_initial(&initial).ok_or_else(malformed)?;
-        if mechanism != MECHANISM.as_bytes() {
-            return Err(ProxyError::Protocol("client selected an invalid SASL authentication mechanism".to_owned()));
-        }
-        let (exchange, message) = ServerExchange::begin(verifier, first, &nonce()?).map_err(refused)?;
+        let channel = match (std::str::from_utf8(mechanism), &end_point) {
+            (Ok(MECHANISM), None) => Channel::Unbound,
+            (Ok(MECHANISM), Some(_)) => Channel::Declined,
+            (Ok(MECHANISM_PLUS), Some(end_point)) => Channel::Bound(end_point),
+            _ => {
+                return Err(ProxyError::Protocol(
+                    "client selected an invalid SASL authentication mechanism".to_owned(),
+                ));
+            }
+        };
+        let (exchange, message) = ServerExchange::begin(verifier, first, &nonce()?, channel).map_err(refused)?;
         let last = ask(stream, Authentication::SaslContinue(message.as_bytes())).await?;
         match exchange.finish(&last) {
             Ok(Proven { server_final, client_key, server_key }) => {

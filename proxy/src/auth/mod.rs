@@ -7,6 +7,7 @@ use std::sync::Arc;
 mod greeting;
 mod login;
 mod secret;
+pub mod users;
 pub mod verifier;
 
 pub use greeting::Greetings;
@@ -63,6 +64,10 @@ pub enum Access {
 pub struct Client {
     /// Where it connects from.
     pub address: SocketAddr,
+    /// Where to.
+    pub local: Option<SocketAddr>,
+    /// Version of TLS, if any.
+    pub tls: Option<&'static str>,
     /// By its listen address.
     pub access: Access,
     /// Pool key and secret.

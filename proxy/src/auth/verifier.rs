@@ -12,6 +12,7 @@ use manatee_shared::ids::PeerId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use super::secret::Md5Hash;
 use crate::error::{ProxyError, Result};
@@ -31,7 +32,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// The sitter creates this function; `verifier` is pg_authid's rolpassword.
 const QUESTION: &str = "SELECT verifier, can_login, \
      CASE WHEN pg_catalog.isfinite(valid_until) THEN \
-       pg_catalog.floor(extract(epoch FROM valid_until))::pg_catalog.int8 END \
+       pg_catalog.floor(extract(epoch FROM valid_until))::pg_catalog.int8 END, connection_limit \
      FROM manatee.role_verifier($1)";
 
 /// How a role proves itself.
@@ -54,6 +55,10 @@ pub struct Role {
     pub can_login: bool,
     /// VALID UNTIL in seconds since 1970; None: for ever.
     pub valid_until_unix_s: Option<i64>,
+    /// CONNECTION LIMIT; None: any number.
+    pub connection_limit: Option<u32>,
+    /// Its password, if it is known: from a file.
+    pub password: Option<Zeroizing<String>>,
 }
 
 impl Role {
@@ -244,6 +249,8 @@ impl Connections {
             stored,
             can_login: row.try_get::<_, Option<bool>>(1)?.unwrap_or(false),
             valid_until_unix_s: row.try_get(2)?,
+            connection_limit: row.try_get::<_, Option<i32>>(3)?.and_then(|limit| u32::try_from(limit).ok()),
+            password: None,
         }))
     }
 }

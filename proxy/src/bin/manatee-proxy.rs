@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use manatee_proxy::auth::users::Users;
 use manatee_proxy::config::Config;
 use manatee_proxy::metrics;
 use manatee_proxy::server::Proxy;
@@ -48,6 +49,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     let password = config::read_secret(&config.auth.password_file).context("`auth.password_file`")?;
     let certificates = Certificates::load(&config.tls).context("`tls`")?;
+    let users = Users::load(config.auth.users_file.as_deref()).context("`auth.users_file`")?;
     if arguments.check_config {
         println!("{}: ok", arguments.config.display());
         return Ok(());
@@ -65,7 +67,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         max_lag: config.routing.max_lag,
     };
     let shard = config.shard.name.clone();
-    let proxy = Proxy::new(config, own, certificates)?;
+    let proxy = Proxy::new(config, own, certificates, users)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %shard, "starting");
     run(proxy, listeners, &start, arguments.upgrade_socket.as_deref(), recorder)
 }

@@ -49,10 +49,10 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn new(worker: &'a Worker, bytes: usize) -> Result<Self, ProxyError> {
-        if worker.held_clients.get() >= worker.settings.hold_max_clients {
+        if worker.held_clients.get() >= worker.settings().hold_max_clients {
             return Err(ProxyError::HoldFull("too many clients are waiting for one already"));
         }
-        if worker.held_bytes.get() + bytes > worker.settings.hold_max_bytes {
+        if worker.held_bytes.get() + bytes > worker.settings().hold_max_bytes {
             return Err(ProxyError::HoldFull("too many bytes are waiting for one already"));
         }
         worker.held_clients.set(worker.held_clients.get() + 1);
@@ -82,6 +82,9 @@ enum Refusal {
 impl Worker {
     /// A server without waiting, if there is one: the usual case.
     pub(crate) fn try_acquire(&self, wanted: &mut Wanted<'_>, now: Instant) -> Option<Box<Server>> {
+        if self.is_paused(&wanted.identity.database) {
+            return None;
+        }
         let (node, served_by) = choose(wanted, self.newest.borrow_mut().load(), &[])?;
         match (wanted.need, served_by) {
             (Need::Primary, _) => wanted.requirement.note_write(),
@@ -92,7 +95,7 @@ impl Worker {
             return None;
         }
         let pool = self.pool(wanted.identity, node);
-        match pool.try_take(self.settings.server_lifetime, now)? {
+        match pool.try_take(self.settings().server_lifetime, now)? {
             Grant::Server(server) => {
                 server.served_by.set(served_by);
                 Some(server)
@@ -107,6 +110,7 @@ impl Worker {
     /// A server, waiting for it as long as the configuration allows. May be dropped at any time:
     /// places and turns are given back.
     pub(crate) async fn acquire(&self, mut wanted: Wanted<'_>) -> Result<Box<Server>, ProxyError> {
+        self.wait_for_resume(&wanted).await?;
         let began = Instant::now();
         let mut held: Option<Held<'_>> = None;
         let mut refused: Vec<Node> = Vec::new();
@@ -131,12 +135,12 @@ impl Worker {
             if held.is_none() {
                 held = Some(Held::new(self, wanted.bytes)?);
             }
-            let left = self.settings.hold_timeout.saturating_sub(began.elapsed());
+            let left = self.settings().hold_timeout.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return Err(match last_refusal {
                     // Which says more than that there was none.
                     Some(error @ ProxyError::Server { .. }) => error,
-                    _ => ProxyError::HoldTimeout(self.settings.hold_timeout),
+                    _ => ProxyError::HoldTimeout(self.settings().hold_timeout),
                 });
             }
             // After the wait every node gets another chance.
@@ -145,6 +149,19 @@ impl Worker {
             // Cancel-safe: only the moment is waited for, the snapshot is read afterwards.
             let _ = tokio::time::timeout(pause, self.changed.notified()).await;
         }
+    }
+
+    /// Waits while an administrator keeps the database's transactions back.
+    async fn wait_for_resume(&self, wanted: &Wanted<'_>) -> Result<(), ProxyError> {
+        let limit = self.settings().query_wait_timeout;
+        let deadline = tokio::time::Instant::now() + limit;
+        while self.is_paused(&wanted.identity.database) {
+            // Cancel-safe: only the moment is waited for.
+            if tokio::time::timeout_at(deadline, self.changed.notified()).await.is_err() {
+                return Err(ProxyError::PoolTimeout(limit));
+            }
+        }
+        Ok(())
     }
 
     /// Has the primary and the standbys asked for their positions until one of the standbys will do,
@@ -168,11 +185,11 @@ impl Worker {
 
     async fn open_at(&self, wanted: &Wanted<'_>, node: Node, served_by: ServedBy) -> Result<Box<Server>, Refusal> {
         let pool = self.pool(wanted.identity, node);
-        let deadline = tokio::time::Instant::now() + self.settings.query_wait_timeout;
+        let deadline = tokio::time::Instant::now() + self.settings().query_wait_timeout;
         let mut waiting = None;
         loop {
             let at_once = match waiting {
-                None => pool.try_take(self.settings.server_lifetime, Instant::now()),
+                None => pool.try_take(self.settings().server_lifetime, Instant::now()),
                 Some(_) => None,
             };
             let granted = match at_once {
@@ -185,7 +202,7 @@ impl Worker {
                             Ok(Some(granted)) => granted,
                             Ok(None) => return Err(Refusal::Final(ProxyError::Internal("pool closed".to_owned()))),
                             Err(_) => {
-                                return Err(Refusal::Final(ProxyError::PoolTimeout(self.settings.query_wait_timeout)));
+                                return Err(Refusal::Final(ProxyError::PoolTimeout(self.settings().query_wait_timeout)));
                             }
                         },
                         () = self.changed.notified() => {
@@ -214,7 +231,7 @@ impl Worker {
         served_by: ServedBy,
         place: Place,
     ) -> Result<Box<Server>, Refusal> {
-        let connect = upstream::connect(node, wanted.identity, &[], self.settings.connect_timeout);
+        let connect = upstream::connect(node, wanted.identity, &[], self.settings().connect_timeout);
         tokio::pin!(connect);
         let opened = loop {
             // Dropping the attempt closes its socket.

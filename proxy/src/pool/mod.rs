@@ -22,13 +22,15 @@ use crate::topology::{Node, Reader, Reign, Snapshot, Topology};
 use crate::upstream::Upstream;
 
 mod acquire;
+pub mod census;
+pub mod control;
 mod server;
 
 pub use acquire::Wanted;
 pub use server::{Grant, NodePool, Place, Recall, Server, Waiting, give_back};
 
 /// When a server connection goes back to the pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// After each transaction.
@@ -73,8 +75,7 @@ pub trait Catalogs: Send + Sync {
 
 /// What the sessions of one thread share.
 pub struct Worker {
-    /// Configuration.
-    pub settings: Settings,
+    settings: RefCell<Rc<Settings>>,
     /// Counters.
     pub metrics: SessionMetrics,
     topology: Topology,
@@ -87,22 +88,24 @@ pub struct Worker {
     pools: RefCell<Pools>,
     databases: RefCell<HashMap<Arc<str>, Rc<RefCell<Shared>>>>,
     /// Servers that sessions have, to be recalled when the topology changes.
-    in_use: RefCell<Slab<InUse>>,
+    in_use: RefCell<Slab<census::InUse>>,
+    /// Clients.
+    present: RefCell<Slab<Rc<census::Present>>>,
+    tallies: RefCell<Tallies>,
+    timings: census::Timings,
+    paused: RefCell<control::Paused>,
+    is_any_paused: Cell<bool>,
     held_clients: Cell<usize>,
     held_bytes: Cell<usize>,
     /// The reign whose primary was used last.
     used_reign: Cell<Option<Reign>>,
 }
 
+/// What was counted, by role and database.
+type Tallies = HashMap<(Arc<str>, Arc<str>), Rc<census::Tally>>;
+
 /// By whose connections and where to.
 type Pools = HashMap<(Arc<Identity>, Node), Rc<NodePool>>;
-
-#[derive(Debug)]
-struct InUse {
-    node: Node,
-    served_by: ServedBy,
-    recall: Rc<Recall>,
-}
 
 /// Classes of texts remembered per database and thread.
 const CLASSIFIER_CAPACITY: usize = 8192;
@@ -119,7 +122,7 @@ impl Worker {
     pub fn new(settings: Settings, topology: Topology, catalogs: Arc<dyn Catalogs>, seed: u64) -> Rc<Self> {
         let newest = RefCell::new(topology.reader());
         Rc::new(Self {
-            settings,
+            settings: RefCell::new(Rc::new(settings)),
             topology,
             newest,
             metrics: SessionMetrics::new(),
@@ -130,6 +133,11 @@ impl Worker {
             pools: RefCell::default(),
             databases: RefCell::default(),
             in_use: RefCell::default(),
+            present: RefCell::default(),
+            tallies: RefCell::default(),
+            timings: census::Timings::default(),
+            paused: RefCell::default(),
+            is_any_paused: Cell::new(false),
             held_clients: Cell::new(0),
             held_bytes: Cell::new(0),
             used_reign: Cell::new(None),
@@ -216,7 +224,7 @@ impl Worker {
         if let Some(pool) = self.pools.borrow().get(&key) {
             return pool.clone();
         }
-        let pool = NodePool::new(self.settings.size);
+        let pool = NodePool::new(self.settings().size);
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }
@@ -241,20 +249,8 @@ impl Worker {
             .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
     }
 
-    pub(crate) fn note_use(&self, server: &Server) -> usize {
-        self.in_use.borrow_mut().insert(InUse {
-            node: server.node,
-            served_by: server.served_by.get(),
-            recall: server.recall.clone(),
-        })
-    }
-
-    pub(crate) fn forget_use(&self, number: usize) {
-        self.in_use.borrow_mut().try_remove(number);
-    }
-
     fn sweep(&self, now: Instant) {
-        let Settings { server_idle_timeout, server_lifetime, .. } = self.settings;
+        let Settings { server_idle_timeout, server_lifetime, .. } = *self.settings();
         for pool in self.pools.borrow().values() {
             pool.close_idle(|_, idle, age| idle > server_idle_timeout || age > server_lifetime, now);
         }

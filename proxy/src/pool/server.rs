@@ -110,6 +110,11 @@ impl Server {
         }
     }
 
+    /// When it was opened.
+    pub(super) fn opened(&self) -> Instant {
+        self.opened
+    }
+
     /// Whether nothing speaks against another use: a byte nobody asked for, a closed connection and
     /// a cancel under way all do.
     fn is_fit(&self, lifetime: Duration, now: Instant) -> bool {
@@ -169,7 +174,9 @@ pub enum Grant {
 /// The server connections of one identity to one node.
 #[derive(Debug)]
 pub struct NodePool {
-    size: usize,
+    size: Cell<usize>,
+    /// Connections opened before this are not used again.
+    renewed: Cell<Option<Instant>>,
     /// Idle, in use and being opened.
     open: Cell<usize>,
     // Boxed because they travel: to a session, to the next one in the queue, back.
@@ -182,7 +189,13 @@ pub struct NodePool {
 impl NodePool {
     /// An empty pool for at most `size` connections.
     pub fn new(size: usize) -> Rc<Self> {
-        Rc::new(Self { size, open: Cell::new(0), idle: RefCell::default(), waiting: RefCell::default() })
+        Rc::new(Self {
+            size: Cell::new(size),
+            renewed: Cell::new(None),
+            open: Cell::new(0),
+            idle: RefCell::default(),
+            waiting: RefCell::default(),
+        })
     }
 
     /// A server or a place, if there is one and nobody waits for it.
@@ -194,7 +207,9 @@ impl NodePool {
             // Not `while let`: the borrow must end before an unfit server is dropped.
             let server = self.idle.borrow_mut().pop();
             match server {
-                Some(server) if server.is_fit(lifetime, now) => return Some(Grant::Server(server)),
+                Some(server) if server.is_fit(lifetime, now) && !self.is_outdated(&server) => {
+                    return Some(Grant::Server(server));
+                }
                 Some(unfit) => drop(unfit),
                 None => return self.try_place().map(Grant::Place),
             }
@@ -210,14 +225,42 @@ impl NodePool {
 
     /// A place, if one is free.
     pub fn try_place(self: &Rc<Self>) -> Option<Place> {
-        (self.open.get() < self.size).then(|| {
+        (self.open.get() < self.size.get()).then(|| {
             self.open.set(self.open.get() + 1);
             Place { pool: Some(self.clone()) }
         })
     }
 
+    /// Connections at most.
+    pub fn size(&self) -> usize {
+        self.size.get()
+    }
+
+    /// Another limit from now on. Those above it are closed as they come back and grow old.
+    pub fn resize(&self, size: usize) {
+        self.size.set(size);
+    }
+
+    /// Connections opened up to `now` are not used again.
+    pub fn renew(&self, now: Instant) {
+        self.renewed.set(Some(now));
+        self.close_idle(|_, _, _| true, now);
+    }
+
+    fn is_outdated(&self, server: &Server) -> bool {
+        self.renewed.get().is_some_and(|renewed| server.opened <= renewed) || self.open.get() > self.size.get()
+    }
+
+    /// Looks at every idle connection.
+    pub fn each_idle(&self, look: impl FnMut(&Server)) {
+        self.idle.borrow().iter().map(AsRef::as_ref).for_each(look);
+    }
+
     /// Takes a server back that needs no cleaning.
     fn put(&self, mut server: Box<Server>, now: Instant) {
+        if self.is_outdated(&server) {
+            return;
+        }
         server.idle_since = now;
         loop {
             let next = self.waiting.borrow_mut().pop_front();

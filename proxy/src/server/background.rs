@@ -59,15 +59,11 @@ impl Background {
 pub async fn serve_http(
     listener: TcpListener,
     shared: Arc<Shared>,
+    state: http::StateWatch,
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) {
-    let sources = http::Sources {
-        shard: shared.config.shard.name.clone(),
-        topology: shared.topology.clone(),
-        metrics: metrics.clone(),
-        drain: shared.drain.clone(),
-    };
+    let sources = http::Sources { shared, state, metrics: metrics.clone() };
     tokio::spawn(keep_up(metrics, stop.clone()));
     let served = axum::serve(listener, http::router(sources)).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
@@ -75,7 +71,7 @@ pub async fn serve_http(
     }
 }
 
-/// Reloads the certificates at every SIGHUP.
+/// Reloads at every SIGHUP.
 pub async fn follow_hangups(shared: Arc<Shared>) {
     let mut hangups = match Hangups::listen() {
         Ok(hangups) => hangups,
@@ -83,9 +79,7 @@ pub async fn follow_hangups(shared: Arc<Shared>) {
     };
     loop {
         hangups.next().await;
-        match shared.gate.certificates().reload() {
-            Ok(()) => tracing::info!("certificates reloaded; other settings need a restart"),
-            Err(error) => tracing::error!(%error, "certificates not reloaded: the old ones stay in use"),
-        }
+        // What went wrong is in the log.
+        let _ = shared.reload().await;
     }
 }

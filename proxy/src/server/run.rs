@@ -10,11 +10,14 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::background::{Background, follow_hangups, serve_http};
 use super::listen::{ListenError, Listener};
 use super::{Proxy, Shared, Workers, accept};
+use crate::admin;
+use crate::admin::command::Ending;
 use crate::auth::Access;
 
 /// How long transactions may go on after SIGTERM or a hand-over.
@@ -121,7 +124,7 @@ impl Service for Sessions {
         }
         // A hand-over: the successor accepts from now on. An error means that pingora is gone.
         let _ = shutdown.wait_for(|stop| *stop).await;
-        self.shared.drain.cancel();
+        self.shared.stop();
         for task in tasks {
             let _ = task.await;
         }
@@ -152,17 +155,18 @@ impl Service for Beside {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((background, metrics)) = parts else { return };
-        let config = &self.shared.config;
+        let config = self.shared.config.load_full();
         let watcher = match TopologyWatcher::spawn(&config.zookeeper, &config.shard.name) {
             Ok(watcher) => watcher,
             Err(error) => give_up(&error),
         };
         let stop = CancellationToken::new();
         tokio::spawn(follow_hangups(self.shared.clone()));
+        tokio::spawn(admin::sample(self.shared.clone()));
         if let Some(http) = &mut self.http {
             match http.open(fds.as_ref()) {
                 Ok(listener) => {
-                    tokio::spawn(serve_http(listener, self.shared.clone(), metrics, stop.clone()));
+                    tokio::spawn(serve_http(listener, self.shared.clone(), watcher.topology(), metrics, stop.clone()));
                 }
                 Err(error) => give_up(&error),
             }
@@ -202,23 +206,53 @@ impl ShutdownSignalWatch for Signals {
         let mut terminate = listen(SignalKind::terminate());
         let mut interrupt = listen(SignalKind::interrupt());
         let mut quit = listen(SignalKind::quit());
-        // Signals are cancel-safe: a pending one is not lost.
-        tokio::select! {
+        let mut ending = self.shared.console.ending();
+        // Signals are cancel-safe: a pending one is not lost; so is the wait for a value.
+        let limit = tokio::select! {
             _ = quit.recv() => return ShutdownSignal::GracefulUpgrade,
             _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-            _ = terminate.recv() => {}
+            _ = terminate.recv() => Some(DRAIN_LIMIT),
+            ordered = wait_for_ending(&mut ending) => match ordered {
+                // Its own answer gets out first.
+                Ending::Immediate => Some(Duration::ZERO),
+                Ending::WaitForServers => Some(DRAIN_LIMIT),
+                Ending::WaitForClients => None,
+            },
+        };
+        match limit {
+            Some(_) => {
+                tracing::info!(clients = self.shared.connections(), "stopping: waiting for transactions to end");
+                self.shared.stop();
+            }
+            None => {
+                tracing::info!(clients = self.shared.connections(), "stopping: waiting for clients to leave");
+                self.shared.closed.cancel();
+            }
         }
-        tracing::info!(clients = self.shared.connections(), "stopping: waiting for transactions to end");
-        self.shared.drain.cancel();
         let begun = Instant::now();
-        while self.shared.connections() > 0 && begun.elapsed() < DRAIN_LIMIT {
+        loop {
             tokio::select! {
                 () = tokio::time::sleep(DRAIN_INTERVAL) => {}
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
             }
+            if self.shared.connections() == 0 || limit.is_some_and(|limit| begun.elapsed() >= limit) {
+                break;
+            }
         }
         tracing::info!(clients = self.shared.connections(), "stopped");
         ShutdownSignal::FastShutdown
+    }
+}
+
+/// Until an administrator says how to end.
+async fn wait_for_ending(ending: &mut watch::Receiver<Option<Ending>>) -> Ending {
+    loop {
+        if let Some(ending) = *ending.borrow_and_update() {
+            return ending;
+        }
+        if ending.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }

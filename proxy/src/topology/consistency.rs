@@ -26,7 +26,7 @@ const STUCK_AFTER: Duration = Duration::from_millis(500);
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// How strict a session is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
     /// Sees its own writes, never goes back in time.

@@ -11,8 +11,24 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-/// The only mechanism offered and accepted so far.
+/// Without channel binding.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// With channel binding, over TLS only.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// The one kind of channel binding PostgreSQL knows (RFC 5929, section 4).
+const BINDING: &str = "p=tls-server-end-point";
+
+/// What is known of the channel when an exchange begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Channel<'a> {
+    /// No TLS, or a certificate that cannot be bound to.
+    #[default]
+    Unbound,
+    /// It could have been bound to, but the side that chooses did not choose to.
+    Declined,
+    /// Bound to this: the hash of the server's certificate.
+    Bound(&'a [u8]),
+}
 
 /// Iterations pretended for roles that do not exist: PostgreSQL's default.
 const MOCK_ITERATIONS: u32 = 4096;
@@ -66,6 +82,12 @@ impl Verifier {
         })
     }
 
+    /// Of a password in clear: thousands of hashes. `salt` is random.
+    pub fn of_password(password: &str, salt: &[u8], iterations: u32) -> Self {
+        let (client_key, server_key) = derive_keys(password, salt, iterations);
+        Self { iterations, salt: salt.to_vec(), stored_key: Zeroizing::new(hash(&client_key)), server_key }
+    }
+
     /// For a role that does not exist or has no password: always the same salt for the same name,
     /// as `mock_scram_secret()` of PostgreSQL, and no proof fits.
     pub fn mock(user: &str, process_secret: &[u8; 32]) -> Self {
@@ -94,25 +116,45 @@ pub struct ServerExchange {
     verifier: Verifier,
     client_first_bare: String,
     server_first: String,
-    gs2_header: String,
+    /// gs2-header and the channel's data, in base64.
+    binding: String,
     nonce: String,
 }
 
 impl ServerExchange {
     /// Takes client-first-message; `server_nonce` is printable, without comma and unguessable.
-    /// Returns server-first-message to send.
+    /// `channel` is bound if the client chose [`MECHANISM_PLUS`]. Returns server-first-message to send.
     ///
     /// # Errors
     /// [`ScramError::Malformed`] and [`ScramError::Unsupported`].
-    pub fn begin(verifier: Verifier, client_first: &[u8], server_nonce: &str) -> Result<(Self, String)> {
+    pub fn begin(
+        verifier: Verifier,
+        client_first: &[u8],
+        server_nonce: &str,
+        channel: Channel<'_>,
+    ) -> Result<(Self, String)> {
         let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed("not UTF-8"))?;
         // gs2-header: cbind-flag "," [authzid] ","
         let (flag, rest) = text.split_once(',').ok_or(ScramError::Malformed("no gs2 header"))?;
         let (authzid, bare) = rest.split_once(',').ok_or(ScramError::Malformed("no gs2 header"))?;
-        match flag {
-            // `y`: the client could bind but believes we cannot, which is so.
-            "n" | "y" => {}
-            _ if flag.starts_with("p=") => return Err(ScramError::Unsupported("channel binding was not offered")),
+        // As `read_client_first_message()` of PostgreSQL.
+        match (flag, channel) {
+            ("n", Channel::Unbound | Channel::Declined) => {}
+            // The client could bind but believes we cannot: so, or somebody between us took it away.
+            ("y", Channel::Unbound) => {}
+            ("y", Channel::Declined) => {
+                return Err(ScramError::Malformed(
+                    "channel binding negotiation error: the client supports it but thinks the server does not",
+                ));
+            }
+            (BINDING, Channel::Bound(_)) => {}
+            ("n" | "y", Channel::Bound(_)) => {
+                return Err(ScramError::Malformed("SCRAM-SHA-256-PLUS was chosen, but no channel binding is included"));
+            }
+            (_, Channel::Bound(_)) if flag.starts_with("p=") => {
+                return Err(ScramError::Unsupported("channel binding type"));
+            }
+            _ if flag.starts_with("p=") => return Err(ScramError::Unsupported("channel binding was not chosen")),
             _ => return Err(ScramError::Malformed("unknown channel binding flag")),
         }
         if !authzid.is_empty() {
@@ -136,7 +178,7 @@ impl ServerExchange {
             verifier,
             client_first_bare: bare.to_owned(),
             server_first: server_first.clone(),
-            gs2_header: format!("{flag},,"),
+            binding: encode_binding(flag, channel),
             nonce,
         };
         Ok((exchange, server_first))
@@ -152,7 +194,7 @@ impl ServerExchange {
         let (without_proof, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed("no proof"))?;
         let mut attributes = without_proof.split(',');
         let binding = attributes.next().and_then(|binding| binding.strip_prefix("c="));
-        if binding != Some(BASE64_STANDARD.encode(&self.gs2_header).as_str()) {
+        if binding != Some(self.binding.as_str()) {
             return Err(ScramError::Malformed("channel binding does not match the first message"));
         }
         if attributes.next().and_then(|nonce| nonce.strip_prefix("r=")) != Some(self.nonce.as_str()) {
@@ -190,6 +232,8 @@ pub enum Credential<'a> {
 pub struct ClientExchange {
     client_first_bare: String,
     nonce: String,
+    /// gs2-header and the channel's data, in base64.
+    binding: String,
 }
 
 /// Our login at a server, after our proof.
@@ -198,11 +242,18 @@ pub struct ClientProof {
 }
 
 impl ClientExchange {
-    /// Returns client-first-message for `nonce` (printable, no comma, unguessable).
-    pub fn begin(nonce: &str) -> (Self, String) {
+    /// Returns client-first-message for `nonce` (printable, no comma, unguessable). `channel` is
+    /// declined if we could bind but the server did not offer it.
+    pub fn begin(nonce: &str, channel: Channel<'_>) -> (Self, String) {
+        let flag = match channel {
+            Channel::Unbound => "n",
+            Channel::Declined => "y",
+            Channel::Bound(_) => BINDING,
+        };
         let bare = format!("n=,r={nonce}");
-        let message = format!("n,,{bare}");
-        (Self { client_first_bare: bare, nonce: nonce.to_owned() }, message)
+        let message = format!("{flag},,{bare}");
+        let binding = encode_binding(flag, channel);
+        (Self { client_first_bare: bare, nonce: nonce.to_owned(), binding }, message)
     }
 
     /// Takes server-first-message, returns client-final-message.
@@ -226,7 +277,7 @@ impl ClientExchange {
             Credential::Keys { client_key, server_key } => ((*client_key).clone(), (*server_key).clone()),
             Credential::Password(password) => derive_keys(password, &salt, iterations),
         };
-        let without_proof = format!("c=biws,r={nonce}");
+        let without_proof = format!("c={},r={nonce}", self.binding);
         let parts = auth_message(&self.client_first_bare, text, &without_proof);
         let proof = xor(&client_key, &hmac(&hash(&client_key), &parts));
         let message = format!("{without_proof},p={}", BASE64_STANDARD.encode(*proof));
@@ -260,6 +311,15 @@ fn derive_keys(password: &str, salt: &[u8], iterations: u32) -> (Key, Key) {
         salted = xor(&salted, &block);
     }
     (hmac(&*salted, &[b"Client Key"]), hmac(&*salted, &[b"Server Key"]))
+}
+
+/// cbind-input (RFC 5802, section 7) in base64.
+fn encode_binding(flag: &str, channel: Channel<'_>) -> String {
+    let mut input = format!("{flag},,").into_bytes();
+    if let Channel::Bound(data) = channel {
+        input.extend_from_slice(data);
+    }
+    BASE64_STANDARD.encode(input)
 }
 
 /// AuthMessage in pieces.
@@ -307,9 +367,13 @@ mod tests {
         let (client_key, server_key) = derive_keys("pencil", &salt, 4096);
         let stored_key = Zeroizing::new(hash(&client_key));
         let verifier = Verifier { iterations: 4096, salt, stored_key, server_key };
-        let (exchange, server_first) =
-            ServerExchange::begin(verifier, b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0")
-                .expect("first");
+        let (exchange, server_first) = ServerExchange::begin(
+            verifier,
+            b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
+            "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0",
+            Channel::Unbound,
+        )
+        .expect("first");
         assert_eq!(
             server_first,
             "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
@@ -328,14 +392,15 @@ mod tests {
         let verifier = verifier("pässword");
         let mut client = ScramSha256::new("pässword".as_bytes(), ChannelBinding::unsupported());
         let (exchange, first) =
-            ServerExchange::begin(verifier.clone(), client.message(), "servernonce").expect("first");
+            ServerExchange::begin(verifier.clone(), client.message(), "servernonce", Channel::Unbound).expect("first");
         client.update(first.as_bytes()).expect("server first");
         let proven = exchange.finish(client.message()).expect("right password");
         client.finish(proven.server_final.as_bytes()).expect("genuine server");
 
         // Now as a client, with what was learned.
-        let (ours, first) = ClientExchange::begin("ournonce");
-        let (server, server_first) = ServerExchange::begin(verifier, first.as_bytes(), "other").expect("first");
+        let (ours, first) = ClientExchange::begin("ournonce", Channel::Unbound);
+        let (server, server_first) =
+            ServerExchange::begin(verifier, first.as_bytes(), "other", Channel::Unbound).expect("first");
         let keys = Credential::Keys { client_key: &proven.client_key, server_key: &proven.server_key };
         let (proof, last) = ours.prove(server_first.as_bytes(), &keys).expect("proof");
         let accepted = server.finish(last.as_bytes()).expect("accepted");
@@ -345,11 +410,52 @@ mod tests {
     #[test]
     fn password_login_works_and_a_wrong_one_does_not() {
         for (password, right) in [("secret", true), ("Secret", false)] {
-            let (ours, first) = ClientExchange::begin("n1");
+            let (ours, first) = ClientExchange::begin("n1", Channel::Unbound);
             let (server, server_first) =
-                ServerExchange::begin(verifier("secret"), first.as_bytes(), "n2").expect("first");
+                ServerExchange::begin(verifier("secret"), first.as_bytes(), "n2", Channel::Unbound).expect("first");
             let (_, last) = ours.prove(server_first.as_bytes(), &Credential::Password(password)).expect("proof");
             assert_eq!(server.finish(last.as_bytes()).is_ok(), right);
+        }
+    }
+
+    #[test]
+    fn another_implementation_binds_to_the_channel() {
+        for (seen, right) in [(&b"hash"[..], true), (b"another", false)] {
+            let binding = ChannelBinding::tls_server_end_point(seen.to_vec());
+            let mut client = ScramSha256::new(b"secret", binding);
+            let (exchange, first) =
+                ServerExchange::begin(verifier("secret"), client.message(), "n", Channel::Bound(b"hash"))
+                    .expect("first");
+            client.update(first.as_bytes()).expect("server first");
+            assert_eq!(exchange.finish(client.message()).is_ok(), right, "bound to another server's certificate");
+        }
+        // Our own client binds in the same way.
+        let (ours, first) = ClientExchange::begin("n1", Channel::Bound(b"hash"));
+        let (server, server_first) =
+            ServerExchange::begin(verifier("secret"), first.as_bytes(), "n2", Channel::Bound(b"hash")).expect("first");
+        let (_, last) = ours.prove(server_first.as_bytes(), &Credential::Password("secret")).expect("proof");
+        assert!(server.finish(last.as_bytes()).is_ok());
+    }
+
+    /// The table of `read_client_first_message()`.
+    #[test]
+    fn a_downgrade_of_the_binding_is_noticed() {
+        let begin = |flag: &str, channel| {
+            ServerExchange::begin(verifier("x"), format!("{flag},,n=,r=abc").as_bytes(), "n", channel).is_ok()
+        };
+        for (flag, channel, right) in [
+            ("n", Channel::Unbound, true),
+            ("y", Channel::Unbound, true),
+            (BINDING, Channel::Unbound, false),
+            ("n", Channel::Declined, true),
+            ("y", Channel::Declined, false),
+            (BINDING, Channel::Declined, false),
+            ("n", Channel::Bound(b"hash"), false),
+            ("y", Channel::Bound(b"hash"), false),
+            (BINDING, Channel::Bound(b"hash"), true),
+            ("p=tls-unique", Channel::Bound(b"hash"), false),
+        ] {
+            assert_eq!(begin(flag, channel), right, "{flag} {channel:?}");
         }
     }
 
@@ -363,7 +469,8 @@ mod tests {
 
     #[test]
     fn what_was_not_offered_is_refused() {
-        let begin = |message: &str| ServerExchange::begin(verifier("x"), message.as_bytes(), "n").map(|_| ());
+        let begin =
+            |message: &str| ServerExchange::begin(verifier("x"), message.as_bytes(), "n", Channel::Unbound).map(|_| ());
         assert_eq!(begin("y,,n=,r=abc"), Ok(()));
         assert!(matches!(begin("p=tls-server-end-point,,n=,r=abc"), Err(ScramError::Unsupported(_))));
         assert!(matches!(begin("n,a=admin,n=,r=abc"), Err(ScramError::Unsupported(_))));
@@ -383,10 +490,10 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(first in proptest::collection::vec(any::<u8>(), 0..80), last in "\\PC{0,80}") {
-            let _ = ServerExchange::begin(verifier_of_nothing(), &first, "n");
-            let (exchange, _) = ServerExchange::begin(verifier_of_nothing(), b"n,,n=,r=abc", "n").expect("first");
+            let _ = ServerExchange::begin(verifier_of_nothing(), &first, "n", Channel::Unbound);
+            let (exchange, _) = ServerExchange::begin(verifier_of_nothing(), b"n,,n=,r=abc", "n", Channel::Unbound).expect("first");
             prop_assert!(exchange.finish(last.as_bytes()).is_err());
-            let (ours, _) = ClientExchange::begin("abc");
+            let (ours, _) = ClientExchange::begin("abc", Channel::Unbound);
             let _ = ours.prove(&first, &Credential::Password("x"));
         }
     }

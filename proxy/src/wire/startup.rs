@@ -233,8 +233,12 @@ pub enum Authentication<'a> {
     Ok,
     /// MD5 with this salt.
     Md5([u8; 4]),
-    /// SASL with our one mechanism.
+    /// SASL with SCRAM-SHA-256.
     Sasl,
+    /// SASL with SCRAM-SHA-256-PLUS before that.
+    SaslPlus,
+    /// A password in clear.
+    Cleartext,
     /// server-first-message.
     SaslContinue(&'a [u8]),
     /// server-final-message.
@@ -250,8 +254,15 @@ impl Authentication<'_> {
                 out.put_u32(5);
                 out.put_slice(&salt);
             }
+            Self::Cleartext => out.put_u32(3),
             Self::Sasl => {
                 out.put_u32(10);
+                put_string(out, super::scram::MECHANISM);
+                out.put_u8(0);
+            }
+            Self::SaslPlus => {
+                out.put_u32(10);
+                put_string(out, super::scram::MECHANISM_PLUS);
                 put_string(out, super::scram::MECHANISM);
                 out.put_u8(0);
             }
@@ -273,9 +284,9 @@ pub fn encode_password(out: &mut BytesMut, data: &[u8]) {
 }
 
 /// Appends SASLInitialResponse.
-pub fn encode_sasl_initial(out: &mut BytesMut, data: &[u8]) {
+pub fn encode_sasl_initial(out: &mut BytesMut, mechanism: &str, data: &[u8]) {
     message(out, b'p', |out| {
-        put_string(out, super::scram::MECHANISM);
+        put_string(out, mechanism);
         out.put_u32(u32::try_from(data.len()).unwrap_or(u32::MAX));
         out.put_slice(data);
     });

@@ -387,6 +387,8 @@ async fn admit(
                     Arc::new(Identity { user: "postgres".into(), database: "postgres".into(), secret: Secret::None });
                 let client = Client {
                     address,
+                    local: None,
+                    tls: None,
                     access: Access::ReadWrite,
                     identity,
                     startup,

@@ -1,0 +1,335 @@
+//! The console: a virtual database that psql and PgBouncer's tools connect to. It shows what the
+//! proxy does and takes orders. [`command`] reads, [`show`] makes tables, [`session`] speaks the
+//! protocol; this file carries orders out.
+//!
+//! Stats users may look; admin users may do everything. Consoles are not counted as clients, so that
+//! a full proxy, or one that waits for its clients to leave, can still be talked to.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use crate::config::Admin;
+use crate::error::SqlState;
+use crate::pool::control::Scope;
+use crate::server::Shared;
+use crate::server::crew::{Action, Crew, Target};
+
+pub mod command;
+pub mod session;
+pub mod show;
+pub mod table;
+
+use command::{Command, Ending, HELP, Subject};
+use show::{Facts, Totals};
+use table::Table;
+
+/// Consoles at once.
+const MAX_CONSOLES: usize = 32;
+/// How often it is looked whether a pause is complete.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Averages are over so long.
+pub const STATS_PERIOD: Duration = Duration::from_secs(60);
+
+/// What a console's user may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// SHOW.
+    Look,
+    /// Everything.
+    Rule,
+}
+
+impl Rights {
+    /// Of this role, if any.
+    pub fn of(settings: &Admin, user: &str) -> Option<Self> {
+        let named = |list: &[String]| list.iter().any(|name| name == user);
+        if named(&settings.admin_users) {
+            Some(Self::Rule)
+        } else if named(&settings.stats_users) {
+            Some(Self::Look)
+        } else {
+            None
+        }
+    }
+}
+
+/// What all consoles share.
+pub struct Console {
+    crew: OnceLock<Crew>,
+    /// Databases whose transactions wait; None is all of them.
+    paused: Mutex<BTreeSet<Option<String>>>,
+    /// Databases that nobody new is let into.
+    disabled: Mutex<BTreeSet<String>>,
+    samples: Mutex<Samples>,
+    ending: watch::Sender<Option<Ending>>,
+    open: AtomicUsize,
+}
+
+/// The last two looks at the totals, for averages.
+#[derive(Default)]
+struct Samples {
+    last: Option<(Instant, Totals)>,
+    averages: Totals,
+}
+
+/// An open console, counted while it exists.
+pub struct OpenConsole(Arc<Shared>);
+
+impl Drop for OpenConsole {
+    fn drop(&mut self) {
+        self.0.console.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A table.
+    Table(Table),
+    /// Done; the command's tag.
+    Done(&'static str),
+    /// Something to read.
+    Notice(&'static str),
+    /// Not done, and why.
+    Refused(SqlState, String),
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self {
+            crew: OnceLock::new(),
+            paused: Mutex::default(),
+            disabled: Mutex::default(),
+            samples: Mutex::default(),
+            ending: watch::channel(None).0,
+            open: AtomicUsize::new(0),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds these locks can panic half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Console {
+    /// Says who the session threads are. Once.
+    pub fn set_crew(&self, crew: Crew) {
+        let _ = self.crew.set(crew);
+    }
+
+    /// The session threads; none before they are started.
+    pub fn crew(&self) -> Crew {
+        self.crew.get().cloned().unwrap_or_default()
+    }
+
+    /// Whether clients of this database are refused.
+    pub fn is_disabled(&self, database: &str) -> bool {
+        lock(&self.disabled).contains(database)
+    }
+
+    /// Tells how an administrator wants the proxy to end.
+    pub fn ending(&self) -> watch::Receiver<Option<Ending>> {
+        self.ending.subscribe()
+    }
+}
+
+/// Opens a console, if there are not too many.
+pub fn open(shared: &Arc<Shared>) -> Option<OpenConsole> {
+    if shared.console.open.fetch_add(1, Ordering::Relaxed) < MAX_CONSOLES {
+        return Some(OpenConsole(shared.clone()));
+    }
+    shared.console.open.fetch_sub(1, Ordering::Relaxed);
+    None
+}
+
+/// Looks at the totals every [`STATS_PERIOD`]. Never ends by itself; may be dropped at any time.
+pub async fn sample(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(STATS_PERIOD);
+    loop {
+        ticks.tick().await;
+        let reports = shared.console.crew().report(false).await;
+        let now = Instant::now();
+        let totals = show::totals(&reports, &facts(&shared, &reports));
+        let mut samples = lock(&shared.console.samples);
+        if let Some((then, before)) = &samples.last {
+            let between = now.duration_since(*then);
+            samples.averages = totals
+                .iter()
+                .map(|(database, after)| {
+                    let before = before.get(database).copied().unwrap_or_default();
+                    (database.clone(), show::averages(&before, after, between))
+                })
+                .collect();
+        }
+        samples.last = Some((now, totals));
+    }
+}
+
+/// What the tables need beside the reports.
+fn facts(shared: &Shared, reports: &show::Reports) -> Facts {
+    let config = shared.config.load();
+    let clients: usize = reports
+        .iter()
+        .flat_map(|(_, report)| &report.pools)
+        .map(|pool| pool.clients_active + pool.clients_waiting)
+        .sum();
+    Facts {
+        logging_in: shared.connections().saturating_sub(clients),
+        disabled: lock(&shared.console.disabled).clone(),
+        paused: lock(&shared.console.paused).clone(),
+        max_clients: config.pool.max_clients,
+        threads: config.worker_count(),
+        default_shard: config.shard.name.clone(),
+        shards: vec![(config.shard.name.clone(), shared.topology.snapshot())],
+    }
+}
+
+/// Does what was asked for. May be dropped at any time: what was begun is done all the same.
+pub async fn execute(command: Command, rights: Rights, shared: &Arc<Shared>) -> Outcome {
+    if rights != Rights::Rule && !matches!(command, Command::Show(_) | Command::Help | Command::ClientSetting) {
+        return Outcome::Refused(SqlState::INSUFFICIENT_PRIVILEGE, "admin access needed".to_owned());
+    }
+    if !matches!(command, Command::Show(_) | Command::Help | Command::ClientSetting | Command::Empty) {
+        tracing::info!(?command, "ordered by an administrator");
+    }
+    match command {
+        Command::Empty => Outcome::Done(""),
+        Command::ClientSetting => Outcome::Done("SET"),
+        Command::Help => Outcome::Notice(HELP),
+        Command::Show(subject) => Outcome::Table(show_subject(subject, shared).await),
+        Command::Pause(database) => pause(database, shared).await,
+        Command::Resume(database) => resume(database, shared).await,
+        Command::Kill(database) => kill(database, shared).await,
+        Command::KillClient(id) => match shared.console.crew().order(Action::KillClient(id)).await {
+            0 => refused(format!("client {id} not found")),
+            _ => Outcome::Done("KILL_CLIENT"),
+        },
+        Command::Disable(database) => {
+            lock(&shared.console.disabled).insert(database);
+            Outcome::Done("DISABLE")
+        }
+        Command::Enable(database) => match lock(&shared.console.disabled).remove(&database) {
+            true => Outcome::Done("ENABLE"),
+            false => refused(format!("database \"{database}\" is not disabled")),
+        },
+        Command::Reconnect(database) => {
+            shared.console.crew().order(Action::Reconnect(shared.target(database.as_deref()))).await;
+            Outcome::Done("RECONNECT")
+        }
+        Command::WaitClose(database) => wait_close(database, shared).await,
+        Command::Reload => match shared.reload().await {
+            Ok(()) => Outcome::Done("RELOAD"),
+            Err(error) => refused(format!("nothing was changed: {error}")),
+        },
+        Command::Shutdown(ending) => {
+            shared.console.ending.send_replace(Some(ending));
+            Outcome::Done("SHUTDOWN")
+        }
+    }
+}
+
+fn refused(problem: String) -> Outcome {
+    Outcome::Refused(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, problem)
+}
+
+async fn pause(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+    if !lock(&shared.console.paused).insert(database.clone()) {
+        return refused("already suspended/paused".to_owned());
+    }
+    let target = shared.target(database.as_deref());
+    let crew = shared.console.crew();
+    crew.order(Action::Pause(target.clone())).await;
+    while crew.order(Action::Release(target.clone())).await > 0 {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if !lock(&shared.console.paused).contains(&database) {
+            return refused("resumed before everything was paused".to_owned());
+        }
+    }
+    Outcome::Done("PAUSE")
+}
+
+async fn resume(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+    let was = {
+        let mut paused = lock(&shared.console.paused);
+        match &database {
+            Some(_) => paused.remove(&database),
+            None => !std::mem::take(&mut *paused).is_empty(),
+        }
+    };
+    shared.console.crew().order(Action::Resume(shared.target(database.as_deref()))).await;
+    match (was, database) {
+        (true, _) => Outcome::Done("RESUME"),
+        (false, None) => refused("pooler is not paused/suspended".to_owned()),
+        (false, Some(database)) => refused(format!("database {database} is not paused")),
+    }
+}
+
+async fn kill(database: String, shared: &Arc<Shared>) -> Outcome {
+    let target = shared.target(Some(&database));
+    let crew = shared.console.crew();
+    lock(&shared.console.paused).insert(Some(database));
+    crew.order(Action::Pause(target.clone())).await;
+    crew.order(Action::Kill(target.clone())).await;
+    while crew.order(Action::Release(target.clone())).await > 0 {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Outcome::Done("KILL")
+}
+
+async fn wait_close(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+    let target = shared.target(database.as_deref());
+    let begun = Instant::now();
+    // Those that were open when it was asked; younger ones do not matter.
+    while shared.console.crew().order(Action::CountUsed(target.clone(), begun.elapsed())).await > 0 {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Outcome::Done("WAIT_CLOSE")
+}
+
+async fn show_subject(subject: Subject, shared: &Arc<Shared>) -> Table {
+    let everybody = matches!(subject, Subject::Clients | Subject::Servers | Subject::Sockets | Subject::ActiveSockets);
+    let reports = match subject {
+        Subject::Config | Subject::Version | Subject::Mem => Vec::new(),
+        _ => shared.console.crew().report(everybody).await,
+    };
+    let facts = facts(shared, &reports);
+    let averages = || lock(&shared.console.samples).averages.clone();
+    let now = SystemTime::now();
+    match subject {
+        Subject::ActiveSockets => show::sockets(&reports, &facts, now, true),
+        Subject::Clients => show::clients(&reports, &facts),
+        Subject::Config => show::config(shared.config.load().entries()),
+        Subject::Databases => show::databases(&reports, &facts, shared.config.load().pool.size),
+        Subject::Lists => show::lists(&reports, &facts),
+        Subject::Mem => show::memory(),
+        Subject::Nodes => show::nodes(&reports, &facts),
+        Subject::Pools => show::pools(&reports, &facts),
+        Subject::Servers => show::servers(&reports, &facts, now),
+        Subject::Sockets => show::sockets(&reports, &facts, now, false),
+        Subject::State => show::state(&facts),
+        Subject::Stats => show::stats(&show::totals(&reports, &facts), &averages()),
+        Subject::StatsAverages => show::stats_of(&averages()),
+        Subject::StatsTotals => show::stats_of(&show::totals(&reports, &facts)),
+        Subject::Topology => show::topology(&facts),
+        Subject::Totals => show::all_totals(&show::totals(&reports, &facts), &averages()),
+        Subject::Users => show::users(&reports),
+        Subject::Version => show::version(),
+    }
+}
+
+/// Which sessions a database's name means.
+impl Shared {
+    pub(crate) fn target(&self, database: Option<&str>) -> Target {
+        match database {
+            None => Target { shard: None, scope: Scope::All },
+            Some(name) => {
+                Target { shard: Some(self.config.load().shard.name.clone()), scope: Scope::Database(name.to_owned()) }
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Server-sent events. `topology`: an array of PostgreSQL URLs, primary, sync, asyncs, at once and
+//! with every change: what node-manatee's `topology` event gave. `status`: what the status page shows.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use manatee_shared::topology::Topology as State;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Sources;
+
+/// A comment is sent so often, so that whoever is gone is noticed on both sides.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The status page is refreshed so often.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+type Events<S> = Sse<axum::response::sse::KeepAliveStream<S>>;
+
+fn sse<S>(events: S) -> Events<S>
+where
+    S: Stream<Item = Result<Event, Infallible>> + Send + 'static,
+{
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+}
+
+/// What is sent for a state: its URLs, in replication order.
+fn urls(state: &State) -> Vec<String> {
+    state.chain_urls().into_iter().map(str::to_owned).collect()
+}
+
+/// The chain, at once if it is known, then with every change of it.
+pub(super) fn topology(state: watch::Receiver<Option<State>>) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
+    let first = (state, None::<Vec<String>>, true);
+    sse(unfold(first, async |(mut state, sent, first)| {
+        let mut look_first = first;
+        loop {
+            if !std::mem::take(&mut look_first) && state.changed().await.is_err() {
+                // Nobody watches any more: the proxy ends.
+                return None;
+            }
+            let newest = state.borrow_and_update().as_ref().map(|state| (state.version, urls(state)));
+            let Some((version, urls)) = newest else { continue };
+            if sent.as_ref() != Some(&urls) {
+                let data = json!(urls).to_string();
+                let event = Event::default().event("topology").id(version.to_string()).data(data);
+                return Some((Ok(event), (state, Some(urls), false)));
+            }
+        }
+    }))
+}
+
+/// Everything the status page shows, every second.
+pub(super) fn status(sources: Sources) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
+    let first = (sources, Instant::now());
+    sse(unfold(first, async |(sources, due)| {
+        // Cancel-safe: a client that leaves ends the stream between two events.
+        tokio::time::sleep_until(due).await;
+        let data = super::status(&sources).await.to_string();
+        Some((Ok(Event::default().event("status").data(data)), (sources, Instant::now() + STATUS_EVERY)))
+    }))
+}

@@ -1,0 +1,478 @@
+//! Who is connected to one thread and what was counted for them: for the console and the metrics.
+//!
+//! Written on the hot path with plain cells; read only when somebody asks ([`Worker::report`]).
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::control::Scope;
+use super::{Mode, Recall, Server, Worker};
+use crate::auth::{Client, Identity};
+use crate::cancel::CancelTarget;
+use crate::session::ServedBy;
+use crate::topology::Node;
+
+/// Upper bounds of the buckets of query times, in microseconds.
+pub const BUCKETS_US: [u64; 14] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000];
+
+/// What was counted of one role's clients on one database. Times in microseconds.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Times a client was given a server.
+    pub assignments: Cell<u64>,
+    /// Transactions, single statements included.
+    pub transactions: Cell<u64>,
+    /// Requests: each Query, and each series of extended messages up to its Sync.
+    pub queries: Cell<u64>,
+    /// Bytes from clients.
+    pub received: Cell<u64>,
+    /// Bytes from servers.
+    pub sent: Cell<u64>,
+    /// Time that clients had servers.
+    pub transaction_us: Cell<u64>,
+    /// Time that requests were under way at servers.
+    pub query_us: Cell<u64>,
+    /// Time that clients waited for a server.
+    pub wait_us: Cell<u64>,
+}
+
+/// Adds to a counter.
+pub(crate) fn add(cell: &Cell<u64>, amount: u64) {
+    cell.set(cell.get().wrapping_add(amount));
+}
+
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How long requests took, by kind of server.
+#[derive(Debug, Default)]
+pub struct Timings {
+    primary: Buckets,
+    standby: Buckets,
+}
+
+/// A histogram in plain cells.
+#[derive(Debug, Default)]
+struct Buckets {
+    counts: [Cell<u64>; BUCKETS_US.len() + 1],
+    sum_us: Cell<u64>,
+}
+
+/// A histogram as it is at one moment; the last count is of what is above all bounds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Histogram {
+    /// Per bucket, not accumulated.
+    pub counts: [u64; BUCKETS_US.len() + 1],
+    /// Of all samples.
+    pub sum_us: u64,
+}
+
+impl Histogram {
+    /// Adds another thread's.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
+            *mine += theirs;
+        }
+        self.sum_us += other.sum_us;
+    }
+}
+
+impl Buckets {
+    fn record(&self, us: u64) {
+        let index = BUCKETS_US.partition_point(|bound| *bound < us);
+        if let Some(count) = self.counts.get(index) {
+            add(count, 1);
+        }
+        add(&self.sum_us, us);
+    }
+
+    fn read(&self) -> Histogram {
+        let mut counts = [0; BUCKETS_US.len() + 1];
+        for (count, cell) in counts.iter_mut().zip(&self.counts) {
+            *count = cell.get();
+        }
+        Histogram { counts, sum_us: self.sum_us.get() }
+    }
+}
+
+/// What a client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing that needs a server.
+    Idle,
+    /// It waits for a server.
+    Waiting(Instant),
+    /// It has a server.
+    Served {
+        /// Process id of the server.
+        server: u32,
+    },
+}
+
+/// A client of this thread.
+#[derive(Debug)]
+pub struct Present {
+    /// Role and database.
+    pub identity: Arc<Identity>,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Where to.
+    pub local: Option<SocketAddr>,
+    /// Version of TLS, if any.
+    pub tls: Option<&'static str>,
+    /// As it named itself when it connected.
+    pub application: String,
+    /// The process id it was told.
+    pub id: u32,
+    /// By which its connection is ended.
+    pub end: Recall,
+    /// Counters of its role and database.
+    pub tally: Rc<Tally>,
+    connected: SystemTime,
+    activity: Cell<Activity>,
+}
+
+impl Present {
+    /// Says what it does now.
+    pub(crate) fn is_now(&self, activity: Activity) {
+        self.activity.set(activity);
+    }
+}
+
+/// A client's place in the list; given back when dropped.
+pub(crate) struct Seat {
+    worker: Rc<Worker>,
+    number: usize,
+    /// The client.
+    pub(crate) present: Rc<Present>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.worker.present.borrow_mut().try_remove(self.number);
+    }
+}
+
+/// A server that a session has.
+#[derive(Debug)]
+pub(super) struct InUse {
+    pub(super) node: Node,
+    pub(super) served_by: ServedBy,
+    pub(super) recall: Rc<Recall>,
+    cancel: Arc<CancelTarget>,
+    opened: Instant,
+    client: Rc<Present>,
+}
+
+impl InUse {
+    /// Whether it serves a client that `scope` includes.
+    pub(super) fn is_of(&self, scope: &Scope) -> bool {
+        scope.includes(&self.client.identity.database)
+    }
+
+    /// How long ago it was opened.
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+}
+
+/// What the console shows of one role's connections to one database, on one thread.
+#[derive(Clone, Debug)]
+pub struct PoolReport {
+    /// Role.
+    pub user: Arc<str>,
+    /// Database.
+    pub database: Arc<str>,
+    /// Clients that have a server or nothing to do.
+    pub clients_active: usize,
+    /// Clients that wait for a server.
+    pub clients_waiting: usize,
+    /// Longest wait of these.
+    pub longest_wait: Duration,
+    /// The counters, in the order of [`Tally`].
+    pub counted: [u64; 8],
+    /// Per node.
+    pub nodes: Vec<NodeReport>,
+}
+
+/// One role's connections to one database of one node.
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    /// Where.
+    pub node: Node,
+    /// Connections at most.
+    pub size: usize,
+    /// That a client has.
+    pub in_use: usize,
+    /// That wait to be used.
+    pub idle: usize,
+    /// That are being opened, cleaned or closed.
+    pub opening: usize,
+}
+
+/// A client, as the console shows it.
+#[derive(Clone, Debug)]
+pub struct ClientReport {
+    /// Role and database.
+    pub identity: Arc<Identity>,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Where to.
+    pub local: Option<SocketAddr>,
+    /// Version of TLS, if any.
+    pub tls: Option<&'static str>,
+    /// As it named itself.
+    pub application: String,
+    /// The process id it was told.
+    pub id: u32,
+    /// When it connected.
+    pub connected: SystemTime,
+    /// How long it has waited for a server, if it does.
+    pub waited: Option<Duration>,
+    /// Process id of the server it has.
+    pub server: Option<u32>,
+}
+
+/// A server connection, as the console shows it.
+#[derive(Clone, Debug)]
+pub struct ServerReport {
+    /// Role.
+    pub user: Arc<str>,
+    /// Database.
+    pub database: Arc<str>,
+    /// Where.
+    pub node: Node,
+    /// Process id of the server.
+    pub pid: u32,
+    /// How old it is.
+    pub age: Duration,
+    /// Process id of the client that has it.
+    pub client: Option<u32>,
+    /// Whether a cancel is under way to it.
+    pub being_cancelled: bool,
+}
+
+/// All of one thread.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Mode of the pools.
+    pub mode: Mode,
+    /// By role and database.
+    pub pools: Vec<PoolReport>,
+    /// Clients; empty unless asked for.
+    pub clients: Vec<ClientReport>,
+    /// Server connections; empty unless asked for.
+    pub servers: Vec<ServerReport>,
+    /// Clients that wait because no node will do.
+    pub held: usize,
+    /// How long requests took on the primary.
+    pub on_primary: Histogram,
+    /// The same on standbys.
+    pub on_standby: Histogram,
+}
+
+impl Worker {
+    /// Enters a client that has logged in.
+    pub(crate) fn seat(self: &Rc<Self>, client: &Client) -> Seat {
+        let identity = client.identity.clone();
+        let key = (identity.user.clone(), identity.database.clone());
+        let tally = self.tallies.borrow_mut().entry(key).or_default().clone();
+        let application = client.startup.iter().find(|(name, _)| name.eq_ignore_ascii_case("application_name"));
+        let present = Rc::new(Present {
+            identity,
+            address: client.address,
+            local: client.local,
+            tls: client.tls,
+            application: application.map(|(_, value)| value.clone()).unwrap_or_default(),
+            id: client.cancel.pid,
+            end: Recall::default(),
+            tally,
+            connected: SystemTime::now(),
+            activity: Cell::new(Activity::Idle),
+        });
+        let number = self.present.borrow_mut().insert(present.clone());
+        Seat { worker: self.clone(), number, present }
+    }
+
+    /// Enters a server that a client has from now on; its number.
+    pub(crate) fn note_use(&self, server: &Server, client: &Rc<Present>) -> usize {
+        client.is_now(Activity::Served { server: server.cancel.pid });
+        add(&client.tally.assignments, 1);
+        self.in_use.borrow_mut().insert(InUse {
+            node: server.node,
+            served_by: server.served_by.get(),
+            recall: server.recall.clone(),
+            cancel: server.cancel.clone(),
+            opened: server.opened(),
+            client: client.clone(),
+        })
+    }
+
+    /// The client has it no more.
+    pub(crate) fn forget_use(&self, number: usize) {
+        if let Some(used) = self.in_use.borrow_mut().try_remove(number) {
+            used.client.is_now(Activity::Idle);
+        }
+    }
+
+    /// Counts a request that was answered.
+    pub(crate) fn note_query(&self, client: &Present, served_by: ServedBy, took: Duration) {
+        let us = micros(took);
+        add(&client.tally.queries, 1);
+        add(&client.tally.query_us, us);
+        match served_by {
+            ServedBy::Primary => self.timings.primary.record(us),
+            ServedBy::Standby => self.timings.standby.record(us),
+        }
+    }
+
+    /// What there is, now. `all`: with every client and server.
+    pub fn report(&self, all: bool, now: Instant) -> Report {
+        Report {
+            mode: self.settings().mode,
+            pools: self.report_pools(now),
+            clients: if all { self.report_clients(now) } else { Vec::new() },
+            servers: if all { self.report_servers(now) } else { Vec::new() },
+            held: self.held_clients.get(),
+            on_primary: self.timings.primary.read(),
+            on_standby: self.timings.standby.read(),
+        }
+    }
+
+    fn report_pools(&self, now: Instant) -> Vec<PoolReport> {
+        let mut reports: Vec<PoolReport> = self
+            .tallies
+            .borrow()
+            .iter()
+            .map(|((user, database), tally)| PoolReport {
+                user: user.clone(),
+                database: database.clone(),
+                clients_active: 0,
+                clients_waiting: 0,
+                longest_wait: Duration::ZERO,
+                counted: tally.read(),
+                nodes: Vec::new(),
+            })
+            .collect();
+        reports.sort_by(|a, b| (&a.database, &a.user).cmp(&(&b.database, &b.user)));
+        let places: HashMap<(Arc<str>, Arc<str>), usize> = reports
+            .iter()
+            .enumerate()
+            .map(|(index, report)| ((report.user.clone(), report.database.clone()), index))
+            .collect();
+        let find = |identity: &Identity| places.get(&(identity.user.clone(), identity.database.clone())).copied();
+        let mut clients: Vec<(usize, Option<Duration>)> = Vec::new();
+        for (_, client) in self.present.borrow().iter() {
+            if let Some(index) = find(&client.identity) {
+                clients.push((index, client.waited(now)));
+            }
+        }
+        let mut nodes: Vec<(usize, NodeReport)> = Vec::new();
+        let mut used: HashMap<(usize, Node), usize> = HashMap::new();
+        for (_, server) in self.in_use.borrow().iter() {
+            if let Some(index) = find(&server.client.identity) {
+                *used.entry((index, server.node)).or_default() += 1;
+            }
+        }
+        for ((identity, node), pool) in self.pools.borrow().iter() {
+            let Some(index) = find(identity) else { continue };
+            let (idle, open, _) = pool.counts();
+            let in_use = used.get(&(index, *node)).copied().unwrap_or(0);
+            let opening = open.saturating_sub(idle + in_use);
+            nodes.push((index, NodeReport { node: *node, size: pool.size(), in_use, idle, opening }));
+        }
+        for (index, waited) in clients {
+            let Some(report) = reports.get_mut(index) else { continue };
+            match waited {
+                Some(waited) => {
+                    report.clients_waiting += 1;
+                    report.longest_wait = report.longest_wait.max(waited);
+                }
+                None => report.clients_active += 1,
+            }
+        }
+        for (index, node) in nodes {
+            if let Some(report) = reports.get_mut(index) {
+                report.nodes.push(node);
+            }
+        }
+        reports
+    }
+
+    fn report_clients(&self, now: Instant) -> Vec<ClientReport> {
+        let describe = |client: &Present| ClientReport {
+            identity: client.identity.clone(),
+            address: client.address,
+            local: client.local,
+            tls: client.tls,
+            application: client.application.clone(),
+            id: client.id,
+            connected: client.connected,
+            waited: client.waited(now),
+            server: match client.activity.get() {
+                Activity::Served { server } => Some(server),
+                Activity::Idle | Activity::Waiting(_) => None,
+            },
+        };
+        self.present.borrow().iter().map(|(_, client)| describe(client)).collect()
+    }
+
+    fn report_servers(&self, now: Instant) -> Vec<ServerReport> {
+        let in_use = self.in_use.borrow();
+        let used = in_use.iter().map(|(_, used)| ServerReport {
+            user: used.client.identity.user.clone(),
+            database: used.client.identity.database.clone(),
+            node: used.node,
+            pid: used.cancel.pid,
+            age: now.saturating_duration_since(used.opened),
+            client: Some(used.client.id),
+            being_cancelled: used.cancel.is_cancel_in_flight(),
+        });
+        let mut servers: Vec<ServerReport> = used.collect();
+        for ((identity, node), pool) in self.pools.borrow().iter() {
+            pool.each_idle(|server| {
+                servers.push(ServerReport {
+                    user: identity.user.clone(),
+                    database: identity.database.clone(),
+                    node: *node,
+                    pid: server.cancel.pid,
+                    age: now.saturating_duration_since(server.opened()),
+                    client: None,
+                    being_cancelled: server.cancel.is_cancel_in_flight(),
+                });
+            });
+        }
+        servers
+    }
+}
+
+impl Present {
+    fn waited(&self, now: Instant) -> Option<Duration> {
+        match self.activity.get() {
+            Activity::Waiting(since) => Some(now.saturating_duration_since(since)),
+            Activity::Idle | Activity::Served { .. } => None,
+        }
+    }
+}
+
+impl Tally {
+    fn read(&self) -> [u64; 8] {
+        [
+            &self.assignments,
+            &self.transactions,
+            &self.queries,
+            &self.received,
+            &self.sent,
+            &self.transaction_us,
+            &self.query_us,
+            &self.wait_us,
+        ]
+        .map(Cell::get)
+    }
+}

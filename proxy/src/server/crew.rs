@@ -1,0 +1,106 @@
+//! Orders to the session threads, and what they report: everything that looks at or changes all
+//! threads goes through here. A thread answers between two of its sessions' steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use manatee_shared::ids::ShardName;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::pool::Settings;
+use crate::pool::census::Report;
+use crate::pool::control::Scope;
+
+/// Orders that may wait for one thread: more than all consoles and scrapers together have.
+const MAX_ORDERS: usize = 64;
+/// How long a thread may take to answer. One that is busy for longer is left out.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Which shard's sessions, and which of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// All shards if none.
+    pub shard: Option<ShardName>,
+    /// Which databases.
+    pub scope: Scope,
+}
+
+/// What a thread is to do. Each answers with a number.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Keep new transactions waiting.
+    Pause(Target),
+    /// The end of a pause; answers 1 if there was one.
+    Resume(Target),
+    /// Close what is idle; answers how many servers sessions have.
+    Release(Target),
+    /// Answers how many servers are in use that are older than this.
+    CountUsed(Target, Duration),
+    /// Have servers replaced once they are free.
+    Reconnect(Target),
+    /// End clients and servers.
+    Kill(Target),
+    /// End one client; answers 1 if it was there.
+    KillClient(u32),
+    /// Take over a changed configuration.
+    Reconfigure(Settings),
+}
+
+/// An order, and where its answer goes.
+pub(super) enum Order {
+    /// What there is, by shard.
+    Report { all: bool, reply: oneshot::Sender<Vec<(ShardName, Report)>> },
+    /// An action.
+    Do(Action, oneshot::Sender<usize>),
+}
+
+/// All session threads, as those who give orders see them.
+#[derive(Clone, Default)]
+pub struct Crew {
+    members: Arc<[mpsc::Sender<Order>]>,
+}
+
+impl Crew {
+    /// Of these threads.
+    pub(super) fn new(members: Vec<mpsc::Sender<Order>>) -> Self {
+        Self { members: members.into() }
+    }
+
+    /// A thread's place for orders.
+    pub(super) fn channel() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
+        mpsc::channel(MAX_ORDERS)
+    }
+
+    /// What all threads have, by shard and thread. `all`: with every client and server.
+    pub async fn report(&self, all: bool) -> Vec<(ShardName, Report)> {
+        self.ask(|reply| Order::Report { all, reply }).await.into_iter().flatten().collect()
+    }
+
+    /// Has all threads do it; the sum of their answers.
+    pub async fn order(&self, action: Action) -> usize {
+        self.ask(|reply| Order::Do(action.clone(), reply)).await.into_iter().sum()
+    }
+
+    async fn ask<T>(&self, order: impl Fn(oneshot::Sender<T>) -> Order) -> Vec<T> {
+        let deadline = tokio::time::Instant::now() + ANSWER_LIMIT;
+        let mut replies = Vec::with_capacity(self.members.len());
+        for member in self.members.iter() {
+            let (sender, reply) = oneshot::channel();
+            // Cancel-safe: an order not queued in time is not given.
+            let sent = tokio::time::timeout_at(deadline, member.send(order(sender))).await;
+            if matches!(sent, Ok(Ok(()))) {
+                replies.push(reply);
+            }
+        }
+        let mut answers = Vec::with_capacity(replies.len());
+        for reply in replies {
+            // A late answer is dropped.
+            match tokio::time::timeout_at(deadline, reply).await {
+                Ok(Ok(answer)) => answers.push(answer),
+                Ok(Err(_)) => {}
+                Err(_) => tracing::warn!("a session thread did not answer in time"),
+            }
+        }
+        answers
+    }
+}

@@ -1,0 +1,50 @@
+//! Reading configuration, certificates and users again: by SIGHUP or `RELOAD`.
+
+use std::sync::Arc;
+
+use super::crew::Action;
+use super::{Shared, settings};
+use crate::config::Config;
+
+impl Shared {
+    /// Takes over what can change without a restart, and says what cannot. All or nothing: on an
+    /// error the old configuration stays in use.
+    ///
+    /// # Errors
+    /// One line that names what is wrong.
+    pub async fn reload(&self) -> Result<(), String> {
+        let old = self.config.load_full();
+        let result = self.read_again(&old);
+        match &result {
+            Ok(new) => {
+                for change in old.changes(new) {
+                    let (key, value) = (change.key, change.value);
+                    match change.live {
+                        true => tracing::info!(key, value, "configuration changed"),
+                        false => tracing::warn!(key, value, "configuration changed, but needs a restart"),
+                    }
+                }
+                self.config.store(new.clone());
+                self.console.crew().order(Action::Reconfigure(settings(new))).await;
+                tracing::info!("reloaded");
+            }
+            Err(error) => tracing::error!(%error, "not reloaded: the old configuration stays in use"),
+        }
+        result.map(drop)
+    }
+
+    /// Reads everything; changes nothing if anything is wrong.
+    fn read_again(&self, old: &Config) -> Result<Arc<Config>, String> {
+        // Put together in a test, not read from a file.
+        let mut new = match old.path.as_os_str().is_empty() {
+            true => old.clone(),
+            false => Config::load(&old.path).map_err(|error| error.to_string())?,
+        };
+        let certificates = crate::tls::Certificates::load(&new.tls).map_err(|error| error.to_string())?;
+        self.gate.users().reload(new.auth.users_file.as_deref()).map_err(|error| error.to_string())?;
+        self.gate.certificates().replace(certificates);
+        // The threads there are stay as they are.
+        new.workers = old.worker_count();
+        Ok(Arc::new(new))
+    }
+}
