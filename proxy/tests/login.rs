@@ -138,6 +138,7 @@ async fn start_proxy(postgres_port: u16, config: &Path) -> (SocketAddr, Cancella
         active: Vec::new(),
         frozen: false,
         one_node_write_mode: true,
+        handing_over: false,
         zookeeper: Freshness::Fresh,
     };
     let (sender, receiver) = watch::channel(Some(state));

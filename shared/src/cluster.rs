@@ -101,6 +101,10 @@ pub struct Promote {
 /// Key among the extra fields: an operator asked for the end of one-node-write mode.
 const LEAVES_ONE_NODE_WRITE: &str = "oneNodeWriteModeEnds";
 
+/// Key among the extra fields: the `expireTime` of the request to promote the sync for which the
+/// primary's clients have come to rest.
+const DRAINED: &str = "drainedFor";
+
 /// Key among the extra fields: the generation that an operator began by restoring a lost state.
 const RESTORED: &str = "restoredGeneration";
 
@@ -243,6 +247,39 @@ impl ClusterState {
         } else {
             self.extra.remove(LEAVES_ONE_NODE_WRITE);
         }
+    }
+
+    /// The request to promote the sync, while nothing in this state speaks against it. Whether it
+    /// has lapsed is for those with a clock to say. While there is one, proxies admit no new
+    /// transactions to the primary, for a bounded time.
+    pub fn hand_over(&self) -> Option<&Promote> {
+        let stands = |promote: &&Promote| {
+            promote.role == PromoteRole::Sync
+                && promote.generation == self.generation
+                && self.role_of(promote.id) == Role::Sync
+        };
+        let possible = !self.is_frozen() && !self.one_node_write_mode && !self.async_peers.is_empty();
+        self.promote.as_ref().filter(stands).filter(|_| possible)
+    }
+
+    /// Whether the primary has said that its clients are at rest, for the present hand-over.
+    pub fn is_drained(&self) -> bool {
+        let drained = self.extra.get(DRAINED).and_then(Value::as_str);
+        self.hand_over().is_some_and(|promote| drained == Some(promote.expire_time.to_string().as_str()))
+    }
+
+    /// Says so.
+    pub fn mark_drained(&mut self) {
+        if let Some(promote) = self.hand_over() {
+            let request = promote.expire_time.to_string();
+            self.extra.insert(DRAINED.to_owned(), request.into());
+        }
+    }
+
+    /// Removes the request to promote and what was said about it.
+    pub fn end_request(&mut self) {
+        self.promote = None;
+        self.extra.remove(DRAINED);
     }
 
     /// Whether this state's generation was begun by an operator, in place of a state that was lost.

@@ -76,6 +76,10 @@ pub struct Topology {
     pub frozen: bool,
     /// The primary accepts writes with no sync.
     pub one_node_write_mode: bool,
+    /// The sync is about to be promoted as planned: clients should begin nothing new on the primary
+    /// until it is, but not wait for ever.
+    #[serde(default)]
+    pub handing_over: bool,
     /// Whether this is current.
     pub zookeeper: Freshness,
 }
@@ -95,6 +99,7 @@ impl Topology {
             active: view.in_election_order().into_iter().map(|active| active.peer.id).collect(),
             frozen: state.is_frozen(),
             one_node_write_mode: state.one_node_write_mode,
+            handing_over: state.hand_over().is_some(),
             zookeeper,
         }
     }

@@ -38,7 +38,7 @@ pub struct Answer {
     /// How far behind a standby believes itself, by its last replayed commit; zero if it has
     /// replayed all it received.
     pub reported_lag: Duration,
-    /// What all synchronous standbys of a primary have flushed, if there are as many as it needs.
+    /// Up to where everything that a standby can show is acknowledged by a primary, if it can say.
     pub acknowledged: Option<Lsn>,
     /// Commits of a primary wait for its synchronous standbys, which have not even flushed what
     /// it had at the answer before: something is wrong with them.
@@ -63,6 +63,10 @@ struct Known {
     down: bool,
 }
 
+/// How long a primary that is about to be succeeded as planned gets no new transactions. The promotion
+/// takes a fraction of that; without one, this is what clients wait for nothing.
+pub const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
+
 /// Everything known about the shard.
 #[derive(Debug)]
 pub struct Knowledge {
@@ -75,9 +79,11 @@ pub struct Knowledge {
     positions: Vec<Sample>,
     /// What is known to have been acknowledged in this reign.
     acknowledged: Lsn,
-    /// Whether commits beyond that may be visible on standbys and not on the primary.
+    /// Whether commits beyond that wait.
     commits_wait: bool,
     nodes: HashMap<PeerId, Known>,
+    /// Since when the primary is being succeeded as planned.
+    handing_over_since: Option<Instant>,
     sequence: u64,
     /// The primary last published, and since when it is missing.
     served: Option<Reign>,
@@ -98,6 +104,7 @@ impl Knowledge {
             acknowledged: Lsn::ZERO,
             commits_wait: false,
             nodes: HashMap::new(),
+            handing_over_since: None,
             sequence: 0,
             served: None,
             lost_at: None,
@@ -109,12 +116,14 @@ impl Knowledge {
     pub fn handle_state(&mut self, state: State, now: Instant) {
         if self.reign.is_none_or(|reign| reign.primary != state.primary.id) {
             self.begin_reign(state.primary.id, state.generation, now);
+            self.acknowledged = state.init_wal;
         }
         let listed: Vec<PeerId> = state.chain().map(|peer| peer.id).collect();
         self.nodes.retain(|id, _| listed.contains(id));
         for id in listed {
             self.nodes.entry(id).or_insert(Known { answer: None, down: false });
         }
+        self.handing_over_since = state.handing_over.then(|| self.handing_over_since.unwrap_or(now));
         self.state = Some(state);
     }
 
@@ -125,9 +134,6 @@ impl Knowledge {
             Outcome::Silent => return,
             Outcome::Down(_) => {
                 known.down = true;
-                // Until the primary has said so itself: commits may wait for it from now on.
-                let sync = self.state.as_ref().and_then(|state| state.sync_peer.as_ref());
-                self.commits_wait |= sync.is_some_and(|sync| sync.id == id);
                 return;
             }
             Outcome::Answer(answer) => {
@@ -186,10 +192,18 @@ impl Knowledge {
             primary,
             taken_over_from: self.taken_over_from,
             positions: Arc::from(self.positions.as_slice()),
-            unacknowledged_from: self.commits_wait.then_some(self.acknowledged),
+            // Without its sync the next commit will wait, before the primary was asked again.
+            unacknowledged_from: (self.commits_wait || !self.sync_answers(now)).then_some(self.acknowledged),
             standbys: self.standbys(now),
             state_is_current: self.state.as_ref().is_some_and(State::is_fresh),
         }
+    }
+
+    fn sync_answers(&self, now: Instant) -> bool {
+        let Some(sync) = self.state.as_ref().and_then(|state| state.sync_peer.as_ref()) else { return true };
+        let answered = |known: &Known| known.answer.map(|(started, _)| now.saturating_duration_since(started));
+        let known = self.nodes.get(&sync.id).filter(|known| !known.down);
+        known.and_then(answered).is_some_and(|silent| silent <= STANDBY_SILENCE)
     }
 
     fn note_takeover(&mut self, served: bool, now: Instant) {
@@ -221,7 +235,8 @@ impl Knowledge {
         let known = self.nodes.get(&id)?;
         let (started, answer) = known.answer?;
         let alive = !known.down && now.saturating_duration_since(started) <= PRIMARY_SILENCE;
-        let confirmed = alive && !answer.in_recovery && started >= self.reign_known_since;
+        let leaves = self.handing_over_since.is_some_and(|since| now < since + HAND_OVER_LIMIT);
+        let confirmed = alive && !leaves && !answer.in_recovery && started >= self.reign_known_since;
         confirmed.then(|| Primary { node: Node::of(id), timeline: answer.timeline })
     }
 
@@ -310,6 +325,7 @@ mod tests {
             active: Vec::new(),
             frozen: false,
             one_node_write_mode: false,
+            handing_over: false,
             zookeeper: Freshness::Fresh,
         }
     }
@@ -397,24 +413,48 @@ mod tests {
     fn commits_that_wait_for_the_sync_are_known_of() {
         let mut bench = Bench::new();
         bench.state(0, 1, &[1, 2, 3]);
-        bench.poll(1, 1, &answer(false, 50, 1));
-        assert_eq!(bench.snapshot(1).unacknowledged_from, None);
-        bench.poll(2, 3, &Outcome::Down("refused".to_owned()));
-        assert_eq!(bench.snapshot(2).unacknowledged_from, None, "an async acknowledges nothing");
-        bench.poll(3, 2, &Outcome::Down("refused".to_owned()));
-        assert_eq!(bench.snapshot(3).unacknowledged_from, Some(Lsn(50)), "the sync is gone: from now on");
-        bench.poll(4, 1, &answer(false, 60, 1));
-        assert_eq!(bench.snapshot(4).unacknowledged_from, None, "the primary says that nothing waits");
+        bench.poll(1, 1, &answer(false, 150, 1));
+        assert_eq!(bench.snapshot(1).unacknowledged_from, Some(Lsn(150)), "nothing was heard of the sync");
+        bench.poll(2, 2, &answer(true, 150, 1));
+        assert_eq!(bench.snapshot(2).unacknowledged_from, None);
+        bench.poll(3, 3, &Outcome::Down("refused".to_owned()));
+        assert_eq!(bench.snapshot(3).unacknowledged_from, None, "an async acknowledges nothing");
         let waiting = |acknowledged| {
-            let Outcome::Answer(answer) = answer(false, 70, 1) else { panic!("an answer") };
+            let Outcome::Answer(answer) = answer(false, 170, 1) else { panic!("an answer") };
             Outcome::Answer(Answer { acknowledged, commits_wait: true, ..answer })
         };
         bench.poll(5, 1, &waiting(None));
-        assert_eq!(bench.snapshot(5).unacknowledged_from, Some(Lsn(60)), "no sync, so as far as was known");
-        bench.poll(6, 1, &waiting(Some(Lsn(65))));
-        assert_eq!(bench.snapshot(6).unacknowledged_from, Some(Lsn(65)));
-        bench.state(7, 2, &[2, 3]);
-        assert_eq!(bench.snapshot(7).unacknowledged_from, None, "a takeover: init_wal covers it");
+        assert_eq!(bench.snapshot(5).unacknowledged_from, Some(Lsn(150)), "as far as was known");
+        bench.poll(6, 1, &waiting(Some(Lsn(165))));
+        assert_eq!(bench.snapshot(6).unacknowledged_from, Some(Lsn(165)));
+        bench.poll(7, 1, &answer(false, 170, 1));
+        assert_eq!(bench.snapshot(7).unacknowledged_from, None);
+        bench.poll(8, 2, &Outcome::Down("refused".to_owned()));
+        assert_eq!(bench.snapshot(8).unacknowledged_from, Some(Lsn(170)), "the next commit will wait");
+        bench.poll(9, 2, &answer(true, 170, 1));
+        assert_eq!(bench.snapshot(9).unacknowledged_from, None);
+        assert_eq!(bench.snapshot(710).unacknowledged_from, Some(Lsn(170)), "silence");
+        bench.state(720, 2, &[2, 3]);
+        assert_eq!(bench.snapshot(720).unacknowledged_from, Some(Lsn(100)), "a takeover: counted anew");
+    }
+
+    #[test]
+    fn a_primary_about_to_be_succeeded_gets_nothing_new_for_a_while() {
+        let mut bench = Bench::new();
+        bench.state(0, 1, &[1, 2, 3]);
+        bench.poll(1, 1, &answer(false, 50, 1));
+        let requested = State { handing_over: true, ..state(1, &[1, 2, 3]) };
+        let (asked, said) = (bench.at(2), bench.at(40));
+        bench.knowledge.handle_state(requested.clone(), asked);
+        bench.knowledge.handle_state(requested, said);
+        let during = bench.snapshot(50);
+        assert!(during.primary().is_none(), "held");
+        assert_eq!(during.reign.map(|reign| reign.primary), Some(id(1)), "what runs there goes on");
+        bench.poll(3_001, 1, &answer(false, 50, 1));
+        assert!(bench.snapshot(3_001).primary().is_none());
+        assert!(bench.snapshot(3_002).primary().is_some(), "nothing came of it");
+        bench.state(3_010, 1, &[1, 2, 3]);
+        assert!(bench.snapshot(3_010).primary().is_some(), "the request is gone");
     }
 
     #[test]

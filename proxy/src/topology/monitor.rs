@@ -94,22 +94,27 @@ impl Settings {
 /// What is asked. `pg_walfile_name` begins with the timeline and works on a primary only. A
 /// promotion between two of the functions makes the statement fail: it is then asked again.
 ///
-/// The last two columns are a primary's: what its synchronous standbys have flushed (null while
-/// there are fewer of them than it needs), and whether, with that short of `$1` (its position at
-/// the question before), a commit waits for them. `synchronous_standby_names` is `FIRST n (…)` or empty.
+/// The last two columns are a primary's: up to where everything is acknowledged, and whether commits
+/// wait for a sync that has not even flushed `$1`, the primary's position at the question before. If
+/// no commit waits, all that is flushed is acknowledged: whatever a standby can show has been
+/// flushed here before, and waits from then on. Else it is what the synchronous standbys have
+/// flushed; null if there are fewer than needed (`synchronous_standby_names` is `FIRST n (…)` or empty).
 const QUESTION: &str = "SELECT r, \
      CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
      CASE WHEN NOT r THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END, \
      CASE WHEN r AND pg_catalog.pg_last_wal_receive_lsn() IS DISTINCT FROM pg_catalog.pg_last_wal_replay_lsn() \
           THEN extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8 END, \
-     a, \
-     NOT r AND needed IS NOT NULL AND (a IS NULL OR a < $1::pg_catalog.pg_lsn) \
-     AND EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) WHERE wait_event = 'SyncRep') \
-     FROM (SELECT pg_catalog.pg_is_in_recovery() AS r, \
-           pg_catalog.substring(pg_catalog.current_setting('synchronous_standby_names'), '^FIRST (\\d+)')::pg_catalog.int4 AS needed \
-           OFFSET 0) AS role \
-     LEFT JOIN LATERAL (SELECT CASE WHEN pg_catalog.count(flush_lsn) >= needed THEN pg_catalog.min(flush_lsn) END AS a \
-          FROM pg_catalog.pg_stat_get_wal_senders() WHERE NOT r AND sync_state = 'sync') AS sync ON true";
+     CASE WHEN waits THEN synced ELSE flushed END, \
+     waits AND (synced IS NULL OR synced < $1::pg_catalog.pg_lsn) \
+     FROM (SELECT r, \
+           CASE WHEN NOT r THEN pg_catalog.pg_current_wal_flush_lsn() END AS flushed, \
+           (SELECT CASE WHEN pg_catalog.count(flush_lsn) >= needed THEN pg_catalog.min(flush_lsn) END \
+            FROM pg_catalog.pg_stat_get_wal_senders() WHERE NOT r AND sync_state = 'sync') AS synced, \
+           NOT r AND needed IS NOT NULL \
+           AND EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) WHERE wait_event = 'SyncRep') AS waits \
+           FROM (SELECT pg_catalog.pg_is_in_recovery() AS r, \
+                 pg_catalog.substring(pg_catalog.current_setting('synchronous_standby_names'), '^FIRST (\\d+)')::pg_catalog.int4 AS needed \
+                 OFFSET 0) AS role OFFSET 0) AS seen";
 
 type PollResult = (PeerId, Instant, Outcome);
 

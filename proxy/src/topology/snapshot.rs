@@ -84,8 +84,9 @@ pub struct Snapshot {
     pub taken_over_from: Option<Instant>,
     /// Recent insert positions of the primary of this reign, oldest first. Bounded.
     pub positions: Arc<[Sample]>,
-    /// Commits of the primary wait for its sync, the oldest of them beyond this position. A standby
-    /// that does not get its WAL through the sync shows them already, the primary does not.
+    /// Commits of the primary beyond this position wait for its sync, or may at any moment because
+    /// the sync does not answer. A standby that does not get its WAL through the sync shows them
+    /// already, the primary does not.
     pub unacknowledged_from: Option<Lsn>,
     /// Standbys that answer, in chain order.
     pub standbys: Vec<Standby>,

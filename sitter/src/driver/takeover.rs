@@ -37,10 +37,10 @@ impl TakeoverClock {
         }
         let health = view.health.get(&state.primary.id).cloned().unwrap_or_default();
         let missing_ms = view.observed.missing_ms.get(&state.primary.id).copied();
-        let (reason, since_ms) = if state.promote.is_some() {
-            ("requested", None)
-        } else if health.stopping {
+        let (reason, since_ms) = if health.stopping {
             ("stopping", None)
+        } else if state.promote.is_some() {
+            ("requested", None)
         } else if health.refused {
             ("sitter_gone", health.silent_ms)
         } else if health.postgres_down_ms.is_some() {

@@ -82,6 +82,7 @@ impl Execute for Executor {
             | Action::Start(_)
             | Action::Configure(_)
             | Action::Stop(_)
+            | Action::Drain { .. }
             | Action::Promote { .. }
             | Action::Bootstrap { .. }
             | Action::Rejoin { .. } => server::execute(&self.postgres, action).await,

@@ -11,6 +11,7 @@ pub(super) async fn execute(postgres: &Postgres, action: &Action) -> Result<Outc
         Action::Configure(config) => postgres.configure(config).await?,
         Action::Stop(mode) => postgres.stop(*mode).await?,
         Action::Promote { config, timeline } => postgres.promote(config, *timeline).await?,
+        Action::Drain { .. } => postgres.drain().await?,
         Action::Bootstrap { source } => postgres.bootstrap(*source).await?,
         Action::Rejoin { source, from, init } => {
             return Ok(Outcome::Rejoined(postgres.rejoin(*source, *from, *init).await?));

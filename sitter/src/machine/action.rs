@@ -72,6 +72,12 @@ pub enum Action {
         /// Where the shard's present generation began: what must be in the result.
         init: Option<WalPosition>,
     },
+    /// Wait, not for long, until no client is at work on this primary: the sync is about to be
+    /// promoted as planned, and the proxies admit nothing new. Changes nothing.
+    Drain {
+        /// Version of the state with the request.
+        version: Version,
+    },
     /// Remove our election node at once (a stop was asked for, or our PostgreSQL can not commit).
     LeaveElection,
     /// Announce ourselves again.
@@ -93,6 +99,7 @@ impl Action {
             Self::Promote { .. } => "promote",
             Self::Bootstrap { .. } => "bootstrap",
             Self::Rejoin { .. } => "rejoin",
+            Self::Drain { .. } => "drain",
             Self::LeaveElection => "leave-election",
             Self::JoinElection => "join-election",
             Self::Exit => "exit",

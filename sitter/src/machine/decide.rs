@@ -94,6 +94,8 @@ fn stay_out(view: &View, reason: String) -> Decision {
 fn longest_pause_ms(action: &Action) -> Option<u64> {
     match action {
         Action::Wait { .. } | Action::Exit => None,
+        // What it waits for is bounded by itself.
+        Action::Drain { .. } => Some(50),
         Action::WriteState { .. } | Action::Configure(_) | Action::Promote { .. } | Action::Stop(_) => Some(500),
         Action::LeaveElection | Action::JoinElection => Some(1_000),
         Action::Start(_) => Some(5_000),

@@ -80,7 +80,7 @@ fn move_up(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec
     let place = state.async_peers.iter().position(|listed| listed.id == peer);
     if let Some(place) = place.filter(|place| *place > 0) {
         state.async_peers.swap(place - 1, place);
-        state.promote = None;
+        state.end_request();
         reasons.push(format!("{peer} moved one place up, as asked"));
     }
 }
@@ -88,7 +88,7 @@ fn move_up(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec
 /// Removes a request that is not valid any more: also while frozen, for that moves nobody.
 fn drop_request(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
     if state.promote.is_some() && situation.promote_request().is_none() {
-        state.promote = None;
+        state.end_request();
         reasons.push("removed a request to promote that does not apply any more".to_owned());
     }
 }

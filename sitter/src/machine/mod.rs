@@ -14,6 +14,7 @@ pub mod tracker;
 pub mod view;
 
 mod first_setup;
+mod hand_over;
 mod lone;
 mod membership;
 mod primary;

@@ -13,6 +13,8 @@ pub fn preempts(in_flight: &InFlight, next: &Action) -> bool {
     let ends = matches!(next, Action::Stop(_) | Action::Exit);
     match &in_flight.action {
         Action::Wait { .. } => !matches!(next, Action::Wait { .. }),
+        // Harmless in itself; what else there is to do is not held up by it.
+        Action::Drain { .. } => !matches!(next, Action::Wait { .. } | Action::Drain { .. }),
         Action::Start(_) | Action::Promote { .. } => ends,
         Action::Configure(now) => match next {
             Action::Configure(config) => config != now,

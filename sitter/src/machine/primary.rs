@@ -13,7 +13,7 @@ use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
 use super::replace::{self, Plan};
 use super::situation::{Promotion, Situation, act, wait};
-use super::{lone, membership, suspicion};
+use super::{hand_over, lone, membership, suspicion};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
 const HUNG_ALONE_MS: u64 = 30_000;
@@ -128,6 +128,9 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     }
     if let Some(new) = coming {
         return lone::leave(situation, primary, new);
+    }
+    if let Some(decision) = hand_over::prepare(situation) {
+        return decision;
     }
     if let Some((state, reason)) = membership::changes(situation, primary) {
         return situation.write(state, format!("primary: {reason}"));

@@ -115,7 +115,8 @@ impl<'a> Situation<'a> {
         let mut state = ClusterState::clone(self.state);
         state.generation += 1;
         (state.init_wal, state.init_wal_timeline) = (init.lsn, Some(init.timeline));
-        (state.promote, state.reason) = (None, Some(reason.to_owned()));
+        state.end_request();
+        state.reason = Some(reason.to_owned());
         Promotion::set(&mut state, None);
         state
     }

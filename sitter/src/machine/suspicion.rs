@@ -71,7 +71,7 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
     let health = view.health.get(&primary).cloned().unwrap_or_default();
     let suspect = is_suspect(view, primary);
     let heard = health.silent_ms.is_some() && !suspect;
-    if heard && health.stopping {
+    if heard && health.stopping && is_missing(view, primary) {
         return Some("the primary says that it is stopping".to_owned());
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
@@ -100,6 +100,13 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
 pub fn is_alive(view: &View, peer: PeerId) -> bool {
     let stopping = view.health.get(&peer).is_some_and(|health| health.stopping);
     !is_missing(view, peer) && !is_suspect(view, peer) && !stopping
+}
+
+/// Whether `peer`'s sitter is heard of and its PostgreSQL answers, even if it is about to stop.
+pub fn answers(view: &View, peer: PeerId) -> bool {
+    let health = view.health.get(&peer);
+    !is_suspect(view, peer)
+        && health.is_some_and(|health| health.silent_ms.is_some() && health.postgres_down_ms.is_none())
 }
 
 /// Whether `peer` is alive and its PostgreSQL answers.

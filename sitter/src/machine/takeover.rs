@@ -18,7 +18,7 @@ use manatee_shared::zk::Session;
 use super::action::{Action, Decision};
 use super::local::{Recovery, ServerConfig, StandbyStatus, Synchronous};
 use super::situation::{Promotion, Situation, act, wait};
-use super::suspicion;
+use super::{hand_over, suspicion};
 
 /// What comes of looking for a reason to take over.
 pub(super) enum Takeover {
@@ -41,9 +41,18 @@ pub(super) fn consider(situation: Situation<'_>, standby: &StandbyStatus) -> Tak
         };
     }
     let asked = matches!(situation.promote_request(), Some((PromoteRole::Sync, peer)) if peer == situation.me());
-    let reason = if asked { Some("an operator asked for it".to_owned()) } else { None };
-    let Some(reason) = reason.or_else(|| suspicion::primary_gone(view, state.primary.id, standby)) else {
-        return Takeover::NotNeeded;
+    let gone = suspicion::primary_gone(view, state.primary.id, standby);
+    let reason = match gone {
+        Some(gone) => gone,
+        // One that was begun is not left half done because the primary changed its mind.
+        None if asked && (detached || hand_over::is_due(situation)) => "it was asked for".to_owned(),
+        None if asked => {
+            return match next_or_blocker(situation, standby) {
+                Ok(_) => Takeover::Blocked("asked to take over; the primary waits for its clients".to_owned()),
+                Err(blocker) => Takeover::Blocked(format!("asked to take over, but no: {blocker}")),
+            };
+        }
+        None => return Takeover::NotNeeded,
     };
     match next_or_blocker(situation, standby) {
         Ok(next) => Takeover::Step(step(situation, standby, next, &reason)),

@@ -48,6 +48,9 @@ pub struct Tracker {
     rejoins: u32,
     failure: Option<Failure>,
     written: Option<Written>,
+    /// The newest version of the state, and when it was first seen.
+    version: Option<(Version, u64)>,
+    drained: Option<Version>,
 }
 
 /// A state write of ours that succeeded but may not be seen yet.
@@ -80,6 +83,8 @@ impl Tracker {
                 .map(|(&peer, progress)| (peer, ago(&progress.at_ms)))
                 .filter(|(_, stalled_ms)| *stalled_ms > 0)
                 .collect(),
+            state_ms: self.version.map_or(0, |(_, since)| ago(&since)),
+            drained: self.drained,
             postgres_down_ms: self.down_since.as_ref().map(ago),
             first_flush: self.first_flush,
             avoid: self.avoid_until.keys().copied().collect(),
@@ -100,6 +105,9 @@ impl Tracker {
         if let (Action::WriteState { expected, .. }, None) = (action, &problem) {
             self.written = Some(Written { expected: *expected });
         }
+        if let (Action::Drain { version }, None) = (action, &problem) {
+            self.drained = Some(*version);
+        }
         if matches!(action, Action::Rejoin { .. }) {
             self.rejoins = self.rejoins.saturating_add(1);
         }
@@ -117,6 +125,10 @@ impl Tracker {
     /// What we wrote ourselves is not decided upon before it is seen: an old view would have us undo
     /// what the new state relies on.
     fn watch_state(&mut self, view: &mut View) {
+        let version = view.zk.state.valid().map(|(version, _)| version);
+        if version != self.version.map(|(version, _)| version) {
+            self.version = version.map(|version| (version, view.now_ms));
+        }
         let Some(written) = self.written else { return };
         let seen = match &view.zk.state {
             StateNode::Valid { version, .. } | StateNode::Corrupt { version, .. } => {

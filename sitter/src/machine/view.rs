@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use manatee_shared::cluster::Peer;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::Lsn;
-use manatee_shared::zk;
+use manatee_shared::zk::{self, Version};
 
 use super::action::Action;
 use super::local::{Data, Local};
@@ -95,6 +95,10 @@ pub struct Observed {
     /// As primary: how long (ms) each peer of the chain has not followed us: not streaming, or
     /// behind without getting any further. Absent: it follows.
     pub stalled_ms: BTreeMap<PeerId, u64>,
+    /// How long (ms) the newest version of the state has been known.
+    pub state_ms: u64,
+    /// The version of the state in which our clients were found at rest ([`Action::Drain`]).
+    pub drained: Option<Version>,
     /// How long (ms) our PostgreSQL has not answered; None: it does.
     pub postgres_down_ms: Option<u64>,
     /// End of WAL when PostgreSQL was first seen out of recovery in its present run: what the sync

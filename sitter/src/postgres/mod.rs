@@ -13,7 +13,8 @@ mod apply;
 mod conf;
 pub(crate) mod control;
 pub(crate) mod copy;
-pub mod error;
+pub mod drain;
+mod error;
 pub(crate) mod files;
 mod guard;
 mod hba;
@@ -149,6 +150,12 @@ impl Postgres {
     pub async fn promote(&self, config: &ServerConfig, timeline: Option<Timeline>) -> Result<(), Error> {
         let _one = self.inner.begin().await?;
         lifecycle::promote(&self.inner, config, timeline).await
+    }
+
+    /// Waits until no client is at work, not longer than a second.
+    pub async fn drain(&self) -> Result<(), Error> {
+        let _one = self.inner.begin().await?;
+        drain::drain(&self.inner).await
     }
 
     /// Stops the server, if it runs, and confirms that it ended. Bounded; harder and harder.

@@ -128,7 +128,7 @@ impl World {
                 let source = self.index(*source).ok_or("unknown source")?;
                 self.rejoin(index, source, *from)?;
             }
-            Action::Wait { .. } | Action::Exit => {}
+            Action::Wait { .. } | Action::Exit | Action::Drain { .. } => {}
         }
         Ok(())
     }

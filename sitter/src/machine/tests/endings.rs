@@ -6,10 +6,20 @@ use super::*;
 fn a_stopping_primary_hands_over_first() {
     let mut view = view(1);
     view.stopping_ms = Some(0);
+    let asked = writes(&view);
+    let request = asked.hand_over().expect("a request to promote the sync");
+    assert_eq!((request.id, request.role), (id(2), PromoteRole::Sync));
+    change(&mut view, |state| *state = asked);
+    acts(&view, Action::Drain { version: 9 });
+    view.observed.drained = Some(9);
+    let drained = writes(&view);
+    assert!(drained.is_drained());
+    change(&mut view, |state| *state = drained);
+    waits(&view, "taking over");
+    // In vain: the others need not wait for the session to expire.
+    view.stopping_ms = Some(3_000);
     acts(&view, Action::LeaveElection);
     view.zk.active.remove(&id(1));
-    waits(&view, "taking over");
-    view.stopping_ms = Some(3_000);
     acts(&view, Action::Stop(StopMode::Fast));
     view.local.server = Server::Down { crashed: false, standby: false };
     acts(&view, Action::Exit);

@@ -123,6 +123,9 @@ fn a_killed_sitter_is_no_dead_postgresql() {
 fn the_primarys_own_word_is() {
     let mut stops = view(2);
     health(&mut stops, 1).stopping = true;
+    waits(&stops, "sync, streaming");
+    // It asks for its succession first, and leaves the election only when that does not come about.
+    missing(&mut stops, 1, 0);
     assert!(matches!(decide(&stops).action, Action::Configure(_)));
     let mut down = view(2);
     health(&mut down, 1).postgres_down_ms = Some(500);
