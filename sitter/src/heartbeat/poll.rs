@@ -47,10 +47,11 @@ impl Drop for Connection {
 /// Polls `peer` until aborted. It holds nothing that an abort could leave half done.
 pub(super) async fn poll(peer: PeerId, timing: Timing, shared: Arc<Shared>) {
     loop {
-        let pause = match connect(peer, timing).await {
+        let patience = shared.table().patience(peer);
+        let pause = match connect(peer, patience).await {
             // Reconnect at once: whether that is refused tells a dead process from a dead host. But
             // not when it never answered, lest a port that closes each connection is hammered.
-            Ok(mut connection) => match ask_until_failure(&mut connection, peer, timing, &shared).await {
+            Ok(mut connection) => match ask_until_failure(&mut connection, peer, &shared).await {
                 0 => timing.interval,
                 _ => Duration::ZERO,
             },
@@ -75,14 +76,16 @@ pub(super) async fn poll(peer: PeerId, timing: Timing, shared: Arc<Shared>) {
 }
 
 /// Asks once per interval until the connection fails; returns how many answers came.
-async fn ask_until_failure(connection: &mut Connection, peer: PeerId, timing: Timing, shared: &Shared) -> u64 {
+async fn ask_until_failure(connection: &mut Connection, peer: PeerId, shared: &Shared) -> u64 {
     let mut answers = 0;
     let mut news = shared.news.subscribe();
     loop {
-        // An answer later than the suspicion timeout changes nothing any more. A timed-out request
-        // leaves the connection unusable, and it is dropped.
-        match timeout(timing.suspicion, ask(&mut connection.sender, peer)).await {
-            Ok(Ok(answer)) => shared.update(|table, now| table.answered(peer, answer, now)),
+        // An answer later than that changes nothing any more. A timed-out request leaves the
+        // connection unusable, and it is dropped.
+        let patience = shared.table().patience(peer);
+        let asked = Instant::now();
+        match timeout(patience, ask(&mut connection.sender, peer)).await {
+            Ok(Ok(answer)) => shared.update(|table, now| table.answered(peer, answer, asked, now)),
             Ok(Err(Failure::Refused)) => return answers,
             Ok(Err(Failure::Other)) | Err(_) => {
                 shared.table().failed(peer);
@@ -101,9 +104,9 @@ async fn ask_until_failure(connection: &mut Connection, peer: PeerId, timing: Ti
     }
 }
 
-async fn connect(peer: PeerId, timing: Timing) -> Result<Connection, Failure> {
+async fn connect(peer: PeerId, patience: Duration) -> Result<Connection, Failure> {
     let address = SocketAddr::new(peer.ip, peer.backup_port);
-    let stream = match timeout(timing.suspicion, TcpStream::connect(address)).await {
+    let stream = match timeout(patience, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(classify(&error)),
         Err(_) => return Err(Failure::Other),

@@ -1,9 +1,11 @@
 //! What the heartbeats taught, and what follows from it at a given time. Pure: time is an argument.
 //!
 //! Silence is counted from a peer's last answer, or from the end of the last pause of our own
-//! process if that was later: whoever did not run could not have heard anything either.
+//! process if that was later: whoever did not run could not have heard anything either. What the way
+//! to a peer has been seen to take (a long line, packets that had to be sent again) does not count as
+//! silence: see [`Line`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
@@ -20,6 +22,20 @@ const PAUSE_INTERVALS: u32 = 4;
 
 /// …but never less than this: a busy machine delays tasks by that much.
 const LEAST_PAUSE: Duration = Duration::from_millis(400);
+
+/// How many answers' times are remembered: as many seconds, about, as a bad line is remembered.
+const ANSWERS: usize = 600;
+
+/// A lost packet is sent again after the usual round trip and as much again and more (RFC 6298): a
+/// line that long explains this many round trips of silence.
+const ROUND_TRIPS: u32 = 3;
+
+/// The longest time that an answer took explains a silence of this many times that: what was lost
+/// once may be lost twice, and TCP waits twice as long each time.
+const WORST_TWICE: u32 = 2;
+
+/// However bad a line is, its peer is suspected after this many times the suspicion timeout.
+const MOST_PATIENCE: u32 = 5;
 
 /// How much more often peers are asked while the fate of one is being settled: whether another peer
 /// shares a suspicion decides, and is to be known soon.
@@ -45,6 +61,34 @@ struct Entry {
     refusals: u32,
     /// When it was found gone by refusals.
     gone: Option<Instant>,
+    /// The way to it.
+    line: Line,
+}
+
+/// How long answers took lately.
+#[derive(Debug, Default)]
+struct Line {
+    took: VecDeque<Duration>,
+    /// Least and greatest of `took`.
+    bounds: Option<(Duration, Duration)>,
+}
+
+impl Line {
+    fn answered(&mut self, took: Duration) {
+        if self.took.len() == ANSWERS {
+            self.took.pop_front();
+        }
+        self.took.push_back(took);
+        self.bounds = self.took.iter().min().copied().zip(self.took.iter().max().copied());
+    }
+
+    /// Silence after which the peer is to be suspected.
+    fn patience(&self, timing: Timing) -> Duration {
+        let Some((least, greatest)) = self.bounds else { return timing.suspicion };
+        let long = timing.suspicion + least * ROUND_TRIPS;
+        let unsteady = timing.interval + greatest * WORST_TWICE;
+        long.max(unsteady).min(timing.suspicion * MOST_PATIENCE)
+    }
 }
 
 /// What is known of all peers.
@@ -81,16 +125,21 @@ impl Table {
         self.peers.retain(|peer, _| peers.contains(peer));
     }
 
-    /// `peer` answered. Returns whether that says something that the driver should look at.
-    pub fn answered(&mut self, peer: PeerId, answer: Answer, now: Instant) -> bool {
+    /// `peer` answered what it was asked at `asked`. Returns whether that says something that the
+    /// driver should look at.
+    pub fn answered(&mut self, peer: PeerId, answer: Answer, asked: Instant, now: Instant) -> bool {
         self.tick(now);
-        let suspicion = self.timing.suspicion;
+        let timing = self.timing;
         let entry = self.peers.entry(peer).or_default();
+        let patience = entry.line.patience(timing);
         let back = entry.refusals >= REFUSALS
-            || entry.answer.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= suspicion);
+            || entry.answer.as_ref().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= patience);
+        if self.resumed.is_none_or(|resumed| resumed < asked) {
+            entry.line.answered(now.saturating_duration_since(asked));
+        }
         let word = |answer: &Answer| Answer { postgres_down_ms: answer.postgres_down_ms.map(|_| 0), ..answer.clone() };
         let news = back || entry.answer.as_ref().is_none_or(|(_, old)| word(old) != word(&answer));
-        *entry = Entry { answer: Some((now, answer)), refusals: 0, gone: None };
+        (entry.answer, entry.refusals, entry.gone) = (Some((now, answer)), 0, None);
         news
     }
 
@@ -118,7 +167,8 @@ impl Table {
         let (half, twice) = (millis(self.timing.suspicion / 2), millis(self.timing.suspicion * 2));
         let unsettled = |entry: &Entry| {
             let gone = entry.gone.is_some_and(|at| now.saturating_duration_since(at) < self.timing.suspicion);
-            gone || entry.answer.as_ref().is_some_and(|(at, _)| (half..twice).contains(&self.silence(*at, now)))
+            let silence = |at| self.silence(at, now).saturating_sub(self.explained_ms(entry));
+            gone || entry.answer.as_ref().is_some_and(|(at, _)| (half..twice).contains(&silence(*at)))
         };
         if self.peers.values().any(unsettled) { self.timing.interval / HURRY } else { self.timing.interval }
     }
@@ -132,7 +182,7 @@ impl Table {
         let mut health = PeerHealth { refused: entry.refusals >= REFUSALS, ..PeerHealth::default() };
         if let Some((at, answer)) = &entry.answer {
             let since_answer = millis(now.saturating_duration_since(*at));
-            health.silent_ms = Some(self.silence(*at, now));
+            health.silent_ms = Some(self.silence(*at, now).saturating_sub(self.explained_ms(entry)));
             health.postgres_down_ms = answer.postgres_down_ms.map(|down| down + since_answer);
             health.stopping = answer.stopping;
             health.suspects = answer.suspects.clone();
@@ -141,6 +191,16 @@ impl Table {
             health.generation = answer.generation;
         }
         health
+    }
+
+    /// How much silence (ms) the way to the peer explains.
+    fn explained_ms(&self, entry: &Entry) -> u64 {
+        millis(entry.line.patience(self.timing).saturating_sub(self.timing.suspicion))
+    }
+
+    /// How long an answer of `peer` is worth waiting for: one that comes later changes nothing.
+    pub fn patience(&self, peer: PeerId) -> Duration {
+        self.peers.get(&peer).map_or(self.timing.suspicion, |entry| entry.line.patience(self.timing))
     }
 
     fn silence(&self, answered: Instant, now: Instant) -> u64 {
@@ -216,14 +276,41 @@ mod tests {
     #[test]
     fn silence_is_suspected_after_the_timeout_and_an_answer_ends_it() {
         let mut f = Fixture::new();
-        assert!(f.table.answered(peer(), answer(), f.now), "first word");
+        assert!(f.table.answered(peer(), answer(), f.now, f.now), "first word");
         f.pass(999);
         assert_eq!((f.suspected(), f.silent_ms()), (false, Some(999)));
         f.pass(1);
         assert!(f.suspected());
-        assert!(f.table.answered(peer(), answer(), f.now), "back is news");
-        assert!(!f.table.answered(peer(), answer(), f.now), "the same again is not");
+        assert!(f.table.answered(peer(), answer(), f.now, f.now), "back is news");
+        assert!(!f.table.answered(peer(), answer(), f.now, f.now), "the same again is not");
         assert_eq!((f.suspected(), f.silent_ms()), (false, Some(0)));
+    }
+
+    #[test]
+    fn a_long_or_lossy_line_earns_patience_and_loses_it_again() {
+        let mut f = Fixture::new();
+        let suspected_after = |f: &mut Fixture| {
+            let begin = f.now;
+            while !f.suspected() {
+                f.pass(10);
+            }
+            millis(f.now - begin)
+        };
+        let answer_after = |f: &mut Fixture, ms: u64| {
+            let asked = f.now;
+            f.pass(ms);
+            f.table.answered(peer(), answer(), asked, f.now);
+        };
+        answer_after(&mut f, 1);
+        assert_eq!(suspected_after(&mut f), 1_010, "a millisecond's line");
+        answer_after(&mut f, 700);
+        assert_eq!(suspected_after(&mut f), 1_500, "a packet was lost and sent again");
+        answer_after(&mut f, 20_000);
+        assert_eq!(suspected_after(&mut f), 5_000, "bounded");
+        for _ in 0..ANSWERS {
+            answer_after(&mut f, 400);
+        }
+        assert_eq!(suspected_after(&mut f), 2_200, "a long line; what was before is forgotten");
     }
 
     #[test]
@@ -236,14 +323,14 @@ mod tests {
         assert_eq!(f.table.refused(peer(), f.now), Refusal::Gone);
         assert_eq!(f.table.refused(peer(), f.now), Refusal::StillGone, "told once");
         assert!(f.suspected() && f.table.health(f.now)[&peer()].refused);
-        f.table.answered(peer(), answer(), f.now);
+        f.table.answered(peer(), answer(), f.now, f.now);
         assert!(!f.suspected() && !f.table.health(f.now)[&peer()].refused);
     }
 
     #[test]
     fn a_pause_of_our_own_is_not_the_peers_silence() {
         let mut f = Fixture::new();
-        f.table.answered(peer(), answer(), f.now);
+        f.table.answered(peer(), answer(), f.now, f.now);
         f.pause(5_000);
         assert_eq!((f.suspected(), f.silent_ms()), (false, Some(0)));
         f.pass(1_000);
@@ -261,9 +348,9 @@ mod tests {
     #[test]
     fn what_the_peer_says_of_itself_is_kept_as_of_now() {
         let mut f = Fixture::new();
-        f.table.answered(peer(), answer(), f.now);
+        f.table.answered(peer(), answer(), f.now, f.now);
         let down = Answer { postgres_down_ms: Some(20), stopping: true, ..answer() };
-        assert!(f.table.answered(peer(), down, f.now));
+        assert!(f.table.answered(peer(), down, f.now, f.now));
         f.pass(100);
         let health = f.table.health(f.now).remove(&peer()).unwrap();
         assert_eq!((health.postgres_down_ms, health.stopping), (Some(120), true));
@@ -273,12 +360,12 @@ mod tests {
     fn peers_are_asked_more_often_while_one_is_doubtful() {
         let mut f = Fixture::new();
         let hurried = TIMING.interval / HURRY;
-        f.table.answered(peer(), answer(), f.now);
+        f.table.answered(peer(), answer(), f.now, f.now);
         for (ms, pause) in [(499, TIMING.interval), (1, hurried), (1_499, hurried), (1, TIMING.interval)] {
             f.pass(ms);
             assert_eq!(f.table.pause(f.now), pause);
         }
-        f.table.answered(peer(), answer(), f.now);
+        f.table.answered(peer(), answer(), f.now, f.now);
         f.table.refused(peer(), f.now);
         f.table.refused(peer(), f.now);
         assert_eq!(f.table.pause(f.now), hurried);
@@ -287,7 +374,7 @@ mod tests {
     #[test]
     fn forgotten_peers_are_gone() {
         let mut f = Fixture::new();
-        f.table.answered(peer(), answer(), f.now);
+        f.table.answered(peer(), answer(), f.now, f.now);
         f.table.retain(&BTreeSet::new());
         assert!(f.table.health(f.now).is_empty());
     }
