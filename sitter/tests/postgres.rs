@@ -426,6 +426,25 @@ async fn stopped_postmaster_is_hung_and_can_be_ended() {
     peer.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
 }
 
+/// Queries go on to be answered; the server is of no use all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_checkpointer_is_hung_and_can_be_ended() {
+    let peer = TestPeer::new();
+    peer.postgres.adopt().await.unwrap();
+    peer.postgres.initialise().await.unwrap();
+    peer.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
+    let client = peer.client().await.unwrap();
+    let row = client.query_one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'", &[]);
+    let pid = nix::unistd::Pid::from_raw(row.await.unwrap().get(0));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    peer.until("hung", |local| matches!(local.server, Server::Hung { .. })).await;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    peer.until("well again", |local| matches!(local.server, Server::Primary(_))).await;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    peer.until("hung", |local| matches!(local.server, Server::Hung { .. })).await;
+    peer.postgres.stop(StopMode::Immediate).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn owned_settings_can_not_be_taken_over() {
     let peer = TestPeer::new();

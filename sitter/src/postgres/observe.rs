@@ -60,7 +60,8 @@ fn query() -> String {
     format!(
         "WITH activity AS MATERIALIZED (
              SELECT count(*) FILTER (WHERE backend_type = 'walreceiver') AS receivers,
-                    count(*) FILTER (WHERE {CLIENTS}) AS clients
+                    count(*) FILTER (WHERE {CLIENTS}) AS clients,
+                    array_agg(pid) FILTER (WHERE backend_type IN ({VITAL})) AS vital
              FROM pg_stat_activity)
          SELECT pg_is_in_recovery(),
                 current_setting('{CONFIG_ID}', true),
@@ -77,10 +78,16 @@ fn query() -> String {
                 pg_size_bytes(current_setting('wal_segment_size')),
                 coalesce((SELECT json_agg(json_build_object('name', application_name, 'state', state,
                         'sent', sent_lsn, 'write', write_lsn, 'flush', flush_lsn, 'replay', replay_lsn,
-                        'priority', sync_priority)) FROM pg_stat_replication)::text, '[]')
+                        'priority', sync_priority)) FROM pg_stat_replication)::text, '[]'),
+                activity.vital
          FROM activity LEFT JOIN pg_stat_wal_receiver r ON true"
     )
 }
+
+/// Processes without which a server goes on for a while and then does not: nobody writes back what
+/// is dirty, flushes what asynchronous commits left, or replays. If one of them is stopped (SIGSTOP, a
+/// debugger that was left), no query shows it before it is too late.
+const VITAL: &str = "'checkpointer', 'walwriter', 'startup'";
 
 /// Sessions that a closed gate must not leave open: all but replication, the dedicated roles and
 /// whoever is on this host as the superuser (the only ones over the Unix socket).
@@ -141,6 +148,7 @@ struct Seen {
     control_timeline: i32,
     segment_bytes: i64,
     downstreams: Vec<Downstream>,
+    vital: Vec<i32>,
 }
 
 impl Seen {
@@ -164,6 +172,7 @@ impl Seen {
             control_timeline: row.try_get::<_, Option<i32>>(11)?.unwrap_or(1),
             segment_bytes: row.try_get(12)?,
             downstreams: downstreams(row.try_get(13)?),
+            vital: row.try_get::<_, Option<Vec<i32>>>(14)?.unwrap_or_default(),
         })
     }
 
@@ -189,6 +198,8 @@ struct Memory {
     idle_since: Option<Instant>,
     /// Text and first sight of `last_msg_receipt_time`.
     last_message: Option<(String, Instant)>,
+    /// Since when every observation found one of the vital processes stopped.
+    stopped_since: Option<Instant>,
 }
 
 impl Memory {
@@ -202,6 +213,7 @@ impl Memory {
             streaming_since: None,
             idle_since: None,
             last_message: None,
+            stopped_since: None,
         }
     }
 }
@@ -392,6 +404,7 @@ impl Observer {
         let config = record
             .filter(|record| record.confirmed && seen.config_id.as_deref() == Some(&record.id))
             .map(|record| record.config);
+        let stopped_ms = self.vital_stopped(&seen.vital);
         let server = if seen.in_recovery { self.standby(seen, config.as_ref()) } else { self.primary(seen) };
         if let Server::Primary(_) = server {
             if let Some(since) = self.probe.stuck_since() {
@@ -401,7 +414,20 @@ impl Observer {
         } else {
             self.probe.stop();
         }
+        if let Some(for_ms) = stopped_ms {
+            return self.publish(Server::Hung { for_ms }, config);
+        }
         self.publish(server, config);
+    }
+
+    /// For how long one of the vital processes has been stopped, once that is too long.
+    fn vital_stopped(&mut self, vital: &[i32]) -> Option<u64> {
+        if !vital.iter().any(|pid| process::is_stopped(*pid)) {
+            self.memory.stopped_since = None;
+            return None;
+        }
+        let stopped = self.memory.stopped_since.get_or_insert_with(Instant::now).elapsed();
+        (stopped >= HUNG_AFTER).then(|| millis(stopped))
     }
 
     fn primary(&mut self, seen: Seen) -> Server {

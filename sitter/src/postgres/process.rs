@@ -125,7 +125,7 @@ impl Postmaster {
 
     /// Whether somebody stopped it (SIGSTOP): sessions may still answer, but none is let in.
     pub(crate) fn is_stopped(&self) -> bool {
-        stat_of(self.pid()).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
+        is_stopped(self.pid())
     }
 
     /// SIGKILL for it and its children. Children have sessions of their own, and one that hangs
@@ -137,6 +137,11 @@ impl Postmaster {
             let _ = rustix::process::pidfd_send_signal(child.as_fd(), Signal::KILL);
         }
     }
+}
+
+/// Whether somebody stopped this process: SIGSTOP, or a debugger.
+pub(crate) fn is_stopped(pid: i32) -> bool {
+    stat_of(pid).is_some_and(|(state, _)| matches!(state, 'T' | 't'))
 }
 
 /// Processes whose parent is `parent`, each with a pidfd.
