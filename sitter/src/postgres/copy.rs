@@ -40,28 +40,26 @@ pub(crate) async fn ask_source(inner: &Inner, source: PeerId) -> Result<SourceFa
                       (pg_control_checkpoint()).timeline_id,
                       CASE WHEN pg_is_in_recovery() THEN (SELECT received_tli FROM pg_stat_wal_receiver) END";
     let failed = |problem| Error::query("ask the source")(problem);
-    let row = session.query_one(sql, &[]).await.map_err(failed)?;
-    let system = SystemIdentifier(row.try_get(0).map_err(failed)?);
+    let row = session::row(&session, sql, "ask the source").await?;
+    let text = |column: usize| row.try_get(column).map_err(failed);
+    let number = |column: usize| -> Result<Option<u32>, Error> { Ok(text(column)?.and_then(|text| text.parse().ok())) };
+    let system = SystemIdentifier(text(0)?.unwrap_or_default().to_owned());
     let not_fit = |problem: String| Error::SourceNotFit { source_peer: source, problem };
-    let major: i32 = row.try_get(1).map_err(failed)?;
-    if major.to_string() != inner.version {
+    let major = text(1)?.unwrap_or_default();
+    if major != inner.version {
         return Err(not_fit(format!("it runs PostgreSQL {major}, this host has {}", inner.version)));
     }
     if let Some(expected) = inner.known().expected_system.clone().filter(|expected| *expected != system) {
         return Err(Error::OtherSystem { found: system.0, expected: expected.0 });
     }
-    let file: Option<String> = row.try_get(3).map_err(failed)?;
-    let written = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
-    let checkpoint: i32 = row.try_get(5).map_err(failed)?;
-    let received: Option<i32> = row.try_get(6).map_err(failed)?;
-    let received = received.and_then(|timeline| u32::try_from(timeline).ok());
-    let certain = written.or(received);
-    let timeline = Timeline(certain.unwrap_or(u32::try_from(checkpoint).unwrap_or(1)));
-    let lsn: Option<String> = row.try_get(4).map_err(failed)?;
-    let lsn = lsn.and_then(|text| text.parse().ok()).ok_or_else(|| not_fit("its WAL position is unknown".into()))?;
+    let written = text(3)?.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
+    let certain = written.or(number(6)?);
+    let timeline = Timeline(certain.or(number(5)?).unwrap_or(1));
+    let lsn =
+        text(4)?.and_then(|text| text.parse().ok()).ok_or_else(|| not_fit("its WAL position is unknown".into()))?;
     Ok(SourceFacts {
         system,
-        in_recovery: row.try_get(2).map_err(failed)?,
+        in_recovery: text(2)? == Some("t"),
         position: WalPosition { timeline, lsn },
         is_certain: certain.is_some(),
         history: history(&session, timeline).await?,
@@ -73,16 +71,17 @@ async fn history(session: &Client, timeline: Timeline) -> Result<TimelineHistory
     if timeline.0 <= 1 {
         return Ok(TimelineHistory::default());
     }
-    let path = format!("pg_wal/{}", control::history_file(timeline));
-    let read = session.query_one("SELECT convert_from(pg_read_binary_file($1), 'SQL_ASCII')", &[&path]).await;
-    let row = read.map_err(Error::query("read the source's timeline history"))?;
-    let text: String = row.try_get(0).map_err(Error::query("read the source's timeline history"))?;
-    Ok(control::parse_history(&text))
+    let file = control::history_file(timeline);
+    let sql = format!("SELECT convert_from(pg_read_binary_file('pg_wal/{file}'), 'SQL_ASCII')");
+    let what = "read the source's timeline history";
+    let row = session::row(session, &sql, what).await?;
+    let text = row.try_get(0).map_err(Error::query(what))?;
+    Ok(control::parse_history(text.unwrap_or_default()))
 }
 
 async fn wal(session: &Client) -> Option<Vec<String>> {
-    let rows = session.query("SELECT name::text FROM pg_ls_waldir()", &[]).await.ok()?;
-    rows.iter().map(|row| row.try_get(0).ok()).collect()
+    let rows = session::rows(session, "SELECT name FROM pg_ls_waldir()", "list the source's WAL").await.ok()?;
+    rows.iter().map(|row| Some(row.try_get(0).ok()??.to_owned())).collect()
 }
 
 /// Waits until the source's control file names the timeline it writes.
@@ -95,8 +94,9 @@ pub(crate) async fn wait_for_checkpoint(
     let session = session::remote(&inner.settings, source).await?;
     let wanted = facts.position.timeline.0.to_string();
     apply::until(bound, "the source's checkpoint on its timeline", || async {
-        let found = apply::text(&session, "SELECT (pg_control_checkpoint()).timeline_id::text").await?;
-        Ok((found.as_deref() == Some(wanted.as_str())).then_some(()))
+        let sql = "SELECT (pg_control_checkpoint()).timeline_id";
+        let row = session::row(&session, sql, "ask for the source's timeline").await?;
+        Ok((row.get(0) == Some(wanted.as_str())).then_some(()))
     })
     .await
 }
@@ -105,12 +105,17 @@ pub(crate) async fn wait_for_checkpoint(
 async fn ensure_slot(inner: &Inner, source: PeerId) -> Result<String, Error> {
     let session = session::remote(&inner.settings, source).await?;
     let slot = slot_name(inner.me);
-    let drop_lost = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-                     WHERE slot_name = $1::text AND wal_status = 'lost' AND NOT active";
-    session.execute(drop_lost, &[&slot]).await.map_err(Error::query("drop our lost slot at the source"))?;
-    let make = "SELECT pg_create_physical_replication_slot($1::text::name, true) \
-                WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1::text)";
-    session.execute(make, &[&slot]).await.map_err(Error::query("make our slot at the source"))?;
+    // A slot's name is letters, digits and underscores.
+    let drop_lost = format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+         WHERE slot_name = '{slot}' AND wal_status = 'lost' AND NOT active"
+    );
+    session::rows(&session, &drop_lost, "drop our lost slot at the source").await?;
+    let make = format!(
+        "SELECT pg_create_physical_replication_slot('{slot}', true) \
+         WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+    );
+    session::rows(&session, &make, "make our slot at the source").await?;
     Ok(slot)
 }
 

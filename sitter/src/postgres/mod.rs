@@ -30,6 +30,7 @@ pub mod settings;
 mod setup;
 pub(crate) mod tool;
 
+mod walsender;
 use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;

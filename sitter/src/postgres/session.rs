@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use manatee_shared::ids::PeerId;
-use tokio_postgres::{Client, Config, NoTls};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::error::Error;
 use super::settings::Settings;
+use super::walsender::AsWalsender;
 use super::{APPLICATION_NAME, REPLICATION_ROLE};
 
 /// How long a connection attempt may take.
@@ -31,30 +34,58 @@ pub(super) async fn local(settings: &Settings, me: PeerId) -> Result<Client, Err
     connect(config, "connect to the local PostgreSQL").await
 }
 
-/// A session of the replication role with another peer.
+/// A session of the replication role with another peer. It is a walsender's (see
+/// [`super::walsender`]): simple queries only.
 pub(crate) async fn remote(settings: &Settings, peer: PeerId) -> Result<Client, Error> {
     let mut config = Config::new();
     config
-        .host(peer.ip.to_string())
-        .port(peer.pg_port)
         .user(REPLICATION_ROLE)
         .password(settings.replication_password.expose())
         .dbname("postgres")
         .application_name(APPLICATION_NAME)
-        .tcp_user_timeout(Duration::from_secs(10))
         .options("-c statement_timeout=10000 -c search_path=pg_catalog");
-    connect(config, "connect to the source").await
+    let what = "connect to the source";
+    let connecting = async {
+        let stream = TcpStream::connect((peer.ip, peer.pg_port)).await.map_err(Error::io("reach", peer.to_string()))?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_user_timeout(Some(Duration::from_secs(10))).map_err(Error::io("reach", peer.to_string()))?;
+        config.connect_raw(AsWalsender::new(stream), NoTls).await.map_err(Error::query(what))
+    };
+    let timeout = Error::Timeout { what: format!("to {what}"), timeout: CONNECT };
+    let (client, connection) = tokio::time::timeout(CONNECT, connecting).await.map_err(|_| timeout)??;
+    drive(connection);
+    Ok(client)
+}
+
+/// The only row of a simple query.
+pub(crate) async fn row(session: &Client, sql: &str, what: &'static str) -> Result<SimpleQueryRow, Error> {
+    let rows = rows(session, sql, what).await?;
+    rows.into_iter().next().ok_or_else(|| Error::NotApplied(format!("no answer when asked to {what}")))
+}
+
+/// The rows of a simple query.
+pub(crate) async fn rows(session: &Client, sql: &str, what: &'static str) -> Result<Vec<SimpleQueryRow>, Error> {
+    let messages = session.simple_query(sql).await.map_err(Error::query(what))?;
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    };
+    Ok(messages.into_iter().filter_map(row).collect())
 }
 
 async fn connect(config: Config, what: &'static str) -> Result<Client, Error> {
     let connecting = tokio::time::timeout(CONNECT, config.connect(NoTls));
     let timeout = Error::Timeout { what: format!("to {what}"), timeout: CONNECT };
     let (client, connection) = connecting.await.map_err(|_| timeout)?.map_err(Error::query(what))?;
-    // Ends with the client.
+    drive(connection);
+    Ok(client)
+}
+
+/// Carries a session on until its client is gone.
+fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(error = &error as &dyn std::error::Error, "a session with PostgreSQL ended");
         }
     });
-    Ok(client)
 }
