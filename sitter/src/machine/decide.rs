@@ -17,8 +17,8 @@ use manatee_shared::cluster::{ClusterState, Role};
 use manatee_shared::zk::{Session, StateNode, Version};
 
 use super::action::{Action, Decision, StopMode};
-use super::local::{Data, Server};
-use super::situation::{Situation, act, is_registered, wait};
+use super::local::{Data, Gate, Recovery, Server};
+use super::situation::{Situation, act, follow, is_registered, wait};
 use super::view::View;
 use super::{first_setup, primary, standby, stopping};
 
@@ -34,13 +34,41 @@ fn by_state(view: &View) -> Decision {
         return stay_out(view, format!("the data directory can not be used: {problem}"));
     }
     match &view.zk.state {
-        StateNode::Unread => wait("the cluster state was not read yet; PostgreSQL stays as it is (rule 9)"),
+        StateNode::Unread => unread(view),
         StateNode::Corrupt { problem, .. } => wait(format!(
             "the cluster state is corrupt, PostgreSQL stays as it is; an operator must repair it: {problem}"
         )),
         StateNode::Absent => first_setup::decide(view),
         StateNode::Valid { version, state } => by_role(view, *version, state),
     }
+}
+
+/// How long (ms) a stopped standby waits for the state before it is started without it.
+const UNREAD_MS: u64 = 3_000;
+
+/// Rule 9 for a sitter that was started while ZooKeeper is away. A standby goes on to follow whom it
+/// followed, so that a primary that waits for it can go on: what it acknowledges it has, it counts
+/// only for a primary that still names it, and only it could have taken over from that primary in
+/// between. Nobody is let in, and a stopped primary stays stopped: whether it is one is not known.
+fn unread(view: &View) -> Decision {
+    const UNREAD: &str = "the cluster state was not read yet";
+    let stopped_standby = matches!(view.local.server, Server::Down { standby: true, .. });
+    if let (Data::Present(_), Some(config)) = (&view.local.data, &view.local.config)
+        && let Recovery::Follow(upstream) = config.recovery
+        && stopped_standby
+        && view.observed.unread_ms >= UNREAD_MS
+    {
+        let config = follow(upstream, Gate::Closed, config.slots.clone());
+        return act(Action::Start(config), format!("{UNREAD}; following {upstream} as before (rule 9)"));
+    }
+    // It took long to start, and what it was given was not confirmed.
+    if let (Server::Standby(_), None, Some(config)) = (&view.local.server, &view.local.config, &view.observed.given) {
+        return act(
+            Action::Configure(config.clone()),
+            format!("{UNREAD}; PostgreSQL is up, following as before (rule 9)"),
+        );
+    }
+    wait(format!("{UNREAD}; PostgreSQL stays as it is (rule 9)"))
 }
 
 fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision {

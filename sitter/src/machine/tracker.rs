@@ -9,7 +9,7 @@ use manatee_shared::lsn::Lsn;
 use manatee_shared::zk::{Session, StateNode, Version};
 
 use super::action::Action;
-use super::local::{PrimaryStatus, Recovery, Server};
+use super::local::{PrimaryStatus, Recovery, Server, ServerConfig};
 use super::view::{LastFailure, Observed, View};
 
 /// How long (ms) a standby tries to stream from an upstream other than the primary before it
@@ -47,6 +47,9 @@ pub struct Tracker {
     avoid_until: BTreeMap<PeerId, u64>,
     rejoins: u32,
     failure: Option<Failure>,
+    given: Option<ServerConfig>,
+    /// When this tracker was first asked.
+    began: Option<u64>,
     written: Option<Written>,
     /// The newest version of the state, and when it was first seen.
     version: Option<(Version, u64)>,
@@ -73,6 +76,8 @@ impl Tracker {
         self.watch_state(view);
         self.watch_server(view);
         self.avoid_until.retain(|_, until| *until > now);
+        let began = *self.began.get_or_insert(now);
+        let unread = matches!(view.zk.state, StateNode::Unread);
         let ago = |since: &u64| now.saturating_sub(*since);
         let durations = |map: &BTreeMap<PeerId, u64>| map.iter().map(|(&peer, since)| (peer, ago(since))).collect();
         view.observed = Observed {
@@ -95,6 +100,8 @@ impl Tracker {
                 ago_ms: ago(&failure.at_ms),
                 problem: failure.problem.clone(),
             }),
+            unread_ms: if unread { ago(&began) } else { 0 },
+            given: self.given.clone(),
         };
     }
 
@@ -107,6 +114,9 @@ impl Tracker {
         }
         if let (Action::Drain { version }, None) = (action, &problem) {
             self.drained = Some(*version);
+        }
+        if let (Action::Start(config) | Action::Configure(config), None) = (action, &problem) {
+            self.given = Some(config.clone());
         }
         if matches!(action, Action::Rejoin { .. }) {
             self.rejoins = self.rejoins.saturating_add(1);

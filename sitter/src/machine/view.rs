@@ -8,7 +8,7 @@ use manatee_shared::lsn::Lsn;
 use manatee_shared::zk::{self, Version};
 
 use super::action::Action;
-use super::local::{Data, Local};
+use super::local::{Data, Local, ServerConfig};
 
 /// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
 /// answer, with durations brought up to now.
@@ -110,6 +110,10 @@ pub struct Observed {
     pub rejoins: u32,
     /// The last failure.
     pub last_failure: Option<LastFailure>,
+    /// How long (ms) this sitter has not known the state, since it was started; 0 once it does.
+    pub unread_ms: u64,
+    /// The configuration that PostgreSQL was last given, whether or not it was confirmed.
+    pub given: Option<ServerConfig>,
 }
 
 /// The newest knowledge of one peer.

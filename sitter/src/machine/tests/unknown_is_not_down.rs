@@ -17,6 +17,35 @@ fn without_zookeeper_or_with_a_corrupt_state_everything_stays() {
     }
 }
 
+/// Row 18: a primary waits for its sync, and ZooKeeper is away.
+#[test]
+fn a_stopped_standby_follows_again_without_the_state_and_a_stopped_primary_waits() {
+    for (me, standby) in [(1, false), (2, true), (3, true)] {
+        let mut view = view(me);
+        (view.zk.state, view.zk.session) = (StateNode::Unread, Session::Disconnected);
+        view.local.server = Server::Down { crashed: true, standby };
+        view.observed.unread_ms = 2_999;
+        waits(&view, "not read yet");
+        view.observed.unread_ms = 3_000;
+        let upstream = match me {
+            1 => {
+                waits(&view, "not read yet");
+                continue;
+            }
+            me => id(me - 1),
+        };
+        let slots: &[u8] = if me == 2 { &[3] } else { &[] };
+        let follow = config(Recovery::Follow(upstream), Synchronous::Impossible, Gate::Closed, slots);
+        acts(&view, Action::Start(follow.clone()));
+        let mut late = view.clone();
+        (late.local.server, late.local.config) = (Server::Standby(standby_status()), None);
+        late.observed.given = Some(follow.clone());
+        acts(&late, Action::Configure(follow));
+        view.local.data = Data::Incomplete;
+        waits(&view, "not read yet");
+    }
+}
+
 #[test]
 fn a_new_session_registers_again() {
     for me in 1..=3 {
