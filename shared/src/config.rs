@@ -47,6 +47,16 @@ pub enum ConfigError {
         /// What is wrong and what to do about it.
         problem: String,
     },
+    /// A file that the configuration names can not be read.
+    #[error("{}: cannot read it: {source}; create the file or correct `{key}`", path.display())]
+    Named {
+        /// The file.
+        path: PathBuf,
+        /// The key that names it.
+        key: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A file with a secret can not be used.
     #[error("{}: {problem}", path.display())]
     Secret {
@@ -217,6 +227,11 @@ pub fn read_secret(path: &Path) -> Result<Secret, ConfigError> {
         tracing::warn!(path = %path.display(), "everybody may read this secret; chmod 600 it");
     }
     Ok(Secret(secret.to_owned()))
+}
+
+/// Reads a text file that `key` of the configuration names.
+pub fn read_named(key: &'static str, path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Named { path: path.to_owned(), key, source })
 }
 
 /// How to reach ZooKeeper; the `[zookeeper]` section of both programs.

@@ -100,6 +100,10 @@ pub struct PostgresConfig {
     pub proxy_password_file: PathBuf,
     /// Who may connect while the gate is open.
     pub hba: Option<Vec<String>>,
+    /// A file in the manner of pg_hba.conf; its lines come after those of `hba`.
+    pub hba_file: Option<PathBuf>,
+    /// A file in the manner of postgresql.conf: the operator's settings, before `parameters`.
+    pub conf_file: Option<PathBuf>,
     /// Most WAL a slot may hold back.
     #[serde(default = "default_slot_keep")]
     pub max_slot_wal_keep_size: Size,
@@ -317,6 +321,14 @@ impl Config {
     }
 }
 
+        if let Some(file) = &from.hba_file {
+            let lines = postgres::Settings::hba_lines(&config::read_named("postgres.hba_file", file)?);
+            let before = from.hba.clone().unwrap_or_default();
+            settings.hba = before.into_iter().chain(lines).collect();
+        }
+        if let Some(file) = &from.conf_file {
+            settings.conf_template = Some(config::read_named("postgres.conf_file", file)?);
+        }
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

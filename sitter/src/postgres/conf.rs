@@ -107,6 +107,21 @@ pub(super) fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<
     Ok(())
 }
 
+/// The same for a whole file in the manner of `postgresql.conf`.
+pub(super) fn check_template(text: &str) -> Result<(), Error> {
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        // `name = value`, `name value`; the rest is PostgreSQL's to judge.
+        let (name, value) = line.split_once(|c: char| c == '=' || c.is_whitespace()).unwrap_or((line, ""));
+        let value = value.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
+        let value = value.split(['#', ' ', '\t']).next().unwrap_or_default().trim_matches('\'');
+        check_parameters(&BTreeMap::from([(name.to_owned(), value.to_owned())])).map_err(|error| match error {
+            Error::Setting { problem, .. } => Error::Setting { key: format!("postgres.conf_file, {name}"), problem },
+            other => other,
+        })?;
+    }
+    Ok(())
+}
+
 /// Value of a setting, quoted (manual, section 20.1.2; `guc-file.l` also knows backslash escapes).
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
@@ -193,6 +208,13 @@ pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, nam
     for (name, value) in DEFAULTS {
         line(name, value);
     }
+    if let Some(template) = &settings.conf_template {
+        text.push_str(template);
+        text.push('\n');
+    }
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name} = {}", quote(value));
+    };
     for (name, value) in &settings.parameters {
         line(name, value);
     }
@@ -310,6 +332,27 @@ mod tests {
         assert!(at("max_connections = '200'") < at("max_connections = '7'"));
         assert!(at("max_connections = '7'") < at("listen_addresses"));
         assert!(text.contains(r"application_name = 'it''s \\ ok'"));
+    }
+
+    #[test]
+    fn a_template_comes_between_and_is_checked_like_the_parameters() {
+        let mut settings = settings();
+        settings.conf_template = Some("max_connections = 6 # few\nwork_mem '8MB'".into());
+        settings.parameters.insert("max_connections".into(), "7".into());
+        let text = render(&settings, peer(1), &config(Recovery::Primary), Name::Own);
+        let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} in {text}"));
+        assert!(at("max_connections = '200'") < at("max_connections = 6"));
+        assert!(at("work_mem '8MB'\n") < at("max_connections = '7'"));
+        assert!(check_template("# port = 1\n\n  work_mem = '1MB' # much\nsynchronous_commit = on # safe\n").is_ok());
+        for (text, name) in [
+            ("port = 1", "port"),
+            ("work_mem = '1MB'\nfsync off", "fsync"),
+            ("synchronous_commit = 'local' # quick", "synchronous_commit"),
+            ("include 'more.conf'", "include"),
+        ] {
+            let error = check_template(text).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("postgres.conf_file"), "{error}");
+        }
     }
 
     #[test]

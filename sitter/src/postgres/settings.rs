@@ -53,6 +53,8 @@ pub struct Settings {
     pub proxy_password: Secret,
     /// Lines of `pg_hba.conf` that hold while the gate is open.
     pub hba: Vec<String>,
+    /// The text of the operator's own `postgresql.conf`, whose settings come before `parameters`.
+    pub conf_template: Option<String>,
     /// The operator's settings of `postgresql.conf`.
     pub parameters: BTreeMap<String, String>,
     /// Most WAL a slot may hold back, bytes.
@@ -84,6 +86,7 @@ impl Settings {
             hba: vec!["host all all 0.0.0.0/0 scram-sha-256".into(), "host all all ::/0 scram-sha-256".into()],
             parameters: BTreeMap::new(),
             max_slot_wal_keep_bytes: 8 << 30,
+            conf_template: None,
             stop_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
@@ -95,9 +98,16 @@ impl Settings {
     /// Whether these settings can work, without touching PostgreSQL (for `--check-config` too).
     pub fn check(&self, me: PeerId) -> Result<(), Error> {
         conf::check_parameters(&self.parameters)?;
+    /// The lines that say something of a file in the manner of `pg_hba.conf`.
+    pub fn hba_lines(text: &str) -> Vec<String> {
+        let says = |line: &&str| !line.is_empty() && !line.starts_with('#');
+        text.lines().map(str::trim).filter(says).map(str::to_owned).collect()
+    }
+
         for line in &self.hba {
             if line.contains(['\n', '\r']) || line.trim_start().starts_with("include") {
                 return Err(Error::Setting {
+        conf::check_template(self.conf_template.as_deref().unwrap_or_default())?;
                     key: "postgres.hba".to_owned(),
                     problem: format!("`{line}` is not one line of pg_hba.conf"),
                 });
