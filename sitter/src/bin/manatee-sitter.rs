@@ -129,6 +129,11 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         problem = foreign_data(&*zk, &postgres) => Err(problem),
         problem = no_zookeeper(&*zk, &postgres, &zookeeper) => Err(problem),
         () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
+        () = shutdown::told_to_leave() => {
+            info!("leaving, as told by SIGUSR2: PostgreSQL stays as it is for the next sitter");
+            // Not even the session is closed: others are to notice nothing before the next one is here.
+            std::process::exit(0);
+        }
         () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
         }
@@ -210,7 +215,7 @@ async fn watch_hangups() {
     loop {
         hangups.next().await;
         warn!(
-            "SIGHUP: the configuration is read at start only; restart the sitter (PostgreSQL keeps running if it is killed)"
+            "SIGHUP: the configuration is read at start only; start the sitter anew (SIGUSR2 ends it and leaves PostgreSQL running)"
         );
     }
 }
