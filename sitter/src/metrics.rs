@@ -13,6 +13,7 @@ use metrics::{gauge, histogram};
 
 use crate::driver::status::session_name;
 use crate::machine::local::{Downstream, Local, Server};
+use crate::postgres::Condition;
 use crate::rejoin::Rung;
 
 const ROLE: &str = "manatee_role";
@@ -22,6 +23,8 @@ const LAG: &str = "manatee_replication_lag_bytes";
 const TAKEOVERS: &str = "manatee_takeovers_total";
 const PHASE: &str = "manatee_takeover_phase_seconds";
 const POSTGRES_UP: &str = "manatee_postgres_up";
+const DISK_FULL: &str = "manatee_disk_full";
+const PENDING_RESTART: &str = "manatee_postgres_pending_restart_settings";
 const DECISIONS: &str = "manatee_decisions_total";
 const ACTIONS: &str = "manatee_actions_total";
 const REJOINS: &str = "manatee_rejoins_total";
@@ -67,6 +70,8 @@ pub struct Metrics {
     generation: Gauge,
     sessions: Vec<(zk::Session, Gauge)>,
     postgres_up: Gauge,
+    disk_full: Gauge,
+    pending_restart: Gauge,
     suspected: Gauge,
     decisions: Counter,
     phases: Vec<(Phase, Histogram)>,
@@ -89,11 +94,19 @@ impl Metrics {
             generation: gauge!(GENERATION),
             sessions: SESSIONS.iter().map(|one| (*one, gauge!(SESSION, "state" => session_name(*one)))).collect(),
             postgres_up: gauge!(POSTGRES_UP),
+            disk_full: gauge!(DISK_FULL),
+            pending_restart: gauge!(PENDING_RESTART),
             suspected: gauge!(SUSPECTED),
             decisions: counter!(DECISIONS),
             phases: Phase::ALL.iter().map(|phase| (*phase, histogram!(PHASE, "phase" => phase.name()))).collect(),
             lag: BTreeMap::new(),
         }
+    }
+
+    /// Room on the disk, and settings that wait for a restart.
+    pub fn condition(&self, condition: &Condition) {
+        self.disk_full.set(f64::from(u8::from(condition.disk_full)));
+        self.pending_restart.set(f64::from(u32::try_from(condition.pending_restart.len()).unwrap_or(u32::MAX)));
     }
 
     /// Role and generation of the newest state.
@@ -183,6 +196,8 @@ fn describe() {
     describe_gauge!(SESSION, "1 for the state of the ZooKeeper session, 0 for the others");
     describe_gauge!(LAG, Unit::Bytes, "WAL that a downstream peer has not flushed yet");
     describe_gauge!(POSTGRES_UP, "Whether the local PostgreSQL answers");
+    describe_gauge!(DISK_FULL, "Whether less room is left on the data's disk than its reserve");
+    describe_gauge!(PENDING_RESTART, "Settings of PostgreSQL whose new values take effect at its next start");
     describe_gauge!(SUSPECTED, "Peers found gone from here");
     describe_counter!(TAKEOVERS, "Takeovers by this peer");
     describe_counter!(DECISIONS, "Changes of decision");

@@ -29,6 +29,9 @@ pub struct SitterStatus {
     /// The last step that failed.
     #[serde(default)]
     pub last_failure: Option<Failure>,
+    /// Settings of PostgreSQL that wait for a restart.
+    #[serde(default)]
+    pub pending_restart: Vec<String>,
 }
 
 /// What a sitter does.
@@ -215,6 +218,7 @@ pub(super) mod samples {
             local: Local { data, server, config: None, last_position: None },
             decision,
             last_failure: None,
+            pending_restart: Vec::new(),
         })
     }
 

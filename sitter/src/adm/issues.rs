@@ -159,6 +159,11 @@ impl<'a> Subject<'a> {
         } else {
             issues.extend(self.of_server(&status.local.server));
         }
+        if !status.pending_restart.is_empty() {
+            let settings = status.pending_restart.join(", ");
+            let text = format!("{}: changed settings wait for a restart of PostgreSQL: {settings}", self.name);
+            issues.push(Issue::warning(text));
+        }
         if let Some(failure) = &status.last_failure {
             let text =
                 format!("{}: {} failed {}: {}", self.name, failure.action, times(failure.times), failure.problem);

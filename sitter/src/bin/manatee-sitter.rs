@@ -107,6 +107,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         settings: config.machine(),
         zk: zk.clone(),
         local: postgres.local(),
+        condition: postgres.condition(),
         heartbeats: Heartbeats::new(config.timing()),
         execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
         stop: stop.clone(),
@@ -128,12 +129,12 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         () = telemetry::keep_up(prometheus, CancellationToken::new()) => Err(anyhow!("metrics upkeep has ended")),
         problem = foreign_data(&*zk, &postgres) => Err(problem),
         problem = no_zookeeper(&*zk, &postgres, &zookeeper) => Err(problem),
-        () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
         () = shutdown::told_to_leave() => {
             info!("leaving, as told by SIGUSR2: PostgreSQL stays as it is for the next sitter");
             // Not even the session is closed: others are to notice nothing before the next one is here.
             std::process::exit(0);
         }
+        () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
         () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
         }

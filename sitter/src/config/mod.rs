@@ -107,6 +107,9 @@ pub struct PostgresConfig {
     /// Most WAL a slot may hold back.
     #[serde(default = "default_slot_keep")]
     pub max_slot_wal_keep_size: Size,
+    /// With less room than this on the data's disk, the peer gives its place up.
+    #[serde(default = "default_disk_reserve")]
+    pub disk_reserve: Size,
     /// How long a stop may take before it is made harder.
     #[serde(with = "humantime_serde", default = "default_stop_timeout")]
     pub stop_timeout: Duration,
@@ -197,6 +200,10 @@ fn default_postgres() -> String {
 
 fn default_slot_keep() -> Size {
     Size(8 << 30)
+}
+
+fn default_disk_reserve() -> Size {
+    Size(64 << 20)
 }
 
 fn default_stop_timeout() -> Duration {
@@ -314,13 +321,6 @@ impl Config {
         if let Some(hba) = &from.hba {
             settings.hba.clone_from(hba);
         }
-        settings.parameters = from.parameters.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
-        settings.max_slot_wal_keep_bytes = from.max_slot_wal_keep_size.bytes();
-        settings.stop_timeout = from.stop_timeout;
-        Ok(settings)
-    }
-}
-
         if let Some(file) = &from.hba_file {
             let lines = postgres::Settings::hba_lines(&config::read_named("postgres.hba_file", file)?);
             let before = from.hba.clone().unwrap_or_default();
@@ -329,6 +329,14 @@ impl Config {
         if let Some(file) = &from.conf_file {
             settings.conf_template = Some(config::read_named("postgres.conf_file", file)?);
         }
+        settings.parameters = from.parameters.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
+        settings.max_slot_wal_keep_bytes = from.max_slot_wal_keep_size.bytes();
+        settings.disk_reserve_bytes = from.disk_reserve.bytes();
+        settings.stop_timeout = from.stop_timeout;
+        Ok(settings)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -38,6 +38,7 @@ use crate::machine::suspicion;
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::metrics::Metrics;
+use crate::postgres::Condition;
 
 /// Longest time between two decisions: what only time changes is noticed this late.
 const TICK: Duration = Duration::from_millis(50);
@@ -69,6 +70,8 @@ pub struct Parts {
     pub zk: Arc<dyn Coordination>,
     /// The local PostgreSQL.
     pub local: watch::Receiver<Local>,
+    /// Its condition besides.
+    pub condition: watch::Receiver<Condition>,
     /// The other peers.
     pub heartbeats: Heartbeats,
     /// Does the steps.
@@ -171,6 +174,7 @@ impl Driver {
             zk,
             uncertain_write: self.uncertain_write,
             local,
+            disk_full: self.parts.condition.borrow().disk_full,
             health: self.parts.heartbeats.health(now),
             in_flight: self.running.as_ref().map(|running| InFlight {
                 action: running.action.clone(),
@@ -319,6 +323,7 @@ impl Driver {
             zk: ZkStatus::new(&view.zk),
             last_failure: view.observed.last_failure.as_ref().map(FailureStatus::from),
             peers: view.health.iter().map(|(peer, health)| (*peer, PeerStatus::from(health))).collect(),
+            pending_restart: self.parts.condition.borrow().pending_restart.clone(),
             stopping: self.stopping.is_some(),
             streaming: suspicion::streams(view),
             postgres_down_ms: view.observed.postgres_down_ms,
@@ -330,6 +335,7 @@ impl Driver {
         self.metrics.role(status.role, generation);
         self.metrics.session(view.zk.session);
         self.metrics.local(&view.local);
+        self.metrics.condition(&self.parts.condition.borrow());
         self.metrics.suspected(status.suspects.len());
         self.takeover.watch(view, now, &self.metrics);
         self.status.send_replace(Arc::new(status));

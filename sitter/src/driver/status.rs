@@ -45,6 +45,8 @@ pub struct Status {
     pub last_failure: Option<FailureStatus>,
     /// The other peers as heartbeats show them.
     pub peers: BTreeMap<PeerId, PeerStatus>,
+    /// Settings of PostgreSQL whose new values take effect at the next start only.
+    pub pending_restart: Vec<String>,
     /// A stop was asked for.
     pub stopping: bool,
     /// How long PostgreSQL had not answered at [`Self::at`], ms.
@@ -211,6 +213,7 @@ impl Status {
             zk: ZkStatus::new(&zk::View::unknown()),
             last_failure: None,
             peers: BTreeMap::new(),
+            pending_restart: Vec::new(),
             stopping: false,
             postgres_down_ms: None,
             streaming: false,
@@ -322,7 +325,8 @@ mod tests {
     #[test]
     fn the_answer_has_the_documented_shape() {
         let json = serde_json::to_value(status(Role::Async(1), standby(true), Gate::Open)).unwrap();
-        for key in ["id", "zoneId", "shard", "version", "generation", "local", "lastFailure", "peers"] {
+        for key in ["id", "zoneId", "shard", "version", "generation", "local", "lastFailure", "peers", "pendingRestart"]
+        {
             assert!(json.get(key).is_some(), "{key}: {json}");
         }
         assert_eq!(

@@ -64,6 +64,7 @@ fn start(failures: u32) -> Fixture {
         settings: Settings::default(),
         zk: Arc::new(zk),
         local: local.subscribe(),
+        condition: watch::channel(crate::postgres::Condition::default()).1,
         heartbeats: Heartbeats::new(timing),
         execute: fake.clone(),
         stop: stop.clone(),

@@ -118,7 +118,9 @@ fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) ->
         return Some(format!("the sync {sync} says that it is stopping"));
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
-    if heard && !attached && down_ms > view.settings.restart_budget_ms {
+    // One that still follows says so when it hangs or has no room: it will not follow for long.
+    let patience_ms = view.settings.restart_budget_ms * if attached { 2 } else { 1 };
+    if heard && down_ms > patience_ms {
         return Some(format!("the sync {sync} says that its PostgreSQL is down"));
     }
     if suspicion::is_missing(view, sync) {

@@ -172,15 +172,21 @@ impl Tracker {
 
     fn watch_server(&mut self, view: &View) {
         let now = view.now_ms;
+        let serves = matches!(view.local.server, Server::Primary(_) | Server::Standby(_));
+        match (serves, view.disk_full) {
+            (true, false) => self.down_since = None,
+            (true, true) => {
+                self.down_since.get_or_insert(now);
+            }
+            (false, _) => {}
+        }
         match &view.local.server {
             Server::Primary(primary) => {
-                self.down_since = None;
                 self.first_flush.get_or_insert(primary.flushed.lsn);
                 self.watch_downstreams(view, primary);
                 self.rejoins = 0;
             }
             Server::Standby(standby) => {
-                self.down_since = None;
                 self.first_flush = None;
                 self.progress.clear();
                 if standby.streaming {

@@ -99,7 +99,7 @@ pub struct Observed {
     pub state_ms: u64,
     /// The version of the state in which our clients were found at rest ([`Action::Drain`]).
     pub drained: Option<Version>,
-    /// How long (ms) our PostgreSQL has not answered; None: it does.
+    /// How long (ms) our PostgreSQL has not answered, or has no room; None: it can commit.
     pub postgres_down_ms: Option<u64>,
     /// End of WAL when PostgreSQL was first seen out of recovery in its present run: what the sync
     /// must have before the gate opens (rule 7).
@@ -134,6 +134,8 @@ pub struct View {
     pub uncertain_write: bool,
     /// The local PostgreSQL.
     pub local: Local,
+    /// Too little room is left on the data's disk: PostgreSQL will fail soon, if it has not.
+    pub disk_full: bool,
     /// The other peers.
     pub health: BTreeMap<PeerId, PeerHealth>,
     /// The action being executed, if any.

@@ -10,6 +10,7 @@
 //! nothing, and [`Postgres::adopt`] takes a running server over.
 
 mod apply;
+mod condition;
 mod conf;
 pub(crate) mod control;
 pub(crate) mod copy;
@@ -29,8 +30,8 @@ mod session;
 pub mod settings;
 mod setup;
 pub(crate) mod tool;
-
 mod walsender;
+
 use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
@@ -38,6 +39,7 @@ use manatee_shared::lsn::{Timeline, WalPosition};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::condition::Condition;
 use self::copy::Verdict;
 pub use self::error::Error;
 use self::inner::Inner;
@@ -70,11 +72,15 @@ pub struct Postgres {
     progress: Progress,
     /// Keeps [`Local`] current; ends with this object.
     observer: JoinHandle<()>,
+    /// Kept current by `watching`.
+    condition: watch::Receiver<Condition>,
+    watching: JoinHandle<()>,
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.observer.abort();
+        self.watching.abort();
     }
 }
 
@@ -94,7 +100,9 @@ impl Postgres {
             progress.clone(),
         );
         let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
-        Ok(Self { inner, storage: Box::new(storage), progress, observer })
+        let (sender, condition) = watch::channel(Condition::default());
+        let watching = condition::watch(Arc::clone(&inner), sender);
+        Ok(Self { inner, storage: Box::new(storage), progress, observer, condition, watching })
     }
 
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
@@ -105,6 +113,11 @@ impl Postgres {
     /// Copies of data to this peer.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
+    }
+
+    /// Room on the disk, and settings that wait for a restart.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.clone()
     }
 
     /// Process id of the postmaster, for people and tests.

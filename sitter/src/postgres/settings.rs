@@ -59,6 +59,8 @@ pub struct Settings {
     pub parameters: BTreeMap<String, String>,
     /// Most WAL a slot may hold back, bytes.
     pub max_slot_wal_keep_bytes: u64,
+    /// With less room than this on the data's disk, PostgreSQL is not to be relied on, bytes.
+    pub disk_reserve_bytes: u64,
     /// How long a stop may take before it is made harder.
     pub stop_timeout: Duration,
     /// How long a configuration change may take to be confirmed.
@@ -84,9 +86,10 @@ impl Settings {
             replication_password,
             proxy_password,
             hba: vec!["host all all 0.0.0.0/0 scram-sha-256".into(), "host all all ::/0 scram-sha-256".into()],
+            conf_template: None,
             parameters: BTreeMap::new(),
             max_slot_wal_keep_bytes: 8 << 30,
-            conf_template: None,
+            disk_reserve_bytes: 64 << 20,
             stop_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
@@ -95,19 +98,19 @@ impl Settings {
         }
     }
 
-    /// Whether these settings can work, without touching PostgreSQL (for `--check-config` too).
-    pub fn check(&self, me: PeerId) -> Result<(), Error> {
-        conf::check_parameters(&self.parameters)?;
     /// The lines that say something of a file in the manner of `pg_hba.conf`.
     pub fn hba_lines(text: &str) -> Vec<String> {
         let says = |line: &&str| !line.is_empty() && !line.starts_with('#');
         text.lines().map(str::trim).filter(says).map(str::to_owned).collect()
     }
 
+    /// Whether these settings can work, without touching PostgreSQL (for `--check-config` too).
+    pub fn check(&self, me: PeerId) -> Result<(), Error> {
+        conf::check_parameters(&self.parameters)?;
+        conf::check_template(self.conf_template.as_deref().unwrap_or_default())?;
         for line in &self.hba {
             if line.contains(['\n', '\r']) || line.trim_start().starts_with("include") {
                 return Err(Error::Setting {
-        conf::check_template(self.conf_template.as_deref().unwrap_or_default())?;
                     key: "postgres.hba".to_owned(),
                     problem: format!("`{line}` is not one line of pg_hba.conf"),
                 });

@@ -103,6 +103,7 @@ impl Sitter {
             zk: self.zk.clone(),
             uncertain_write: self.uncertain,
             local: self.local.clone(),
+            disk_full: false,
             health: self.health(now),
             in_flight: self
                 .flight

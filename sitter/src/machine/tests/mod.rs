@@ -2,6 +2,7 @@
 //! The simulation finds what nobody thought of; this says what was thought of.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod disk;
 mod endings;
 mod first_setup;
 mod gate;
@@ -144,6 +145,7 @@ fn view(me: u8) -> View {
         },
         uncertain_write: false,
         local: Local { data: present(), server, config: Some(config), last_position: None },
+        disk_full: false,
         health: peers.into_iter().filter(|number| *number != me).map(|n| (id(n), healthy(present()))).collect(),
         in_flight: None,
         stopping_ms: None,

@@ -81,3 +81,16 @@ fn a_stopped_sitter_is_no_reason_while_its_postgresql_acknowledges() {
     primary(&mut view).downstreams.push(downstream(3, 490, 0));
     acts(&view, Action::Configure(both()));
 }
+
+/// Row 32: its PostgreSQL streams, but its disk is full; its own word counts.
+#[test]
+fn a_sync_that_says_it_can_not_commit_is_replaced_though_it_follows() {
+    let mut view = view(1);
+    primary(&mut view).downstreams.push(downstream(3, 500, 0));
+    health(&mut view, 2).postgres_down_ms = Some(2_000);
+    waits(&view, "is fit");
+    health(&mut view, 2).postgres_down_ms = Some(2_001);
+    acts(&view, Action::Configure(both()));
+    health(&mut view, 3).postgres_down_ms = Some(500);
+    waits(&view, "no async is fit");
+}

@@ -1,0 +1,110 @@
+//! What is known of PostgreSQL besides what it does: room on its disk, and settings that wait for a
+//! restart. One task keeps it current.
+//!
+//! A server without room goes on for a while: what needs no new page or segment succeeds, the rest
+//! fails, one client after the other, until WAL finds no place and it ends. So a peer with little room
+//! says that it can not commit while it still can.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::inner::Inner;
+
+/// Between two looks at the disk.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// Looks at the disk between two at the settings: they are many, and change when somebody reloads.
+const SETTINGS_EVERY: u32 = 10;
+
+/// Once there was too little, so many times the reserve must be free before it is enough: a peer
+/// whose room goes up and down at the limit must not change places each time.
+const ENOUGH: u64 = 2;
+
+/// The condition of the local PostgreSQL.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Less room is left on the data's disk than [`super::Settings::disk_reserve_bytes`].
+    pub disk_full: bool,
+    /// Settings whose new values take effect at the next start only.
+    pub pending_restart: Vec<String>,
+}
+
+/// Keeps `condition` current until aborted.
+pub(super) fn watch(inner: Arc<Inner>, condition: watch::Sender<Condition>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        for turn in (0..SETTINGS_EVERY).cycle() {
+            look_at_disk(&inner, &condition).await;
+            if turn == 0 {
+                look_at_settings(&inner, &condition).await;
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    })
+}
+
+async fn look_at_disk(inner: &Inner, condition: &watch::Sender<Condition>) {
+    let data = inner.layout.data();
+    // A file system that hangs must not take the runtime's threads with it: one look at a time.
+    let Ok(Some(free_bytes)) = tokio::task::spawn_blocking(move || free_bytes(&data)).await else { return };
+    let reserve_bytes = inner.settings.disk_reserve_bytes;
+    let changed = condition.send_if_modified(|condition| {
+        let now = is_full(condition.disk_full, free_bytes, reserve_bytes);
+        std::mem::replace(&mut condition.disk_full, now) != now
+    });
+    if changed {
+        let full = condition.borrow().disk_full;
+        tracing::warn!(free_bytes, reserve_bytes, full, "room on the data's disk");
+    }
+}
+
+async fn look_at_settings(inner: &Inner, condition: &watch::Sender<Condition>) {
+    const PENDING: &str = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name";
+    let Ok(session) = inner.session() else { return };
+    // Of no consequence if it fails: the next look is near.
+    let Ok(rows) = session.query(PENDING, &[]).await else { return };
+    let names: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    let changed = condition.send_if_modified(|condition| {
+        let changed = condition.pending_restart != names;
+        condition.pending_restart.clone_from(&names);
+        changed
+    });
+    if changed && !names.is_empty() {
+        tracing::warn!(settings = names.join(", "), "changed settings take effect when PostgreSQL is restarted");
+    }
+}
+
+fn is_full(before: bool, free_bytes: u64, reserve_bytes: u64) -> bool {
+    let least = if before { reserve_bytes.saturating_mul(ENOUGH) } else { reserve_bytes };
+    free_bytes < least
+}
+
+/// What an ordinary user may still write. None: there is no such folder yet, or it can not be told.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let facts = rustix::fs::statvfs(folder).ok()?;
+    Some(facts.f_bavail.saturating_mul(facts.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_takes_twice_the_reserve_to_be_well_again() {
+        for (before, free, full) in
+            [(false, 100, false), (false, 99, true), (true, 100, true), (true, 199, true), (true, 200, false)]
+        {
+            assert_eq!(is_full(before, free, 100), full, "{before} {free}");
+        }
+        assert!(!is_full(true, 0, 0), "no reserve, no limit");
+    }
+
+    #[test]
+    fn room_is_told_of_a_folder_that_exists() {
+        assert!(free_bytes(Path::new("/")).is_some());
+        assert_eq!(free_bytes(Path::new("/nonexistent/folder")), None);
+    }
+}
