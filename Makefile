@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e smoke clean
+.PHONY: help install build demo test lint unit e2e smoke faults clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ e2e: build
 
 smoke: build ## the main job unattended: bring up, write, kill the primary's host, rejoin
 	target/debug/manatee-lab smoke
+
+faults: build ## rows of the list of faults: ROWS="4 12" ROUNDS=3; default: all, once
+	target/debug/manatee-lab fault $(ROWS) --rounds $(or $(ROUNDS),1)
 
 clean:
 	$(CARGO) clean

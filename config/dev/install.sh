@@ -25,6 +25,10 @@ need postgresql '/usr/lib/postgresql/*/bin/postgres'
 need libzookeeper-java /usr/share/java/zookeeper.jar
 need default-jre-headless java
 need iproute2 ip
+# Faults of the lab: packets that are dropped, disks that fail, clocks that jump.
+need nftables nft
+need e2fsprogs mkfs.ext4
+need libfaketime '/usr/lib/*/faketime/libfaketimeMT.so.1'
 need procps ps
 need openssl openssl
 # promtool checks the alert rules.

@@ -3,8 +3,12 @@
 //! A [`Row`] names its plays; round n plays the n-th of them, over and over. Rows live by family
 //! in the modules below; a new one is a play, a line in its family's `ROWS`, and nothing else.
 
+mod chain;
+mod disks;
 mod network;
+mod operators;
 mod processes;
+mod steps;
 mod zookeeper;
 
 use anyhow::{Result, bail, ensure};
@@ -19,7 +23,8 @@ pub use network::ISOLATE_PRIMARY;
 pub use processes::{KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
 
 /// The families.
-const FAMILIES: &[&[Row]] = &[processes::ROWS, network::ROWS, zookeeper::ROWS];
+const FAMILIES: &[&[Row]] =
+    &[processes::ROWS, network::ROWS, zookeeper::ROWS, chain::ROWS, disks::ROWS, operators::ROWS, steps::ROWS];
 
 /// A row of the list of faults.
 pub struct Row {
@@ -45,11 +50,18 @@ pub struct Needs {
     pub zookeepers: u8,
     /// At least as many database hosts.
     pub peers: u8,
+    /// Hosts with file systems of their own.
+    pub disks: bool,
+    /// Hosts with clocks of their own.
+    pub clocks: bool,
+    /// Settings of PostgreSQL.
+    pub parameters: &'static [(&'static str, &'static str)],
 }
 
 impl Needs {
     /// Three hosts.
-    pub const HOSTS: Self = Self { namespaces: false, zookeepers: 1, peers: 3 };
+    pub const HOSTS: Self =
+        Self { namespaces: false, zookeepers: 1, peers: 3, disks: false, clocks: false, parameters: &[] };
     /// Hosts that can be cut off.
     pub const NETWORK: Self = Self { namespaces: true, ..Self::HOSTS };
 
@@ -64,6 +76,10 @@ impl Needs {
         }
         options.zookeepers = options.zookeepers.max(self.zookeepers);
         options.peers = options.peers.max(self.peers);
+        options.disks |= self.disks;
+        options.clocks |= self.clocks;
+        let parameters = self.parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        options.parameters.extend(parameters);
         Ok(options)
     }
 }

@@ -10,6 +10,8 @@ use manatee_shared::ids::PeerId;
 use nix::sys::signal::Signal;
 use tokio_postgres::NoTls;
 
+use crate::clock::Clock;
+use crate::disk::Disk;
 use crate::process::{self, Launch, Process};
 
 /// Condition of a host as the lab made it.
@@ -40,6 +42,10 @@ pub struct Host {
     pub power: Power,
     /// Whether its link is down.
     pub cut: bool,
+    /// A file system of its own.
+    disk: Option<Disk>,
+    /// A clock of its own.
+    clock: Option<Clock>,
     launch: Launch,
     sitter: Option<Process>,
 }
@@ -63,6 +69,12 @@ pub struct HostConfig {
     pub postgres: PathBuf,
     /// OS user for PostgreSQL.
     pub os_user: String,
+    /// Whether it gets a file system of its own.
+    pub disk: bool,
+    /// Whether it gets a clock of its own.
+    pub clock: bool,
+    /// More settings of PostgreSQL.
+    pub parameters: Vec<(String, String)>,
 }
 
 impl HostConfig {
@@ -89,7 +101,7 @@ replication_password_file = "{secrets}/replication.password"
 proxy_password_file = "{secrets}/proxy.password"
 [postgres.parameters]
 shared_buffers = "32MB"
-[storage]
+{parameters}[storage]
 kind = "directory"
 [api]
 token_file = "{secrets}/api.token"
@@ -103,6 +115,8 @@ filter = "info"
             session_timeout = self.session_timeout,
             postgres = self.postgres.display(),
             os_user = self.os_user,
+            parameters =
+                self.parameters.iter().map(|(name, value)| format!("{name} = {value:?}\n")).collect::<String>(),
         )
     }
 }
@@ -119,6 +133,13 @@ impl Host {
         let name = format!("peer{number}");
         let dir = lab.join(&name);
         fs::create_dir_all(&dir)?;
+        let disk = config.disk.then(|| Disk::create(&lab.join(format!("{name}.disk")), &dir)).transpose()?;
+        let clock = config.clock.then(|| Clock::create(&lab.join(format!("{name}.clock")), &config.postgres));
+        let clock = clock.transpose()?;
+        let mut config = config.clone();
+        if let Some(clock) = &clock {
+            config.postgres = clock.programs();
+        }
         let config_path = lab.join(format!("{name}.toml"));
         fs::write(&config_path, config.render(number, &dir))?;
         let [pg_port, backup_port, _] = config.ports;
@@ -132,8 +153,11 @@ impl Host {
                 dir: dir.clone(),
                 log: lab.join("logs").join(format!("{name}.log")),
                 namespace,
+                env: clock.as_ref().map(Clock::environment).unwrap_or_default(),
             },
             dir,
+            disk,
+            clock,
             power: Power::Stopped,
             cut: false,
             sitter: None,
@@ -167,6 +191,41 @@ impl Host {
         }
         self.power = Power::On;
         Ok(())
+    }
+
+    /// Its own file system.
+    pub fn disk(&mut self) -> Result<&mut Disk> {
+        self.disk.as_mut().context("this lab's hosts have no file systems of their own: start it with --disks")
+    }
+
+    /// Its clock goes wrong by this many seconds from now on; 0: right again.
+    pub fn shift_clock(&mut self, seconds: i64) -> Result<()> {
+        let clock = self.clock.as_ref();
+        clock.context("this lab's hosts have no clocks of their own: start it with --clocks")?.shift(seconds)
+    }
+
+    /// Undoes what was done to its disk and its clock.
+    pub fn relieve(&mut self) -> Result<()> {
+        if let Some(clock) = &self.clock {
+            clock.shift(0)?;
+        }
+        let Some(disk) = &self.disk else { return Ok(()) };
+        if !disk.is_broken() {
+            return disk.relieve();
+        }
+        self.kill();
+        self.disk.as_mut().map_or(Ok(()), Disk::repair)
+    }
+
+    /// A second sitter with the same configuration.
+    pub fn second_sitter(&self) -> Result<Process> {
+        let name = format!("{}'s second sitter", self.name());
+        Process::start(&Launch { name, log: self.launch.log.with_extension("second.log"), ..self.launch.clone() })
+    }
+
+    /// Its sitter may end by itself from now on.
+    pub fn may_end(&mut self) {
+        self.power = Power::Stopped;
     }
 
     /// An error with the end of its log if the sitter ended although nobody told it to.
@@ -233,6 +292,14 @@ impl Host {
         Ok(())
     }
 
+    /// SIGUSR2 to the sitter: it leaves PostgreSQL to the next one. Waits for its end.
+    pub async fn replace_sitter(&mut self) -> Result<()> {
+        let sitter = self.running_sitter()?;
+        sitter.signal(Signal::SIGUSR2);
+        sitter.wait(Duration::from_secs(10)).await?;
+        self.start_sitter()
+    }
+
     /// Waits for the end of a sitter that was told to stop.
     pub async fn sitter_ended(&mut self, limit: Duration) -> Result<()> {
         match &mut self.sitter {
@@ -289,6 +356,10 @@ impl Host {
 
     /// Makes sure that nothing of the host runs.
     fn reap(&mut self) {
+        if let Some(disk) = &self.disk {
+            // What hangs in the kernel can not be killed.
+            let _ = disk.thaw();
+        }
         if let Some(sitter) = &mut self.sitter {
             sitter.kill();
         }

@@ -12,6 +12,7 @@ use manatee_shared::cluster::{ClusterState, Role};
 use crate::binaries::{self, Binaries};
 use crate::host::{Host, HostConfig, Power};
 use crate::network::{Machine, Namespaces, Network, Size};
+use crate::process::{Launch, Process};
 use crate::proxy::{ProxyConfig, ProxyProcess};
 use crate::reaper::Reaper;
 use crate::runfile::RunFile;
@@ -56,6 +57,15 @@ pub struct Options {
     /// Keep the temporary folder (data and logs) at the end
     #[arg(long)]
     pub keep: bool,
+    /// A small file system for each host, which can be full, hang or fail (needs root)
+    #[arg(long)]
+    pub disks: bool,
+    /// A clock for each host, which can go wrong (needs libfaketime)
+    #[arg(long)]
+    pub clocks: bool,
+    /// More settings of PostgreSQL
+    #[arg(skip)]
+    pub parameters: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -70,6 +80,9 @@ impl Default for Options {
             zk_session_timeout: "4s".to_owned(),
             bin_dir: None,
             keep: false,
+            disks: false,
+            clocks: false,
+            parameters: Vec::new(),
         }
     }
 }
@@ -209,6 +222,9 @@ impl Lab {
             secrets: secrets.to_owned(),
             postgres: binaries::postgres_folder()?,
             os_user: "postgres".to_owned(),
+            disk: options.disks,
+            clock: options.clocks,
+            parameters: options.parameters.clone(),
         };
         Host::new(
             number,
@@ -338,6 +354,43 @@ impl Lab {
         config
     }
 
+    /// The same for host `index` itself.
+    pub fn direct_config(&self, index: usize) -> tokio_postgres::Config {
+        let id = self.hosts[index].id;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(id.ip.to_string())
+            .port(id.pg_port)
+            .user(APP)
+            .password(&self.password)
+            .dbname(APP)
+            .application_name("lab")
+            .ssl_mode(tokio_postgres::config::SslMode::Disable)
+            .connect_timeout(Duration::from_secs(2));
+        config
+    }
+
+    /// A backup of host `index` that is stopped before it has read anything.
+    pub fn stuck_backup(&self, index: usize) -> Result<Process> {
+        let id = self.hosts[index].id;
+        let password = fs::read_to_string(self.folder.path.join("secrets/replication.password"))?;
+        let mut backup = Process::start(&Launch {
+            name: "a backup".to_owned(),
+            program: binaries::postgres_folder()?.join("pg_receivewal"),
+            args: ["-h", &id.ip.to_string(), "-p", &id.pg_port.to_string(), "-U", "manatee_replication", "-D", "."]
+                .map(Into::into)
+                .to_vec(),
+            dir: self.folder.path.join("logs"),
+            log: self.folder.path.join("logs/backup.log"),
+            namespace: None,
+            env: vec![("PGPASSWORD".into(), password.trim().into())],
+        })?;
+        std::thread::sleep(Duration::from_millis(500));
+        backup.check()?;
+        backup.signal(nix::sys::signal::Signal::SIGSTOP);
+        Ok(backup)
+    }
+
     /// A session of [`APP`] through proxy `index`.
     pub async fn connect(&self, index: usize) -> Result<tokio_postgres::Client> {
         let (client, connection) = self.client_config(index).connect(tokio_postgres::NoTls).await?;
@@ -364,6 +417,7 @@ impl Lab {
     /// Undoes whatever was done to host `index`: link up, processes running.
     pub fn heal(&mut self, index: usize) -> Result<()> {
         let host = &mut self.hosts[index];
+        host.relieve()?;
         if host.power == Power::PoweredOff {
             self.network.reboot(host.number)?;
         } else if host.cut {
@@ -385,7 +439,7 @@ impl Lab {
 
     /// Undoes whatever was done to anything.
     pub async fn heal_all(&mut self) -> Result<()> {
-        self.network.stop_dropping()?;
+        self.network.mend()?;
         for index in 0..self.hosts.len() {
             if self.hosts[index].power == Power::Stopped {
                 self.hosts[index].sitter_ended(Duration::from_secs(30)).await?;

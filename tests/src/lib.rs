@@ -4,8 +4,11 @@
 //! namespace of its own, so that it can be cut off, lose power, hang and come back.
 
 pub mod binaries;
+pub mod clock;
 pub mod console;
+pub mod disk;
 pub mod fault;
+pub mod foreign;
 pub mod health;
 pub mod host;
 pub mod lab;
@@ -16,6 +19,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod reaper;
+pub mod relay;
 pub mod runfile;
 pub mod scenario;
 pub mod smoke;

@@ -3,11 +3,13 @@
 //! With namespaces, links can be taken down, and packets from one machine to another dropped (by
 //! nftables, at the receiver): nobody is told anything. Clients and proxies are on this machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::relay::{Quality, Relay};
 
 /// Whether peers get network namespaces of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -31,6 +33,8 @@ pub struct Network {
     size: Size,
     /// Namespaces in which packets are dropped.
     filtered: BTreeSet<String>,
+    /// Links of bad quality.
+    relays: BTreeMap<Machine, Relay>,
 }
 
 /// How many machines there are.
@@ -85,14 +89,14 @@ fn permitted() -> Result<()> {
 impl Network {
     /// Builds the network of lab `number`.
     pub fn create(number: u8, size: Size, with_namespaces: bool) -> Result<Self> {
-        let filtered = BTreeSet::new();
+        let (filtered, relays) = (BTreeSet::new(), BTreeMap::new());
         if !with_namespaces {
-            return Ok(Self { number, bridge: None, size, filtered });
+            return Ok(Self { number, bridge: None, size, filtered, relays });
         }
         let bridge = names(number, size).0;
         ip(&["link", "add", &bridge, "type", "bridge"])?;
         // From here on, dropping cleans up.
-        let network = Self { number, bridge: Some(bridge.clone()), size, filtered };
+        let network = Self { number, bridge: Some(bridge.clone()), size, filtered, relays };
         ip(&["addr", "add", &format!("{}/24", network.address(Machine::Clients)), "dev", &bridge])?;
         ip(&["link", "set", &bridge, "up"])?;
         let hosts = (1..=size.peers).map(Machine::Host);
@@ -192,13 +196,27 @@ impl Network {
         Ok(())
     }
 
-    /// Drops each packet that reaches `machine` with a probability of `percent`.
-    pub fn lose_packets(&mut self, machine: Machine, percent: u8) -> Result<()> {
-        self.filter(machine, &format!("add rule ip lab in numgen random mod 100 < {percent} drop"))
+    /// Makes the link of `machine` bad: what it sends comes late, or not at all.
+    pub fn spoil(&mut self, machine: Machine, quality: Quality) -> Result<()> {
+        let link = self.need_namespace(machine)?;
+        let Some(bridge) = &self.bridge else { return Ok(()) };
+        let tap = format!("{link}t");
+        ip(&["link", "set", &link, "nomaster"])?;
+        let relay = Relay::start(&link, &tap, quality)?;
+        ip(&["link", "set", &tap, "master", bridge])?;
+        ip(&["link", "set", &tap, "up"])?;
+        self.relays.insert(machine, relay);
+        Ok(())
     }
 
-    /// Lets all packets through again.
-    pub fn stop_dropping(&mut self) -> Result<()> {
+    /// Lets all packets through again, at once.
+    pub fn mend(&mut self) -> Result<()> {
+        while let Some((machine, relay)) = self.relays.pop_first() {
+            drop(relay);
+            if let (Some(link), Some(bridge)) = (self.namespace(machine), &self.bridge) {
+                ip(&["link", "set", &link, "master", bridge])?;
+            }
+        }
         while let Some(namespace) = self.filtered.pop_first() {
             nft(&namespace, "flush ruleset")?;
         }

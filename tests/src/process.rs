@@ -33,6 +33,8 @@ pub struct Launch {
     pub log: PathBuf,
     /// Named network namespace to start in.
     pub namespace: Option<String>,
+    /// Added to the environment.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 /// A child of the lab, killed when dropped.
@@ -62,7 +64,13 @@ impl Process {
             })
             .transpose()?;
         let mut command = Command::new(&launch.program);
-        command.args(&launch.args).current_dir(&launch.dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .args(&launch.args)
+            .envs(launch.env.iter().cloned())
+            .current_dir(&launch.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         // The kernel tells a child of its parent's death only if the parent still lives when it asks.
         let lab = Pid::this();
         let prepare = move || {

@@ -78,6 +78,7 @@ filter = "info"
                 args: vec!["--config".into(), config_path.into()],
                 dir,
                 namespace: None,
+                env: Vec::new(),
             },
             process: None,
         })

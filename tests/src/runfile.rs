@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{network, process};
+use crate::{disk, network, process};
 
 /// Most labs at a time on one machine.
 const MAX_LABS: u8 = 250;
@@ -99,6 +99,7 @@ fn remove(number: u8, record: &Record) {
         process::kill_everything(&record.dir, Some(&machine));
     }
     process::kill_everything(&record.dir, None);
+    disk::unmount_below(&record.dir);
     if let Some(size) = record.namespaces {
         network::remove(number, size);
     }

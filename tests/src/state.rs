@@ -45,6 +45,14 @@ impl StateReader {
         within(client.set_data(&path, &state.to_json(), None)).await.map(drop)
     }
 
+    /// Puts `bytes` in place of the state, whatever they are; returns what was there.
+    pub async fn replace_raw(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let path = format!("{}/state", self.shard_path);
+        let before = self.read(&path).await?.context("the shard has no state yet")?;
+        within(self.client().await?.set_data(&path, bytes, None)).await?;
+        Ok(before)
+    }
+
     /// All states that ever were, in order.
     pub async fn history(&self) -> Result<Vec<ClusterState>> {
         let folder = format!("{}/history", self.shard_path);

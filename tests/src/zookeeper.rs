@@ -82,6 +82,7 @@ impl ZooKeeper {
                 dir,
                 log: logs.join(format!("{name}.log")),
                 namespace: network.namespace(*machine),
+                env: Vec::new(),
             };
             let process = Some(Process::start(&launch)?);
             servers.push(Server { launch, process, address: SocketAddrV4::new(*address, *client) });

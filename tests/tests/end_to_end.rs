@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use manatee_shared::cluster::{Freeze, Role};
 use manatee_tests::console;
 use manatee_tests::fault::{ISOLATE_PRIMARY, KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
+use manatee_tests::foreign;
 use manatee_tests::lab::{Lab, Options};
 use manatee_tests::oracle::Oracle;
 use manatee_tests::scenario::round;
@@ -216,8 +217,8 @@ async fn another_shards_data(lab: &mut Lab, oracle: &Oracle) -> Result<()> {
     let data = lab.hosts[index].data_dir();
     let aside = data.with_extension("aside");
     std::fs::rename(&data, &aside)?;
-    initdb(&data).await?;
-    let foreign = system_identifier(&data).await?;
+    foreign::initdb(&data).await?;
+    let foreign = foreign::system_identifier(&data).await?;
     lab.heal(index)?;
     let log = lab.hosts[index].log().to_owned();
     // It may end, or stay and report itself unfit; what counts is that it says so.
@@ -227,33 +228,8 @@ async fn another_shards_data(lab: &mut Lab, oracle: &Oracle) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     oracle.progress(50, Duration::from_secs(10)).await?;
-    ensure!(system_identifier(&data).await? == foreign, "the data was replaced");
+    ensure!(foreign::system_identifier(&data).await? == foreign, "the data was replaced");
     let after = lab.current().await?;
     ensure!(after.generation == state.generation, "the roles changed");
     Ok(())
-}
-
-async fn initdb(data: &std::path::Path) -> Result<()> {
-    let program = manatee_tests::binaries::postgres_folder()?.join("initdb");
-    let mut command = if nix::unistd::geteuid().is_root() {
-        std::fs::create_dir(data)?;
-        let user = nix::unistd::User::from_name("postgres")?.context("no OS user postgres")?;
-        std::os::unix::fs::chown(data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-        let mut command = tokio::process::Command::new("runuser");
-        command.args(["-u", "postgres", "--"]).arg(program);
-        command
-    } else {
-        tokio::process::Command::new(program)
-    };
-    let output = command.args(["-U", "postgres", "-A", "peer", "-D"]).arg(data).current_dir("/").output().await?;
-    ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-async fn system_identifier(data: &std::path::Path) -> Result<String> {
-    let program = manatee_tests::binaries::postgres_folder()?.join("pg_controldata");
-    let output = tokio::process::Command::new(program).arg(data).output().await?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = text.lines().find(|line| line.contains("system identifier")).context("pg_controldata")?;
-    Ok(line.rsplit_once(' ').context("pg_controldata")?.1.to_owned())
 }

@@ -7,10 +7,16 @@ use manatee_shared::cluster::Role;
 
 use super::{Needs, Row};
 use crate::network::Machine;
+use crate::relay::Quality;
 use crate::scenario::{CHANGE, Change, Clients, NOTHING, Play, Stage};
 
 /// A network that is partitioned for longer than any session and any retry.
 const PARTITIONED: Duration = Duration::from_secs(12);
+
+/// A bad line across the world.
+const BAD_LINK: Quality = Quality { delay: Duration::from_millis(200), loss_percent: 5 };
+/// How long links stay bad in a round.
+const BAD_LINKS: Duration = Duration::from_secs(120);
 
 /// The rows.
 pub(super) const ROWS: &[Row] = &[
@@ -105,6 +111,17 @@ pub(super) const ROWS: &[Row] = &[
                 script: |stage| Box::pin(flap(stage, Role::Sync)),
             },
         ],
+    },
+    Row {
+        number: 14,
+        fault: "5 % loss and 200 ms delay",
+        needs: Needs::NETWORK,
+        write_gap_s: None,
+        plays: &[Play {
+            name: "what each host sends comes 200 ms late, 5 % of it not at all",
+            clients: Clients::WritesMayFail,
+            script: |stage| Box::pin(bad_links(stage)),
+        }],
     },
     Row {
         number: 15,
@@ -224,6 +241,15 @@ async fn flap(stage: &mut Stage<'_>, role: Role) -> Result<()> {
         if role == Role::Primary { &[Change::Takeover, Change::None] } else { &[Change::NewSync, Change::None] };
     stage.accept(changes).await?;
     stage.served().await
+}
+
+async fn bad_links(stage: &mut Stage<'_>) -> Result<()> {
+    stage.begin_all("bad links");
+    for host in 0..stage.lab.hosts.len() {
+        let machine = Machine::Host(stage.lab.hosts[host].number);
+        stage.lab.network.spoil(machine, BAD_LINK)?;
+    }
+    stage.nothing_happens(BAD_LINKS).await
 }
 
 /// Peers and ZooKeeper's servers in a ring, in an order that changes from round to round. What can

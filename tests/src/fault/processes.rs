@@ -45,6 +45,11 @@ pub(super) const ROWS: &[Row] = &[
                 script: |stage| Box::pin(kill_sitter(stage, Role::Async(0))),
                 ..KILL_SITTER
             },
+            Play {
+                name: "the primary's sitter is replaced by another, as in an upgrade",
+                script: |stage| Box::pin(replace_sitter(stage)),
+                ..KILL_SITTER
+            },
         ],
     },
     Row {
@@ -163,6 +168,16 @@ async fn kill_sitter(stage: &mut Stage<'_>, role: Role) -> Result<()> {
     stage.lab.hosts[host].kill_sitter()?;
     tokio::time::sleep(SERVICE_RESTART).await;
     stage.lab.hosts[host].start_sitter()?;
+    stage.nothing_happens(NOTHING).await?;
+    stage.same_postmaster(host, postmaster);
+    Ok(())
+}
+
+async fn replace_sitter(stage: &mut Stage<'_>) -> Result<()> {
+    let host = stage.host(Role::Primary)?;
+    let postmaster = stage.lab.hosts[host].postmaster_pid();
+    stage.begin("SIGUSR2 to the sitter, and a new one", host);
+    stage.lab.hosts[host].replace_sitter().await?;
     stage.nothing_happens(NOTHING).await?;
     stage.same_postmaster(host, postmaster);
     Ok(())
