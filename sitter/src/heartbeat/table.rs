@@ -30,9 +30,14 @@ const ANSWERS: usize = 600;
 /// line that long explains this many round trips of silence.
 const ROUND_TRIPS: u32 = 3;
 
-/// The longest time that an answer took explains a silence of this many times that: what was lost
-/// once may be lost twice, and TCP waits twice as long each time.
+/// The time that slow answers took explains a silence of this many times that: what was lost once may
+/// be lost twice, and TCP waits twice as long each time.
 const WORST_TWICE: u32 = 2;
+
+/// So many of a hundred answers, the slowest, say nothing of the line: a busy machine answers late now
+/// and then, and must not make the next real failure be found late. A line that loses packets shows
+/// more of them.
+const HICCUPS_PERCENT: usize = 2;
 
 /// However bad a line is, its peer is suspected after this many times the suspicion timeout.
 const MOST_PATIENCE: u32 = 5;
@@ -69,7 +74,7 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Line {
     took: VecDeque<Duration>,
-    /// Least and greatest of `took`.
+    /// Of `took` the least, and the greatest that is no hiccup.
     bounds: Option<(Duration, Duration)>,
 }
 
@@ -79,14 +84,18 @@ impl Line {
             self.took.pop_front();
         }
         self.took.push_back(took);
-        self.bounds = self.took.iter().min().copied().zip(self.took.iter().max().copied());
+        let mut sorted: Vec<Duration> = self.took.iter().copied().collect();
+        sorted.sort_unstable();
+        let hiccups = sorted.len() * HICCUPS_PERCENT / 100;
+        let slow = sorted.len().checked_sub(hiccups + 1).and_then(|place| sorted.get(place));
+        self.bounds = sorted.first().copied().zip(slow.copied());
     }
 
     /// Silence after which the peer is to be suspected.
     fn patience(&self, timing: Timing) -> Duration {
-        let Some((least, greatest)) = self.bounds else { return timing.suspicion };
+        let Some((least, slow)) = self.bounds else { return timing.suspicion };
         let long = timing.suspicion + least * ROUND_TRIPS;
-        let unsteady = timing.interval + greatest * WORST_TWICE;
+        let unsteady = timing.interval + slow * WORST_TWICE;
         long.max(unsteady).min(timing.suspicion * MOST_PATIENCE)
     }
 }
@@ -311,6 +320,15 @@ mod tests {
             answer_after(&mut f, 400);
         }
         assert_eq!(suspected_after(&mut f), 2_200, "a long line; what was before is forgotten");
+        for number in 0..ANSWERS {
+            // Two of a hundred are late.
+            answer_after(&mut f, if number % 50 == 0 { 900 } else { 1 });
+        }
+        assert_eq!(suspected_after(&mut f), 1_010, "hiccups");
+        for number in 0..ANSWERS {
+            answer_after(&mut f, if number % 20 == 0 { 900 } else { 1 });
+        }
+        assert_eq!(suspected_after(&mut f), 1_900, "a line that loses packets");
     }
 
     #[test]
