@@ -148,7 +148,8 @@ async fn restart_alone(stage: &mut Stage<'_>) -> Result<()> {
     let direct = stage.lab.direct_config(primary);
     let (client, connection) = direct.connect(NoTls).await.context("a direct session before the restart")?;
     let connection = tokio::spawn(connection);
-    let write = client.batch_execute("create table if not exists seen_by_nobody ()");
+    let sql = format!("create table seen_by_nobody_{} ()", stage.number);
+    let write = client.batch_execute(&sql);
     if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), write).await {
         stage.fail("a write was acknowledged without a sync");
     }
@@ -218,6 +219,17 @@ async fn only_an_async(stage: &mut Stage<'_>, returning: Role) -> Result<()> {
     stage.nothing_happens(NOTHING).await?;
     if stage.oracle.figures().writes != before {
         stage.fail("a write was acknowledged by an async alone");
+    }
+    // Sessions that have seen more than the async has must wait; one that has seen nothing need not.
+    let read = async {
+        let client = stage.lab.connect(0).await?;
+        client.simple_query("select count(*) from lab_oracle").await?;
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(ANSWER, read).await {
+        Ok(Ok(())) => {}
+        Ok(Err(problem)) => stage.fail(format!("a new session can not read from the async: {problem:#}")),
+        Err(_) => stage.fail(format!("a new session's read from the async takes more than {ANSWER:?}")),
     }
     let back = stage.host(returning)?;
     stage.lab.heal(back)?;

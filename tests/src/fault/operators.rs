@@ -295,7 +295,8 @@ async fn promote(stage: &mut Stage<'_>, role: Role) -> Result<()> {
     stage.begin("pg_promote() by hand", host);
     let client = stage.lab.hosts[host].superuser(crate::lab::APP).await?;
     client.batch_execute("select pg_promote(false)").await?;
-    let write = client.batch_execute("create table if not exists written_by_a_usurper ()");
+    let sql = format!("create table written_by_a_usurper_{} ()", stage.number);
+    let write = client.batch_execute(&sql);
     if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), write).await {
         stage.fail("a standby promoted by hand acknowledged a write");
     }

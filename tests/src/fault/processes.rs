@@ -235,7 +235,8 @@ async fn pause_sitter(stage: &mut Stage<'_>) -> Result<()> {
     stage.served().await?;
     // What the former primary still lets in directly must not be acknowledged.
     if let Ok(client) = stage.lab.hosts[host].superuser(crate::lab::APP).await {
-        let write = client.batch_execute("create table written_to_a_former_primary ()");
+        let sql = format!("create table written_to_a_former_primary_{} ()", stage.number);
+        let write = client.batch_execute(&sql);
         if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), write).await {
             stage.fail("the former primary acknowledged a write");
         }
