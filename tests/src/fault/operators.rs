@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use manatee_shared::cluster::Role;
-use nix::sys::signal::Signal;
 use tokio_postgres::NoTls;
 
 use super::{Needs, Row};
@@ -201,10 +200,7 @@ async fn stop_while_archiving(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 async fn stop_with_stuck_walsender(stage: &mut Stage<'_>) -> Result<()> {
-    let (host, third) = (stage.host(Role::Primary)?, stage.host(Role::Async(0))?);
-    // Whom it follows is not said; both standbys' receivers are children of theirs.
-    let receiver = stage.lab.hosts[third].signal_child("walreceiver", Signal::SIGSTOP);
-    receiver.context("the async has no WAL receiver")?;
+    let host = stage.host(Role::Primary)?;
     // A walsender that can not get rid of its last WAL keeps a server that shuts down waiting. This
     // one is a backup's that nobody reads.
     let mut backup = stage.lab.stuck_backup(host)?;
@@ -300,9 +296,6 @@ async fn promote(stage: &mut Stage<'_>, role: Role) -> Result<()> {
     if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), write).await {
         stage.fail("a standby promoted by hand acknowledged a write");
     }
-    if role == Role::Sync {
-        stage.expect(Change::NewSync).await?;
-    }
     stage.served().await?;
     let id = stage.lab.hosts[host].id;
     stage
@@ -315,7 +308,10 @@ async fn promote(stage: &mut Stage<'_>, role: Role) -> Result<()> {
             );
             Ok(())
         })
-        .await
+        .await?;
+    // A sync is replaced, or back before that.
+    let changes: &[Change] = if role == Role::Sync { &[Change::None, Change::NewSync] } else { &[Change::None] };
+    stage.accept(changes).await
 }
 
 /// Ordinary clients take what they get. The sitter, replication and operators must still get in.
