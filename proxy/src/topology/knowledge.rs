@@ -63,6 +63,14 @@ struct Known {
     down: bool,
 }
 
+impl Known {
+    /// Its newest answer, if it is not down and the question was sent no longer than `silence` ago.
+    fn heard(&self, silence: Duration, now: Instant) -> Option<(Instant, Answer)> {
+        let recent = |(started, _): &(Instant, Answer)| now.saturating_duration_since(*started) <= silence;
+        self.answer.filter(recent).filter(|_| !self.down)
+    }
+}
+
 /// How long a primary that is about to be succeeded as planned gets no new transactions. The promotion
 /// takes a fraction of that; without one, this is what clients wait for nothing.
 pub const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
@@ -201,9 +209,7 @@ impl Knowledge {
 
     fn sync_answers(&self, now: Instant) -> bool {
         let Some(sync) = self.state.as_ref().and_then(|state| state.sync_peer.as_ref()) else { return true };
-        let answered = |known: &Known| known.answer.map(|(started, _)| now.saturating_duration_since(started));
-        let known = self.nodes.get(&sync.id).filter(|known| !known.down);
-        known.and_then(answered).is_some_and(|silent| silent <= STANDBY_SILENCE)
+        self.nodes.get(&sync.id).is_some_and(|known| known.heard(STANDBY_SILENCE, now).is_some())
     }
 
     fn note_takeover(&mut self, served: bool, now: Instant) {
@@ -232,21 +238,17 @@ impl Knowledge {
 
     fn confirmed_primary(&self, now: Instant) -> Option<Primary> {
         let id = self.state.as_ref()?.primary.id;
-        let known = self.nodes.get(&id)?;
-        let (started, answer) = known.answer?;
-        let alive = !known.down && now.saturating_duration_since(started) <= PRIMARY_SILENCE;
+        let (started, answer) = self.nodes.get(&id)?.heard(PRIMARY_SILENCE, now)?;
         let leaves = self.handing_over_since.is_some_and(|since| now < since + HAND_OVER_LIMIT);
-        let confirmed = alive && !leaves && !answer.in_recovery && started >= self.reign_known_since;
+        let confirmed = !leaves && !answer.in_recovery && started >= self.reign_known_since;
         confirmed.then(|| Primary { node: Node::of(id), timeline: answer.timeline })
     }
 
     fn standbys(&self, now: Instant) -> Vec<Standby> {
         let Some(state) = &self.state else { return Vec::new() };
         let usable = |id: PeerId| {
-            let known = self.nodes.get(&id)?;
-            let (started, answer) = known.answer?;
-            let alive = !known.down && now.saturating_duration_since(started) <= STANDBY_SILENCE;
-            (alive && answer.in_recovery).then_some((started, answer))
+            let heard = self.nodes.get(&id)?.heard(STANDBY_SILENCE, now);
+            heard.filter(|(_, answer)| answer.in_recovery)
         };
         // The named primary, while it is still a standby about to be promoted, can be read like one.
         state
