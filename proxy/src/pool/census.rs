@@ -115,9 +115,9 @@ pub enum Activity {
     },
 }
 
-/// A client of this thread.
-#[derive(Debug)]
-pub struct Present {
+/// Who a client is: what does not change while it is connected.
+#[derive(Clone, Debug)]
+pub struct ClientFacts {
     /// Role and database.
     pub identity: Arc<Identity>,
     /// Where it connects from.
@@ -130,11 +130,19 @@ pub struct Present {
     pub application: String,
     /// The process id it was told.
     pub id: u32,
+    /// When it connected.
+    pub connected: SystemTime,
+}
+
+/// A client of this thread.
+#[derive(Debug)]
+pub struct Present {
+    /// Who it is.
+    pub facts: ClientFacts,
     /// By which its connection is ended.
     pub end: Recall,
     /// Counters of its role and database.
     pub tally: Rc<Tally>,
-    connected: SystemTime,
     activity: Cell<Activity>,
 }
 
@@ -173,7 +181,7 @@ pub(super) struct InUse {
 impl InUse {
     /// Whether it serves a client that `scope` includes.
     pub(super) fn is_of(&self, scope: &Scope) -> bool {
-        scope.includes(&self.client.identity.database)
+        scope.includes(&self.client.facts.identity.database)
     }
 
     /// How long ago it was opened.
@@ -219,20 +227,8 @@ pub struct NodeReport {
 /// A client, as the console shows it.
 #[derive(Clone, Debug)]
 pub struct ClientReport {
-    /// Role and database.
-    pub identity: Arc<Identity>,
-    /// Where it connects from.
-    pub address: SocketAddr,
-    /// Where to.
-    pub local: Option<SocketAddr>,
-    /// Version of TLS, if any.
-    pub tls: Option<&'static str>,
-    /// As it named itself.
-    pub application: String,
-    /// The process id it was told.
-    pub id: u32,
-    /// When it connected.
-    pub connected: SystemTime,
+    /// Who it is.
+    pub facts: ClientFacts,
     /// How long it has waited for a server, if it does.
     pub waited: Option<Duration>,
     /// Process id of the server it has.
@@ -285,15 +281,17 @@ impl Worker {
         let tally = self.tallies.borrow_mut().entry(key).or_default().clone();
         let application = client.startup.iter().find(|(name, _)| name.eq_ignore_ascii_case("application_name"));
         let present = Rc::new(Present {
-            identity,
-            address: client.address,
-            local: client.local,
-            tls: client.tls,
-            application: application.map(|(_, value)| value.clone()).unwrap_or_default(),
-            id: client.cancel.pid,
+            facts: ClientFacts {
+                identity,
+                address: client.address,
+                local: client.local,
+                tls: client.tls,
+                application: application.map(|(_, value)| value.clone()).unwrap_or_default(),
+                id: client.cancel.pid,
+                connected: SystemTime::now(),
+            },
             end: Recall::default(),
             tally,
-            connected: SystemTime::now(),
             activity: Cell::new(Activity::Idle),
         });
         let number = self.present.borrow_mut().insert(present.clone());
@@ -369,14 +367,14 @@ impl Worker {
         let find = |identity: &Identity| places.get(&(identity.user.clone(), identity.database.clone())).copied();
         let mut clients: Vec<(usize, Option<Duration>)> = Vec::new();
         for (_, client) in self.present.borrow().iter() {
-            if let Some(index) = find(&client.identity) {
+            if let Some(index) = find(&client.facts.identity) {
                 clients.push((index, client.waited(now)));
             }
         }
         let mut nodes: Vec<(usize, NodeReport)> = Vec::new();
         let mut used: HashMap<(usize, Node), usize> = HashMap::new();
         for (_, server) in self.in_use.borrow().iter() {
-            if let Some(index) = find(&server.client.identity) {
+            if let Some(index) = find(&server.client.facts.identity) {
                 *used.entry((index, server.node)).or_default() += 1;
             }
         }
@@ -407,13 +405,7 @@ impl Worker {
 
     fn report_clients(&self, now: Instant) -> Vec<ClientReport> {
         let describe = |client: &Present| ClientReport {
-            identity: client.identity.clone(),
-            address: client.address,
-            local: client.local,
-            tls: client.tls,
-            application: client.application.clone(),
-            id: client.id,
-            connected: client.connected,
+            facts: client.facts.clone(),
             waited: client.waited(now),
             server: match client.activity.get() {
                 Activity::Served { server } => Some(server),
@@ -426,12 +418,12 @@ impl Worker {
     fn report_servers(&self, now: Instant) -> Vec<ServerReport> {
         let in_use = self.in_use.borrow();
         let used = in_use.iter().map(|(_, used)| ServerReport {
-            user: used.client.identity.user.clone(),
-            database: used.client.identity.database.clone(),
+            user: used.client.facts.identity.user.clone(),
+            database: used.client.facts.identity.database.clone(),
             node: used.node,
             pid: used.cancel.pid,
             age: now.saturating_duration_since(used.opened),
-            client: Some(used.client.id),
+            client: Some(used.client.facts.id),
             being_cancelled: used.cancel.is_cancel_in_flight(),
         });
         let mut servers: Vec<ServerReport> = used.collect();

@@ -118,7 +118,7 @@ impl Worker {
     /// Ends clients and servers at once.
     pub fn kill(&self, scope: &Scope) {
         for (_, client) in self.present.borrow().iter() {
-            if scope.includes(&client.identity.database) {
+            if scope.includes(&client.facts.identity.database) {
                 client.end.recall();
             }
         }
@@ -128,7 +128,7 @@ impl Worker {
     /// Ends one client. Whether there was one of this number.
     pub fn kill_client(&self, id: u32) -> bool {
         let present = self.present.borrow();
-        let found = present.iter().find(|(_, client)| client.id == id);
+        let found = present.iter().find(|(_, client)| client.facts.id == id);
         if let Some((_, client)) = found {
             client.end.recall();
         }
