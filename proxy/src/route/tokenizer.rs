@@ -14,7 +14,7 @@ use super::class::{Hint, SqlContext};
 /// A key longer than this is not kept: the text is parsed each time.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
-/// Stands for a decimal integer of at most nine digits: the grammar's `Iconst`.
+/// Stands for a decimal integer that fits 32 bits: the grammar's `Iconst`.
 const INTEGER: u8 = 0x01;
 /// Stands for any other number.
 const NUMBER: u8 = 0x02;
@@ -406,7 +406,9 @@ impl<'a> Scanner<'a> {
         let digits = |from: usize| rest[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         let whole = digits(0);
         let mut length = whole;
-        let mut kind = if whole <= 9 { INTEGER } else { NUMBER };
+        // `process_integer_literal` in scan.l. Nine digits always fit.
+        let fits = || std::str::from_utf8(&rest[..whole]).is_ok_and(|digits| digits.parse::<i32>().is_ok());
+        let mut kind = if whole <= 9 || fits() { INTEGER } else { NUMBER };
         if rest.get(length) == Some(&b'.') {
             if rest.get(length + 1) == Some(&b'.') {
                 return Err(Odd);

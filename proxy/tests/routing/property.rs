@@ -157,6 +157,17 @@ proptest! {
     }
 }
 
+/// Found by the above: the grammar takes whatever fits 32 bits for an integer.
+#[test]
+fn large_integers_are_integers() {
+    let context = SqlContext::default();
+    for text in
+        ["SELECT varchar(1000000000) ''", "SELECT varchar(2147483647) ''", "SELECT 2147483648", "SELECT 0000000001"]
+    {
+        assert_eq!(*fresh().classify(text.as_bytes(), context), class_of(text, context), "{text}");
+    }
+}
+
 /// The table's rows among each other.
 #[test]
 fn rows_with_the_same_key_have_the_same_class() {
