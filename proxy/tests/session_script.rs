@@ -347,6 +347,21 @@ fn a_lost_server_is_told_as_the_table_says() {
     }
 }
 
+#[test]
+fn a_failed_transaction_refuses_a_name_as_postgresql_does() {
+    let mut pair = Pair::new();
+    pair.send(&[parse("a", "commit"), sync()].concat());
+    pair.send(&query("begin"));
+    pair.send(&query("fail"));
+    pair.read();
+    // Bound only, the COMMIT ends nothing.
+    pair.send(&[bind("p", "a"), parse("a", "select 1"), sync()].concat());
+    assert_eq!(pair.read(), "2 E25P02 ZE");
+    // Bound in another unit, it does.
+    pair.send(&[execute("p"), parse("a", "select 1"), sync()].concat());
+    assert_eq!(pair.read(), "ROLLBACK E42P05 ZI");
+}
+
 /// Sends a unit, loses its server before it answers, and says what the client reads in the end.
 fn lose_during(before: &[&str], unit: &[u8], how: How) -> String {
     let mut pair = Pair::new();

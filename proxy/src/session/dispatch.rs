@@ -198,6 +198,8 @@ impl Session {
                 let (portal, _) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
                 let known = self.portals.iter().find(|(name, _)| **name == *portal);
                 let statement = known.map(|(_, statement)| statement.clone());
+                self.unit.leaves_failed |= statement.as_ref().is_some_and(|known| leaves_failed(known.class.control));
+                let statement = statement.filter(|known| changes_session(&known.class));
                 self.ledger.push(Expect::Execute { statement });
                 Ok(Leaves::AsIs)
             }
@@ -254,9 +256,8 @@ impl Session {
         let bind = Bind::read(body)?;
         let statement = self.sent_statement(bind.statement);
         self.portals.retain(|(name, _)| **name != *bind.portal);
-        self.unit.leaves_failed |= statement.as_ref().is_some_and(|known| leaves_failed(known.class.control));
         if let Some(statement) = &statement
-            && changes_session(&statement.class)
+            && (changes_session(&statement.class) || leaves_failed(statement.class.control))
         {
             self.portals.push((bind.portal.into(), statement.clone()));
         }

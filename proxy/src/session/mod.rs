@@ -202,7 +202,7 @@ pub struct Session {
 
     statements: std::collections::HashMap<Box<[u8]>, Rc<Statement>>,
     unnamed: Option<Rc<Statement>>,
-    /// Portals whose Execute changes the session.
+    /// Portals whose Execute changes the session or ends a failed transaction.
     portals: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// The statement of the last BindComplete: whose Execute an error is about.
     last_bound: Option<Rc<Statement>>,

@@ -97,7 +97,7 @@ pub struct Unit {
     pub parses_sent: usize,
     /// Where the client's names led that its answered requests changed, oldest first.
     pub undo: Vec<Definition>,
-    /// Something that a failed transaction lets through was sent.
+    /// Execute of something that a failed transaction lets through was sent.
     pub leaves_failed: bool,
     /// Fate of its answer.
     pub forwarding: Forwarding,
