@@ -362,6 +362,20 @@ fn a_failed_transaction_refuses_a_name_as_postgresql_does() {
     assert_eq!(pair.read(), "ROLLBACK E42P05 ZI");
 }
 
+#[test]
+fn a_named_statement_outlives_the_unnamed_one_of_the_same_text() {
+    let mut pair = Pair::new();
+    let run = [parse("a", "rollback"), bind("", "a"), execute(""), sync()].concat();
+    pair.send(&run);
+    pair.send(&[parse("", "rollback"), sync()].concat());
+    pair.read();
+    // Back on the first server; the injected Parse of the unnamed statement is skipped there.
+    pair.send(&[bind("", "b"), target(frontend::DESCRIBE, Kind::Statement, ""), sync()].concat());
+    pair.send(&query("select 1"));
+    pair.send(&[bind("", "a"), execute(""), sync()].concat());
+    assert_eq!(pair.read(), "E26000 ZI T D SELECT_1 ZI 2 ROLLBACK ZI");
+}
+
 /// Sends a unit, loses its server before it answers, and says what the client reads in the end.
 fn lose_during(before: &[&str], unit: &[u8], how: How) -> String {
     let mut pair = Pair::new();

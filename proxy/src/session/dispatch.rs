@@ -366,7 +366,7 @@ impl Session {
         server.unnamed = Some(statement.clone());
         let (text, types) = statement.definition.split_at(statement.text().len());
         frontend::put_parse(&mut self.before, b"", text, &types[1..]);
-        self.ledger.push(Expect::InjectedParse(statement.clone()));
+        self.ledger.push(Expect::InjectedUnnamed(statement.clone()));
     }
 
     fn ensure_named(&mut self, statement: &Rc<Statement>) {

@@ -29,8 +29,10 @@ pub(super) enum Expect {
         /// What it defines.
         statement: Rc<Statement>,
     },
-    /// The proxy's Parse: ParseComplete is swallowed.
+    /// The proxy's Parse under an interned name: ParseComplete is swallowed.
     InjectedParse(Rc<Statement>),
+    /// The proxy's Parse of the unnamed statement: ParseComplete is swallowed.
+    InjectedUnnamed(Rc<Statement>),
     /// The proxy's Close: CloseComplete is swallowed.
     InjectedClose,
     /// Bind: BindComplete.

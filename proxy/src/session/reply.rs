@@ -266,7 +266,7 @@ impl Session {
                 self.define(name, Some(statement));
                 Ok(Fate::Forward)
             }
-            (backend::PARSE_COMPLETE, Some(Expect::InjectedParse(_)))
+            (backend::PARSE_COMPLETE, Some(Expect::InjectedParse(_) | Expect::InjectedUnnamed(_)))
             | (backend::CLOSE_COMPLETE, Some(Expect::InjectedClose)) => Ok(Fate::Swallow),
             (backend::BIND_COMPLETE, Some(Expect::Bind { statement })) => {
                 self.last_bound = statement;
@@ -472,11 +472,11 @@ impl Session {
                     }
                     self.forget_unnamed(&statement);
                 }
+                Expect::InjectedUnnamed(statement) => self.forget_unnamed(&statement),
                 Expect::Parse { statement, .. } | Expect::InjectedParse(statement) => {
                     if let Some(server) = &mut self.server {
                         server.prepared.remove(statement.id());
                     }
-                    self.forget_unnamed(&statement);
                 }
                 Expect::InjectedClose => {
                     // An evicted statement was not closed: its name is taken for good.
