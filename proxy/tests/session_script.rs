@@ -360,6 +360,13 @@ fn a_failed_transaction_refuses_a_name_as_postgresql_does() {
     // Bound in another unit, it does.
     pair.send(&[execute("p"), parse("a", "select 1"), sync()].concat());
     assert_eq!(pair.read(), "ROLLBACK E42P05 ZI");
+
+    // A Bind that is skipped does not replace the portal of the COMMIT.
+    pair.send(&query("begin"));
+    pair.send(&[parse("", "select 1"), bind("p", "a"), bind("", "b"), bind("p", ""), sync()].concat());
+    pair.read();
+    pair.send(&[execute("p"), parse("a", "select 1"), sync()].concat());
+    assert_eq!(pair.read(), "ROLLBACK E42P05 ZI");
 }
 
 #[test]

@@ -196,8 +196,10 @@ impl Session {
             frontend::DESCRIBE => self.send_describe(body),
             frontend::EXECUTE => {
                 let (portal, _) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
-                let known = self.portals.iter().find(|(name, _)| **name == *portal);
-                let statement = known.map(|(_, statement)| statement.clone());
+                let statement = match self.ledger.pending_portal(portal) {
+                    Some(pending) => pending.cloned(),
+                    None => self.portals.iter().find(|(name, _)| **name == *portal).map(|(_, known)| known.clone()),
+                };
                 self.unit.leaves_failed |= statement.as_ref().is_some_and(|known| leaves_failed(known.class.control));
                 let statement = statement.filter(|known| changes_session(&known.class));
                 self.ledger.push(Expect::Execute { statement });
@@ -255,12 +257,6 @@ impl Session {
     fn send_bind(&mut self, body: &[u8]) -> Result<Leaves, ProxyError> {
         let bind = Bind::read(body)?;
         let statement = self.sent_statement(bind.statement);
-        self.portals.retain(|(name, _)| **name != *bind.portal);
-        if let Some(statement) = &statement
-            && (changes_session(&statement.class) || leaves_failed(statement.class.control))
-        {
-            self.portals.push((bind.portal.into(), statement.clone()));
-        }
         let leaves = match &statement {
             None => match self.send_missing(bind.statement) {
                 Some(refused) => return Ok(refused),
@@ -277,7 +273,7 @@ impl Session {
                 Leaves::Replaced
             }
         };
-        self.ledger.push(Expect::Bind { statement });
+        self.ledger.push(Expect::Bind { portal: bind.portal.into(), statement });
         Ok(leaves)
     }
 
@@ -314,9 +310,6 @@ impl Session {
         if kind == Kind::Statement && !target.name.is_empty() {
             self.ledger.push(Expect::KnownClose { name });
             return Ok(Leaves::Replaced);
-        }
-        if kind == Kind::Portal {
-            self.portals.retain(|(known, _)| *known != name);
         }
         self.ledger.push(Expect::Close { kind, name });
         Ok(Leaves::AsIs)
@@ -403,6 +396,11 @@ impl Session {
                 })
             )
     }
+}
+
+/// Whether the portals of a statement need be known.
+pub(super) fn decides(class: &Class) -> bool {
+    changes_session(class) || leaves_failed(class.control)
 }
 
 /// What a failed transaction lets through (`IsTransactionExitStmt`, postgres.c).

@@ -37,6 +37,8 @@ pub(super) enum Expect {
     InjectedClose,
     /// Bind: BindComplete.
     Bind {
+        /// The portal it makes; empty: unnamed.
+        portal: Box<[u8]>,
         /// The statement, for an error about its plan.
         statement: Option<Rc<Statement>>,
     },
@@ -126,6 +128,16 @@ impl Ledger {
             Expect::KnownClose { name } | Expect::Close { kind: Kind::Statement, name } if **name == *wanted => {
                 Some(None)
             }
+            _ => None,
+        })
+    }
+
+    /// What the portal `wanted` is going to run: `Some(None)` if it is going to be closed, or if its
+    /// statement is not known.
+    pub(super) fn pending_portal(&self, wanted: &[u8]) -> Option<Option<&Rc<Statement>>> {
+        self.0.iter().rev().find_map(|expect| match expect {
+            Expect::Bind { portal, statement } if **portal == *wanted => Some(statement.as_ref()),
+            Expect::Close { kind: Kind::Portal, name } if **name == *wanted => Some(None),
             _ => None,
         })
     }

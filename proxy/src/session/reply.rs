@@ -268,12 +268,20 @@ impl Session {
             }
             (backend::PARSE_COMPLETE, Some(Expect::InjectedParse(_) | Expect::InjectedUnnamed(_)))
             | (backend::CLOSE_COMPLETE, Some(Expect::InjectedClose)) => Ok(Fate::Swallow),
-            (backend::BIND_COMPLETE, Some(Expect::Bind { statement })) => {
+            (backend::BIND_COMPLETE, Some(Expect::Bind { portal, statement })) => {
+                self.portals.retain(|(name, _)| *name != portal);
+                if let Some(statement) = &statement
+                    && super::dispatch::decides(&statement.class)
+                {
+                    self.portals.push((portal, statement.clone()));
+                }
                 self.last_bound = statement;
                 Ok(Fate::Forward)
             }
             (backend::CLOSE_COMPLETE, Some(Expect::Close { kind, name })) => {
-                if kind == Kind::Statement && name.is_empty() {
+                if kind == Kind::Portal {
+                    self.portals.retain(|(known, _)| *known != name);
+                } else if name.is_empty() {
                     self.define(name, None);
                     if let Some(server) = &mut self.server {
                         server.unnamed = None;
@@ -428,7 +436,7 @@ impl Session {
     /// prepared it. From now on its text is another statement. Who parsed it before has to know, for
     /// it was told of another type of row; who parses it in this unit was not: true.
     fn renew_statement(&mut self, shared: &mut Shared) -> bool {
-        let Some(Expect::Bind { statement: Some(statement) } | Expect::Describe { statement: Some(statement) }) =
+        let Some(Expect::Bind { statement: Some(statement), .. } | Expect::Describe { statement: Some(statement) }) =
             self.ledger.head()
         else {
             return false;
