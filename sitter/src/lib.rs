@@ -8,6 +8,7 @@ pub mod driver;
 pub mod execute;
 pub mod heartbeat;
 pub mod machine;
+pub mod memory;
 pub mod metrics;
 pub mod postgres;
 pub mod rejoin;

@@ -117,7 +117,7 @@ async fn can_stream(inner: &Inner, source: &SourceFacts) -> bool {
 }
 
 /// Where the last valid record of the local WAL begins, and the size of a segment.
-async fn last_record(inner: &Inner) -> Result<(WalPosition, u64), Error> {
+pub(crate) async fn last_record(inner: &Inner) -> Result<(WalPosition, u64), Error> {
     let data = inner.layout.data();
     let output = inner.tool("pg_controldata").arg(&data).run(&inner.user).await?;
     let positions = control::parse_controldata(&output.stdout)

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use manatee_shared::config::{Secret, ZkSettings};
 use manatee_shared::zk::client::ZkCoordination;
-use manatee_shared::zk::{Coordination, Session};
+use manatee_shared::zk::{Coordination, Session, StateNode, View};
 use manatee_shared::{shutdown, telemetry};
 use manatee_sitter::api::{self, Api};
 use manatee_sitter::config::{Config, environment};
@@ -18,12 +18,16 @@ use manatee_sitter::driver::{Driver, Parts};
 use manatee_sitter::execute::Executor;
 use manatee_sitter::heartbeat::Heartbeats;
 use manatee_sitter::machine::local::Data;
+use manatee_sitter::memory;
 use manatee_sitter::postgres::{self, Postgres};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// Beyond `stop_timeout`, for what an orderly stop does besides stopping PostgreSQL.
 const STOP_SLACK: Duration = Duration::from_secs(20);
+
+/// Between two looks at data whose shard has lost its state.
+const SURVEY_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a port may still be held by the sitter that this one replaces.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
@@ -110,11 +114,13 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         condition: postgres.condition(),
         heartbeats: Heartbeats::new(config.timing()),
         execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
+        newest_generation: memory::recall(&config.peer.dir, &postgres.local().borrow().data),
         stop: stop.clone(),
     });
     let rendering = prometheus.clone();
+    let status = driver.status();
     let router = api::router(Api {
-        status: driver.status(),
+        status: status.clone(),
         metrics: Arc::new(move || rendering.render()),
         progress: postgres.progress(),
         control: postgres.clone(),
@@ -134,6 +140,8 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
             // Not even the session is closed: others are to notice nothing before the next one is here.
             std::process::exit(0);
         }
+        () = survey_when_lost(&*zk, &postgres) => Err(anyhow!("the task that watches for a lost state has ended")),
+        () = memory::keep(config.peer.dir.clone(), status) => Err(anyhow!("the driver has ended")),
         () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
         () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
@@ -208,6 +216,27 @@ async fn no_zookeeper(zk: &dyn Coordination, postgres: &Postgres, config: &ZkSet
         );
     }
     std::future::pending().await
+}
+
+/// Once the cluster state turns out to be lost, finds out how far the data here goes, for the
+/// operator who restores it. A server that runs says so by itself.
+async fn survey_when_lost(zk: &dyn Coordination, postgres: &Postgres) {
+    let (mut view, mut local) = (zk.view(), postgres.local());
+    loop {
+        let lost = |view: &View| view.session == Session::Connected && view.state == StateNode::Absent;
+        if view.wait_for(lost).await.is_err() {
+            return;
+        }
+        if let Err(problem) = postgres.survey().await {
+            warn!("cannot tell how far the WAL here goes: {:#}", anyhow::Error::from(problem));
+        }
+        tokio::select! {
+            changed = local.changed() => if changed.is_err() { return },
+            changed = view.changed() => if changed.is_err() { return },
+        }
+        // What changes all the time is not looked at all the time.
+        tokio::time::sleep(SURVEY_PAUSE).await;
+    }
 }
 
 /// Nothing of the configuration can change live yet; says so.

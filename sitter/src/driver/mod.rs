@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::running::{Ended, Running};
-use self::status::{DecisionStatus, FailureStatus, PeerStatus, Status, ZkStatus};
+use self::status::{DecisionStatus, FailureStatus, PeerStatus, SettingsStatus, Status, ZkStatus};
 use self::takeover::TakeoverClock;
 use crate::execute::{Execute, Outcome, Problem};
 use crate::heartbeat::Heartbeats;
@@ -76,6 +76,8 @@ pub struct Parts {
     pub heartbeats: Heartbeats,
     /// Does the steps.
     pub execute: Arc<dyn Execute>,
+    /// The newest generation that was seen before this process.
+    pub newest_generation: Option<u64>,
     /// Cancelled when the sitter is to stop in an orderly way.
     pub stop: CancellationToken,
 }
@@ -116,7 +118,7 @@ impl Driver {
         let mut driver = Self {
             zk: parts.zk.view(),
             news: parts.heartbeats.news(),
-            tracker: Tracker::new(),
+            tracker: Tracker::remembering(parts.newest_generation),
             began: now,
             stopping: None,
             uncertain_write: false,
@@ -322,6 +324,8 @@ impl Driver {
             local: view.local.clone(),
             zk: ZkStatus::new(&view.zk),
             last_failure: view.observed.last_failure.as_ref().map(FailureStatus::from),
+            settings: SettingsStatus::from(&view.settings),
+            newest_generation: view.observed.newest_generation,
             peers: view.health.iter().map(|(peer, health)| (*peer, PeerStatus::from(health))).collect(),
             pending_restart: self.parts.condition.borrow().pending_restart.clone(),
             stopping: self.stopping.is_some(),

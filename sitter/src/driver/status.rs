@@ -10,7 +10,7 @@ use manatee_shared::zk;
 use serde::Serialize;
 
 use crate::machine::local::{Data, Gate, Local, Server};
-use crate::machine::view::{LastFailure, PeerHealth};
+use crate::machine::view::{LastFailure, PeerHealth, Settings};
 
 /// The driver decides many times a second. One that has not for this long is stuck; its sitter
 /// must then not pass for healthy.
@@ -43,6 +43,10 @@ pub struct Status {
     pub zk: ZkStatus,
     /// The last step that failed, until another one is taken.
     pub last_failure: Option<FailureStatus>,
+    /// What of the configuration an operator's next step depends on.
+    pub settings: SettingsStatus,
+    /// The highest generation seen by this sitter, or by its predecessors over the same data.
+    pub newest_generation: Option<u64>,
     /// The other peers as heartbeats show them.
     pub peers: BTreeMap<PeerId, PeerStatus>,
     /// Settings of PostgreSQL whose new values take effect at the next start only.
@@ -138,6 +142,22 @@ impl From<&LastFailure> for FailureStatus {
     }
 }
 
+/// Settings of this sitter.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingsStatus {
+    /// It may be a lone primary.
+    pub one_node_write_mode: bool,
+    /// `rejoin = "manual"`.
+    pub manual_rejoin: bool,
+}
+
+impl From<&Settings> for SettingsStatus {
+    fn from(settings: &Settings) -> Self {
+        Self { one_node_write_mode: settings.one_node_write_mode, manual_rejoin: settings.manual_rejoin }
+    }
+}
+
 /// Another peer.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -212,6 +232,8 @@ impl Status {
             local,
             zk: ZkStatus::new(&zk::View::unknown()),
             last_failure: None,
+            settings: SettingsStatus::default(),
+            newest_generation: None,
             peers: BTreeMap::new(),
             pending_restart: Vec::new(),
             stopping: false,
@@ -325,8 +347,19 @@ mod tests {
     #[test]
     fn the_answer_has_the_documented_shape() {
         let json = serde_json::to_value(status(Role::Async(1), standby(true), Gate::Open)).unwrap();
-        for key in ["id", "zoneId", "shard", "version", "generation", "local", "lastFailure", "peers", "pendingRestart"]
-        {
+        for key in [
+            "id",
+            "zoneId",
+            "shard",
+            "version",
+            "generation",
+            "local",
+            "lastFailure",
+            "settings",
+            "newestGeneration",
+            "peers",
+            "pendingRestart",
+        ] {
             assert!(json.get(key).is_some(), "{key}: {json}");
         }
         assert_eq!(

@@ -67,6 +67,7 @@ fn start(failures: u32) -> Fixture {
         condition: watch::channel(crate::postgres::Condition::default()).1,
         heartbeats: Heartbeats::new(timing),
         execute: fake.clone(),
+        newest_generation: None,
         stop: stop.clone(),
     });
     let status = driver.status();

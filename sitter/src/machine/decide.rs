@@ -3,7 +3,7 @@
 //! ```text
 //! stopping ──────────────────────────────► stopping
 //! no state ──────────────────────────────► first_setup     (rule 8)
-//! corrupt or unread state ───────────────► keep everything as it is
+//! corrupt, unread or outdated state ─────► keep everything as it is
 //! valid state, by our role in it:
 //!   primary ─────────────────────────────► primary  ─ replace (rule 3), membership
 //!   sync, async, deposed, unlisted ──────► standby  ─ takeover (rules 4, 5)
@@ -39,6 +39,11 @@ fn by_state(view: &View) -> Decision {
             "the cluster state is corrupt, PostgreSQL stays as it is; an operator must repair it: {problem}"
         )),
         StateNode::Absent => first_setup::decide(view),
+        StateNode::Valid { state, .. } if view.observed.newest_generation > Some(state.generation) => wait(format!(
+            "the cluster state went back to generation {}: an old one was put there, PostgreSQL stays as it is; \
+             an operator must restore the state (rule 8)",
+            state.generation
+        )),
         StateNode::Valid { version, state } => by_role(view, *version, state),
     }
 }

@@ -29,31 +29,31 @@ const PROMOTION: &str = "promotion";
 /// init_wal literally. So the primary adds a position of its own timeline as soon as it has one:
 /// whoever contains that has everything, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Promotion {
+pub(crate) struct Promotion {
     /// The timeline that the primary promotes to.
-    pub(super) timeline: Timeline,
+    pub(crate) timeline: Timeline,
     /// A position on it. None while the primary may still be in recovery: nobody can rejoin to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) at: Option<WalPosition>,
+    pub(crate) at: Option<WalPosition>,
 }
 
 impl Promotion {
     /// What `state` says. None: its generation did not begin with a takeover.
-    pub(super) fn of(state: &ClusterState) -> Option<Self> {
+    pub(crate) fn of(state: &ClusterState) -> Option<Self> {
         let value = state.extra.get(PROMOTION)?.clone();
         serde_json::from_value(value).ok()
     }
 
     /// The promotion of a takeover in `state` by a sync that is on `timeline`: a timeline above all
     /// that were ever used. Those of earlier generations are, or were, the ancestors of this one's.
-    pub(super) fn reserve(state: &ClusterState, timeline: Timeline) -> Self {
+    pub(crate) fn reserve(state: &ClusterState, timeline: Timeline) -> Self {
         let reserved = Self::of(state).map(|promotion| promotion.timeline);
         let newest = [reserved, state.init_wal_timeline].into_iter().flatten().fold(timeline, Timeline::max);
         Self { timeline: Timeline(newest.0.saturating_add(1)), at: None }
     }
 
     /// Records `promotion` in `state`, or removes it.
-    pub(super) fn set(state: &mut ClusterState, promotion: Option<Self>) {
+    pub(crate) fn set(state: &mut ClusterState, promotion: Option<Self>) {
         match promotion.and_then(|promotion| serde_json::to_value(promotion).ok()) {
             Some(value) => state.extra.insert(PROMOTION.to_owned(), value),
             None => state.extra.remove(PROMOTION),

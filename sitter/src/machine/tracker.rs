@@ -46,6 +46,7 @@ pub struct Tracker {
     first_flush: Option<Lsn>,
     avoid_until: BTreeMap<PeerId, u64>,
     rejoins: u32,
+    newest_generation: Option<u64>,
     failure: Option<Failure>,
     given: Option<ServerConfig>,
     /// When this tracker was first asked.
@@ -69,11 +70,18 @@ impl Tracker {
         Self::default()
     }
 
+    /// Nothing watched yet, by a process that remembers having seen this generation.
+    pub fn remembering(newest_generation: Option<u64>) -> Self {
+        Self { newest_generation, ..Self::default() }
+    }
+
     /// Takes note of `view` and fills in its [`View::observed`].
     pub fn complete(&mut self, view: &mut View) {
         let now = view.now_ms;
         self.watch_election(view);
         self.watch_state(view);
+        let generation = view.zk.state.valid().map(|(_, state)| state.generation);
+        self.newest_generation = self.newest_generation.max(generation);
         self.watch_server(view);
         self.avoid_until.retain(|_, until| *until > now);
         let began = *self.began.get_or_insert(now);
@@ -94,6 +102,7 @@ impl Tracker {
             first_flush: self.first_flush,
             avoid: self.avoid_until.keys().copied().collect(),
             rejoins: self.rejoins,
+            newest_generation: self.newest_generation,
             last_failure: self.failure.as_ref().map(|failure| LastFailure {
                 action: failure.action,
                 times: failure.times,

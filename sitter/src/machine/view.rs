@@ -108,6 +108,9 @@ pub struct Observed {
     pub avoid: BTreeSet<PeerId>,
     /// Rejoins tried since PostgreSQL last streamed.
     pub rejoins: u32,
+    /// The highest generation seen by this sitter, or by its predecessors over the same data. A state of a lower one is an old one that
+    /// somebody put there.
+    pub newest_generation: Option<u64>,
     /// The last failure.
     pub last_failure: Option<LastFailure>,
     /// How long (ms) this sitter has not known the state, since it was started; 0 once it does.

@@ -29,6 +29,7 @@ mod serverlog;
 mod session;
 pub mod settings;
 mod setup;
+mod survey;
 pub(crate) mod tool;
 mod walsender;
 
@@ -190,6 +191,11 @@ impl Postgres {
     pub async fn rejoin(&self, source: PeerId, from: Rung, init: Option<WalPosition>) -> Result<Rung, Error> {
         let _one = self.inner.begin().await?;
         rejoin::rejoin(&self.inner, self.storage.as_ref(), source, from, init).await
+    }
+
+    /// Finds out how far the WAL of a server goes that does not run, and shows it in [`Local`]. Reads only.
+    pub async fn survey(&self) -> Result<(), Error> {
+        survey::survey(&self.inner).await
     }
 
     /// An operator's order: what is here is to be replaced by a full copy of another peer's data.

@@ -54,3 +54,16 @@ fn a_new_session_registers_again() {
         acts(&view, Action::JoinElection);
     }
 }
+
+/// ZooKeeper's data was put back from a backup: whoever it names primary may have been deposed since.
+#[test]
+fn an_older_generation_than_was_seen_changes_nothing() {
+    for me in 1..=3 {
+        let mut view = view(me);
+        change(&mut view, |state| (state.primary, state.sync_peer) = (peer(3), Some(peer(1))));
+        view.observed.newest_generation = Some(5);
+        waits(&view, "went back to generation 4");
+        view.observed.newest_generation = Some(4);
+        assert!(!matches!(decide(&view).action, Action::Wait { .. }));
+    }
+}
