@@ -106,3 +106,95 @@ async    peer3    127.0.0.1
         "{out}"
     );
 }
+
+/// What an operator changes is written as the sitters write: over the version it was decided from,
+/// with its history entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_changes() {
+    let server = Server::start();
+    let zk = server.settings().ensemble();
+    let client = server.client();
+    client.ready(DEADLINE).await.unwrap();
+    client.write_state(None, &first_state()).await.unwrap();
+    let done = |line: &str| {
+        let Output { code, out, err } = adm(&zk, &format!("-s 1.test {line}"));
+        assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
+        out
+    };
+    let refused = |line: &str, about: &str| {
+        let Output { code, out, err } = adm(&zk, &format!("-s 1.test {line}"));
+        assert_eq!((code, out.as_str()), (1, ""), "{line}");
+        assert!(err.starts_with("manatee-adm: ") && err.contains(about), "{line}: {err}");
+    };
+    done("freeze -r maintenance");
+    refused("freeze -r again", "frozen already, since ");
+    refused("promote -n peer2 -y -l 1", "nothing would happen before `manatee-adm unfreeze`");
+    done("unfreeze");
+    refused("unfreeze", "is not frozen");
+    refused("promote -n peer2", "not all is well; with --yes");
+    refused("promote -n peer1 -y", "is the primary already");
+    refused("promote -n peer3 -r sync -y", "is async now");
+    assert_eq!(done("promote -n peer2 -y --no-wait"), "asked for: peer2 to become primary\n");
+    refused("promote -n peer3 -y", "is pending until");
+    done("clear-promote");
+    refused("clear-promote", "no promotion is pending");
+    refused("reap -n peer3", "is async, not deposed");
+    refused("set-onwm -m on -y", "the sitter of the primary peer1 does not answer");
+    refused("set-onwm -m off -y", "is not in one-node-write mode");
+    refused("state-backfill -y", "has a valid state");
+    let Output { code, out, .. } = adm(&zk, "-s 1.test explain");
+    assert_eq!(code, 1);
+    assert!(out.contains("peer1 is gone: neither registered nor answering (stops writes)"), "{out}");
+    let Output { code, out, .. } = adm(&zk, "status");
+    let status: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &status["1.test"]["async"]["online"]), (0, &false.into()));
+    assert_eq!(adm(&zk, "check-lock -p /manatee/1.test/state").code, 1);
+    assert_eq!(adm(&zk, "check-lock -p /manatee/1.test/nothing").code, 0);
+    let summaries = done("history --shard 1.test -v");
+    for word in ["frozen by an operator: maintenance", "unfrozen by an operator", "took the request to promote back"] {
+        assert!(summaries.contains(word), "{summaries}");
+    }
+    assert_eq!(summaries.lines().count(), 6, "each change has its entry:\n{summaries}");
+}
+
+/// Only the `state` node is lost, or damaged: the history has what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_state_comes_back_from_the_history() {
+    let server = Server::start();
+    let zk = server.settings().ensemble();
+    let client = server.client();
+    client.ready(DEADLINE).await.unwrap();
+    client.write_state(None, &first_state()).await.unwrap();
+    let raw = zookeeper_client::Client::connect(&zk).await.unwrap();
+    let explained = |about: &str| {
+        let Output { code, out, .. } = adm(&zk, "-s 1.test explain");
+        assert_eq!(code, 1);
+        assert!(out.contains(about) && out.contains("manatee-adm state-backfill"), "{out}");
+    };
+    raw.set_data("/manatee/1.test/state", b"{", None).await.unwrap();
+    explained("the state in ZooKeeper can not be used");
+    let Output { code, out, err } = adm(&zk, "-s 1.test state-backfill --dry-run");
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("primary:    peer1 (127.0.0.1:1:11)\nsync:       peer2"), "{out}");
+    let Output { code, err, .. } = adm(&zk, "-s 1.test state-backfill");
+    assert_eq!(code, 1);
+    assert!(err.contains("nobody is there to be asked; to go ahead, give --yes"), "{err}");
+    assert_eq!(adm(&zk, "-s 1.test state-backfill -y").code, 0);
+    raw.delete("/manatee/1.test/state", None).await.unwrap();
+    explained("not its history");
+    assert_eq!(adm(&zk, "-s 1.test state-backfill -y").code, 0);
+    assert_eq!(adm(&zk, "-s 1.test unfreeze").code, 0);
+    let Output { out, .. } = adm(&zk, "-s 1.test zk-state");
+    let restored = ClusterState::parse(out.as_bytes()).unwrap();
+    assert_eq!(ClusterState { reason: None, ..restored }, first_state());
+    let Output { out, .. } = adm(&zk, "verify --shard 1.test");
+    assert!(!out.contains("history") && !out.contains("rule"), "{out}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_printed() {
+    let Output { code, out, .. } = adm("", "completion bash");
+    assert!(code == 0 && out.contains("_manatee-adm()"), "{out}");
+    let Output { code, out, .. } = adm("", "man promote");
+    assert!(code == 0 && out.contains(".TH") && out.contains("\\-\\-lag"), "{out}");
+}

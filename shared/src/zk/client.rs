@@ -239,6 +239,12 @@ impl ZkCoordination {
         self.shared.bounded(read).await
     }
 
+    /// Whether any node is at `path`, which is absolute and valid.
+    pub async fn node_exists(&self, path: &str) -> Result<bool, ZkError> {
+        let client = self.shared.connected()?;
+        self.shared.bounded(client.check_stat(path)).await.map(|stat| stat.is_some())
+    }
+
     /// Whether the shard has a folder.
     pub async fn shard_exists(&self) -> Result<bool, ZkError> {
         let client = self.shared.connected()?;

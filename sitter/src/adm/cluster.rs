@@ -1,6 +1,6 @@
 //! All that the listings show of a shard: its state from ZooKeeper, and each sitter's own word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use manatee_shared::cluster::{ClusterState, Peer, Role};
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::{StateNode, Version, View};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::connect::Shard;
 use crate::machine::local::{Local, Server};
@@ -26,12 +26,44 @@ pub struct SitterStatus {
     /// What it does and why.
     #[serde(default)]
     pub decision: Option<Decision>,
+    /// The action being executed.
+    #[serde(default)]
+    pub in_flight: Option<String>,
     /// The last step that failed.
     #[serde(default)]
     pub last_failure: Option<Failure>,
     /// Settings of PostgreSQL that wait for a restart.
     #[serde(default)]
     pub pending_restart: Vec<String>,
+    /// Its session with ZooKeeper.
+    #[serde(default)]
+    pub zk: Option<SessionStatus>,
+    /// What it is configured to do.
+    #[serde(default)]
+    pub settings: SitterSettings,
+    /// The highest generation of the shard that it has seen.
+    #[serde(default)]
+    pub newest_generation: Option<u64>,
+    /// It was asked to stop.
+    #[serde(default)]
+    pub stopping: bool,
+}
+
+/// A sitter's session with ZooKeeper.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SessionStatus {
+    /// `connected`, `disconnected` or `expired`.
+    pub session: String,
+}
+
+/// Settings of a sitter that an operator's next step depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SitterSettings {
+    /// It may be a lone primary.
+    pub one_node_write_mode: bool,
+    /// `rejoin = "manual"`.
+    pub manual_rejoin: bool,
 }
 
 /// What a sitter does.
@@ -91,14 +123,28 @@ impl Cluster {
     /// From ZooKeeper and every sitter that is listed or has announced itself.
     pub async fn gather(shard: &Shard) -> anyhow::Result<Self> {
         let mut cluster = Self::from_zookeeper(shard)?;
-        let client = reqwest::Client::builder().timeout(ANSWER_TIMEOUT).no_proxy().build()?;
         let listed = cluster.state.everyone().map(|peer| peer.id);
-        let mut ids: Vec<_> = listed.chain(cluster.view.active.keys().copied()).collect();
-        ids.sort();
-        ids.dedup();
-        let answers = join_all(ids.iter().map(|id| ask(&client, *id))).await;
-        cluster.answers = ids.into_iter().zip(answers).collect();
+        cluster.answers = ask_all(listed.chain(cluster.view.active.keys().copied())).await?;
         Ok(cluster)
+    }
+
+    /// The listed peer that `name` means: its name, its id, its address, or the beginning of one
+    /// peer's name only.
+    pub fn find(&self, name: &str) -> anyhow::Result<(Role, &Peer)> {
+        let whole = |peer: &Peer| peer.zone_id == name || peer.id.to_string() == name || peer.ip == name;
+        let found: Vec<_> = self.listed().filter(|(_, peer)| whole(peer)).collect();
+        let begins = || self.listed().filter(|(_, peer)| peer.zone_id.starts_with(name)).collect();
+        let found = if found.is_empty() { begins() } else { found };
+        match found.as_slice() {
+            [one] => Ok(*one),
+            [] => bail!("no peer of shard `{}` is called `{name}`; there are: {}", self.shard, self.names()),
+            _ => bail!("`{name}` could be several peers of shard `{}`; there are: {}", self.shard, self.names()),
+        }
+    }
+
+    /// Names of all listed peers, for messages.
+    pub fn names(&self) -> String {
+        self.listed().map(|(role, peer)| format!("{} ({role})", peer.zone_id)).collect::<Vec<_>>().join(", ")
     }
 
     /// Peers in the order of the listings: the chain, then the deposed, with their roles.
@@ -122,17 +168,25 @@ impl Cluster {
     }
 }
 
+/// Asks the sitters of all `ids` at once.
+pub async fn ask_all(ids: impl Iterator<Item = PeerId>) -> anyhow::Result<BTreeMap<PeerId, Answer>> {
+    let client = reqwest::Client::builder().timeout(ANSWER_TIMEOUT).no_proxy().build()?;
+    let ids: BTreeSet<_> = ids.collect();
+    let answers = join_all(ids.iter().map(|id| ask(&client, *id))).await;
+    Ok(ids.into_iter().zip(answers).collect())
+}
+
 /// The state and its version, or why there is none and what to do.
-fn valid_state(view: &View, shard: &str) -> anyhow::Result<(Version, Arc<ClusterState>)> {
+pub fn valid_state(view: &View, shard: &str) -> anyhow::Result<(Version, Arc<ClusterState>)> {
     match &view.state {
         StateNode::Valid { version, state } => Ok((*version, state.clone())),
         StateNode::Corrupt { problem, .. } => bail!(
             "the state of shard `{shard}` cannot be used: {problem}; see it with `manatee-adm zk-state`, \
-             and earlier ones with `manatee-adm history -j`"
+             and what to do with `manatee-adm explain`"
         ),
         StateNode::Absent | StateNode::Unread if view.has_history == Some(true) => bail!(
             "the state of shard `{shard}` is lost, though it has a history; no peer will set the shard up anew: \
-             see what it was with `manatee-adm history -j`"
+             see what to do with `manatee-adm explain`"
         ),
         StateNode::Absent | StateNode::Unread => bail!(
             "shard `{shard}` is not set up yet: {} of the 2 peers needed have announced themselves; \
@@ -217,8 +271,13 @@ pub(super) mod samples {
         Ok(SitterStatus {
             local: Local { data, server, config: None, last_position: None },
             decision,
+            in_flight: None,
             last_failure: None,
             pending_restart: Vec::new(),
+            zk: Some(SessionStatus { session: "connected".to_owned() }),
+            settings: SitterSettings::default(),
+            newest_generation: Some(3),
+            stopping: false,
         })
     }
 
@@ -269,6 +328,17 @@ mod tests {
         assert_eq!(cluster.upstream_of(peer(3).id).map(|peer| peer.id), Some(peer(2).id));
         assert_eq!(cluster.upstream_of(peer(1).id), None);
         assert_eq!(cluster.upstream_of(peer(5).id), None);
+    }
+
+    #[test]
+    fn peers_are_found_by_whatever_names_one() {
+        let cluster = healthy();
+        let found = |name| cluster.find(name).map(|(_, peer)| peer.id).map_err(|error| error.to_string());
+        for name in ["bb348824-97cd-4c37-9f47-e07bc3e7af53", "bb34", "10.0.0.1:5432:12345", "10.0.0.1"] {
+            assert_eq!(found(name), Ok(peer(1).id), "{name}");
+        }
+        assert!(found("x").unwrap_err().contains("is called `x`; there are: bb348824"));
+        assert!(found("").unwrap_err().contains("could be several"));
     }
 
     #[test]

@@ -5,17 +5,24 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use manatee_shared::cluster::ClusterState;
 use manatee_shared::config::{self, ZkSettings};
 use manatee_shared::ids::ShardName;
+use manatee_shared::invariants;
 use manatee_shared::zk::client::ZkCoordination;
-use manatee_shared::zk::{Coordination, View};
+use manatee_shared::zk::{Coordination, Version, View, ZkError};
 use serde::Deserialize;
+
+use super::cluster::valid_state;
 
 /// Read when nothing else says where ZooKeeper is.
 const DEFAULT_CONFIG: &str = "/etc/manatee/sitter.toml";
 
 /// How long an operator waits for ZooKeeper before being told.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a change is tried anew when others write at the same time. Sitters write once an event.
+const CHANGE_TRIES: usize = 5;
 
 /// Options that every command has.
 #[derive(Clone, Debug, Default, Args)]
@@ -79,6 +86,19 @@ impl Connection {
 
     /// Where to look, given the environment and whether the default configuration exists.
     fn target(self, environment: impl Fn(&str) -> Option<String>, default: Option<&Path>) -> anyhow::Result<Target> {
+        match self.sources(environment, default)? {
+            (_, None) => bail!("no shard is named; give --shard, SHARD, or --config with a sitter's configuration"),
+            (None, _) => bail!("no ZooKeeper is named; give --zk, ZK_IPS, or --config with a sitter's configuration"),
+            (Some(zookeeper), Some(shard)) => Ok(Target { zookeeper, shard }),
+        }
+    }
+
+    /// Whatever is named of ZooKeeper and shard.
+    fn sources(
+        self,
+        environment: impl Fn(&str) -> Option<String>,
+        default: Option<&Path>,
+    ) -> anyhow::Result<(Option<ZkSettings>, Option<ShardName>)> {
         let zk = self.zk.or_else(|| environment("ZK_IPS"));
         let shard = self.shard.or_else(|| environment("SHARD"));
         let named = self.config.or_else(|| environment("MANATEE_SITTER_CONFIG").map(PathBuf::from));
@@ -86,29 +106,44 @@ impl Connection {
         let path = named.or_else(|| default.filter(|_| !complete).map(Path::to_owned));
         let config: Option<SitterConfig> = path.as_deref().map(config::load).transpose()?;
         let (configured, configured_shard) = config.map(|config| (config.zookeeper, config.shard)).unzip();
-        let shard = match (shard, configured_shard) {
-            (Some(name), _) => name.parse()?,
-            (None, Some(name)) => name,
-            (None, None) => bail!("no shard is named; give --shard, SHARD, or --config with a sitter's configuration"),
-        };
+        let shard = shard.map(|name| name.parse()).transpose()?.or(configured_shard);
         let zookeeper = match (zk, configured) {
             (Some(servers), configured) => {
                 let servers = servers.split(',').map(|server| server.trim().to_owned()).collect();
-                ZkSettings { servers, ..configured.unwrap_or_else(|| ZkSettings::new(vec![])) }
+                Some(ZkSettings { servers, ..configured.unwrap_or_else(|| ZkSettings::new(vec![])) })
             }
-            (None, Some(configured)) => configured,
-            (None, None) => {
-                bail!("no ZooKeeper is named; give --zk, ZK_IPS, or --config with a sitter's configuration")
-            }
+            (None, configured) => configured,
         };
-        Ok(Target { zookeeper, shard })
+        Ok((zookeeper, shard))
+    }
+
+    /// Connects to ZooKeeper for what is about no shard in particular; with the shard that is named, if any.
+    pub async fn reach(self, outer: &Self) -> anyhow::Result<(ZkSettings, ZkCoordination, Option<ShardName>)> {
+        let (zookeeper, shard) = self.over(outer).sources(environment, default_config())?;
+        let Some(zookeeper) = zookeeper else {
+            bail!("no ZooKeeper is named; give --zk, ZK_IPS, or --config with a sitter's configuration")
+        };
+        // Its folder need not exist.
+        let anywhere = shard.clone().map_or_else(|| "-".parse(), Ok)?;
+        let coordination = ZkCoordination::connect(&zookeeper, &anywhere)?;
+        coordination.ready(CONNECT_TIMEOUT).await?;
+        Ok((zookeeper, coordination, shard))
+    }
+
+    /// Where to look, from these options, `outer`, the environment, and a sitter's configuration.
+    pub fn resolve(self, outer: &Self) -> anyhow::Result<Target> {
+        self.over(outer).target(environment, default_config())
+    }
+
+    /// The sitter's configuration that is named, or stands where it is looked for.
+    pub fn sitter_config(&self, outer: &Self) -> Option<PathBuf> {
+        let named = self.clone().over(outer).config.or_else(|| environment("MANATEE_SITTER_CONFIG").map(PathBuf::from));
+        named.or_else(|| default_config().map(Path::to_owned))
     }
 
     /// Connects, and makes sure that the shard exists. Creates nothing.
     pub async fn open(self, outer: &Self) -> anyhow::Result<Shard> {
-        let default = Some(Path::new(DEFAULT_CONFIG)).filter(|path| path.exists());
-        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let target = self.over(outer).target(environment, default)?;
+        let target = self.resolve(outer)?;
         let coordination = ZkCoordination::connect(&target.zookeeper, &target.shard)?;
         let view = coordination.ready(CONNECT_TIMEOUT).await?;
         if !coordination.shard_exists().await? {
@@ -117,6 +152,14 @@ impl Connection {
         }
         Ok(Shard { target, coordination, view })
     }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn default_config() -> Option<&'static Path> {
+    Some(Path::new(DEFAULT_CONFIG)).filter(|path| path.exists())
 }
 
 fn no_such_shard(target: &Target, shards: &[String]) -> String {
@@ -146,6 +189,48 @@ impl Shard {
     /// Ends the session.
     pub async fn close(self) {
         self.coordination.close().await;
+    }
+
+    /// Writes what `change` makes of the newest state, by compare-and-set and with its history entry,
+    /// as the sitters do. A change that breaks the rules is not written; if somebody else was
+    /// quicker, `change` is asked again with what they wrote.
+    pub async fn change(
+        &self,
+        mut change: impl FnMut(&ClusterState) -> anyhow::Result<ClusterState>,
+    ) -> anyhow::Result<ClusterState> {
+        let mut view = self.coordination.view();
+        for _ in 0..CHANGE_TRIES {
+            let (version, old) = valid_state(&view.borrow().clone(), self.target.shard.as_str())?;
+            let new = change(&old)?;
+            if self.write(Some(version), Some(&old), &new).await? {
+                return Ok(new);
+            }
+            let newer = view.wait_for(|view| view.state.valid().is_some_and(|(found, _)| found != version));
+            // Only waits. A view that does not move on is looked at once more all the same.
+            let _ = tokio::time::timeout(CONNECT_TIMEOUT, newer).await;
+        }
+        bail!("the state of shard `{}` changes all the time; see `manatee-adm history`", self.target.shard)
+    }
+
+    /// Writes `new` over `old` at version `expected`; false if somebody else was quicker.
+    pub async fn write(
+        &self,
+        expected: Option<Version>,
+        old: Option<&ClusterState>,
+        new: &ClusterState,
+    ) -> anyhow::Result<bool> {
+        let violations = invariants::check_transition(old, new);
+        if !violations.is_empty() {
+            bail!("not written, for it breaks the rules: {}", invariants::join(&violations));
+        }
+        match self.coordination.write_state(expected, new).await {
+            Ok(_) => Ok(true),
+            Err(ZkError::Conflict) => Ok(false),
+            Err(ZkError::Unknown(problem)) => {
+                bail!("whether it was written is not known ({problem}); look with `manatee-adm history`")
+            }
+            Err(error) => Err(error).context("not written"),
+        }
     }
 
     /// The history, with a message that says where.

@@ -203,7 +203,7 @@ fn postgres(cluster: &Cluster, role: Role, id: PeerId) -> Postgres {
 
 /// How far a standby is behind, where that is known: one that has replayed all it was sent is not;
 /// one that is cut off is behind for at least as long. In between, its sitter does not say.
-fn lag_seconds(standby: &StandbyStatus) -> Option<u64> {
+pub fn lag_seconds(standby: &StandbyStatus) -> Option<u64> {
     let caught_up = standby.received.is_some_and(|received| standby.replayed >= received.lsn);
     match standby.streaming {
         false => Some(standby.not_streaming_ms / 1000),

@@ -1,0 +1,156 @@
+//! There is no valid state, or no ZooKeeper to ask for it.
+
+use manatee_shared::ids::PeerId;
+use manatee_shared::zk::StateNode;
+
+use super::{Finding, Matter, Report};
+use crate::adm::backfill::{Candidate, candidates, plan};
+use crate::adm::cluster::{Answer, SitterStatus};
+use crate::adm::evidence::Evidence;
+use crate::machine::local::{Data, Server};
+
+/// ZooKeeper does not answer; perhaps one sitter does.
+pub(super) fn without_zookeeper(shard: &str, problem: &str, local: Option<(PeerId, Answer)>) -> Report {
+    let zookeeper = Finding::new(Matter::StopsFailover, "ZooKeeper does not answer")
+        .why(problem)
+        .risk(
+            "nothing: every peer keeps its role, reads and writes go on while primary and sync reach each other; \
+               but no peer that is lost meanwhile is replaced",
+        )
+        .next("bring back a majority of the ZooKeeper servers; nothing has to be done to the shard");
+    let mut findings = vec![zookeeper];
+    match local {
+        Some((id, Ok(status))) => findings.push(
+            Finding::new(
+                Matter::Note,
+                format!("the sitter {id} answers: its PostgreSQL is {}", server_told(&status.local.server)),
+            )
+            .why(said(&status))
+            .next("ask other sitters for theirs: curl http://HOST:BACKUP_PORT/status"),
+        ),
+        Some((id, Err(problem))) => findings.push(
+            Finding::new(Matter::Degrades, format!("the sitter {id} does not answer either")).why(problem).next(
+                format!(
+                    "on {}: systemctl status manatee-sitter; a sitter that is started now adopts its PostgreSQL",
+                    id.ip
+                ),
+            ),
+        ),
+        None => {}
+    }
+    Report::new(shard, None, "nothing is known, for ZooKeeper does not answer".to_owned(), findings)
+}
+
+/// What a PostgreSQL is, in a word or two.
+pub(super) fn server_told(server: &Server) -> &'static str {
+    match server {
+        Server::Down { crashed: true, .. } => "down after a crash",
+        Server::Down { crashed: false, .. } => "down",
+        Server::Starting { .. } => "starting",
+        Server::Primary(_) => "a running primary",
+        Server::Standby(_) => "a running standby",
+        Server::Hung { .. } => "not answering",
+    }
+}
+
+/// What a sitter says it does.
+pub(super) fn said(status: &SitterStatus) -> String {
+    status.decision.as_ref().map_or(String::new(), |decision| format!("its sitter says: {}", decision.reason))
+}
+
+/// ZooKeeper answers, but has no valid state.
+pub(super) fn without_state(evidence: &Evidence) -> Report {
+    let found = match &evidence.view.state {
+        StateNode::Corrupt { problem, .. } => vec![
+            Finding::new(Matter::StopsFailover, "the state in ZooKeeper can not be used")
+                .why(problem.clone())
+                .risk("nothing: every peer keeps its role, but no peer that is lost meanwhile is replaced")
+                .next(format!(
+                    "see what it is with `manatee-adm zk-state`, and find out who wrote it; then {}",
+                    backfill(evidence)
+                )),
+        ],
+        _ if has_been(evidence) => vec![lost(evidence)],
+        _ => not_set_up(evidence),
+    };
+    let summary = match &evidence.view.state {
+        StateNode::Corrupt { .. } => "its state can not be used; every peer stays as it is",
+        _ if has_been(evidence) => "its state is LOST; every peer stays as it is, and nobody sets the shard up anew",
+        _ => "not set up yet",
+    };
+    let writable = candidates(evidence).ok().and_then(|found| {
+        let primary = found.into_iter().find(|candidate| candidate.acknowledges.is_some())?;
+        attached(evidence, &primary)
+    });
+    Report::new(&evidence.shard, writable.or(Some(false)), summary.to_owned(), found)
+}
+
+/// Whether the sync that an acknowledging primary waits for is there.
+fn attached(evidence: &Evidence, primary: &Candidate) -> Option<bool> {
+    let Server::Primary(running) = &evidence.status(primary.peer.id)?.local.server else { return None };
+    let Some(sync) = primary.acknowledges? else { return Some(true) };
+    Some(running.downstreams.iter().any(|down| down.peer == sync && down.streaming))
+}
+
+/// Whether the shard had a state: it has a history, or somebody has data.
+fn has_been(evidence: &Evidence) -> bool {
+    let data = evidence.answers.values().flatten().any(|status| matches!(status.local.data, Data::Present(_)));
+    evidence.view.has_history == Some(true) || data
+}
+
+fn lost(evidence: &Evidence) -> Finding {
+    let wiped = evidence.view.has_history != Some(true);
+    let what = if wiped {
+        "the shard's state and history are gone from ZooKeeper, but peers have data"
+    } else {
+        "the shard's state is gone from ZooKeeper, but not its history"
+    };
+    let why = match candidates(evidence) {
+        Ok(found) => found.iter().map(Candidate::told).collect::<Vec<_>>().join("; "),
+        Err(problem) => problem,
+    };
+    Finding::new(Matter::StopsFailover, what)
+        .why(why)
+        .risk(
+            "nothing, as long as the peer that is made primary has everything: the one that acknowledges writes now, \
+               else the one furthest on the newest timeline. Peers that are not registered are not looked at: \
+               start the sitters of all that have data first",
+        )
+        .next(backfill(evidence))
+}
+
+/// The command that restores the state.
+fn backfill(evidence: &Evidence) -> String {
+    match plan(evidence, None, jiff::Timestamp::UNIX_EPOCH) {
+        Ok(plan) => format!(
+            "`manatee-adm state-backfill` (it makes {} primary, shows the state, asks, and leaves the shard frozen)",
+            plan.state.primary.zone_id
+        ),
+        Err(problem) => format!("`manatee-adm state-backfill --dry-run`, once this is settled: {problem}"),
+    }
+}
+
+fn not_set_up(evidence: &Evidence) -> Vec<Finding> {
+    let registered = evidence.view.active.len();
+    let waiting: Vec<_> = evidence
+        .view
+        .in_election_order()
+        .into_iter()
+        .map(|active| match evidence.answers.get(&active.peer.id) {
+            Some(Ok(status)) => format!("{}: {}", active.peer.zone_id, said(status)),
+            Some(Err(problem)) => format!("{}: does not answer: {problem}", active.peer.zone_id),
+            None => active.peer.zone_id.clone(),
+        })
+        .collect();
+    let next = if registered < 2 {
+        "start the sitters of at least two peers; the shard is then set up by itself"
+    } else {
+        "wait a moment; if nothing happens, see the logs of the sitters"
+    };
+    vec![
+        Finding::new(Matter::StopsWrites, format!("the shard has no state yet; {registered} peers are registered"))
+            .why(waiting.join("; "))
+            .risk("nothing: there is no data yet")
+            .next(next),
+    ]
+}

@@ -1,0 +1,396 @@
+//! What is wrong with a peer, by its role and by its sitter's own word.
+
+use manatee_shared::cluster::{Peer, Role};
+use manatee_shared::lsn::WalPosition;
+
+use super::lost::{said, server_told};
+use super::{Finding, Matter};
+use crate::adm::cluster::{Cluster, SitterStatus};
+use crate::machine::local::{Data, Gate, PrimaryStatus, Server, StandbyStatus};
+use crate::machine::situation::Promotion;
+
+/// One peer in its shard.
+struct Subject<'a> {
+    cluster: &'a Cluster,
+    role: Role,
+    peer: &'a Peer,
+}
+
+/// Everything about one listed peer. Usually one finding: what comes first explains the rest.
+pub(super) fn findings(cluster: &Cluster, role: Role, peer: &Peer) -> Vec<Finding> {
+    let subject = Subject { cluster, role, peer };
+    if cluster.state.one_node_write_mode && role != Role::Primary && !cluster.state.leaves_one_node_write_mode() {
+        return Vec::new();
+    }
+    let found = match cluster.answers.get(&peer.id) {
+        None => Vec::new(),
+        Some(Err(problem)) => vec![subject.silent(problem)],
+        Some(Ok(status)) => subject.of_status(status),
+    };
+    found.into_iter().chain(subject.lost_primary()).collect()
+}
+
+/// Registered peers that the state does not list.
+pub(super) fn unlisted(cluster: &Cluster) -> Vec<Finding> {
+    let active = cluster.view.active.values().map(|active| &active.peer);
+    let unlisted = active.filter(|peer| cluster.state.role_of(peer.id) == Role::Unassigned);
+    let of = |peer| Subject { cluster, role: Role::Unassigned, peer }.waits_outside();
+    unlisted.map(of).collect()
+}
+
+impl Subject<'_> {
+    fn title(&self) -> String {
+        let role = self.role;
+        if role == Role::Unassigned { self.peer.zone_id.clone() } else { format!("the {role} {}", self.peer.zone_id) }
+    }
+
+    /// How much the loss of this peer's part matters.
+    fn matter(&self) -> Matter {
+        match self.role {
+            Role::Primary | Role::Sync => Matter::StopsWrites,
+            // The first async is what lets the sync take over.
+            Role::Async(0) => Matter::StopsFailover,
+            Role::Async(_) | Role::Deposed | Role::Unassigned => Matter::Degrades,
+        }
+    }
+
+    fn finding(&self, what: impl std::fmt::Display) -> Finding {
+        Finding::new(self.matter(), format!("{} {what}", self.title())).risk(self.risk())
+    }
+
+    fn risk(&self) -> &'static str {
+        match self.role {
+            Role::Primary | Role::Sync => "nothing that was acknowledged; writes wait",
+            Role::Async(_) | Role::Deposed | Role::Unassigned => super::NOTHING_LOST,
+        }
+    }
+
+    fn registered(&self) -> bool {
+        self.cluster.view.active.contains_key(&self.peer.id)
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.cluster.state.is_frozen()
+    }
+
+    fn silent(&self, problem: &str) -> Finding {
+        let ip = &self.peer.ip;
+        if self.registered() {
+            return self.finding("is registered, but its sitter does not answer").why(problem).next(format!(
+                "check the network from here to {}, and `systemctl status manatee-sitter` on {ip}",
+                self.peer.backup_url
+            ));
+        }
+        let others = match self.role {
+            Role::Primary => "; its sync takes over if it may, else see what keeps it below",
+            Role::Sync => "; the primary replaces it if an async is fit",
+            Role::Deposed => "; if it is gone for good, `manatee-adm reap` takes it off the list",
+            Role::Async(_) | Role::Unassigned => "",
+        };
+        self.finding("is gone: neither registered nor answering")
+            .why(problem)
+            .next(format!("bring back the host {ip}, or start its sitter (systemctl start manatee-sitter){others}"))
+    }
+
+    fn of_status(&self, status: &SitterStatus) -> Vec<Finding> {
+        if let Some(foreign) = self.foreign(status) {
+            return vec![foreign];
+        }
+        if let Some(problem) = self.data(status) {
+            return vec![problem];
+        }
+        if !self.registered() {
+            return vec![self.unregistered(status)];
+        }
+        if self.role == Role::Deposed {
+            return vec![self.deposed(status)];
+        }
+        match &status.local.server {
+            Server::Primary(primary) if self.role == Role::Primary => {
+                self.primary(status, primary).into_iter().collect()
+            }
+            Server::Standby(standby) if self.role != Role::Primary => self.standby(status, standby),
+            Server::Primary(_) => vec![
+                self.finding("has a PostgreSQL that was promoted by hand")
+                    .why(said(status))
+                    .next("wait: its sitter stops it and brings its data back in line"),
+            ],
+            Server::Standby(_) => {
+                vec![self.finding("is still a standby").why(said(status)).next("wait: it is being promoted")]
+            }
+            server => vec![self.down(status, server)],
+        }
+    }
+
+    fn foreign(&self, status: &SitterStatus) -> Option<Finding> {
+        let (Data::Present(found) | Data::Fresh(found)) = &status.local.data else { return None };
+        let wanted = self.cluster.state.system_identifier.as_ref().filter(|wanted| **wanted != found.0)?;
+        Some(
+            self.finding("has the data of another cluster, and is kept out")
+                .why(format!("its system identifier is {}, the shard's is {wanted}", found.0))
+                .next(format!(
+                    "correct `shard` or `peer.dir` in the sitter's configuration on {}; or move its data directory away \
+                     and restart the sitter: it then copies the shard's data",
+                    self.peer.ip
+                )),
+        )
+    }
+
+    /// There is no complete data directory.
+    fn data(&self, status: &SitterStatus) -> Option<Finding> {
+        let finding = match &status.local.data {
+            Data::Present(_) | Data::Fresh(_) => return None,
+            Data::Unusable(problem) => {
+                self.finding("has a data directory that can not be used").why(problem.clone()).next(format!(
+                    "look at `peer.dir` on {}, repair it or move it away, and restart the sitter",
+                    self.peer.ip
+                ))
+            }
+            Data::Absent | Data::Incomplete if self.role == Role::Primary => {
+                Finding::new(Matter::StopsWrites, format!("{} has lost its data", self.title()))
+                    .why(said(status))
+                    .risk("nothing, while the sync has its own")
+                    .next("wait: the sync takes over; if it does not, see what keeps it below")
+            }
+            Data::Absent | Data::Incomplete => {
+                let busy = matches!(status.in_flight.as_deref(), Some("bootstrap" | "rejoin"));
+                let what = if busy { "is copying its data" } else { "has no data yet" };
+                let next = if busy { "wait until the copy is done" } else { "wait; if nothing happens, see why above" };
+                self.finding(what).why(with_failure(status)).next(next)
+            }
+        };
+        Some(finding)
+    }
+
+    fn unregistered(&self, status: &SitterStatus) -> Finding {
+        let session = status.zk.as_ref().map_or("", |zk| zk.session.as_str());
+        if status.stopping {
+            return self
+                .finding("is being stopped, as asked")
+                .why(said(status))
+                .next("start it again when it is to take part");
+        }
+        let finding = self.finding("runs, but is not registered with ZooKeeper");
+        if session == "connected" {
+            return finding.why(with_failure(status)).next("see why above; the log of its sitter says more");
+        }
+        finding
+            .why(format!("its session with ZooKeeper is {session}"))
+            .next(format!("check the network from {} to ZooKeeper; it registers by itself", self.peer.ip))
+    }
+
+    fn deposed(&self, status: &SitterStatus) -> Finding {
+        let finding = self.finding("is deposed: it was primary, and its data is to be brought back in line");
+        let rebuild = format!(
+            "on {}: `manatee-adm rebuild`, which copies everything anew and keeps the old data aside",
+            self.peer.ip
+        );
+        if status.in_flight.as_deref() == Some("rejoin") {
+            return finding.why(said(status)).next("wait: that is under way");
+        }
+        if status.settings.manual_rejoin {
+            return finding.why(with_failure(status)).next(rebuild);
+        }
+        if self.is_frozen() {
+            return finding.why(with_failure(status)).next("it returns as async once the freeze ends");
+        }
+        match &status.last_failure {
+            Some(failure) => {
+                finding.why(with_failure(status)).next(remedy(&failure.problem, self.peer).unwrap_or(rebuild))
+            }
+            None => finding.why(said(status)).next("wait: it returns as async by itself"),
+        }
+    }
+
+    fn down(&self, status: &SitterStatus, server: &Server) -> Finding {
+        let told = server_told(server);
+        let finding = self.finding(format_args!("has a PostgreSQL that is {told}")).why(with_failure(status));
+        let problem = status.last_failure.as_ref().map(|failure| failure.problem.as_str());
+        match problem.and_then(|problem| remedy(problem, self.peer)) {
+            Some(next) => finding.next(next),
+            None if problem.is_some() => finding.next(format!(
+                "see PostgreSQL's log in `peer.dir`/log on {}; its sitter tries again by itself",
+                self.peer.ip
+            )),
+            None => finding.next("wait: its sitter starts it"),
+        }
+    }
+
+    fn primary(&self, status: &SitterStatus, primary: &PrimaryStatus) -> Option<Finding> {
+        let closed = status.local.config.as_ref().is_some_and(|config| config.gate == Gate::Closed);
+        let Some(sync) = &self.cluster.state.sync_peer else {
+            return closed.then(|| self.finding("lets no clients in").why(said(status)).next("see above"));
+        };
+        let attached = primary.downstreams.iter().find(|downstream| downstream.peer == sync.id);
+        if !attached.is_some_and(|downstream| downstream.streaming && downstream.sync_priority > 0) {
+            let next = if self.is_frozen() {
+                "bring back the sync; or end the freeze, and an async replaces it"
+            } else if self.cluster.state.async_peers.is_empty() {
+                "bring back the sync, or start another peer; one that copies the data can replace it"
+            } else {
+                "wait: an async replaces it; if none does, see what is wrong with them below"
+            };
+            let what = format!("waits for its sync {}, which does not follow", sync.zone_id);
+            return Some(self.finding(what).why(with_failure(status)).next(next));
+        }
+        if closed {
+            return Some(
+                self.finding("lets no clients in until its sync has everything that it found at its start")
+                    .why(said(status))
+                    .next("wait: the gate opens by itself once the sync has caught up"),
+            );
+        }
+        self.failure(status)
+    }
+
+    fn standby(&self, status: &SitterStatus, standby: &StandbyStatus) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let upstream = self.cluster.upstream_of(self.peer.id).unwrap_or(&self.cluster.state.primary);
+        if let Some(problem) = &standby.cannot_follow {
+            let next = if status.settings.manual_rejoin {
+                format!("on {}: `manatee-adm rebuild`", self.peer.ip)
+            } else {
+                "wait: its sitter brings the data back in line".to_owned()
+            };
+            findings.push(
+                self.finding(format_args!("can not follow {}", upstream.zone_id)).why(problem.clone()).next(next),
+            );
+        } else if !standby.streaming {
+            findings.push(
+                self.finding(format_args!("does not stream from {}", upstream.zone_id)).why(with_failure(status)).next(
+                    format!("check the network from {} to {}; it tries all the time", self.peer.ip, upstream.pg_url),
+                ),
+            );
+        } else if status.local.config.as_ref().is_some_and(|config| config.gate == Gate::Closed) {
+            findings.push(
+                Finding::new(Matter::Degrades, format!("{} lets no readers in yet", self.title()))
+                    .why("it does not yet show everything that was acknowledged before this generation")
+                    .next("wait: the gate opens by itself"),
+            );
+        }
+        if self.role == Role::Sync && !self.has_beginning(standby) {
+            findings.push(self.behind(standby));
+        }
+        findings.extend(self.failure(status).filter(|_| findings.is_empty()));
+        findings
+    }
+
+    /// Whether the sync has what the generation began with, and so may take over (rule 4).
+    fn has_beginning(&self, standby: &StandbyStatus) -> bool {
+        let state = &self.cluster.state;
+        let contains = |wanted: WalPosition| standby.received.is_some_and(|at| standby.history.contains(at, wanted));
+        let promoted = Promotion::of(state).and_then(|promotion| promotion.at);
+        promoted.is_some_and(contains)
+            || match state.init_position() {
+                Some(init) => contains(init),
+                None => standby.received.is_some_and(|received| received.lsn >= state.init_wal),
+            }
+    }
+
+    fn behind(&self, standby: &StandbyStatus) -> Finding {
+        let primary = &self.cluster.state.primary;
+        let has = standby
+            .received
+            .map_or("an unknown position".to_owned(), |at| format!("{} on timeline {}", at.lsn, at.timeline));
+        let finding = Finding::new(Matter::StopsFailover, format!("{} may not take over", self.title())).why(format!(
+            "it has {has}; the generation began at {}, and before that were acknowledged writes that it lacks",
+            self.cluster.state.init_wal
+        ));
+        if standby.streaming {
+            return finding.risk("nothing, while the primary lives").next("wait until it has caught up");
+        }
+        finding.risk(format!("acknowledged writes, if the data of {} is lost for good", primary.zone_id)).next(format!(
+            "bring back {} (host {}): only there is everything; do not remove its data",
+            primary.zone_id, primary.ip
+        ))
+    }
+
+    /// A step that fails again and again, where nothing else is wrong.
+    fn failure(&self, status: &SitterStatus) -> Option<Finding> {
+        let failure = status.last_failure.as_ref()?;
+        let next = remedy(&failure.problem, self.peer)
+            .unwrap_or_else(|| "its sitter tries again; its log says more".to_owned());
+        Some(
+            Finding::new(Matter::Degrades, format!("{} fails to {}", self.title(), failure.action.replace('-', " ")))
+                .why(with_failure(status))
+                .next(next),
+        )
+    }
+
+    /// The primary does not serve, and its sync says why it does not take over.
+    fn lost_primary(&self) -> Option<Finding> {
+        if self.role != Role::Sync {
+            return None;
+        }
+        let status = self.cluster.answers.get(&self.peer.id)?.as_ref().ok()?;
+        let reason = &status.decision.as_ref()?.reason;
+        let (_, blocker) = reason.split_once("no takeover: ")?;
+        let next = if blocker.contains("frozen") {
+            "`manatee-adm unfreeze`; or bring back the primary"
+        } else if blocker.contains("no async") {
+            "bring back the primary or an async; both the takeover and the old primary need one more peer"
+        } else {
+            "bring back the primary"
+        };
+        Some(
+            Finding::new(Matter::StopsWrites, format!("{} does not take over", self.title()))
+                .why(reason.clone())
+                .risk("nothing that was acknowledged; writes wait")
+                .next(next),
+        )
+    }
+
+    fn waits_outside(&self) -> Finding {
+        let state = &self.cluster.state;
+        let status = match self.cluster.answers.get(&self.peer.id) {
+            Some(Ok(status)) => status,
+            Some(Err(problem)) => return self.silent(problem),
+            None => return self.finding("waits to be taken in").next("wait"),
+        };
+        if let Some(foreign) = self.foreign(status) {
+            return foreign;
+        }
+        let next = if state.one_node_write_mode && !state.leaves_one_node_write_mode() {
+            "it comes in after `manatee-adm set-onwm -m off`"
+        } else if state.is_frozen() && !state.leaves_one_node_write_mode() {
+            "it is taken in once the freeze ends"
+        } else {
+            "wait: the primary takes it in"
+        };
+        let matter = if state.one_node_write_mode { Matter::Note } else { Matter::Degrades };
+        Finding::new(matter, format!("{} is registered, but not in the chain", self.title()))
+            .why(with_failure(status))
+            .next(next)
+    }
+}
+
+/// What the sitter does and what failed last.
+fn with_failure(status: &SitterStatus) -> String {
+    let said = said(status);
+    match &status.last_failure {
+        Some(failure) if !said.contains(&failure.problem) => {
+            let times = if failure.times == 1 { String::new() } else { format!(" {} times", failure.times) };
+            format!("{said}; {} failed{times}: {}", failure.action, failure.problem)
+        }
+        _ => said,
+    }
+}
+
+/// What helps against failures that an operator can do something about.
+fn remedy(problem: &str, peer: &Peer) -> Option<String> {
+    let has = |words: &[&str]| words.iter().any(|word| problem.contains(word));
+    let ip = &peer.ip;
+    if has(&["No space left on device", "disk space", "disk full", "Disk quota exceeded"]) {
+        return Some(format!("free disk space on {ip}; nothing else is needed, it goes on by itself"));
+    }
+    if has(&["Permission denied"]) {
+        return Some(format!("check the owner of `peer.dir` on {ip}: it must be the configured `os_user`"));
+    }
+    if has(&["password authentication failed", "no password supplied"]) {
+        return Some(format!("give {ip} the shard's replication password (`replication_password_file`)"));
+    }
+    if has(&["Input/output error", "Read-only file system"]) {
+        return Some(format!("check the disk of {ip}; once it is replaced, the peer copies its data anew"));
+    }
+    None
+}

@@ -1,0 +1,394 @@
+//! What is said of each condition a shard can be stuck in.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole};
+use manatee_shared::zk::{HistoryEntry, StateNode};
+
+use super::*;
+use crate::adm::cluster::samples::*;
+use crate::adm::cluster::{Decision, Failure, SessionStatus, SitterStatus};
+use crate::machine::local::*;
+
+fn evidence() -> Evidence {
+    let cluster = healthy();
+    let last = HistoryEntry { zk_sequence: 1, time: jiff::Timestamp::UNIX_EPOCH, state: (*cluster.state).clone() };
+    Evidence {
+        zookeeper: cluster.zookeeper,
+        shard: cluster.shard,
+        view: cluster.view,
+        last: Some(last),
+        answers: cluster.answers,
+    }
+}
+
+fn change(evidence: &mut Evidence, change: impl FnOnce(&mut ClusterState)) {
+    let StateNode::Valid { state, .. } = &mut evidence.view.state else { panic!("made so") };
+    change(Arc::make_mut(state));
+}
+
+fn status(evidence: &mut Evidence, number: u8) -> &mut SitterStatus {
+    evidence.answers.get_mut(&peer(number).id).unwrap().as_mut().unwrap()
+}
+
+fn says(evidence: &mut Evidence, number: u8, reason: &str) {
+    status(evidence, number).decision = Some(Decision { action: "wait".to_owned(), reason: reason.to_owned() });
+}
+
+fn failed(evidence: &mut Evidence, number: u8, problem: &str) {
+    let failure = Failure { action: "start".to_owned(), times: 3, problem: problem.to_owned() };
+    status(evidence, number).last_failure = Some(failure);
+}
+
+/// Neither registered nor answering.
+fn gone(evidence: &mut Evidence, number: u8) {
+    evidence.view.active.remove(&peer(number).id);
+    evidence.answers.insert(peer(number).id, Err("no answer within 2 s".to_owned()));
+}
+
+fn detach_sync(evidence: &mut Evidence) {
+    let Server::Primary(primary) = &mut status(evidence, 1).local.server else { panic!("made so") };
+    primary.downstreams.clear();
+}
+
+fn standby_of(evidence: &mut Evidence, number: u8) -> &mut StandbyStatus {
+    match &mut status(evidence, number).local.server {
+        Server::Standby(standby) => standby,
+        _ => panic!("made so"),
+    }
+}
+
+fn gate(evidence: &mut Evidence, number: u8, gate: Gate) {
+    status(evidence, number).local.config = Some(ServerConfig {
+        recovery: Recovery::Detached,
+        synchronous: Synchronous::Impossible,
+        gate,
+        slots: Default::default(),
+    });
+}
+
+/// The finding about `what`, with its parts as one text.
+#[track_caller]
+fn finding(evidence: &Evidence, what: &str) -> (Matter, String) {
+    let report = explain(evidence);
+    let found = report.findings.iter().find(|finding| finding.what.contains(what));
+    let Some(found) = found else { panic!("nothing about `{what}`:\n{}", report.text()) };
+    (found.matter, format!("{} | {} | {}", found.why.clone().unwrap_or_default(), found.risk, found.next))
+}
+
+#[track_caller]
+fn finds(evidence: &Evidence, what: &str, matter: Matter, words: &[&str]) {
+    let (found, text) = finding(evidence, what);
+    assert_eq!(found, matter, "{what}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+#[test]
+fn a_healthy_shard_is_one_line() {
+    assert_eq!(
+        explain(&evidence()).text(),
+        "shard 1.moray: healthy: writes are acknowledged, and the loss of any one peer is survived\n"
+    );
+}
+
+#[test]
+fn it_looks_like_this() {
+    let mut evidence = evidence();
+    gone(&mut evidence, 2);
+    detach_sync(&mut evidence);
+    says(&mut evidence, 1, "primary: writes may wait: the sync has no election node; no async is fit to replace it");
+    assert_eq!(
+        explain(&evidence).text(),
+        "\
+shard 1.moray: writes are NOT acknowledged
+
+1. the primary bb348824-97cd-4c37-9f47-e07bc3e7af53 waits for its sync a376df2b-97cd-4c37-9f47-e07bc3e7af53, which does not follow (stops writes)
+   why:     its sitter says: primary: writes may wait: the sync has no election node; no async is fit to replace it
+   at risk: nothing that was acknowledged; writes wait
+   next:    wait: an async replaces it; if none does, see what is wrong with them below
+
+2. the sync a376df2b-97cd-4c37-9f47-e07bc3e7af53 is gone: neither registered nor answering (stops writes)
+   why:     no answer within 2 s
+   at risk: nothing that was acknowledged; writes wait
+   next:    bring back the host 10.0.0.2, or start its sitter (systemctl start manatee-sitter); the primary replaces it if an async is fit
+"
+    );
+}
+
+#[test]
+fn frozen() {
+    let mut evidence = evidence();
+    let freeze = Freeze::Reason { date: "2026-01-01T00:00:00Z".to_owned(), reason: "move".to_owned() };
+    change(&mut evidence, |state| state.freeze = Some(freeze));
+    finds(
+        &evidence,
+        "is frozen",
+        Matter::StopsFailover,
+        &["2026-01-01T00:00:00Z: move", "`manatee-adm unfreeze`, when"],
+    );
+    gone(&mut evidence, 1);
+    says(&mut evidence, 2, "the primary's election node is gone; no takeover: the shard is frozen");
+    finds(&evidence, "is frozen", Matter::StopsWrites, &["waiting for its end: the primary's", "at once, and once"]);
+    finds(&evidence, "does not take over", Matter::StopsWrites, &["`manatee-adm unfreeze`; or"]);
+    assert_eq!(explain(&evidence).writable, None);
+}
+
+#[test]
+fn no_async() {
+    let mut evidence = evidence();
+    change(&mut evidence, |state| state.async_peers.clear());
+    evidence.view.active.remove(&peer(3).id);
+    finds(&evidence, "there is no async", Matter::StopsFailover, &["start another peer"]);
+    change(&mut evidence, |state| state.deposed = vec![peer(3)]);
+    finds(&evidence, "there is no async", Matter::StopsFailover, &["bring back 09957297"]);
+    gone(&mut evidence, 1);
+    says(
+        &mut evidence,
+        2,
+        "the primary is suspected by several peers: it is silent; no takeover: no async is alive to become the sync",
+    );
+    finds(&evidence, "does not take over", Matter::StopsWrites, &["bring back the primary or an async"]);
+}
+
+#[test]
+fn the_sync_lacks_what_the_generation_began_with() {
+    let mut evidence = evidence();
+    change(&mut evidence, |state| state.init_wal = "0/71FEDF8".parse().unwrap());
+    standby_of(&mut evidence, 2).received = Some(
+        "0/71FEDF7"
+            .parse()
+            .map(|lsn| manatee_shared::lsn::WalPosition { timeline: manatee_shared::lsn::Timeline(1), lsn })
+            .unwrap(),
+    );
+    finds(&evidence, "may not take over", Matter::StopsFailover, &["nothing, while the primary lives", "caught up"]);
+    standby_of(&mut evidence, 2).streaming = false;
+    gone(&mut evidence, 1);
+    finds(
+        &evidence,
+        "may not take over",
+        Matter::StopsFailover,
+        &[
+            "acknowledged writes, if the data of bb348824",
+            "began at 0/071FEDF8",
+            "bring back bb348824",
+            "do not remove its data",
+        ],
+    );
+}
+
+#[test]
+fn a_lost_state() {
+    let mut lost = evidence();
+    lost.view.state = StateNode::Absent;
+    finds(&lost, "not its history", Matter::StopsFailover, &["it makes bb348824-97cd-4c37-9f47-e07bc3e7af53 primary"]);
+    let mut wiped = lost.clone();
+    (wiped.last, wiped.view.has_history) = (None, Some(false));
+    finds(
+        &wiped,
+        "state and history are gone",
+        Matter::StopsFailover,
+        &[
+            "bb348824-97cd-4c37-9f47-e07bc3e7af53 is at 0/671FEDF8 on timeline 1",
+            "not registered are not looked at",
+            "state-backfill",
+        ],
+    );
+    let mut corrupt = evidence();
+    corrupt.view.state = StateNode::Corrupt { version: 4, problem: "expected value".to_owned() };
+    finds(&corrupt, "can not be used", Matter::StopsFailover, &["expected value", "zk-state", "state-backfill"]);
+    status(&mut corrupt, 1).newest_generation = Some(9);
+    let mut old = evidence();
+    status(&mut old, 3).newest_generation = Some(9);
+    finds(
+        &old,
+        "is an old one: generation 3, after 9",
+        Matter::StopsFailover,
+        &["do not obey the old state", "state-backfill"],
+    );
+}
+
+#[test]
+fn not_set_up_yet() {
+    let mut evidence = evidence();
+    (evidence.view.state, evidence.view.has_history, evidence.last) = (StateNode::Absent, Some(false), None);
+    evidence.view.active.retain(|id, _| *id == peer(1).id);
+    evidence.answers.retain(|id, _| *id == peer(1).id);
+    status(&mut evidence, 1).local.data = Data::Absent;
+    says(&mut evidence, 1, "waiting for another");
+    finds(&evidence, "no state yet; 1 peers", Matter::StopsWrites, &["waiting for another", "at least two peers"]);
+    assert_eq!(explain(&evidence).writable, Some(false));
+}
+
+#[test]
+fn zookeeper_is_gone() {
+    let local = (peer(1).id, answer(standby(vec![])));
+    let report = lost::without_zookeeper("x", "cannot be reached", Some(local));
+    assert_eq!(report.writable, None);
+    let text = report.text();
+    assert!(
+        text.contains("every peer keeps its role") && text.contains("its PostgreSQL is a running standby"),
+        "{text}"
+    );
+    let silent = lost::without_zookeeper("x", "cannot be reached", Some((peer(1).id, Err("refused".to_owned()))));
+    assert!(silent.text().contains("does not answer either"), "{}", silent.text());
+}
+
+#[test]
+fn sessions_and_registrations() {
+    let mut evidence = evidence();
+    evidence.view.active.remove(&peer(3).id);
+    status(&mut evidence, 3).zk = Some(SessionStatus { session: "disconnected".to_owned() });
+    finds(
+        &evidence,
+        "not registered",
+        Matter::StopsFailover,
+        &["session with ZooKeeper is disconnected", "from 10.0.0.3 to ZooKeeper"],
+    );
+    evidence.answers.insert(peer(2).id, Err("timed out".to_owned()));
+    finds(
+        &evidence,
+        "is registered, but its sitter does not answer",
+        Matter::StopsWrites,
+        &["timed out", "http://10.0.0.2:12345"],
+    );
+    status(&mut evidence, 3).stopping = true;
+    finds(&evidence, "being stopped", Matter::StopsFailover, &["start it again"]);
+}
+
+#[test]
+fn data_that_is_not_the_shards() {
+    let mut evidence = evidence();
+    status(&mut evidence, 3).local.data = Data::Present(SystemIdentifier("8".to_owned()));
+    finds(
+        &evidence,
+        "data of another cluster",
+        Matter::StopsFailover,
+        &["identifier is 8, the shard's is 7", "move its data directory away"],
+    );
+    status(&mut evidence, 3).local.data = Data::Unusable("PostgreSQL 14".to_owned());
+    finds(&evidence, "can not be used", Matter::StopsFailover, &["PostgreSQL 14"]);
+    status(&mut evidence, 3).local.data = Data::Incomplete;
+    status(&mut evidence, 3).in_flight = Some("bootstrap".to_owned());
+    finds(&evidence, "is copying its data", Matter::StopsFailover, &["wait until the copy is done"]);
+    status(&mut evidence, 1).local.data = Data::Absent;
+    finds(&evidence, "has lost its data", Matter::StopsWrites, &["the sync takes over"]);
+}
+
+#[test]
+fn gates() {
+    let mut evidence = evidence();
+    gate(&mut evidence, 1, Gate::Closed);
+    says(&mut evidence, 1, "the gate is closed until the sync has everything");
+    finds(&evidence, "lets no clients in", Matter::StopsWrites, &["opens by itself"]);
+    assert_eq!(explain(&evidence).writable, Some(false));
+    gate(&mut evidence, 1, Gate::Open);
+    gate(&mut evidence, 3, Gate::Closed);
+    finds(&evidence, "lets no readers in yet", Matter::Degrades, &["does not yet show"]);
+    assert_eq!(explain(&evidence).writable, Some(true));
+}
+
+#[test]
+fn deposed_peers() {
+    let mut evidence = evidence();
+    change(&mut evidence, |state| state.deposed = vec![peer(4)]);
+    evidence.view.active.insert(peer(4).id, evidence.view.active[&peer(3).id].clone());
+    let down = Server::Down { crashed: false, standby: false };
+    evidence.answers.insert(peer(4).id, answer(down));
+    says(&mut evidence, 4, "rejoining");
+    finds(&evidence, "is deposed", Matter::Degrades, &["its sitter says: rejoining", "returns as async by itself"]);
+    failed(&mut evidence, 4, "pg_rewind: could not open file: No space left on device");
+    finds(&evidence, "is deposed", Matter::Degrades, &["failed 3 times: pg_rewind", "free disk space on 10.0.0.4"]);
+    failed(&mut evidence, 4, "something else");
+    finds(&evidence, "is deposed", Matter::Degrades, &["on 10.0.0.4: `manatee-adm rebuild`"]);
+    status(&mut evidence, 4).settings.manual_rejoin = true;
+    status(&mut evidence, 4).last_failure = None;
+    finds(&evidence, "is deposed", Matter::Degrades, &["`manatee-adm rebuild`"]);
+    gone(&mut evidence, 4);
+    finds(&evidence, "peer4 is gone", Matter::Degrades, &["`manatee-adm reap`"]);
+}
+
+#[test]
+fn a_postgresql_that_does_not_run() {
+    let mut evidence = evidence();
+    status(&mut evidence, 1).local.server = Server::Down { crashed: true, standby: false };
+    failed(&mut evidence, 1, "could not write lock file: No space left on device");
+    finds(
+        &evidence,
+        "down after a crash",
+        Matter::StopsWrites,
+        &["start failed 3 times", "free disk space on 10.0.0.1"],
+    );
+    failed(&mut evidence, 1, "exited with 1");
+    finds(&evidence, "down after a crash", Matter::StopsWrites, &["PostgreSQL's log"]);
+    status(&mut evidence, 3).local.server = Server::Hung { for_ms: 20_000 };
+    finds(&evidence, "that is not answering", Matter::StopsFailover, &["its sitter starts it"]);
+}
+
+#[test]
+fn standbys_that_do_not_follow() {
+    let mut evidence = evidence();
+    standby_of(&mut evidence, 3).streaming = false;
+    finds(
+        &evidence,
+        "does not stream from a376df2b",
+        Matter::StopsFailover,
+        &["tcp://postgres@10.0.0.2:5432/postgres"],
+    );
+    standby_of(&mut evidence, 3).cannot_follow = Some("forked off".to_owned());
+    finds(&evidence, "can not follow a376df2b", Matter::StopsFailover, &["forked off", "brings the data back in line"]);
+    status(&mut evidence, 3).settings.manual_rejoin = true;
+    finds(&evidence, "can not follow a376df2b", Matter::StopsFailover, &["on 10.0.0.3: `manatee-adm rebuild`"]);
+}
+
+#[test]
+fn one_node_write_mode() {
+    let mut evidence = evidence();
+    change(&mut evidence, |state| {
+        (state.sync_peer, state.one_node_write_mode) = (None, true);
+        state.freeze = Some(Freeze::Flag(true));
+        state.async_peers.clear();
+    });
+    gate(&mut evidence, 1, Gate::Open);
+    finds(&evidence, "not configured for it", Matter::StopsWrites, &["`one_node_write_mode = true`"]);
+    let status = status(&mut evidence, 1);
+    status.settings.one_node_write_mode = true;
+    status.local.config.as_mut().unwrap().synchronous = Synchronous::Nobody;
+    finds(&evidence, "accepts writes alone", Matter::StopsFailover, &["exists once", "set-onwm -m off"]);
+    assert_eq!(explain(&evidence).writable, Some(true));
+    assert!(explain(&evidence).findings.iter().all(|finding| !finding.what.contains("is frozen")));
+    finds(&evidence, "not in the chain", Matter::Note, &["after `manatee-adm set-onwm -m off`"]);
+    change(&mut evidence, |state| state.set_leaves_one_node_write_mode(true));
+    finds(&evidence, "ends as soon as", Matter::StopsFailover, &["wait until a376df2b"]);
+}
+
+#[test]
+fn requests_to_promote() {
+    let mut evidence = evidence();
+    let request = |seconds| Promote {
+        id: peer(2).id,
+        role: PromoteRole::Sync,
+        async_index: None,
+        generation: 3,
+        expire_time: jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds),
+    };
+    change(&mut evidence, |state| state.promote = Some(request(30)));
+    says(&mut evidence, 2, "an operator asked for it; no takeover: received less");
+    finds(&evidence, "is pending until", Matter::Note, &["received less", "clear-promote"]);
+    change(&mut evidence, |state| state.promote = Some(request(-1)));
+    finds(&evidence, "has expired", Matter::Note, &["clear-promote"]);
+}
+
+#[test]
+fn json_has_the_same() {
+    let mut evidence = evidence();
+    gone(&mut evidence, 3);
+    let json = serde_json::to_value(explain(&evidence)).unwrap();
+    assert_eq!((&json["shard"], &json["writable"]), (&"1.moray".into(), &true.into()));
+    assert_eq!(json["findings"][0]["matter"], "stops-failover");
+    for key in ["what", "why", "risk", "next"] {
+        assert!(json["findings"][0][key].is_string(), "{key}");
+    }
+}
