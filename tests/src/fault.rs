@@ -4,6 +4,7 @@
 //! in the modules below; a new one is a play, a line in its family's `ROWS`, and nothing else.
 
 mod chain;
+mod changes;
 mod disks;
 mod network;
 mod operators;
@@ -19,12 +20,21 @@ use crate::oracle::Oracle;
 use crate::oracle::ledger::Figures;
 use crate::scenario::{Play, round};
 
+pub use changes::PROMOTION;
 pub use network::ISOLATE_PRIMARY;
 pub use processes::{KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
 
 /// The families.
-const FAMILIES: &[&[Row]] =
-    &[processes::ROWS, network::ROWS, zookeeper::ROWS, chain::ROWS, disks::ROWS, operators::ROWS, steps::ROWS];
+const FAMILIES: &[&[Row]] = &[
+    processes::ROWS,
+    network::ROWS,
+    zookeeper::ROWS,
+    chain::ROWS,
+    disks::ROWS,
+    operators::ROWS,
+    changes::ROWS,
+    steps::ROWS,
+];
 
 /// A row of the list of faults.
 pub struct Row {

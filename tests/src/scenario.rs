@@ -65,6 +65,9 @@ pub enum Change {
     Takeover,
     /// The first async becomes sync.
     NewSync,
+    /// An operator put a state in place of a lost one. Without a running primary, any peer that has
+    /// everything may have become it.
+    Restored,
 }
 
 impl Change {
@@ -78,6 +81,7 @@ impl Change {
                 let first = before.async_peers.first().map(|peer| peer.id);
                 next && after.primary.id == before.primary.id && sync_of(after) == first
             }
+            Self::Restored => after.generation > before.generation || after.is_restored(),
         }
     }
 }

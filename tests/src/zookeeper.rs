@@ -135,6 +135,16 @@ impl ZooKeeper {
         (0..self.servers.len()).for_each(|index| self.kill(index));
     }
 
+    /// SIGKILLs all servers, removes all they had, and starts them again.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.kill_all();
+        for server in &self.servers {
+            let data = server.launch.dir.join("data").join("version-2");
+            fs::remove_dir_all(&data).with_context(|| format!("cannot remove {}", data.display()))?;
+        }
+        self.restart()
+    }
+
     /// Starts those that are not running.
     pub fn restart(&mut self) -> Result<()> {
         for server in &mut self.servers {
