@@ -194,7 +194,7 @@ async fn a_lost_state_comes_back_from_the_history() {
 #[test]
 fn completions_and_manual_pages_are_printed() {
     let Output { code, out, .. } = adm("", "completion bash");
-    assert!(code == 0 && out.contains("_manatee-adm()"), "{out}");
+    assert!(code == 0 && out.contains("complete -F _manatee__adm"), "{out}");
     let Output { code, out, .. } = adm("", "man promote");
     assert!(code == 0 && out.contains(".TH") && out.contains("\\-\\-lag"), "{out}");
 }

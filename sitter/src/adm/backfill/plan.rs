@@ -248,7 +248,7 @@ fn order_of_followers(primary: &Candidate, mut standbys: Vec<Candidate>) -> Vec<
 /// The newest timeline that any registered peer is on.
 fn newest_timeline(evidence: &Evidence) -> Option<Timeline> {
     let statuses = evidence.answers.values().flatten();
-    statuses.filter_map(|status| candidate_position(status)).map(|position| position.timeline).max()
+    statuses.filter_map(candidate_position).map(|position| position.timeline).max()
 }
 
 fn candidate_position(status: &SitterStatus) -> Option<WalPosition> {
