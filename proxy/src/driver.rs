@@ -240,6 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     async fn acquire(&mut self, need: Need) -> io::Result<()> {
+        let mark = self.session.mark().clone();
         let mut wanted = Wanted {
             identity: &self.identity,
             shared: &self.shared,
@@ -247,6 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             requirement: &mut self.requirement,
             consistency: self.session.consistency(),
             seed: self.seed,
+            mark: &mark,
             bytes: self.rx.len(),
         };
         let began = Instant::now();
@@ -352,6 +354,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// The client is gone or going: the server is given back or closed, last words are said.
     async fn leave(mut self) {
+        let cleanup = self.session.disown();
+        self.worker.clean_after(&self.identity, &self.shared);
         if self.session.is_outstanding() || self.session.is_in_transaction() {
             // Closing the connection rolls back, once the server notices; what runs is cancelled.
             self.cancel.detach();
@@ -362,7 +366,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
             }
         } else {
-            self.release(Cleanup::DiscardAll);
+            self.release(cleanup);
         }
         let farewell = async {
             self.stream.write_all(self.session.to_client()).await?;

@@ -43,6 +43,7 @@ impl Pair {
             classifier: Classifier::new(7, 100, Arc::default()),
             interner: Interner::default(),
             profiles: Profiles::default(),
+            sequences_are_read: false,
         };
         let config = Config {
             access: Access::ReadWrite,
@@ -306,6 +307,101 @@ fn a_write_in_disguise_runs_again_on_the_primary() {
     pair.send(&run);
     assert_eq!(pair.read(), "1 ZI 2 D SELECT_1 ZI 2 D SELECT_1 ZI");
     assert_eq!(pair.needs, [Need::Standby, Need::Standby, Need::Primary, Need::Primary]);
+}
+
+#[test]
+fn what_was_parsed_can_be_deallocated_by_sql() {
+    let mut pair = Pair::new();
+    pair.send(&[parse("a", "select 1"), sync()].concat());
+    let run = |text: &str| [parse("", text), bind("", ""), execute(""), sync()].concat();
+    pair.send(&run("deallocate a"));
+    assert_eq!(pair.read(), "1 ZI 1 2 DEALLOCATE ZI");
+    pair.send(&[bind("", "a"), sync()].concat());
+    assert_eq!(pair.read(), "E26000 ZI");
+    pair.send(&run("deallocate a"));
+    assert_eq!(pair.read(), "1 2 E26000 ZI");
+    // In a text of several statements the server is asked, too.
+    pair.send(&[parse("a", "select 1"), sync(), query("begin"), query("deallocate a"), query("commit")].concat());
+    assert_eq!(pair.read(), "1 ZI BEGIN ZT DEALLOCATE ZT COMMIT ZI");
+}
+
+#[test]
+fn a_statement_never_returns_other_rows_than_its_client_was_told() {
+    let mut pair = Pair::new();
+    pair.send(&[parse("a", "select 1"), target(frontend::DESCRIBE, Kind::Statement, "a"), sync()].concat());
+    assert_eq!(pair.read(), "1 t T ZI");
+    // The table changes; the other server prepares the statement only now.
+    pair.servers[1].columns = 1;
+    let run = [bind("", "a"), execute(""), sync()].concat();
+    pair.send(&run);
+    assert_eq!(pair.read(), "E0A000 ZI");
+    pair.send(&run);
+    assert_eq!(pair.read(), "E0A000 ZI", "wherever it runs");
+    let again = [target(frontend::CLOSE, Kind::Statement, "a"), parse("a", "select 1"), run].concat();
+    pair.send(&again);
+    assert_eq!(pair.read(), "3 1 2 D SELECT_1 ZI");
+    // Nothing changed: it is prepared on the other server without a word.
+    let mut pair = Pair::new();
+    pair.send(&[parse("a", "select 1"), target(frontend::DESCRIBE, Kind::Statement, "a"), sync()].concat());
+    pair.send(&[bind("", "a"), execute(""), sync()].concat());
+    assert_eq!(pair.read(), "1 t T ZI 2 D SELECT_1 ZI");
+}
+
+#[test]
+fn a_pin_lasts_as_long_as_what_made_it() {
+    let mut pair = Pair::new();
+    pair.send(&query("select pg_advisory_lock(1)"));
+    assert!(pair.attached.is_some(), "pinned");
+    let server = pair.attached.unwrap();
+    pair.servers[server].pins = vec!["a"];
+    pair.send(&query("select pg_advisory_unlock(2)"));
+    assert_eq!(pair.attached, Some(server), "the server still has a lock");
+    assert_eq!(pair.read(), "T D SELECT_1 ZI T D SELECT_1 ZI", "questions and answers are not the client's");
+    pair.servers[server].pins.clear();
+    pair.send(&query("select pg_advisory_unlock(1)"));
+    assert_eq!(pair.attached, None);
+    pair.send(&query("select 1"));
+    assert_eq!(pair.read(), "T D SELECT_1 ZI T D SELECT_1 ZI");
+
+    // What is made in a transaction may go with it.
+    let mut pair = Pair::new();
+    for text in ["begin", "create temp table t (a int) on commit drop", "commit"] {
+        pair.send(&query(text));
+    }
+    assert_eq!(pair.attached, None);
+    for text in ["begin", "listen a", "rollback"] {
+        pair.send(&query(text));
+    }
+    assert_eq!(pair.attached, None);
+    pair.send(&query("listen a"));
+    assert!(pair.attached.is_some());
+}
+
+#[test]
+fn settings_of_a_doubtful_transaction_are_read_off_the_server() {
+    let mut pair = Pair::new();
+    for text in ["begin", "set work_mem = '5MB'", "savepoint s", "set work_mem = '6MB'", "rollback to s", "commit"] {
+        pair.send(&query(text));
+    }
+    assert_eq!(pair.attached, None, "not bound to the server");
+    let asked = pair.servers.iter().flat_map(|server| &server.ran).filter(|text| text.contains("pg_settings")).count();
+    assert_eq!(asked, 1);
+}
+
+#[test]
+fn own_sequence_values_are_asked_of_their_server_only() {
+    let mut pair = Pair::new();
+    pair.send(&query("insert into t values (1)"));
+    let ran =
+        |pair: &Pair, text: &str| pair.servers.iter().flat_map(|server| &server.ran).filter(|ran| *ran == text).count();
+    pair.send(&query("select lastval()"));
+    assert_eq!(ran(&pair, "DISCARD SEQUENCES"), 1, "the other server knows nothing of them");
+    // From now on who writes stays.
+    let mut pair = Pair { shared: pair.shared, ..Pair::new() };
+    pair.send(&query("insert into t values (1)"));
+    assert!(pair.attached.is_some());
+    pair.send(&query("select lastval()"));
+    assert_eq!(ran(&pair, "DISCARD SEQUENCES"), 0);
 }
 
 #[test]

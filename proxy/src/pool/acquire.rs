@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Grant, Place, Server, Worker};
 use crate::auth::Identity;
 use crate::error::ProxyError;
-use crate::session::{Need, ServedBy, Shared};
+use crate::session::{Mark, Need, ServedBy, Shared};
 use crate::topology::consistency::{Consistency, Requirement};
 use crate::topology::{Node, Snapshot};
 use crate::upstream;
@@ -36,6 +36,8 @@ pub struct Wanted<'a> {
     pub consistency: Consistency,
     /// By which reads are spread.
     pub seed: usize,
+    /// By which servers know the session.
+    pub mark: &'a Rc<Mark>,
     /// Bytes of the client that wait with it.
     pub bytes: usize,
 }
@@ -95,10 +97,14 @@ impl Worker {
             return None;
         }
         let pool = self.pool(wanted.identity, node);
-        match pool.try_take(self.settings().server_lifetime, now)? {
+        match pool.try_take(wanted.mark, self.settings().server_lifetime, now)? {
             Grant::Server(server) => {
                 server.served_by.set(served_by);
                 Some(server)
+            }
+            Grant::Unclean(server) => {
+                pool.put(server, now);
+                None
             }
             Grant::Place(place) => {
                 drop(place);
@@ -189,7 +195,7 @@ impl Worker {
         let mut waiting = None;
         loop {
             let at_once = match waiting {
-                None => pool.try_take(self.settings().server_lifetime, Instant::now()),
+                None => pool.try_take(wanted.mark, self.settings().server_lifetime, Instant::now()),
                 Some(_) => None,
             };
             let granted = match at_once {
@@ -216,6 +222,15 @@ impl Worker {
             };
             return match granted {
                 Grant::Server(server) => {
+                    server.served_by.set(served_by);
+                    Ok(server)
+                }
+                Grant::Unclean(mut server) => {
+                    // Dropping it half-way closes the server.
+                    if let Err(error) = server.clean(wanted.shared).await {
+                        tracing::debug!(%error, node = %node.id, "server closed instead of cleaned");
+                        continue;
+                    }
                     server.served_by.set(served_by);
                     Ok(server)
                 }

@@ -27,7 +27,7 @@ pub mod control;
 mod server;
 
 pub use acquire::Wanted;
-pub use server::{Grant, NodePool, Place, Recall, Server, Waiting, give_back};
+pub use server::{Grant, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
 
 /// When a server connection goes back to the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -204,8 +204,12 @@ impl Worker {
             return known.clone();
         }
         let classifier = Classifier::new(self.seed, CLASSIFIER_CAPACITY, self.catalogs.of(database));
-        let shared =
-            Rc::new(RefCell::new(Shared { classifier, interner: Interner::default(), profiles: Profiles::default() }));
+        let shared = Rc::new(RefCell::new(Shared {
+            classifier,
+            interner: Interner::default(),
+            profiles: Profiles::default(),
+            sequences_are_read: false,
+        }));
         self.databases.borrow_mut().insert(database.clone(), shared.clone());
         shared
     }
@@ -247,6 +251,20 @@ impl Worker {
             .values()
             .map(|pool| pool.counts())
             .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+    }
+
+    /// A session of this identity is over: what it left on servers is cleaned away.
+    pub(crate) fn clean_after(&self, identity: &Arc<Identity>, shared: &Rc<RefCell<Shared>>) {
+        let pools = self.pools.borrow();
+        let orphans: Vec<_> = pools
+            .iter()
+            .filter(|((owner, _), _)| owner == identity)
+            .flat_map(|(_, pool)| pool.take_orphans())
+            .collect();
+        drop(pools);
+        for server in orphans {
+            clean_and_put(server, shared);
+        }
     }
 
     fn sweep(&self, now: Instant) {

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::cancel::CancelTarget;
 use crate::error::ProxyError;
-use crate::session::{Cleanup, ServedBy, ServerState, Shared};
+use crate::session::{Cleanup, Mark, ServedBy, ServerState, Shared};
 use crate::topology::Node;
 use crate::upstream::Upstream;
 use crate::wire::{backend, complete, frontend};
@@ -128,11 +128,23 @@ impl Server {
             && now.duration_since(self.opened) < lifetime
     }
 
+    fn is_of(&self, mark: &Rc<Mark>) -> bool {
+        self.state.as_ref().is_some_and(|state| state.is_of(mark))
+    }
+
+    fn is_owned(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.is_owned())
+    }
+
+    fn is_clean(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.cleanup == Cleanup::None)
+    }
+
     /// DISCARD ALL.
     ///
     /// # Errors
     /// The server did not do it in time: it has to be closed.
-    async fn clean(&mut self) -> Result<(), ProxyError> {
+    pub async fn clean(&mut self, shared: &RefCell<Shared>) -> Result<(), ProxyError> {
         let failed = |problem: &str| ProxyError::ServerProtocol {
             target: "server".to_owned(),
             problem: format!("DISCARD ALL: {problem}"),
@@ -144,6 +156,12 @@ impl Server {
             loop {
                 while let Some((header, body)) = complete(&self.rx).map_err(|error| failed(&error.to_string()))? {
                     let (tag, idle) = (header.tag, body == b"I");
+                    if tag == backend::PARAMETER_STATUS
+                        && let Ok((name, value)) = backend::parameter_status(body)
+                        && let Some(state) = &mut self.state
+                    {
+                        state.set_parameter(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
+                    }
                     self.rx.advance(header.size);
                     match tag {
                         backend::ERROR_RESPONSE => return Err(failed("refused")),
@@ -158,7 +176,11 @@ impl Server {
                 }
             }
         };
-        tokio::time::timeout(CLEAN_LIMIT, talk).await.unwrap_or_else(|_| Err(failed("no answer")))
+        tokio::time::timeout(CLEAN_LIMIT, talk).await.unwrap_or_else(|_| Err(failed("no answer")))?;
+        if let Some(state) = &mut self.state {
+            state.discarded(&shared.borrow().profiles);
+        }
+        Ok(())
     }
 }
 
@@ -167,6 +189,8 @@ impl Server {
 pub enum Grant {
     /// A server.
     Server(Box<Server>),
+    /// A server that another session left something on: it must be cleaned first.
+    Unclean(Box<Server>),
     /// The right to open one.
     Place(Place),
 }
@@ -198,22 +222,35 @@ impl NodePool {
         })
     }
 
-    /// A server or a place, if there is one and nobody waits for it.
-    pub fn try_take(self: &Rc<Self>, lifetime: Duration, now: Instant) -> Option<Grant> {
+    /// A server or a place for this session, if there is one and nobody waits for it. Best is the
+    /// server that it left something on; the others of that kind are taken last.
+    pub fn try_take(self: &Rc<Self>, mark: &Rc<Mark>, lifetime: Duration, now: Instant) -> Option<Grant> {
         if !self.waiting.borrow().is_empty() {
             return None;
         }
         loop {
+            let room = self.open.get() < self.size.get();
             // Not `while let`: the borrow must end before an unfit server is dropped.
-            let server = self.idle.borrow_mut().pop();
+            let server = take_idle(&mut self.idle.borrow_mut(), mark, room);
             match server {
-                Some(server) if server.is_fit(lifetime, now) && !self.is_outdated(&server) => {
-                    return Some(Grant::Server(server));
-                }
-                Some(unfit) => drop(unfit),
+                Some(server) if !server.is_fit(lifetime, now) || self.is_outdated(&server) => drop(server),
+                Some(server) if server.is_clean() || server.is_of(mark) => return Some(Grant::Server(server)),
+                Some(server) => return Some(Grant::Unclean(server)),
                 None => return self.try_place().map(Grant::Place),
             }
         }
+    }
+
+    /// Takes out what sessions that are gone left something on.
+    pub fn take_orphans(&self) -> Vec<Box<Server>> {
+        let mut idle = self.idle.borrow_mut();
+        if idle.iter().all(|server| server.is_clean() || server.is_owned()) {
+            return Vec::new();
+        }
+        let (orphans, kept) =
+            std::mem::take(&mut *idle).into_iter().partition(|server| !server.is_clean() && !server.is_owned());
+        *idle = kept;
+        orphans
     }
 
     /// Waits for a server or a place, in turn.
@@ -257,7 +294,7 @@ impl NodePool {
     }
 
     /// Takes a server back that needs no cleaning.
-    fn put(&self, mut server: Box<Server>, now: Instant) {
+    pub(super) fn put(&self, mut server: Box<Server>, now: Instant) {
         if self.is_outdated(&server) {
             return;
         }
@@ -267,7 +304,7 @@ impl NodePool {
             let Some(waiter) = next else { break };
             match waiter.send(Grant::Server(server)) {
                 Err(Grant::Server(returned)) => server = returned,
-                Ok(()) | Err(Grant::Place(_)) => return,
+                Ok(()) | Err(Grant::Unclean(_) | Grant::Place(_)) => return,
             }
         }
         self.idle.borrow_mut().push(server);
@@ -306,6 +343,18 @@ impl NodePool {
     }
 }
 
+/// The one of the idle servers that fits a session best. `room`: one more may be opened.
+#[allow(clippy::vec_box)]
+fn take_idle(idle: &mut Vec<Box<Server>>, mark: &Rc<Mark>, room: bool) -> Option<Box<Server>> {
+    let at = idle
+        .iter()
+        .rposition(|server| server.is_of(mark))
+        .or_else(|| idle.iter().rposition(|server| !server.is_owned()))
+        // Of the others the one unused longest.
+        .or_else(|| (!room && !idle.is_empty()).then_some(0))?;
+    Some(idle.remove(at))
+}
+
 /// A session's turn in the queue.
 #[derive(Debug)]
 pub struct Waiting {
@@ -327,6 +376,7 @@ impl Drop for Waiting {
         match self.receiver.try_recv() {
             Ok(Grant::Server(server)) => self.pool.put(server, Instant::now()),
             Ok(Grant::Place(place)) => drop(place),
+            Ok(Grant::Unclean(server)) => drop(server),
             Err(_) => {}
         }
     }
@@ -341,16 +391,20 @@ pub fn give_back(mut server: Box<Server>, state: Box<ServerState>, shared: &Rc<R
         return;
     }
     let Some(pool) = server.place.pool.clone() else { return };
-    if cleanup == Cleanup::None {
+    // What a session left is cleaned away when another one needs the server.
+    if cleanup == Cleanup::None || (server.is_owned() && pool.waiting.borrow().is_empty()) {
         return pool.put(server, now);
     }
+    clean_and_put(server, shared);
+}
+
+/// Cleans a server in the background and gives it back.
+pub fn clean_and_put(mut server: Box<Server>, shared: &Rc<RefCell<Shared>>) {
+    let Some(pool) = server.place.pool.clone() else { return };
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
-        match server.clean().await {
+        match server.clean(&shared).await {
             Ok(()) => {
-                if let Some(state) = &mut server.state {
-                    state.discarded(&shared.borrow().profiles);
-                }
                 if !server.recall.is_recalled() {
                     pool.put(server, Instant::now());
                 }

@@ -206,6 +206,10 @@ impl Effects {
     pub const DISCARD_SEQUENCES: Self = Self(1 << 19);
     /// `setseed`: the session's `random()` is seeded.
     pub const SEED: Self = Self(1 << 20);
+    /// It could not be read: whatever could bind the session to its server may have been done.
+    pub const UNREAD: Self = Self(1 << 22);
+    /// Never of a text: it is not known which of a transaction's changes of settings are in force.
+    pub const SETTINGS_DOUBT: Self = Self(1 << 21);
 
     /// What binds the session to its server until it is gone.
     pub const PINS: Self = Self(
@@ -221,7 +225,7 @@ impl Effects {
     /// What leaves the server unfit for another client before a reset (`DISCARD ALL`), besides settings.
     pub const TAINTS: Self = Self(Self::PINS.0 | Self::UNKNOWN.0 | Self::ROLE.0);
 
-    const NAMES: [(Self, &'static str); 21] = [
+    const NAMES: [(Self, &'static str); 23] = [
         (Self::TEMP_OBJECT, "TEMP_OBJECT"),
         (Self::ADVISORY_LOCK, "ADVISORY_LOCK"),
         (Self::ADVISORY_UNLOCK, "ADVISORY_UNLOCK"),
@@ -243,6 +247,8 @@ impl Effects {
         (Self::DISCARD_PLANS, "DISCARD_PLANS"),
         (Self::DISCARD_SEQUENCES, "DISCARD_SEQUENCES"),
         (Self::SEED, "SEED"),
+        (Self::UNREAD, "UNREAD"),
+        (Self::SETTINGS_DOUBT, "SETTINGS_DOUBT"),
     ];
 
     /// True if nothing is set.
@@ -449,9 +455,27 @@ impl Class {
     pub fn unknown(reason: Reason) -> Self {
         let effects = match reason {
             Reason::Unparsable => Effects::UNKNOWN,
-            _ => Effects::UNKNOWN.union(Effects::SETTINGS_UNKNOWN),
+            _ => Effects::UNKNOWN.union(Effects::UNREAD),
         };
         Self { effects, statements: Statements::Unknown, ..Self::primary(reason) }
+    }
+
+    /// True if it may leave something in the server process that nobody can read off it: sequence values
+    /// (any write can, by defaults and triggers), what a function keeps.
+    #[must_use]
+    pub fn may_leave_traces(&self) -> bool {
+        let may_write = matches!(
+            self.access,
+            Access::Primary(
+                Reason::Write
+                    | Reason::Function
+                    | Reason::Opaque
+                    | Reason::NoCatalog
+                    | Reason::Unreadable
+                    | Reason::Learned
+            )
+        );
+        may_write || self.effects.intersects(Effects::SEQUENCE_WRITE.union(Effects::UNKNOWN))
     }
 
     /// True for a plain read: may go to a standby, no transaction control, leaves nothing behind.

@@ -90,7 +90,12 @@ fn change(reader: &mut Reader<'_>, name: &str, value: Option<String>, scope: Sco
             reader.effects.insert(Effects::SEED);
             return;
         }
-        "role" | "session_authorization" if scope == Scope::Session => reader.effects.insert(Effects::ROLE),
+        "role" if scope == Scope::Session => reader.effects.insert(Effects::ROLE),
+        // Decides what else may be set: the session stays on its server.
+        "session_authorization" => {
+            reader.needs_primary(Reason::Session);
+            reader.effects.insert(Effects::ROLE);
+        }
         // What is created then is temporary without saying so.
         "search_path" if value.as_deref().is_some_and(|path| path.trim_start().starts_with("pg_temp")) => {
             reader.effects.insert(Effects::SETTINGS_UNKNOWN);

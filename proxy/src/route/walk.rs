@@ -288,6 +288,7 @@ impl<'a> Walk<'a> {
             | NodeEnum::BitString(_)
             | NodeEnum::SqlvalueFunction(_)
             | NodeEnum::SetToDefault(_)
+            | NodeEnum::CurrentOfExpr(_)
             | NodeEnum::ColumnDef(_) => {}
             NodeEnum::TypeName(name) => self.type_name(Some(name)),
             NodeEnum::AExpr(expression) => {

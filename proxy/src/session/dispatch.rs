@@ -10,7 +10,7 @@ use super::statements::{NAME_PREFIX, Statement};
 use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Phase, Session, Shared, gather::Ends};
 use crate::error::{ProxyError, SqlState, encode_response};
-use crate::route::class::{Scope, SettingChange};
+use crate::route::class::{Deallocate, Scope, SettingChange};
 use crate::route::{Class, Control, Effects, TransactionControl};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::frontend::{self, Bind, Kind, Target};
@@ -45,7 +45,7 @@ impl Session {
     }
 
     /// A server is attached: gives it the session's settings if it has others.
-    pub(super) fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self, shared: &mut Shared) {
         let Some(server) = &self.server else {
             self.phase = Phase::Acquire;
             return;
@@ -55,15 +55,17 @@ impl Session {
             if !Rc::ptr_eq(&server.profile, &self.profile) {
                 sql = server.profile.replay(&self.profile);
             }
-            // Another session's sequence values must not be taken for this one's: with this,
-            // lastval() and currval() say that there are none.
-            if self.unit.effects.intersects(Effects::SEQUENCE_READ) && self.pins.is_empty() {
-                sql.push_str(if sql.is_empty() { "DISCARD SEQUENCES" } else { ";DISCARD SEQUENCES" });
+            if self.unit.effects.intersects(Effects::SEQUENCE_READ) {
+                shared.sequences_are_read = true;
+                // Another session's sequence values must not be taken for this one's: with this,
+                // lastval() and currval() say that there are none.
+                if self.pins.is_empty() && !server.is_of(&self.mark) {
+                    sql.push_str(if sql.is_empty() { "DISCARD SEQUENCES" } else { ";DISCARD SEQUENCES" });
+                }
             }
         }
         if sql.is_empty() {
-            self.phase = Phase::Dispatch;
-            return;
+            return self.compare_or_dispatch();
         }
         self.replay_error = None;
         frontend::put_query(&mut self.to_server, sql.as_bytes());
@@ -180,6 +182,9 @@ impl Session {
                 if let Some(server) = &mut self.server {
                     server.unnamed = None;
                 }
+                if let Some(class) = self.unit.class.clone() {
+                    self.put_placeholders(&class);
+                }
                 self.ledger.push(Expect::Query);
                 Ok(Leaves::AsIs)
             }
@@ -202,6 +207,9 @@ impl Session {
                 };
                 self.unit.leaves_failed |= statement.as_ref().is_some_and(|known| leaves_failed(known.class.control));
                 let statement = statement.filter(|known| changes_session(&known.class));
+                if let Some(statement) = &statement {
+                    self.put_placeholders(&statement.class);
+                }
                 self.ledger.push(Expect::Execute { statement });
                 Ok(Leaves::AsIs)
             }
@@ -266,6 +274,9 @@ impl Session {
                 self.ensure_unnamed(statement);
                 Leaves::AsIs
             }
+            Some(statement) if statement.stale.get() => {
+                return Ok(self.send_refusal(&super::compare::changed_type()));
+            }
             Some(statement) => {
                 self.ensure_named(statement);
                 statement.name_into(&mut self.name);
@@ -292,6 +303,9 @@ impl Session {
             Some(statement) if target.name.is_empty() => {
                 self.ensure_unnamed(statement);
                 Leaves::AsIs
+            }
+            Some(statement) if statement.stale.get() => {
+                return Ok(self.send_refusal(&super::compare::changed_type()));
             }
             Some(statement) => {
                 self.ensure_named(statement);
@@ -346,8 +360,13 @@ impl Session {
     fn send_refused(&mut self, code: SqlState, message: &str) -> Leaves {
         let mut error = BytesMut::new();
         encode_response(&mut error, b'E', "ERROR", code, message, None);
+        self.send_refusal(&error)
+    }
+
+    /// As [`Session::send_refused`], with this ErrorResponse.
+    fn send_refusal(&mut self, error: &[u8]) -> Leaves {
         frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, b"manatee refused this");
-        self.ledger.push(Expect::Refused(error[..].into()));
+        self.ledger.push(Expect::Refused(error.into()));
         Leaves::Replaced
     }
 
@@ -369,8 +388,23 @@ impl Session {
         }
     }
 
+    /// Statements that the client prepared by Parse have other names on the server: lets it have
+    /// those that a DEALLOCATE is about to name, so that it finds them.
+    fn put_placeholders(&mut self, class: &Class) {
+        for deallocate in &class.deallocates {
+            if let Deallocate::Name(name) = deallocate
+                && !name.is_empty()
+                && self.sent_statement(name.as_bytes()).is_some()
+            {
+                frontend::put_parse(&mut self.before, name.as_bytes(), b"", &[0, 0]);
+                self.ledger.push(Expect::Placeholder);
+                self.unit.placeholders = true;
+            }
+        }
+    }
+
     /// Parse under the statement's interned name; makes room for it.
-    fn put_parse(&mut self, statement: &Rc<Statement>) {
+    pub(super) fn put_parse(&mut self, statement: &Rc<Statement>) {
         let Some(server) = &mut self.server else { return };
         if let Some(evicted) = server.prepared.insert(statement.id()) {
             let name = format!("{NAME_PREFIX}{evicted}");

@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
+use super::profile::{Profile, Profiles};
+use super::statements::Statement;
 use super::unit::Forwarding;
 use super::{Cleanup, PINS, Phase, Session, Shared, dispatch};
 use crate::pool::Mode;
@@ -24,8 +26,9 @@ impl Session {
             return true;
         }
         self.consume(rx);
-        self.pin(effects);
+        self.pin(effects, shared);
         self.doubt_settings();
+        self.doubt_pins(effects);
         let idle = self.status == TxStatus::Idle;
         if idle {
             self.portals.clear();
@@ -34,11 +37,15 @@ impl Session {
         }
         self.unit.reset(self.status);
         self.phase = Phase::Gather;
-        idle && self.config.mode == Mode::Transaction && self.pins.is_empty()
+        let may_leave = idle && self.config.mode == Mode::Transaction;
+        may_leave && !self.start_probe() && self.pins.is_empty()
     }
 
     /// A text that changes the session was run to its end.
     pub(super) fn stage(&mut self, class: Rc<Class>) {
+        if !class.deallocates.is_empty() {
+            self.probe.doubts.insert(Effects::PREPARE_SQL);
+        }
         // Not undone by a rollback.
         for deallocate in &class.deallocates {
             match deallocate {
@@ -67,14 +74,28 @@ impl Session {
         }
     }
 
-    fn pin(&mut self, effects: Effects) {
+    fn pin(&mut self, effects: Effects, shared: &mut Shared) {
         const UNDONE_BY_ROLLBACK: Effects = Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR);
         let rolled_back = self.unit.errored && self.unit.started == TxStatus::Idle && !self.unit.commits;
         let kept = if rolled_back { effects.minus(UNDONE_BY_ROLLBACK) } else { effects };
         // What is not a pin is masked out by taking away everything else.
         let others = kept.minus(PINS);
         self.pins.insert(kept.minus(others));
+        if effects.intersects(Effects::UNREAD) {
+            self.doubt_everything();
+        }
+        if self.unit.leaves_traces {
+            if let Some(server) = &mut self.server {
+                server.owner = Rc::downgrade(&self.mark);
+            }
+            if shared.sequences_are_read {
+                self.pins.insert(Effects::SEQUENCE_READ);
+            }
+        }
         if !self.unit.errored {
+            if effects.intersects(Effects::DISCARD_SEQUENCES) {
+                self.pins = self.pins.minus(Effects::SEQUENCE_READ);
+            }
             if effects.intersects(Effects::UNLISTEN_ALL) {
                 self.pins = self.pins.minus(Effects::LISTEN);
             }
@@ -92,7 +113,12 @@ impl Session {
         let unclear =
             matches!(self.unit.control, Some(Control::Mixed { .. } | Control::Alone(TransactionControl::Savepoint)));
         if unclear {
-            self.pins.insert(Effects::SETTINGS_UNKNOWN);
+            self.pins.insert(Effects::SETTINGS_DOUBT);
+            let names = self.staged.iter().flat_map(|class| &class.settings).filter_map(|change| match change {
+                SettingChange::Set { name, .. } if name.contains('.') => Some(name.clone()),
+                _ => None,
+            });
+            self.probe.names.extend(names);
             if let Some(server) = &mut self.server {
                 server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
             }
@@ -120,7 +146,8 @@ impl Session {
         let profiles = &mut shared.profiles;
         if class.effects.intersects(Effects::DISCARD_ALL) {
             self.profile = self.startup.clone();
-            self.pins = self.pins.minus(PINS.minus(Effects::LOAD));
+            // What is loaded stays.
+            self.pins = self.pins.minus(self.pins.minus(Effects::LOAD));
             self.statements.clear();
             self.unnamed = None;
             if let Some(server) = &mut self.server {
@@ -130,18 +157,41 @@ impl Session {
             }
             return;
         }
-        let named = |wanted: &str| {
-            class.settings.iter().any(
-                |change| matches!(change, SettingChange::Set { name, scope: Scope::Session, .. } if **name == *wanted),
-            )
-        };
-        if named("session_authorization") {
-            self.pins.insert(Effects::SETTINGS_UNKNOWN);
+        for change in &class.settings {
+            match change {
+                // Decides what else may be set, and how: not replayed.
+                SettingChange::Set { name, scope: Scope::Session, .. } if **name == *"session_authorization" => {
+                    self.pins.insert(Effects::ROLE);
+                }
+                SettingChange::Reset { name, scope: Scope::Session } if **name == *"session_authorization" => {
+                    self.pins = self.pins.minus(Effects::ROLE);
+                }
+                _ => {}
+            }
         }
-        self.profile = profiles.apply(&self.profile, &class.settings, &self.startup);
+        // What the server reports says more than the text: `SET datestyle = 'ymd'` sets one half of it.
+        // (After a RESET it reports its own default, not what the session began with.)
+        let sets = |wanted: &str| {
+            let last = class.settings.iter().rev().find_map(|change| match change {
+                SettingChange::Set { name, scope: Scope::Session, .. } if **name == *wanted => Some(true),
+                SettingChange::Reset { name, scope: Scope::Session } if **name == *wanted => Some(false),
+                SettingChange::ResetAll => Some(false),
+                _ => None,
+            });
+            last == Some(true)
+        };
+        let told = |profile: Rc<Profile>, profiles: &mut Profiles| {
+            self.reported.iter().fold(profile, |profile, (name, value)| {
+                let name = name.to_ascii_lowercase();
+                if sets(&name) { profiles.with(&profile, &name, value) } else { profile }
+            })
+        };
+        let wanted = profiles.apply(&self.profile, &class.settings, &self.startup);
+        self.profile = told(wanted, profiles);
         if let Some(server) = &mut self.server {
             let nothing = profiles.empty();
-            server.profile = profiles.apply(&server.profile, &class.settings, &nothing);
+            let has = profiles.apply(&server.profile, &class.settings, &nothing);
+            server.profile = told(has, profiles);
         }
     }
 
@@ -158,9 +208,14 @@ impl Session {
         let Shared { classifier, interner, .. } = shared;
         let sql = self.sql;
         let new = interner.intern(&old.definition, old.text().len(), |text| classifier.classify(text, sql));
+        self.replace_statement(&old, &new);
+    }
+
+    /// The client's names lead to `new` where they led to `old`.
+    pub(super) fn replace_statement(&mut self, old: &Rc<Statement>, new: &Rc<Statement>) {
         let parsed = self.unit.parses.iter_mut().map(|(_, statement)| statement);
         for statement in self.statements.values_mut().chain(&mut self.unnamed).chain(parsed) {
-            if Rc::ptr_eq(statement, &old) {
+            if Rc::ptr_eq(statement, old) {
                 *statement = new.clone();
             }
         }

@@ -105,7 +105,12 @@ impl Session {
                         let class = shared.classifier.classify(statement.text(), SqlContext::default());
                         self.unit.run(&class);
                     }
-                    Some(statement) => self.unit.run(&statement.class),
+                    Some(statement) => {
+                        self.unit.run(&statement.class);
+                        if !bind.statement.is_empty() && statement.shape.get().is_some() {
+                            self.unit.bound.push(statement);
+                        }
+                    }
                     None => self.unit.run_unknown(),
                 }
             }

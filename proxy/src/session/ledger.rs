@@ -11,8 +11,10 @@ use crate::wire::frontend::Kind;
 pub(super) enum Expect {
     /// Query or FunctionCall: answered up to ReadyForQuery.
     Query,
-    /// The proxy's own Query: swallowed up to ReadyForQuery.
+    /// The proxy's own Query that gives settings: swallowed up to ReadyForQuery.
     Injected,
+    /// The proxy's own Query about pins: swallowed up to ReadyForQuery.
+    Probe,
     /// Sync: ReadyForQuery.
     Sync,
     /// The client's Parse: ParseComplete.
@@ -33,6 +35,13 @@ pub(super) enum Expect {
     InjectedParse(Rc<Statement>),
     /// The proxy's Parse of the unnamed statement: ParseComplete is swallowed.
     InjectedUnnamed(Rc<Statement>),
+    /// The proxy's Parse of nothing under a name that the client's DEALLOCATE is going to give:
+    /// ParseComplete is swallowed.
+    Placeholder,
+    /// The proxy's Describe of a statement it brings along: compared with what the client was told.
+    Compare(Rc<Statement>),
+    /// The proxy's Sync behind those: swallowed.
+    Compared,
     /// The proxy's Close: CloseComplete is swallowed.
     InjectedClose,
     /// Bind: BindComplete.
@@ -84,6 +93,11 @@ impl Ledger {
         self.0.front()
     }
 
+    /// The oldest is a Query of the proxy itself.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self.head(), Some(Expect::Injected | Expect::Probe))
+    }
+
     /// Appends a request.
     pub(super) fn push(&mut self, expect: Expect) {
         self.0.push_back(expect);
@@ -106,7 +120,7 @@ impl Ledger {
     /// answered. `None` at the end or at a Sync, which stays.
     pub(super) fn pop_skipped(&mut self) -> Option<Expect> {
         match self.head() {
-            None | Some(Expect::Sync) => None,
+            None | Some(Expect::Sync | Expect::Compared) => None,
             _ => self.pop(),
         }
     }

@@ -5,9 +5,9 @@
 //!          ┌────────────────────────── Gather ◄───────────────────────────┐
 //!   client │ a unit is complete          │ answered without a server      │
 //!          ▼                             ▼                                │
-//!       Acquire ──attach()──► Prepare ─► Replay ─► Dispatch ─► Run ─► Finish (Release)
-//!          ▲                             (settings)             │
-//!          └───────────── runs again ◄── server_lost() ◄────────┤
+//!       Acquire ──attach()──► Prepare ─► Replay, Compare ─► Dispatch ─► Run ─► Finish (Release)
+//!          ▲                       (settings, row types)        │
+//!          └───────────── runs again ◄── server_lost() ◄────────┤          Probe (pins), Release
 //!                                                               └──► SkipToSync, Ended
 //! ```
 //!
@@ -15,7 +15,7 @@
 //! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
 //! is forwarded, so that until then it can be run again.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use bytes::{Buf, BytesMut};
 
@@ -27,12 +27,14 @@ use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
 
+mod compare;
 mod dispatch;
 mod finish;
 mod gather;
 mod ledger;
 mod local;
 pub mod lost;
+mod probe;
 pub mod profile;
 mod reply;
 pub mod statements;
@@ -61,7 +63,14 @@ pub struct Shared {
     pub interner: Interner,
     /// Settings.
     pub profiles: Profiles,
+    /// Somebody has asked for sequence values of their own session (`lastval`, `currval`) here: from
+    /// then on who may have made some stays on their server.
+    pub sequences_are_read: bool,
 }
+
+/// By which a server knows the session that left something on it. Nothing but an identity.
+#[derive(Debug)]
+pub struct Mark(());
 
 /// What is known about one server connection; it travels with it through the pool.
 #[derive(Debug)]
@@ -76,6 +85,9 @@ pub struct ServerState {
     pub parameters: Vec<(String, String)>,
     /// What must be done before another session gets it.
     pub cleanup: Cleanup,
+    /// The session that last did something which may live on in the server process: sequence values,
+    /// what a function left.
+    owner: Weak<Mark>,
 }
 
 impl ServerState {
@@ -87,7 +99,18 @@ impl ServerState {
             unnamed: None,
             parameters,
             cleanup: Cleanup::None,
+            owner: Weak::new(),
         })
+    }
+
+    /// Whether what was left on it is this session's.
+    pub fn is_of(&self, mark: &Rc<Mark>) -> bool {
+        self.owner.as_ptr() == Rc::as_ptr(mark)
+    }
+
+    /// Whether something was left on it by a session that still exists.
+    pub fn is_owned(&self) -> bool {
+        self.owner.strong_count() > 0
     }
 
     /// After DISCARD ALL.
@@ -96,6 +119,12 @@ impl ServerState {
         self.prepared.clear();
         self.unnamed = None;
         self.cleanup = Cleanup::None;
+        self.owner = Weak::new();
+    }
+
+    /// Takes note of a ParameterStatus.
+    pub(crate) fn set_parameter(&mut self, name: &str, value: &str) {
+        reply::remember(&mut self.parameters, name, value);
     }
 
     fn parameter(&self, name: &str) -> Option<&str> {
@@ -154,9 +183,12 @@ enum Phase {
     Acquire,
     Prepare,
     Replay,
+    Compare,
     Dispatch,
     Run,
     Finish,
+    Probe,
+    Release,
     SkipToSync,
     Ended,
 }
@@ -178,6 +210,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Session {
     config: Config,
+    mark: Rc<Mark>,
     phase: Phase,
     /// As the client believes it to be.
     status: TxStatus,
@@ -210,6 +243,8 @@ pub struct Session {
     staged: Vec<Rc<Class>>,
     /// What binds the session to its server.
     pins: Effects,
+    /// What is to be asked about that.
+    probe: probe::Probe,
     /// The open transaction was ended by COMMIT.
     ended_by_commit: bool,
     /// A standby refused this statement as a write…
@@ -265,6 +300,7 @@ impl Session {
         let profile = shared.profiles.intern(entries);
         let mut session = Self {
             config,
+            mark: Rc::new(Mark(())),
             phase: Phase::Gather,
             status: TxStatus::Idle,
             unit: Unit::default(),
@@ -286,6 +322,7 @@ impl Session {
             last_bound: None,
             staged: Vec::new(),
             pins: Effects::NONE,
+            probe: probe::Probe::default(),
             ended_by_commit: false,
             relearn: None,
             learn_text: false,
@@ -318,8 +355,12 @@ impl Session {
                     Err(error) => self.end_with(&error),
                 },
                 Phase::Acquire => return Step::Acquire(self.need()),
-                Phase::Prepare => self.prepare(),
-                Phase::Replay => return Step::Wait,
+                Phase::Prepare => self.prepare(shared),
+                Phase::Replay | Phase::Compare | Phase::Probe => return Step::Wait,
+                Phase::Release => {
+                    self.phase = Phase::Gather;
+                    return Step::Release;
+                }
                 Phase::Dispatch => {
                     if let Err(error) = self.dispatch(rx, shared) {
                         self.end_with(&error);
@@ -379,7 +420,10 @@ impl Session {
             Phase::Acquire | Phase::SkipToSync | Phase::Ended => return,
             _ if !self.pins.is_empty() => return self.end_with(&ProxyError::SessionLost),
             // A lost transaction is told when the client next asks for something of it.
-            Phase::Gather => return,
+            Phase::Gather | Phase::Probe | Phase::Release => {
+                self.phase = Phase::Gather;
+                return;
+            }
             Phase::Finish => {
                 self.consume(rx);
                 // It was answered, so it happened; only the server's own state is lost.
@@ -387,12 +431,14 @@ impl Session {
                 self.unit.reset(self.status);
                 return;
             }
-            Phase::Prepare | Phase::Replay | Phase::Dispatch if self.unit.started == TxStatus::Idle => {
+            Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch
+                if self.unit.started == TxStatus::Idle =>
+            {
                 self.unit.rewind();
                 self.phase = Phase::Acquire;
                 return;
             }
-            Phase::Prepare | Phase::Replay | Phase::Dispatch | Phase::Run => {}
+            Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch | Phase::Run => {}
         }
         if let Forwarding::Rerun { .. } = self.unit.forwarding {
             return self.run_again();
@@ -413,6 +459,20 @@ impl Session {
             Verdict::InDoubt => self.tell(&ProxyError::CommitInDoubt, TxStatus::Idle, rx),
             Verdict::Completed(tag) => self.complete_lost(tag, rx),
         }
+    }
+
+    /// By which servers know this session.
+    pub fn mark(&self) -> &Rc<Mark> {
+        &self.mark
+    }
+
+    /// The client is gone: what it left on servers is nobody's any more. Says how strictly the one
+    /// that the session has must be cleaned.
+    pub fn disown(&mut self) -> Cleanup {
+        self.mark = Rc::new(Mark(()));
+        // A server process keeps its temporary schema, even if emptied, and what it has loaded.
+        let lasting = self.pins.intersects(Effects::TEMP_OBJECT.union(Effects::LOAD));
+        if lasting { Cleanup::Close } else { Cleanup::DiscardAll }
     }
 
     /// What to write to the client.
@@ -461,7 +521,8 @@ impl Session {
 
     /// Whether a transaction is open, or a unit under way.
     pub fn is_in_transaction(&self) -> bool {
-        self.status != TxStatus::Idle || matches!(self.phase, Phase::Run | Phase::Replay)
+        self.status != TxStatus::Idle
+            || matches!(self.phase, Phase::Run | Phase::Replay | Phase::Compare | Phase::Probe)
     }
 
     /// Whether the client's next bytes are needed to go on.

@@ -29,6 +29,11 @@ impl Profile {
         self.entries.is_empty()
     }
 
+    /// The names of what is set.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(AsRef::as_ref)
+    }
+
     /// SQL that makes a server which has `self` have `wanted`. One transaction: all or nothing.
     /// `role` is given up first and taken last, because it decides what else may be set.
     pub fn replay(&self, wanted: &Self) -> String {
@@ -120,6 +125,14 @@ impl Profiles {
         let mut entries = base.entries.clone();
         for change in changes {
             match change {
+                // Not replayed (the session stays on its server), but it resets the role (guc.c,
+                // `assign_session_authorization` by way of `SetSessionAuthorization`).
+                SettingChange::Set { name, scope: Scope::Session, .. }
+                | SettingChange::Reset { name, scope: Scope::Session }
+                    if **name == *"session_authorization" =>
+                {
+                    entries.remove("role");
+                }
                 SettingChange::Set { name, value, scope: Scope::Session } => {
                     entries.insert(name.clone(), value.clone());
                 }
@@ -237,6 +250,15 @@ mod tests {
         assert!(Rc::ptr_eq(&profiles.apply(&now, &reset, &startup), &startup));
         let empty = profiles.empty();
         assert!(profiles.apply(&now, &reset, &empty).is_empty());
+    }
+
+    #[test]
+    fn another_authorization_gives_up_the_role() {
+        let mut profiles = Profiles::default();
+        let nothing = profiles.empty();
+        let now = profiles.with(&nothing, "role", "a");
+        let reset = [SettingChange::Reset { name: "session_authorization".into(), scope: Scope::Session }];
+        assert!(profiles.apply(&now, &reset, &nothing).is_empty());
     }
 
     #[test]

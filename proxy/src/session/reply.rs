@@ -158,13 +158,16 @@ impl Session {
                 return Ok(if listens { Fate::Forward } else { Fate::Swallow });
             }
             backend::ERROR_RESPONSE => return self.error(body, shared),
-            backend::READY_FOR_QUERY => return self.ready(body),
+            backend::READY_FOR_QUERY => return self.ready(body, shared),
             _ => {}
         }
         let Some(head) = self.ledger.head() else {
             return Err(Fault::Unexpected(char::from(tag)));
         };
-        if matches!(head, Expect::Injected) {
+        if self.ledger.is_own() {
+            if tag == backend::DATA_ROW && matches!(head, Expect::Probe) {
+                self.probe_row(body);
+            }
             return Ok(Fate::Swallow);
         }
         let fate = match tag {
@@ -181,12 +184,8 @@ impl Session {
                 self.copy_in();
                 Fate::Forward
             }
-            backend::ROW_DESCRIPTION | backend::NO_DATA => {
-                if matches!(head, Expect::Describe { .. }) {
-                    self.ledger.pop();
-                }
-                Fate::Forward
-            }
+            backend::ROW_DESCRIPTION | backend::NO_DATA => self.description(body, shared),
+            backend::PARAMETER_DESCRIPTION if matches!(head, Expect::Compare(_)) => Fate::Swallow,
             backend::PARAMETER_DESCRIPTION => Fate::Forward,
             backend::PARSE_COMPLETE | backend::BIND_COMPLETE | backend::CLOSE_COMPLETE => self.step_complete(tag)?,
             backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE | backend::PORTAL_SUSPENDED => {
@@ -260,13 +259,34 @@ impl Session {
         }
     }
 
+    fn description(&mut self, body: &[u8], shared: &mut Shared) -> Fate {
+        match self.ledger.head() {
+            Some(Expect::Describe { .. } | Expect::Compare(_)) => {}
+            _ => return Fate::Forward,
+        }
+        match self.ledger.pop() {
+            Some(Expect::Compare(statement)) => {
+                self.compare(&statement, body, shared);
+                return Fate::Swallow;
+            }
+            Some(Expect::Describe { statement: Some(statement) }) => {
+                self.tell_shape(&statement, body, shared);
+            }
+            _ => {}
+        }
+        Fate::Forward
+    }
+
     fn step_complete(&mut self, tag: u8) -> Result<Fate, Fault> {
         match (tag, self.ledger.pop()) {
             (backend::PARSE_COMPLETE, Some(Expect::Parse { name, statement })) => {
                 self.define(name, Some(statement));
                 Ok(Fate::Forward)
             }
-            (backend::PARSE_COMPLETE, Some(Expect::InjectedParse(_) | Expect::InjectedUnnamed(_)))
+            (
+                backend::PARSE_COMPLETE,
+                Some(Expect::InjectedParse(_) | Expect::InjectedUnnamed(_) | Expect::Placeholder),
+            )
             | (backend::CLOSE_COMPLETE, Some(Expect::InjectedClose)) => Ok(Fate::Swallow),
             (backend::BIND_COMPLETE, Some(Expect::Bind { portal, statement })) => {
                 self.portals.retain(|(name, _)| *name != portal);
@@ -343,13 +363,13 @@ impl Session {
         }
         // The server is going; the client's connection is not.
         let going = matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
-        if going || matches!(self.ledger.head(), Some(Expect::Injected)) { Fate::Swallow } else { Fate::Forward }
+        if going || self.ledger.is_own() { Fate::Swallow } else { Fate::Forward }
     }
 
     fn parameter(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
         let (name, value) = backend::parameter_status(body)?;
         let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        let injected = matches!(self.ledger.head(), Some(Expect::Injected));
+        let injected = self.ledger.is_own();
         if let Some(server) = &mut self.server {
             remember(&mut server.parameters, &name, &value);
         }
@@ -373,17 +393,35 @@ impl Session {
             let (severity, code, message) = (text(fields.severity), text(fields.code), text(fields.message));
             return Err(Fault::Fatal { severity, code, message });
         }
-        if matches!(self.ledger.head(), Some(Expect::Injected)) {
-            self.replay_error = Some(body.to_vec());
-            return Ok(Fate::Swallow);
+        match self.ledger.head() {
+            Some(Expect::Injected) => {
+                self.replay_error = Some(body.to_vec());
+                return Ok(Fate::Swallow);
+            }
+            Some(Expect::Probe) => {
+                self.probe_failed();
+                return Ok(Fate::Swallow);
+            }
+            _ => {}
         }
         if self.ledger.is_empty() {
             return Err(Fault::Unexpected('E'));
+        }
+        if self.phase == Phase::Compare {
+            // It will say so again, in the right place.
+            self.skip_failed();
+            return Ok(Fate::Swallow);
         }
         let rerun = self.rerun_for(&fields, shared)?;
         let refused = self.skip_failed();
         self.unit.errored = true;
         self.unit.copy = Copy::None;
+        if self.unit.placeholders
+            && let Some(server) = &mut self.server
+        {
+            // They may be left.
+            server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+        }
         if let Some(on_primary) = rerun {
             self.unit.forwarding = Forwarding::Rerun { on_primary };
             self.withheld.clear();
@@ -423,7 +461,10 @@ impl Session {
                 if standby { Err(Fault::ReadOnlyPrimary) } else { Ok(None) }
             }
             // Conflicts with recovery (manual, section 27.4.2), and what hot standby cannot do.
-            b"40001" | b"40P01" | b"57P04" | b"0A000" | b"55000"
+            // An internal error (XX000) is what remains for what recovery cannot do (GetNewTransactionId).
+            // What is not there (42P01 …), or not granted, may be on the primary: just created, or of this
+            // session alone.
+            b"40001" | b"40P01" | b"57P04" | b"0A000" | b"55000" | b"XX000" | b"3F000" | [b'4', b'2', ..]
                 if self.served_by == ServedBy::Standby && self.config.access == crate::auth::Access::ReadWrite =>
             {
                 Ok(Some(true))
@@ -513,14 +554,25 @@ impl Session {
         }
     }
 
-    fn ready(&mut self, body: &[u8]) -> Result<Fate, Fault> {
+    fn ready(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
         let status = TxStatus::read(body)?;
         match self.ledger.pop() {
+            Some(Expect::Probe) => {
+                if status != TxStatus::Idle {
+                    return Err(Fault::Unexpected('Z'));
+                }
+                self.end_probe(shared);
+                return Ok(Fate::Swallow);
+            }
             Some(Expect::Injected) => {
                 if status != TxStatus::Idle {
                     return Err(Fault::Unexpected('Z'));
                 }
                 self.replayed();
+                return Ok(Fate::Swallow);
+            }
+            Some(Expect::Compared) if self.ledger.is_empty() => {
+                self.phase = Phase::Dispatch;
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Sync) if self.ledger.is_empty() => {}
@@ -575,7 +627,7 @@ impl Session {
                 backend::put_parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
             }
         }
-        self.phase = Phase::Dispatch;
+        self.compare_or_dispatch();
     }
 }
 
@@ -592,7 +644,7 @@ fn belongs_to_session(name: &str) -> bool {
     )
 }
 
-fn remember(parameters: &mut Vec<(String, String)>, name: &str, value: &str) {
+pub(super) fn remember(parameters: &mut Vec<(String, String)>, name: &str, value: &str) {
     match parameters.iter_mut().find(|(key, _)| key == name) {
         Some((_, old)) => {
             value.clone_into(old);

@@ -1,6 +1,7 @@
 //! Prepared statements under pooling: a client's name leads to an interned (text, types), and that
 //! to a name which is the same on every server of the thread.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::rc::Rc;
@@ -26,6 +27,10 @@ pub struct Statement {
     /// What the text means.
     pub class: Rc<Class>,
     id: u32,
+    /// Of the rows that clients were last told it returns.
+    pub shape: Cell<Option<u64>>,
+    /// It returns other rows now: who has it has to prepare it anew.
+    pub stale: Cell<bool>,
 }
 
 impl Statement {
@@ -70,27 +75,34 @@ impl Interner {
             self.by_definition.retain(|_, statement| Rc::strong_count(statement) > 1);
         }
         let class = classify(&definition[..text_bytes]);
-        let id = self.new_id();
-        let statement = Rc::new(Statement { definition: definition.into(), text_bytes, class, id });
+        let statement = self.new_statement(definition, text_bytes, class);
         self.by_definition.insert(definition.into(), statement.clone());
         statement
     }
 
     /// A statement that no other Parse finds.
     pub fn private(&mut self, definition: &[u8], text_bytes: usize, class: Rc<Class>) -> Rc<Statement> {
-        let id = self.new_id();
-        Rc::new(Statement { definition: definition.into(), text_bytes, class, id })
+        self.new_statement(definition, text_bytes, class)
+    }
+
+    fn new_statement(&mut self, definition: &[u8], text_bytes: usize, class: Rc<Class>) -> Rc<Statement> {
+        self.next_id = self.next_id.wrapping_add(1);
+        Rc::new(Statement {
+            definition: definition.into(),
+            text_bytes,
+            class,
+            id: self.next_id,
+            shape: Cell::default(),
+            stale: Cell::default(),
+        })
     }
 
     /// Lets the next Parse of this text make another statement, with another class and name: it was
     /// found to write, or its plans return another type of row than the tables have now.
     pub fn forget(&mut self, statement: &Statement) {
-        self.by_definition.remove(&statement.definition);
-    }
-
-    fn new_id(&mut self) -> u32 {
-        self.next_id = self.next_id.wrapping_add(1);
-        self.next_id
+        if self.by_definition.get(&statement.definition).is_some_and(|known| known.id == statement.id) {
+            self.by_definition.remove(&statement.definition);
+        }
     }
 }
 
@@ -106,6 +118,11 @@ impl Prepared {
     pub fn touch(&mut self, id: u32) -> bool {
         self.clock += 1;
         self.last_used.get_mut(&id).map(|used| *used = self.clock).is_some()
+    }
+
+    /// Whether the server has it.
+    pub fn has(&self, id: u32) -> bool {
+        self.last_used.contains_key(&id)
     }
 
     /// The server will have it; the returned one must be closed to make room.

@@ -81,6 +81,8 @@ pub struct Unit {
     pub commits: bool,
     /// What it leaves behind on the server.
     pub effects: Effects,
+    /// It may make sequence values, or leave something that no text shows.
+    pub leaves_traces: bool,
     /// Hint at the start of its text.
     pub hint: Option<Hint>,
     /// Class of the Query's text.
@@ -95,6 +97,8 @@ pub struct Unit {
     pub parses: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// How many of them were sent.
     pub parses_sent: usize,
+    /// Named statements it binds of whose rows clients were told.
+    pub bound: Vec<Rc<Statement>>,
     /// Where the client's names led that its answered requests changed, oldest first.
     pub undo: Vec<Definition>,
     /// Execute of something that a failed transaction lets through was sent.
@@ -117,6 +121,8 @@ pub struct Unit {
     pub attempts: u8,
     /// A standby has refused it.
     pub needs_primary: bool,
+    /// Names were put on the server for a DEALLOCATE to remove.
+    pub placeholders: bool,
 }
 
 impl Unit {
@@ -126,7 +132,10 @@ impl Unit {
         parses.clear();
         let mut undo = std::mem::take(&mut self.undo);
         undo.clear();
-        *self = Self { parses, undo, started, read_only: true, repeatable: true, single: true, ..Self::default() };
+        let mut bound = std::mem::take(&mut self.bound);
+        bound.clear();
+        *self =
+            Self { parses, undo, bound, started, read_only: true, repeatable: true, single: true, ..Self::default() };
     }
 
     /// Ready to be run again.
@@ -139,6 +148,7 @@ impl Unit {
         self.commit_doubt = false;
         self.copy = Copy::None;
         self.skipping = false;
+        self.placeholders = false;
         self.attempts += 1;
     }
 
@@ -155,6 +165,7 @@ impl Unit {
     pub fn run(&mut self, class: &Class) {
         self.mention(class);
         self.effects.insert(class.effects);
+        self.leaves_traces |= class.may_leave_traces();
         self.commits |= class.control.commits();
         self.single &= matches!(class.statements, Statements::One | Statements::None);
         if matches!(class.statements, Statements::Unknown) {
@@ -183,6 +194,7 @@ impl Unit {
         self.read_only = false;
         self.repeatable = false;
         self.single = false;
+        self.leaves_traces = true;
     }
 
     /// Its transaction control, if it is one such statement and nothing else.

@@ -21,6 +21,10 @@ pub(crate) struct Fake {
     pub(crate) ran: Vec<String>,
     /// Answers 25006 to what writes.
     pub(crate) read_only: bool,
+    /// Columns of its only table.
+    pub(crate) columns: u16,
+    /// First columns of the answer to what the proxy asks about pins.
+    pub(crate) pins: Vec<&'static str>,
 }
 
 const ABORTED: &str = "current transaction is aborted, commands ignored until end of transaction block";
@@ -170,11 +174,21 @@ impl Fake {
             put_message(out, backend::PARAMETER_DESCRIPTION, |out| out.put_u16(0));
         }
         if text.starts_with(b"select") {
-            put_message(out, backend::ROW_DESCRIPTION, |out| out.put_u16(0));
+            self.row_description(out);
         } else {
             backend::put_empty(out, backend::NO_DATA);
         }
         Ok(())
+    }
+
+    fn row_description(&self, out: &mut BytesMut) {
+        put_message(out, backend::ROW_DESCRIPTION, |out| {
+            out.put_u16(self.columns);
+            for _ in 0..self.columns {
+                put_cstr(out, b"column");
+                out.put_slice(&[0; 18]);
+            }
+        });
     }
 
     fn run(&mut self, text: &[u8], describe: bool, out: &mut BytesMut) -> Result<(), Failure> {
@@ -197,6 +211,21 @@ impl Fake {
             b"rollback" => {
                 self.status = TxStatus::Idle;
                 backend::put_command_complete(out, "ROLLBACK");
+            }
+            _ if text.starts_with(b"SELECT '") => {
+                for pin in &self.pins {
+                    put_message(out, backend::DATA_ROW, |out| {
+                        out.put_slice(&[0, 3, 0, 0, 0, 1]);
+                        out.put_slice(pin.as_bytes());
+                        out.put_slice(&[0; 8]);
+                    });
+                }
+                backend::put_command_complete(out, "SELECT 1");
+            }
+            _ if text.starts_with(b"deallocate ") => {
+                let name = &text[b"deallocate ".len()..];
+                self.statements.remove(name).ok_or_else(|| missing(name))?;
+                backend::put_command_complete(out, "DEALLOCATE");
             }
             b"fail" => return Err((b"22012", "division by zero".to_owned())),
             b"select writes" if self.read_only => return Err((b"25006", "read-only".to_owned())),

@@ -1,0 +1,166 @@
+//! Whether what binds a session to its server is still there. Once a unit may have removed it (an
+//! unlock, UNLISTEN, DROP, the end of a transaction …) the server itself is asked, between two units;
+//! if nothing is left the server is given back.
+
+use std::collections::BTreeMap;
+
+use postgres_protocol::escape::escape_literal;
+
+use super::ledger::Expect;
+use super::{Phase, Session, Shared};
+use crate::route::{Effects, TransactionControl};
+use crate::wire::{backend, frontend};
+
+/// Pins that the server can be asked about, the letter of the answer, and how to ask. Operators are
+/// qualified: the session's search path may have others.
+const QUESTIONS: [(Effects, &str, &str); 5] = [
+    (
+        Effects::ADVISORY_LOCK,
+        "a",
+        "FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
+         AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()",
+    ),
+    (Effects::LISTEN, "l", "FROM pg_catalog.pg_listening_channels()"),
+    (Effects::HOLD_CURSOR, "h", "FROM pg_catalog.pg_cursors WHERE is_holdable"),
+    (Effects::PREPARE_SQL, "p", "FROM pg_catalog.pg_prepared_statements WHERE from_sql"),
+    // Whatever is in a schema depends on it.
+    (
+        Effects::TEMP_OBJECT,
+        "t",
+        "FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+         AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()",
+    ),
+];
+
+/// The settings of the session, and its role.
+const SETTINGS: &str = "SELECT 's', name, setting FROM pg_catalog.pg_settings \
+     WHERE source OPERATOR(pg_catalog.=) 'session' \
+     UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role')";
+
+/// What is asked, and what has been answered.
+#[derive(Debug, Default)]
+pub(super) struct Probe {
+    /// Pins that may be gone.
+    pub(super) doubts: Effects,
+    /// Settings with dots that a doubtful transaction changed: no view shows them.
+    pub(super) names: Vec<Box<str>>,
+    found: Effects,
+    settings: BTreeMap<Box<str>, Box<str>>,
+    failed: bool,
+}
+
+impl Session {
+    /// After a unit: which pins it may have removed, or never made.
+    pub(super) fn doubt_pins(&mut self, effects: Effects) {
+        const BY: [(Effects, Effects); 4] = [
+            (Effects::ADVISORY_UNLOCK, Effects::ADVISORY_LOCK),
+            (Effects::UNLISTEN, Effects::LISTEN),
+            (Effects::CLOSE_CURSOR, Effects::HOLD_CURSOR),
+            (Effects::DDL, Effects::TEMP_OBJECT),
+        ];
+        for (removed_by, pin) in BY {
+            if effects.intersects(removed_by) {
+                self.probe.doubts.insert(pin);
+            }
+        }
+        // In a transaction: it may roll back, and temporary tables may go with its end.
+        let in_transaction = self.unit.control.is_some_and(|control| control != crate::route::Control::None)
+            || self.unit.started != backend::TxStatus::Idle;
+        if in_transaction || self.unit.errored {
+            let ends = matches!(self.unit.alone(), Some(TransactionControl::Rollback { .. }));
+            let all = Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR);
+            let made = if ends { all } else { effects };
+            self.probe.doubts.insert(made.minus(made.minus(all)));
+        }
+    }
+
+    /// After something that could not be read: it may have done anything.
+    pub(super) fn doubt_everything(&mut self) {
+        let all = QUESTIONS.iter().fold(Effects::SETTINGS_DOUBT, |all, (pin, ..)| all.union(*pin));
+        self.pins.insert(all);
+        self.probe.doubts.insert(all);
+    }
+
+    /// Outside a transaction, with a server: asks it if there is something to ask. True if so.
+    pub(super) fn start_probe(&mut self) -> bool {
+        let doubts = self.probe.doubts.union(Effects::SETTINGS_DOUBT);
+        let asked = self.pins.minus(self.pins.minus(doubts));
+        self.probe.doubts = asked;
+        if asked.is_empty() {
+            return false;
+        }
+        let mut parts: Vec<String> = QUESTIONS
+            .iter()
+            .filter(|(pin, ..)| asked.intersects(*pin))
+            .map(|(_, letter, from)| format!("SELECT '{letter}', '', '' WHERE EXISTS (SELECT {from})"))
+            .collect();
+        if asked.intersects(Effects::SETTINGS_DOUBT) {
+            parts.push(SETTINGS.to_owned());
+            let known = self.profile.names().filter(|name| name.contains('.')).map(Box::from);
+            let mut names: Vec<Box<str>> = known.chain(self.probe.names.drain(..)).collect();
+            names.sort_unstable();
+            names.dedup();
+            parts.extend(names.iter().map(|name| {
+                let name = escape_literal(name);
+                format!("SELECT 's', {name}, pg_catalog.current_setting({name}, true)")
+            }));
+        }
+        frontend::put_query(&mut self.to_server, parts.join(" UNION ALL ").as_bytes());
+        self.ledger.push(Expect::Probe);
+        self.phase = Phase::Probe;
+        true
+    }
+
+    /// One row of the answer.
+    pub(super) fn probe_row(&mut self, body: &[u8]) {
+        let Ok(columns) = backend::data_row(body) else {
+            self.probe.failed = true;
+            return;
+        };
+        let column = |index: usize| columns.get(index).copied().flatten().map(String::from_utf8_lossy);
+        let (kind, name, value) = (column(0), column(1), column(2));
+        match (kind.as_deref(), name, value) {
+            (Some("s"), Some(name), Some(value)) => {
+                let unset = value.is_empty() && name.contains('.') || name == "role" && value == "none";
+                if !unset {
+                    self.probe.settings.insert(name.to_ascii_lowercase().into(), value.into());
+                }
+            }
+            // A setting that is not there.
+            (Some("s"), ..) => {}
+            (Some(letter), ..) => {
+                let pin = QUESTIONS.iter().find(|(_, known, _)| *known == letter);
+                match pin {
+                    Some((pin, ..)) => self.probe.found.insert(*pin),
+                    None => self.probe.failed = true,
+                }
+            }
+            (None, ..) => self.probe.failed = true,
+        }
+    }
+
+    /// The server could not say: everything stays as it is.
+    pub(super) fn probe_failed(&mut self) {
+        self.probe.failed = true;
+    }
+
+    /// All is answered.
+    pub(super) fn end_probe(&mut self, shared: &mut Shared) {
+        let probe = std::mem::take(&mut self.probe);
+        self.phase = Phase::Gather;
+        if probe.failed {
+            return;
+        }
+        self.pins = self.pins.minus(probe.doubts).union(probe.found);
+        if probe.doubts.intersects(Effects::SETTINGS_DOUBT) {
+            self.profile = shared.profiles.intern(probe.settings);
+            if let Some(server) = &mut self.server {
+                server.profile = self.profile.clone();
+            }
+            self.read_sql_context();
+        }
+        if self.pins.is_empty() {
+            self.phase = Phase::Release;
+        }
+    }
+}
