@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod config;
 pub mod driver;
 pub mod error;
+pub mod fuzzing;
 pub mod http;
 pub mod metrics;
 pub mod pool;
