@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e smoke faults clean
+.PHONY: help install build demo test lint unit e2e smoke faults conformance drivers fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -34,6 +34,16 @@ smoke: build ## the main job unattended: bring up, write, kill the primary's hos
 
 faults: build ## rows of the list of faults: ROWS="4 12" ROUNDS=3; default: all, once
 	target/debug/manatee-lab fault $(ROWS) --rounds $(or $(ROUNDS),1)
+
+conformance: build ## PostgreSQL's own regression suite straight and through the proxy; lists what differs
+	tests/conformance/fetch.sh target/conformance
+	target/debug/manatee-lab conformance
+
+drivers: build ## a smoke program of each driver that can be had, through a proxy
+	target/debug/manatee-lab run -- tests/drivers/run.sh target/drivers
+
+fuzz: install ## mutated conversations through everything that reads what strangers send, for SECONDS
+	MANATEE_FUZZ_SECONDS=$(or $(SECONDS),3600) $(CARGO) test -p manatee-proxy --test fuzz --locked -- --nocapture
 
 clean:
 	$(CARGO) clean

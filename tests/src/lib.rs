@@ -5,6 +5,7 @@
 
 pub mod binaries;
 pub mod clock;
+pub mod conformance;
 pub mod console;
 pub mod disk;
 pub mod fault;

@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use manatee_tests::console::{self, Next};
 use manatee_tests::lab::{APP, Lab, Options, SHARD};
-use manatee_tests::{fault, runfile, smoke};
+use manatee_tests::{conformance, fault, runfile, smoke};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -35,6 +36,17 @@ enum Action {
         /// Judge the times too, by the limits of the list of faults: on a machine that does nothing else
         #[arg(long)]
         strict: bool,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// PostgreSQL's regression suite, straight and through the proxy; lists results that differ
+    Conformance(conformance::Options),
+    /// Bring a shard up, run a command against its first proxy (PGHOST, PGPORT, PGUSER, PGPASSWORD
+    /// and PGDATABASE are set for it), and end
+    Run {
+        /// Command and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
         #[command(flatten)]
         options: Options,
     },
@@ -86,6 +98,15 @@ async fn run(command: Action) -> Result<ExitCode> {
             finish(&mut lab, &serde_json::to_string(&report)?, &report.failures)
         }
         Action::Fault { rows, rounds, strict, options } => faults(&rows, rounds, strict, &options).await,
+        Action::Conformance(options) => {
+            let report = conformance::run(&options).await?;
+            for (test, lines) in &report.differing {
+                println!("{test:<24} {lines:>5} lines differ");
+            }
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(if report.unexplained.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Action::Run { command, options } => run_against(&command, &options).await,
         Action::Clean => {
             println!("{} removed", runfile::clean()?);
             Ok(ExitCode::SUCCESS)
@@ -148,6 +169,22 @@ async fn up(mut options: Options) -> Result<ExitCode> {
         lab.shut_down().await?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn run_against(command: &[String], options: &Options) -> Result<ExitCode> {
+    let (mut lab, _) = Lab::up(options).await?;
+    lab.whole(Duration::from_secs(60)).await?;
+    let proxy = lab.proxies.first().context("a proxy is needed")?;
+    let status = tokio::process::Command::new(&command[0])
+        .args(&command[1..])
+        .envs([("PGHOST", "127.0.0.1"), ("PGUSER", APP), ("PGDATABASE", APP), ("PGPASSWORD", &lab.password)])
+        .env("PGPORT", proxy.port.to_string())
+        .kill_on_drop(true)
+        .status()
+        .await
+        .with_context(|| format!("cannot run {}", command[0]))?;
+    lab.check()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Lines of the standard input. The thread that reads them cannot be told to stop; it ends with
