@@ -95,12 +95,15 @@ pub(crate) async fn copy_both_ways(proxy: &Proxy) {
 pub(crate) async fn a_cancel_hits_its_query_only(proxy: &Proxy) {
     let (client, other) = (connect(proxy).await, connect(proxy).await);
     let token = client.cancel_token();
+    // While the query to be cancelled is seen to run, the other client has one of its own.
     let cancel = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        token.cancel_query(NoTls).await.unwrap();
+        let running = "select 1 from pg_stat_activity where state = 'active' and query = 'select pg_sleep(60)'";
+        let seen = async { while other.query_opt(running, &[]).await.unwrap().is_none() {} };
+        tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap();
+        tokio::join!(other.batch_execute("select pg_sleep(0.5)"), token.cancel_query(NoTls))
     };
-    let (sleeping, undisturbed, ()) =
-        tokio::join!(client.batch_execute("select pg_sleep(20)"), other.batch_execute("select pg_sleep(0.5)"), cancel);
+    let (sleeping, (undisturbed, cancelled)) = tokio::join!(client.batch_execute("select pg_sleep(60)"), cancel);
+    cancelled.unwrap();
     assert_eq!(code(&sleeping.unwrap_err()), "57014");
     undisturbed.unwrap();
     client.batch_execute("select 1").await.unwrap();
