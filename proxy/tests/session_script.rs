@@ -479,6 +479,32 @@ fn a_named_statement_outlives_the_unnamed_one_of_the_same_text() {
     assert_eq!(pair.read(), "E26000 ZI T D SELECT_1 ZI 2 ROLLBACK ZI");
 }
 
+/// Begins a transaction, loses its server between two units, and says what the client reads then.
+fn lose_between(units: &[Vec<u8>]) -> String {
+    let mut pair = Pair::new();
+    pair.send(&query("begin"));
+    pair.send(&query("insert into t values (1)"));
+    pair.read();
+    pair.lose(How::Gone);
+    for unit in units {
+        pair.send(unit);
+    }
+    pair.read()
+}
+
+#[test]
+fn a_lost_transaction_is_never_committed_and_ends_as_any_other() {
+    let commit = [parse("", "commit"), bind("", ""), execute(""), sync()].concat();
+    let next = query("select 1");
+    assert_eq!(lose_between(&[query("commit"), next.clone()]), "E40001 ZI T D SELECT_1 ZI");
+    assert_eq!(lose_between(&[commit, next.clone()]), "E40001 ZI T D SELECT_1 ZI");
+    assert_eq!(lose_between(&[query("rollback"), next.clone()]), "ROLLBACK ZI T D SELECT_1 ZI");
+    assert_eq!(lose_between(&[next.clone(), query("commit"), next.clone()]), "E40001 ZE ROLLBACK ZI T D SELECT_1 ZI");
+    // With more behind it in the same Query.
+    assert_eq!(lose_between(&[query("commit; select 1"), next.clone()]), "E40001 ZI T D SELECT_1 ZI");
+    assert_eq!(lose_between(&[next.clone(), query("commit; select 1"), next]), "E40001 ZE E40001 ZI T D SELECT_1 ZI");
+}
+
 /// Sends a unit, loses its server before it answers, and says what the client reads in the end.
 fn lose_during(before: &[&str], unit: &[u8], how: How) -> String {
     let mut pair = Pair::new();

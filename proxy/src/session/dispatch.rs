@@ -416,19 +416,14 @@ impl Session {
         frontend::put_parse(&mut self.before, self.name.as_bytes(), text, &types[1..]);
     }
 
-    /// True if the unit, a Query, can be answered by ending a transaction that is lost and running
-    /// the rest elsewhere.
-    pub(super) fn ends_lost_transaction_first(&self) -> bool {
-        self.unit.class.is_some()
-            && matches!(
-                self.unit.control,
-                Some(Control::Mixed {
-                    first: Some(
-                        TransactionControl::Commit { chain: false } | TransactionControl::Rollback { chain: false }
-                    ),
-                    ..
-                })
-            )
+    /// What the unit, a Query of several statements, does first, if that ends the transaction.
+    pub(super) fn ends_first(&self) -> Option<TransactionControl> {
+        let first = match self.unit.control {
+            Some(Control::Mixed { first, .. }) if self.unit.class.is_some() => first?,
+            _ => return None,
+        };
+        matches!(first, TransactionControl::Commit { chain: false } | TransactionControl::Rollback { chain: false })
+            .then_some(first)
     }
 }
 

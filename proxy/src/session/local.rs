@@ -28,17 +28,28 @@ enum Answer {
 impl Session {
     /// The server of the open transaction is gone.
     pub(super) fn answer_lost_transaction(&mut self, rx: &mut BytesMut) {
-        if self.ends_lost_transaction_first() {
-            self.status = TxStatus::Idle;
-            self.unit.started = TxStatus::Idle;
-            self.staged.clear();
-            self.phase = Phase::Acquire;
-            return;
+        match self.ends_first() {
+            Some(TransactionControl::Rollback { .. }) => {
+                self.status = TxStatus::Idle;
+                self.unit.started = TxStatus::Idle;
+                self.staged.clear();
+                self.phase = Phase::Acquire;
+                return;
+            }
+            // On another server it would succeed, having committed nothing.
+            Some(_) => return self.tell(&ProxyError::TransactionLost, TxStatus::Idle, rx),
+            None => {}
         }
-        let rolls_back = matches!(self.unit.alone(), Some(TransactionControl::Rollback { chain: false }));
-        if self.status == TxStatus::InTransaction && !rolls_back {
+        if self.status == TxStatus::InTransaction {
             // Not told yet.
-            return self.tell(&ProxyError::TransactionLost, TxStatus::Failed, rx);
+            match self.unit.alone() {
+                Some(TransactionControl::Rollback { chain: false }) => {}
+                // One that fails ends the transaction all the same (xact.c): no ROLLBACK follows it.
+                Some(TransactionControl::Commit { .. } | TransactionControl::PrepareTransaction) => {
+                    return self.tell(&ProxyError::TransactionLost, TxStatus::Idle, rx);
+                }
+                _ => return self.tell(&ProxyError::TransactionLost, TxStatus::Failed, rx),
+            }
         }
         self.status = TxStatus::Failed;
         self.answer(rx, "ROLLBACK");
