@@ -33,6 +33,8 @@ need procps ps
 need openssl openssl
 # promtool checks the alert rules.
 need prometheus promtool
+# Snapshots and streams are tested on a real pool: zfs-fuse, unless there is a ZFS already.
+command -v /usr/sbin/zfs >/dev/null 2>&1 || command -v zfs >/dev/null 2>&1 || need zfs-fuse zfs-fuse
 [ -n "$missing" ] || exit 0
 
 sudo=""

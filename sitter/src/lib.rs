@@ -14,4 +14,5 @@ pub mod postgres;
 pub mod rejoin;
 #[cfg(test)]
 mod sim;
+pub mod snapshotter;
 pub mod storage;

@@ -28,6 +28,10 @@ const PENDING_RESTART: &str = "manatee_postgres_pending_restart_settings";
 const DECISIONS: &str = "manatee_decisions_total";
 const ACTIONS: &str = "manatee_actions_total";
 const REJOINS: &str = "manatee_rejoins_total";
+/// Copies of our data to other peers; recorded by the API.
+pub const BACKUPS: &str = "manatee_backups_active";
+/// See [`BACKUPS`].
+pub const SENT: &str = "manatee_backup_sent_bytes_total";
 const SUSPECTED: &str = "manatee_peers_suspected";
 
 /// Every role, so that each has a gauge that is 0 or 1.
@@ -184,6 +188,8 @@ impl Metrics {
         let rung = match rung {
             Rung::AsIs => "as_is",
             Rung::Rewind => "rewind",
+            Rung::Rollback => "rollback",
+            Rung::Incremental => "incremental",
             Rung::Copy => "copy",
         };
         counter!(REJOINS, "rung" => rung).increment(1);
@@ -202,6 +208,8 @@ fn describe() {
     describe_counter!(TAKEOVERS, "Takeovers by this peer");
     describe_counter!(DECISIONS, "Changes of decision");
     describe_counter!(ACTIONS, "Steps taken, by outcome");
-    describe_counter!(REJOINS, "Rejoins of this peer's data, by the rung that did it");
+    describe_counter!(REJOINS, "Rejoins and bootstraps of this peer's data, by the rung that did it");
+    describe_gauge!(BACKUPS, "Copies of this peer's data under way to others");
+    describe_counter!(SENT, Unit::Bytes, "Sent by copies of this peer's data to others");
     describe_histogram!(PHASE, Unit::Seconds, "Parts of takeovers by this peer");
 }

@@ -1,9 +1,23 @@
 //! The rejoin ladder: the cheapest way to bring data back in line with the shard's primary.
 //!
-//! as it is → `pg_rewind` → set aside and copy. Each rung is judged before it is tried: whether the
-//! data lies on the source's history, and whether the source still has the WAL that is missing here.
-//! PostgreSQL is stopped throughout.
+//! ```text
+//! as it is → pg_rewind → back to a snapshot, and stream → what changed since a common snapshot → full copy
+//! └───────────────── rejoin, to the primary ──────────┘   └──────── bootstrap, from any peer ─────────────┘
+//! ```
+//!
+//! Each rung is judged before it is tried: whether the data lies on the source's history, and whether the
+//! source still has the WAL that is missing here. One that fails or is interrupted leads to the next: a
+//! rewind that has begun to write leaves a marker, with which the data is never started, and the snapshot
+//! that was taken before it. When no rung of a rejoin holds, the data is *condemned*: the same
+//! marker, upon which the machine chooses a source and bootstraps. PostgreSQL is stopped throughout.
+//!
+//! A sync never goes back to a snapshot: the snapshot lacks what the sync has acknowledged since, and if the
+//! primary died before it was streamed again, the sync would still be found fit to take over.
 
+#[cfg(test)]
+mod ladder;
+
+use std::path::Path;
 use std::time::Duration;
 
 use manatee_shared::ids::PeerId;
@@ -26,8 +40,21 @@ pub enum Rung {
     AsIs,
     /// `pg_rewind`.
     Rewind,
+    /// Back to a snapshot from before the divergence; the data is set aside.
+    Rollback,
+    /// Received what changed since a snapshot that the source has too; the data is set aside.
+    Incremental,
     /// Set aside and copied in full.
     Copy,
+}
+
+/// How a rejoin ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejoined {
+    /// The data is in line.
+    Held(Rung),
+    /// It can only be replaced, and is marked so.
+    Condemned,
 }
 
 /// How long the source's first checkpoint after its promotion is waited for (`pg_rewind` needs it).
@@ -35,15 +62,24 @@ const CHECKPOINT: Duration = Duration::from_secs(60);
 /// How long reading the end of the local WAL may take; it is at most what lies between two checkpoints.
 const WALDUMP: Duration = Duration::from_secs(120);
 
-/// Goes down the ladder from `from` until one rung holds.
-pub(crate) async fn rejoin(
-    inner: &Inner,
-    storage: &dyn Storage,
-    source: PeerId,
-    from: Rung,
-    init: Option<WalPosition>,
-) -> Result<Rung, Error> {
+/// What is to be rejoined to, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task {
+    /// A primary.
+    pub(crate) source: PeerId,
+    /// The first rung to try.
+    pub(crate) from: Rung,
+    /// What the source must hold.
+    pub(crate) init: Option<WalPosition>,
+    /// Whether going back in time is allowed.
+    pub(crate) may_roll_back: bool,
+}
+
+/// Goes down the ladder until one rung holds.
+pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> Result<Rejoined, Error> {
+    let Task { source, from, init, may_roll_back } = task;
     lifecycle::stop(inner, StopMode::Fast).await?;
+    storage.attach().await?;
     let facts = copy::ask_source(inner, source).await?;
     let not_fit = |problem: String| Err(Error::SourceNotFit { source_peer: source, problem });
     if facts.in_recovery {
@@ -57,29 +93,63 @@ pub(crate) async fn rejoin(
         _ => None,
     };
     if system.is_some_and(|system| system == facts.system) {
-        if from <= Rung::AsIs && can_stream(inner, &facts).await {
+        let judgement = judge(inner, &inner.layout.data(), &facts).await;
+        if from <= Rung::AsIs && judgement == Judgement::Follows {
             return finish(inner, Rung::AsIs).await;
         }
-        if from <= Rung::Rewind {
-            match rewind(inner, source, &facts).await {
+        // What is on the path and lacks WAL is not changed by a rewind.
+        if from <= Rung::Rewind && judgement != Judgement::LacksWal {
+            match rewind(inner, storage, source, &facts).await {
                 Ok(()) => return finish(inner, Rung::Rewind).await,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "could not rewind; copying instead");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "could not rewind");
+                    // A source that is gone proves nothing about the data.
+                    copy::ask_source(inner, source).await?;
                 }
             }
         }
+        if from <= Rung::Rollback && may_roll_back && roll_back(inner, storage, &facts).await? {
+            return Ok(Rejoined::Held(Rung::Rollback));
+        }
     }
-    copy::copy(inner, storage, source, "diverged").await?;
-    Ok(Rung::Copy)
+    tracing::warn!(%source, "the data can not be brought back in line: it is to be replaced");
+    copy::condemn(inner, Verdict::Diverged)?;
+    inner.refresh().await;
+    Ok(Rejoined::Condemned)
+}
+
+/// Goes back to the newest snapshot from which the source can be followed; whether there was one. The data is
+/// set aside.
+pub(crate) async fn roll_back(inner: &Inner, storage: &dyn Storage, source: &SourceFacts) -> Result<bool, Error> {
+    let Some(snapshots) = storage.snapshots() else { return Ok(false) };
+    for snapshot in snapshots.list().await?.iter().rev() {
+        let name = &snapshot.name;
+        let staging = match snapshots.stage_snapshot(snapshot).await {
+            Ok(staging) => staging,
+            Err(error) => {
+                tracing::warn!(name, error = &error as &dyn std::error::Error, "a snapshot can not be looked at");
+                continue;
+            }
+        };
+        let same = control::read_control(&staging).is_ok_and(|control| control.system == source.system);
+        if !same || judge(inner, &staging, source).await != Judgement::Follows {
+            continue;
+        }
+        tracing::info!(name, "going back to a snapshot from before the divergence");
+        copy::adopt_staged(inner, storage, "rolled-back").await?;
+        return Ok(true);
+    }
+    snapshots.unstage().await?;
+    Ok(false)
 }
 
 /// Whatever was done, the directory is a standby's.
-async fn finish(inner: &Inner, rung: Rung) -> Result<Rung, Error> {
+async fn finish(inner: &Inner, rung: Rung) -> Result<Rejoined, Error> {
     files::replace(&inner.layout.data().join("standby.signal"), "", &inner.user)?;
     files::remove(&inner.layout.incomplete())?;
     inner.known().last_position = None;
     inner.refresh().await;
-    Ok(rung)
+    Ok(Rejoined::Held(rung))
 }
 
 /// Whether a standby whose last WAL record *begins* at `last` follows a server at `source`.
@@ -100,37 +170,51 @@ fn has_segment(names: &[String], position: Lsn, segment_bytes: u64) -> bool {
     names.iter().any(|name| name.len() == wanted.len() && name.get(8..) == wanted.get(8..))
 }
 
-async fn can_stream(inner: &Inner, source: &SourceFacts) -> bool {
-    match last_record(inner).await {
+/// How data stands to a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judgement {
+    /// It can stream from there as it is.
+    Follows,
+    /// It could, but the WAL is gone there.
+    LacksWal,
+    /// It is on another path, or nobody can tell.
+    Diverged,
+}
+
+async fn judge(inner: &Inner, data: &Path, source: &SourceFacts) -> Judgement {
+    match last_record(inner, data).await {
         Ok((last, segment_bytes)) => {
             let on_path = lies_on(&source.history, source.position, last);
             // Not allowed to look is no reason against.
             let has_wal = source.wal.as_ref().is_none_or(|names| has_segment(names, last.lsn, segment_bytes));
             tracing::info!(%last, source = %source.position, on_path, has_wal, "compared our WAL with the source's");
-            on_path && has_wal
+            match (on_path, has_wal) {
+                (true, true) => Judgement::Follows,
+                (true, false) => Judgement::LacksWal,
+                (false, _) => Judgement::Diverged,
+            }
         }
         Err(error) => {
             tracing::info!(error = &error as &dyn std::error::Error, "the end of our WAL is not known");
-            false
+            Judgement::Diverged
         }
     }
 }
 
 /// Where the last valid record of the local WAL begins, and the size of a segment.
-pub(crate) async fn last_record(inner: &Inner) -> Result<(WalPosition, u64), Error> {
-    let data = inner.layout.data();
-    let output = inner.tool("pg_controldata").arg(&data).run(&inner.user).await?;
+pub(crate) async fn last_record(inner: &Inner, data: &Path) -> Result<(WalPosition, u64), Error> {
+    let output = inner.tool("pg_controldata").arg(data).run(&inner.user).await?;
     let positions = control::parse_controldata(&output.stdout)
         .ok_or_else(|| Error::DataNotFit("pg_controldata says nothing of positions".to_owned()))?;
     let segment_bytes = positions.segment_bytes;
-    let mut last = scan(inner, positions.redo).await?;
+    let mut last = scan(inner, data, positions.redo).await?;
     // The WAL goes on on newer timelines if they were followed since the last checkpoint. Bounded:
     // each round reaches a newer one.
     for _ in 0..16 {
-        let newest = control::newest_timeline(&data, last.timeline, last.lsn, segment_bytes);
-        let begin = control::read_history(&data, newest).0.last().map(|left| left.lsn);
+        let newest = control::newest_timeline(data, last.timeline, last.lsn, segment_bytes);
+        let begin = control::read_history(data, newest).0.last().map(|left| left.lsn);
         let Some(begin) = begin.filter(|_| newest != last.timeline) else { break };
-        match scan(inner, WalPosition { timeline: newest, lsn: begin }).await {
+        match scan(inner, data, WalPosition { timeline: newest, lsn: begin }).await {
             Ok(found) => last = found,
             // Nothing valid on it: it was prepared, not used.
             Err(_) => break,
@@ -141,12 +225,12 @@ pub(crate) async fn last_record(inner: &Inner) -> Result<(WalPosition, u64), Err
 
 /// The beginning of the last valid record at or after `from`, which `pg_waldump` names when it
 /// comes to the end of what is valid.
-async fn scan(inner: &Inner, from: WalPosition) -> Result<WalPosition, Error> {
+async fn scan(inner: &Inner, data: &Path, from: WalPosition) -> Result<WalPosition, Error> {
     let output = inner
         .tool("pg_waldump")
         .arg("--stats")
         .arg("--path")
-        .arg(inner.layout.data().join("pg_wal"))
+        .arg(data.join("pg_wal"))
         .arg(format!("--timeline={}", from.timeline))
         .arg(format!("--start={}", from.lsn))
         .timeout(WALDUMP)
@@ -162,8 +246,13 @@ fn parse_last_record(stderr: &str) -> Option<Lsn> {
     stderr.lines().find_map(|line| line.split_once("error in WAL record at ")?.1.split(':').next()?.trim().parse().ok())
 }
 
-async fn rewind(inner: &Inner, source: PeerId, facts: &SourceFacts) -> Result<(), Error> {
+async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &SourceFacts) -> Result<(), Error> {
     ensure_clean(inner).await?;
+    if let Some(snapshots) = storage.snapshots() {
+        // What is about to be overwritten stays to be looked at, until snapshots of its age are forgotten.
+        let taken = snapshots.take().await?;
+        tracing::info!(name = taken.name, "took a snapshot before the rewind");
+    }
     copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
     let connection = format!(
         "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=5",

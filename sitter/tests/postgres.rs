@@ -14,7 +14,7 @@ use manatee_sitter::machine::local::{
     Data, Gate, Local, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
 };
 use manatee_sitter::postgres::{Error, Postgres, Secret, Settings};
-use manatee_sitter::rejoin::Rung;
+use manatee_sitter::rejoin::{Rejoined, Rung};
 use tokio_postgres::{Client, NoTls};
 
 const SUPERUSER_PASSWORD: &str = "correct horse";
@@ -182,7 +182,7 @@ async fn shard<const N: usize>() -> (TestPeer, [TestPeer; N]) {
     primary.postgres.start(&alone).await.unwrap();
     for standby in &standbys {
         standby.postgres.adopt().await.unwrap();
-        standby.postgres.bootstrap(primary.id).await.unwrap();
+        standby.postgres.bootstrap(primary.id, true).await.unwrap();
         let others: Vec<PeerId> = ids.iter().copied().filter(|id| *id != standby.id).chain([primary.id]).collect();
         standby.postgres.start(&follow(&primary, &others)).await.unwrap();
         standby.streaming().await;
@@ -356,7 +356,10 @@ async fn takeover_and_rejoin_by_rewind() {
     let cannot = |local: &Local| matches!(&local.server, Server::Standby(s) if s.cannot_follow.is_some());
     other.until("the divergence", cannot).await;
     assert!(tokio::time::timeout(Duration::from_secs(2), &mut commit).await.is_err(), "acknowledged by nobody");
-    assert_eq!(other.postgres.rejoin(new.id, Rung::AsIs, Some(received)).await.unwrap(), Rung::Rewind);
+    assert_eq!(
+        other.postgres.rejoin(new.id, Rung::AsIs, Some(received), true).await.unwrap(),
+        Rejoined::Held(Rung::Rewind)
+    );
     other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), commit).await.expect("acknowledged").unwrap();
 
@@ -365,7 +368,10 @@ async fn takeover_and_rejoin_by_rewind() {
     let following = follow(&new, &[new.id, other.id]);
     old.postgres.start(&following).await.unwrap();
     old.until("the divergence", cannot).await;
-    assert_eq!(old.postgres.rejoin(new.id, Rung::AsIs, Some(received)).await.unwrap(), Rung::Rewind);
+    assert_eq!(
+        old.postgres.rejoin(new.id, Rung::AsIs, Some(received), true).await.unwrap(),
+        Rejoined::Held(Rung::Rewind)
+    );
     assert_eq!(old.local().server, Server::Down { crashed: false, standby: true });
     let as_primary = config(Recovery::Primary, Synchronous::Nobody, &[]);
     assert!(matches!(old.postgres.start(&as_primary).await, Err(Error::StandbyData)));
@@ -380,8 +386,12 @@ async fn takeover_and_rejoin_by_rewind() {
 
     // A standby that was merely stopped needs nothing; the forced copy works and keeps the old data.
     other.postgres.stop(StopMode::Fast).await.unwrap();
-    assert_eq!(other.postgres.rejoin(new.id, Rung::AsIs, None).await.unwrap(), Rung::AsIs);
-    assert_eq!(other.postgres.rejoin(new.id, Rung::Copy, None).await.unwrap(), Rung::Copy);
+    assert_eq!(other.postgres.rejoin(new.id, Rung::AsIs, None, true).await.unwrap(), Rejoined::Held(Rung::AsIs));
+    assert_eq!(other.postgres.rejoin(new.id, Rung::Copy, None, true).await.unwrap(), Rejoined::Condemned);
+    assert_eq!(other.local().data, Data::Incomplete);
+    assert_eq!(other.postgres.bootstrap(new.id, true).await.unwrap(), Rung::Copy);
+    let restore = other.postgres.progress().restore().expect("a copy");
+    assert!(restore.completed > 1 << 20 && restore.size == Some(restore.completed), "{restore:?}");
     assert_eq!(std::fs::read_dir(other.settings.layout().isolated()).unwrap().count(), 1);
     other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
     other.streaming().await;

@@ -26,3 +26,4 @@ pub mod scenario;
 pub mod smoke;
 pub mod state;
 pub mod zookeeper;
+pub mod zpool;

@@ -3,6 +3,7 @@
 //! to all; what changes or copies data needs the shard's token ([`auth`]).
 
 mod auth;
+mod backup;
 mod manatee2;
 pub mod rebuild;
 
@@ -18,7 +19,7 @@ use axum::{Json, Router, middleware};
 use manatee_shared::config::Secret;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use self::rebuild::Control;
 use crate::backup::progress::Progress;
@@ -41,9 +42,16 @@ pub struct Api {
     pub control: Arc<dyn Control>,
     /// Shared secret of the shard; None refuses what needs it.
     pub token: Option<Secret>,
+    /// Bounds the copies served at a time; see [`Api::transfers`].
+    pub transfers: Arc<Semaphore>,
 }
 
 impl Api {
+    /// For [`Api::transfers`]: as many as one peer serves.
+    pub fn transfers() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(backup::TRANSFERS))
+    }
+
     fn now(&self) -> (Arc<Status>, Instant) {
         (Arc::clone(&self.status.borrow()), Instant::now())
     }
@@ -67,7 +75,8 @@ const CHECKS: [(&str, Check); 13] = [
 ];
 
 /// Other endpoints, for the list at `/`.
-const PAGES: [&str; 8] = ["/", "/heartbeat", "/metrics", "/ping", "/rebuild", "/restore", "/state", "/status"];
+const PAGES: [&str; 9] =
+    ["/", "/backup", "/heartbeat", "/metrics", "/ping", "/rebuild", "/restore", "/state", "/status"];
 
 /// The API.
 pub fn router(api: Api) -> Router {
@@ -83,6 +92,7 @@ pub fn router(api: Api) -> Router {
         router = router.route(path, get(move |State(api): State<Api>| async move { answer_check(&api, check) }));
     }
     let guarded = Router::new()
+        .route("/backup", post(backup::backup))
         .route("/rebuild", post(rebuild::rebuild))
         .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_token));
     router.merge(guarded).with_state(api)

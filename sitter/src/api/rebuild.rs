@@ -23,21 +23,30 @@ use serde::Serialize;
 
 use super::Api;
 use super::auth::problem;
+use crate::backup::Wish;
 use crate::backup::progress::Restore;
 use crate::driver::status::Status;
 use crate::postgres::{Error, Postgres};
+use crate::storage::zfs::stream::Outgoing;
 
 /// What the API may have done to the local PostgreSQL.
 #[async_trait]
 pub trait Control: Send + Sync {
     /// Marks the local data as to be replaced by a full copy.
     async fn condemn(&self) -> Result<(), Error>;
+
+    /// Begins to send the local data to a peer; None if the storage has no streams.
+    async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error>;
 }
 
 #[async_trait]
 impl Control for Postgres {
     async fn condemn(&self) -> Result<(), Error> {
         self.order_rebuild().await
+    }
+
+    async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error> {
+        Postgres::send(self, wish).await
     }
 }
 

@@ -8,8 +8,10 @@ use manatee_shared::cluster::{ClusterState, Peer, Role};
 use serde_json::Value;
 
 use super::*;
+use crate::backup::Wish;
 use crate::backup::progress::{Begin, Method};
 use crate::postgres::Error;
+use crate::storage::zfs::stream::Outgoing;
 
 #[derive(Default)]
 struct Fake {
@@ -21,6 +23,10 @@ impl Control for Fake {
     async fn condemn(&self) -> Result<(), Error> {
         self.condemned.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    async fn send(&self, _: &Wish) -> Result<Option<Outgoing>, Error> {
+        Ok(None)
     }
 }
 
@@ -44,6 +50,7 @@ impl Server {
             progress: progress.clone(),
             control: fake.clone(),
             token: token.map(Secret::new),
+            transfers: Api::transfers(),
         };
         let listener = bind("127.0.0.1:0".parse().unwrap(), Duration::ZERO).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

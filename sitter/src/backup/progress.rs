@@ -120,6 +120,8 @@ struct Current {
 impl Current {
     fn count(&mut self, completed: u64, now: Instant) {
         self.restore.completed = completed;
+        // What was expected was an estimate.
+        self.restore.size = self.restore.size.map(|size| size.max(completed));
         if self.samples.back().is_some_and(|(at, _)| now.saturating_duration_since(*at) < RATE_STEP) {
             return;
         }

@@ -13,13 +13,14 @@ use manatee_shared::zk::client::ZkCoordination;
 use manatee_shared::zk::{Coordination, Session, StateNode, View};
 use manatee_shared::{shutdown, telemetry};
 use manatee_sitter::api::{self, Api};
-use manatee_sitter::config::{Config, environment};
+use manatee_sitter::config::{Config, StorageKind, environment};
 use manatee_sitter::driver::{Driver, Parts};
 use manatee_sitter::execute::Executor;
 use manatee_sitter::heartbeat::Heartbeats;
 use manatee_sitter::machine::local::Data;
 use manatee_sitter::memory;
 use manatee_sitter::postgres::{self, Postgres};
+use manatee_sitter::snapshotter::Snapshotter;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -71,6 +72,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     let bin_dir = environment::find_programs(config.postgres.bin_dir.as_deref())?;
     environment::check_user(&config.postgres.os_user)?;
+    if config.storage.kind == StorageKind::Zfs {
+        environment::check_zfs()?;
+    }
     let settings = config.postgres(bin_dir)?;
     settings.check(config.id())?;
     let token = config.api_token()?;
@@ -125,8 +129,10 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         progress: postgres.progress(),
         control: postgres.clone(),
         token,
+        transfers: Api::transfers(),
     });
 
+    let snapshotter = Snapshotter::new(postgres.clone(), driver.status(), config.snapshotter());
     let bound = config.postgres.stop_timeout + STOP_SLACK;
     // Whatever ends first ends the process; what is dropped leaves PostgreSQL as it is.
     let result = tokio::select! {
@@ -142,6 +148,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         }
         () = survey_when_lost(&*zk, &postgres) => Err(anyhow!("the task that watches for a lost state has ended")),
         () = memory::keep(config.peer.dir.clone(), status) => Err(anyhow!("the driver has ended")),
+        () = snapshotter.run() => Err(anyhow!("the snapshotter has ended")),
         () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
         () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))

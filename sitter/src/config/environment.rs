@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use manatee_shared::ids::{PeerId, ShardName};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::storage::zfs::command;
+
 /// Where Debian and its kin keep the versions of PostgreSQL.
 pub const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
 
@@ -34,6 +36,9 @@ pub enum Unfit {
     /// PostgreSQL refuses to run as root.
     #[error("`postgres.os_user`: there is no user `{0}` on this host, and PostgreSQL does not run as root; create it")]
     NoUser(String),
+    /// ZFS commands mount and need root.
+    #[error("`storage.kind`: \"zfs\" {0}")]
+    NoZfs(&'static str),
     /// The peer's folder.
     #[error("`peer.dir`: cannot use {}: {source}; create it or correct its owner", path.display())]
     Folder {
@@ -107,6 +112,17 @@ pub fn check_user(name: &str) -> Result<(), Unfit> {
     } else {
         Err(Unfit::NoUser(name.to_owned()))
     }
+}
+
+/// Whether this host can keep data on ZFS.
+pub fn check_zfs() -> Result<(), Unfit> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Unfit::NoZfs("mounts file systems, which needs root: run the sitter as root"));
+    }
+    if !command::is_installed() {
+        return Err(Unfit::NoZfs("needs the program `zfs`: install zfsutils-linux (or zfs-fuse)"));
+    }
+    Ok(())
 }
 
 /// The right to act for a peer, held as long as this exists (the kernel takes it back when the

@@ -18,6 +18,8 @@ use serde::Deserialize;
 use crate::heartbeat::Timing;
 use crate::machine::view;
 use crate::postgres::{self, Secret};
+use crate::snapshotter;
+use crate::storage::zfs::command;
 
 /// The file.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,6 +42,9 @@ pub struct Config {
     /// Where the data lives.
     #[serde(default)]
     pub storage: StorageConfig,
+    /// Snapshots, where the storage has them.
+    #[serde(default)]
+    pub snapshots: SnapshotsConfig,
     /// How deaths are detected.
     #[serde(default)]
     pub detection: DetectionConfig,
@@ -144,12 +149,47 @@ impl fmt::Display for Parameter {
 }
 
 /// `[storage]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
     /// What keeps the data.
-    #[serde(default)]
     pub kind: StorageKind,
+    /// The ZFS dataset of this peer; everything is below it.
+    pub dataset: Option<String>,
+    /// Its properties.
+    pub properties: BTreeMap<String, Parameter>,
+    /// How many data sets set aside a healthy peer keeps.
+    pub isolated_kept: usize,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { kind: StorageKind::default(), dataset: None, properties: default_properties(), isolated_kept: 1 }
+    }
+}
+
+/// For PostgreSQL: blocks of 8 kB, two to a record so that there is something to compress; the default
+/// compression of whatever ZFS it is; no write for every read.
+fn default_properties() -> BTreeMap<String, Parameter> {
+    let pairs = [("recordsize", "16K"), ("compression", "on"), ("atime", "off")];
+    pairs.map(|(name, value)| (name.to_owned(), Parameter::Text(value.to_owned()))).into()
+}
+
+/// `[snapshots]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotsConfig {
+    /// Between two.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// How many are kept; 0: none are taken.
+    pub kept: usize,
+}
+
+impl Default for SnapshotsConfig {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(3600), kept: 24 }
+    }
 }
 
 /// `storage.kind`.
@@ -159,6 +199,8 @@ pub enum StorageKind {
     /// An ordinary folder, copied by `pg_basebackup`.
     #[default]
     Directory,
+    /// ZFS: snapshots, streams between peers.
+    Zfs,
 }
 
 /// `[detection]`.
@@ -251,7 +293,39 @@ impl Config {
         if !peer.dir.is_absolute() {
             return fail("peer.dir", format!("`{}` is not an absolute path; write it from /", peer.dir.display()));
         }
-        self.check_detection().or_else(|(key, problem)| fail(key, problem))
+        self.check_storage().and_then(|()| self.check_detection()).or_else(|(key, problem)| fail(key, problem))
+    }
+
+    fn check_storage(&self) -> Result<(), (&'static str, String)> {
+        let storage = &self.storage;
+        if self.snapshots.kept > 0 && self.snapshots.interval < Duration::from_secs(1) {
+            return Err(("snapshots.interval", "choose at least \"1s\", or kept = 0 for none".to_owned()));
+        }
+        if self.storage.kind == StorageKind::Directory {
+            return match &storage.dataset {
+                Some(_) => Err(("storage.dataset", "this is for kind = \"zfs\"; remove it or set the kind".to_owned())),
+                None => Ok(()),
+            };
+        }
+        let Some(dataset) = &storage.dataset else {
+            let problem = "kind = \"zfs\" needs the dataset of this peer; write it as pool/name".to_owned();
+            return Err(("storage.dataset", problem));
+        };
+        command::check_name(dataset).map_err(|problem| ("storage.dataset", problem))?;
+        let owned = ["mountpoint", "canmount", "readonly", "zoned"];
+        if let Some(name) = storage.properties.keys().find(|name| owned.contains(&name.as_str())) {
+            return Err(("storage.properties", format!("`{name}` is Manatee's to set; remove it")));
+        }
+        let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'=');
+        let odd = |(name, value): &(&String, &Parameter)| !is_word(name) || !is_word(&value.to_string());
+        if let Some((name, _)) = storage.properties.iter().find(odd) {
+            return Err(("storage.properties", format!("`{name}` is not a ZFS property with one word as its value")));
+        }
+        if self.api.token_file.is_none() {
+            let problem = "kind = \"zfs\" copies data over the API, which needs the shard's token; name its file";
+            return Err(("api.token_file", problem.to_owned()));
+        }
+        Ok(())
     }
 
     fn check_detection(&self) -> Result<(), (&'static str, String)> {
@@ -291,6 +365,15 @@ impl Config {
     /// Timing of the heartbeats.
     pub fn timing(&self) -> Timing {
         Timing { interval: self.detection.heartbeat_interval, suspicion: self.detection.suspicion_timeout }
+    }
+
+    /// When snapshots are taken, and how many are kept.
+    pub fn snapshotter(&self) -> snapshotter::Settings {
+        snapshotter::Settings {
+            interval: self.snapshots.interval,
+            kept: self.snapshots.kept,
+            isolated_kept: self.storage.isolated_kept,
+        }
     }
 
     /// What decisions depend on.
@@ -333,6 +416,13 @@ impl Config {
         settings.max_slot_wal_keep_bytes = from.max_slot_wal_keep_size.bytes();
         settings.disk_reserve_bytes = from.disk_reserve.bytes();
         settings.stop_timeout = from.stop_timeout;
+        settings.isolated_kept = self.storage.isolated_kept;
+        settings.api_token = self.api_token()?;
+        if let (StorageKind::Zfs, Some(dataset)) = (self.storage.kind, &self.storage.dataset) {
+            let properties = self.storage.properties.iter();
+            let properties = properties.map(|(name, value)| (name.clone(), value.to_string())).collect();
+            settings.storage = postgres::StorageSettings::Zfs { dataset: dataset.clone(), properties };
+        }
         Ok(settings)
     }
 }
@@ -370,8 +460,9 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .collect();
-        let config = read(&all).unwrap();
+        let config = read(&all.replace("kind = \"directory\"", "kind = \"zfs\"")).unwrap();
         assert!(config.api.token_file.is_some() && config.postgres.bin_dir.is_some(), "{all}");
+        assert_eq!(config.storage.dataset.as_deref(), Some("tank/manatee"));
         assert_eq!(config.postgres.parameters["shared_buffers"].to_string(), "1GB");
     }
 
@@ -387,6 +478,11 @@ mod tests {
             ("suspicion_timeout = \"1s\"", "suspicion_timeout = \"200ms\"", "detection.suspicion_timeout"),
             ("interval = \"100ms\"", "interval = \"0s\"", "detection.heartbeat_interval"),
             ("kind = \"directory\"", "kind = \"tape\"", "storage.kind"),
+            ("kind = \"directory\"", "kind = \"zfs\"", "storage.dataset"),
+            ("kind = \"directory\"", "kind = \"zfs\"\ndataset = \"tank/\"", "storage.dataset"),
+            ("kind = \"directory\"", "kind = \"zfs\"\ndataset = \"tank/db1\"", "api.token_file"),
+            ("kind = \"directory\"", "dataset = \"tank/db1\"", "storage.dataset"),
+            ("interval = \"1h\"", "interval = \"0s\"", "snapshots.interval"),
             ("servers = [\"127.0.0.1:2181\"]", "servers = []", "zookeeper.servers"),
             ("filter = \"info\"", "filter = \"=,[\"", "log.filter"),
         ] {

@@ -11,7 +11,7 @@ mod state;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use manatee_shared::cluster::Peer;
+use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::zk::{Coordination, ZkError};
 
 use crate::machine::action::Action;
@@ -66,13 +66,14 @@ impl Executor {
 #[async_trait]
 impl Execute for Executor {
     async fn execute(&self, action: &Action) -> Result<Outcome, Problem> {
-        {
+        let may_roll_back = {
             let zk = self.zk.view();
             let zk = zk.borrow();
             fence::check(action, &zk, self.me.id)?;
             let identifier = zk.state.valid().and_then(|(_, state)| state.system_identifier.clone());
             self.postgres.expect_system_identifier(identifier.map(SystemIdentifier));
-        }
+            zk.state.valid().is_some_and(|(_, state)| state.role_of(self.me.id) != Role::Sync)
+        };
         match action {
             Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
             Action::WriteState { expected, state } => state::write(&*self.zk, *expected, state).await,
@@ -85,7 +86,7 @@ impl Execute for Executor {
             | Action::Drain { .. }
             | Action::Promote { .. }
             | Action::Bootstrap { .. }
-            | Action::Rejoin { .. } => server::execute(&self.postgres, action).await,
+            | Action::Rejoin { .. } => server::execute(&self.postgres, action, may_roll_back).await,
         }
     }
 }

@@ -3,8 +3,10 @@
 use super::{Outcome, Problem};
 use crate::machine::action::Action;
 use crate::postgres::{Error, Postgres};
+use crate::rejoin::Rejoined;
 
-pub(super) async fn execute(postgres: &Postgres, action: &Action) -> Result<Outcome, Problem> {
+/// `may_roll_back`: see [`crate::rejoin`].
+pub(super) async fn execute(postgres: &Postgres, action: &Action, may_roll_back: bool) -> Result<Outcome, Problem> {
     match action {
         Action::Initialise => drop(postgres.initialise().await?),
         Action::Start(config) => postgres.start(config).await?,
@@ -12,9 +14,14 @@ pub(super) async fn execute(postgres: &Postgres, action: &Action) -> Result<Outc
         Action::Stop(mode) => postgres.stop(*mode).await?,
         Action::Promote { config, timeline } => postgres.promote(config, *timeline).await?,
         Action::Drain { .. } => postgres.drain().await?,
-        Action::Bootstrap { source } => postgres.bootstrap(*source).await?,
+        Action::Bootstrap { source } => {
+            return Ok(Outcome::Rejoined(postgres.bootstrap(*source, may_roll_back).await?));
+        }
         Action::Rejoin { source, from, init } => {
-            return Ok(Outcome::Rejoined(postgres.rejoin(*source, *from, *init).await?));
+            return Ok(match postgres.rejoin(*source, *from, *init, may_roll_back).await? {
+                Rejoined::Held(rung) => Outcome::Rejoined(rung),
+                Rejoined::Condemned => Outcome::Done,
+            });
         }
         _ => return Err(Error::NotAnswering.into()),
     }

@@ -138,7 +138,11 @@ fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbySta
     if let Some(problem) = &standby.cannot_follow
         && standby.not_streaming_ms >= CANNOT_FOLLOW_MS
     {
-        let from = if rejoins == 0 { Rung::Rewind } else { Rung::Copy };
+        let from = match rejoins {
+            0 => Rung::Rewind,
+            1 => Rung::Rollback,
+            _ => Rung::Copy,
+        };
         return Some(rejoin(situation, from, problem));
     }
     let too_long = standby.not_streaming_ms >= view.settings.rejoin_after_ms && suspicion::is_serving(view, upstream);
@@ -164,7 +168,8 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
     act(Action::Rejoin { source, from, init: state.init_position() }, format!("rejoining {source}: {why}"))
 }
 
-/// Copies from the peer before us that has data; from the primary if that failed.
+/// Copies from a peer that has data: best from one that has least else to do, the last async; if that failed,
+/// from the next.
 fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     let Situation { view, state, .. } = situation;
     if !situation.connected() {
@@ -195,10 +200,13 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     let primary = state.primary.id;
     // The sync copies from the primary only: a copy of somebody behind could miss what the sync
     // acknowledged in this generation with the data it lost, and still contain init_wal.
-    let source = if role == Role::Sync || tries % 2 == 1 { primary } else { upstream(situation, role) };
-    let source = if usable(source) { source } else { primary };
-    if !usable(source) {
-        return wait(format!("there is no data here; waiting for {source} to be ready to copy from"));
-    }
+    let streams = |peer: PeerId| view.health.get(&peer).is_some_and(|health| health.streaming != Some(false));
+    let asyncs = state.async_peers.iter().rev().map(|peer| peer.id);
+    let others = asyncs.chain(situation.sync()).filter(|peer| role != Role::Sync && *peer != situation.me());
+    let sources: Vec<_> = others.filter(|peer| streams(*peer)).chain([primary]).filter(|peer| usable(*peer)).collect();
+    let next = usize::try_from(tries).unwrap_or(0) % sources.len().max(1);
+    let Some(&source) = sources.get(next) else {
+        return wait(format!("there is no data here; waiting for {primary} to be ready to copy from"));
+    };
     act(Action::Bootstrap { source }, format!("{role} without data: copying from {source}"))
 }

@@ -10,7 +10,8 @@ use super::error::Error;
 use super::inner::Inner;
 use super::{apply, control, files, session, slot_name};
 use crate::machine::local::{Data, SystemIdentifier};
-use crate::storage::{Source, Storage};
+use crate::rejoin::{self, Rung};
+use crate::storage::{Method, Source, Storage};
 
 /// What a source says of itself.
 #[derive(Debug)]
@@ -126,13 +127,18 @@ pub(crate) enum Verdict {
     Rebuild,
     /// It is being rewound, or that was interrupted.
     Rewind,
+    /// It can not be brought back in line.
+    Diverged,
 }
 
 impl Verdict {
+    const ALL: [Self; 3] = [Self::Rebuild, Self::Rewind, Self::Diverged];
+
     fn text(self) -> &'static str {
         match self {
             Self::Rebuild => "rebuild\n",
             Self::Rewind => "pg_rewind\n",
+            Self::Diverged => "diverged\n",
         }
     }
 }
@@ -142,34 +148,67 @@ pub(crate) fn condemn(inner: &Inner, verdict: Verdict) -> Result<(), Error> {
     files::replace(&inner.layout.incomplete(), verdict.text(), &inner.user)
 }
 
-/// Copies everything from `source`. What was here is set aside when the copy is complete.
-pub(crate) async fn copy(inner: &Inner, storage: &dyn Storage, source: PeerId, why: &'static str) -> Result<(), Error> {
+/// The marker's reason, if there is one that is known.
+fn verdict(inner: &Inner) -> Option<Verdict> {
+    let text = std::fs::read_to_string(inner.layout.incomplete()).ok()?;
+    Verdict::ALL.into_iter().find(|verdict| verdict.text() == text)
+}
+
+/// Replaces what is here, which must not be anybody's data, by a copy from `source`; what was here is set
+/// aside when the copy is complete. The lower rungs of the ladder ([`crate::rejoin`]), the cheapest first.
+pub(crate) async fn bootstrap(
+    inner: &Inner,
+    storage: &dyn Storage,
+    source: PeerId,
+    may_roll_back: bool,
+) -> Result<Rung, Error> {
     if inner.postmaster().is_some() {
         return Err(Error::Running);
     }
-    if let Data::Unusable(problem) = control::classify(&inner.layout, &inner.version) {
-        return Err(Error::DataNotFit(problem));
-    }
     inner.make_folders()?;
+    // What is not mounted looks like nothing.
+    storage.attach().await?;
+    match control::classify(&inner.layout, &inner.version) {
+        Data::Absent | Data::Incomplete | Data::Fresh(_) => {}
+        Data::Present(_) => {
+            inner.refresh().await;
+            return Err(Error::DataPresent);
+        }
+        Data::Unusable(problem) => return Err(Error::DataNotFit(problem)),
+    }
+    let verdict = verdict(inner);
     apply::write_passfile(inner)?;
     let facts = ask_source(inner, source).await?;
-    let slot = ensure_slot(inner, source).await?;
-    let staging = storage.stage().await?;
-    tracing::info!(%source, "copying the data");
-    storage.copy_from(&Source { peer: source, slot }).await?;
-    let found = control::read_control(&staging)?.system;
-    if found != facts.system {
-        return Err(Error::OtherSystem { found: found.0, expected: facts.system.0 });
+    if may_roll_back && verdict == Some(Verdict::Rewind) && rejoin::roll_back(inner, storage, &facts).await? {
+        return Ok(Rung::Rollback);
     }
-    // Nobody must ever start this copy as a primary.
-    files::replace(&staging.join("standby.signal"), "", &inner.user)?;
+    let slot = ensure_slot(inner, source).await?;
+    // Otherwise copies that succeed without making this peer healthy would fill the disk.
+    storage.prune_aside(inner.settings.isolated_kept.max(1)).await?;
+    let wanted = Source { peer: source, slot, system: facts.system, incremental: verdict != Some(Verdict::Rebuild) };
+    let method = storage.fetch(&wanted).await?;
+    let found = control::read_control(&inner.layout.staging())?.system;
+    if found != wanted.system {
+        return Err(Error::OtherSystem { found: found.0, expected: wanted.system.0 });
+    }
+    adopt_staged(inner, storage, "replaced").await?;
+    tracing::info!(%source, ?method, "the copy is complete");
+    Ok(match method {
+        Method::ZfsIncremental => Rung::Incremental,
+        Method::BaseBackup | Method::ZfsFull | Method::ZfsResumed => Rung::Copy,
+    })
+}
+
+/// Makes what is staged the data of a standby; what was the data is set aside.
+pub(crate) async fn adopt_staged(inner: &Inner, storage: &dyn Storage, why: &'static str) -> Result<(), Error> {
+    // Nobody must ever start this as a primary.
+    files::replace(&inner.layout.staging().join("standby.signal"), "", &inner.user)?;
     storage.set_aside(why).await?;
     files::remove(&inner.layout.incomplete())?;
     files::remove(&inner.layout.fresh())?;
     storage.publish().await?;
     inner.known().crashed = false;
     inner.known().last_position = None;
-    tracing::info!(%source, "the copy is complete");
     inner.refresh().await;
     Ok(())
 }

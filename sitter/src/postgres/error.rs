@@ -87,6 +87,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The rest of an interrupted stream can not be had here.
+    #[error("the interrupted transfer can not be resumed: {0}")]
+    NotResumable(String),
     /// The source belongs to another cluster (rule 10).
     #[error("the source's system identifier is {found}, this shard's is {expected}")]
     OtherSystem {

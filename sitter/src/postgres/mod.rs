@@ -45,12 +45,15 @@ use self::copy::Verdict;
 pub use self::error::Error;
 use self::inner::Inner;
 use self::observe::Observer;
-pub use self::settings::{Layout, Secret, Settings};
+pub use self::settings::{Layout, Secret, Settings, StorageSettings};
+use crate::backup::Wish;
+use crate::backup::client::Client;
 use crate::backup::progress::Progress;
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Local, Server, ServerConfig, SystemIdentifier};
-use crate::rejoin::{self, Rung};
-use crate::storage::{Directory, Storage};
+use crate::rejoin::{self, Rejoined, Rung};
+use crate::storage::zfs::stream::Outgoing;
+use crate::storage::{Directory, Storage, Zfs, zfs};
 
 /// Role that streams WAL, copies data and rewinds.
 pub const REPLICATION_ROLE: &str = "manatee_replication";
@@ -63,6 +66,25 @@ pub const APPLICATION_NAME: &str = "manatee-sitter";
 pub fn slot_name(peer: PeerId) -> String {
     let id: String = peer.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     format!("manatee_{id}")
+}
+
+/// What the settings say is to keep the data.
+fn storage(inner: &Inner, progress: &Progress) -> Box<dyn Storage> {
+    let settings = &inner.settings;
+    let (layout, bin_dir, user) = (inner.layout.clone(), settings.bin_dir.clone(), inner.user.clone());
+    match &settings.storage {
+        StorageSettings::Directory => Box::new(Directory::new(layout, bin_dir, user, progress.clone())),
+        StorageSettings::Zfs { dataset, properties } => Box::new(Zfs::new(zfs::Parts {
+            me: inner.me,
+            layout,
+            bin_dir,
+            user,
+            dataset: dataset.clone(),
+            properties: properties.clone(),
+            progress: progress.clone(),
+            client: Client::new(settings.api_token.clone()),
+        })),
+    }
 }
 
 /// The local PostgreSQL. One action at a time: a second one fails with [`Error::Busy`].
@@ -91,19 +113,12 @@ impl Postgres {
         let server = Server::Down { crashed: false, standby: false };
         let local = Local { data: Data::Absent, server, config: None, last_position: None };
         let (inner, looks) = Inner::new(settings, me, local)?;
-        let settings = &inner.settings;
         let progress = Progress::new();
-        let storage = Directory::new(
-            inner.layout.clone(),
-            settings.bin_dir.clone(),
-            inner.user.clone(),
-            settings.isolated_kept,
-            progress.clone(),
-        );
+        let storage = storage(&inner, &progress);
         let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
         let (sender, condition) = watch::channel(Condition::default());
         let watching = condition::watch(Arc::clone(&inner), sender);
-        Ok(Self { inner, storage: Box::new(storage), progress, observer, condition, watching })
+        Ok(Self { inner, storage, progress, observer, condition, watching })
     }
 
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
@@ -136,6 +151,7 @@ impl Postgres {
     /// the configuration it was given. To be called once, first. Returns whether one was found.
     pub async fn adopt(&self) -> Result<bool, Error> {
         let _one = self.inner.begin().await?;
+        self.storage.attach().await?;
         lifecycle::adopt(&self.inner).await
     }
 
@@ -179,18 +195,37 @@ impl Postgres {
         lifecycle::stop(&self.inner, mode).await
     }
 
-    /// Copies everything from `source`; ends with a standby's directory, stopped. What was there is
-    /// set aside.
-    pub async fn bootstrap(&self, source: PeerId) -> Result<(), Error> {
+    /// Copies from `source` what is not here; ends with a standby's directory, stopped. What was there is
+    /// set aside. Without `may_roll_back` what was acknowledged here is never left out on the way.
+    pub async fn bootstrap(&self, source: PeerId, may_roll_back: bool) -> Result<Rung, Error> {
         let _one = self.inner.begin().await?;
-        copy::copy(&self.inner, self.storage.as_ref(), source, "replaced").await
+        copy::bootstrap(&self.inner, self.storage.as_ref(), source, may_roll_back).await
     }
 
-    /// Brings the data back in line with `source`, a primary, beginning with the rung `from`. Stops
-    /// the server; leaves a standby's directory, stopped. Returns the rung that held.
-    pub async fn rejoin(&self, source: PeerId, from: Rung, init: Option<WalPosition>) -> Result<Rung, Error> {
+    /// Brings the data back in line with `source`, a primary, beginning with the rung `from`. Stops the
+    /// server; leaves a standby's directory, stopped, or one that is to be replaced by [`Self::bootstrap`].
+    pub async fn rejoin(
+        &self,
+        source: PeerId,
+        from: Rung,
+        init: Option<WalPosition>,
+        may_roll_back: bool,
+    ) -> Result<Rejoined, Error> {
         let _one = self.inner.begin().await?;
-        rejoin::rejoin(&self.inner, self.storage.as_ref(), source, from, init).await
+        let task = rejoin::Task { source, from, init, may_roll_back };
+        rejoin::rejoin(&self.inner, self.storage.as_ref(), task).await
+    }
+
+    /// Begins to send the data to a peer; None if the storage has no streams.
+    pub async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error> {
+        let Some(snapshots) = self.storage.snapshots() else { return Ok(None) };
+        let offer = snapshots.offer(wish).await?;
+        snapshots.send(offer).await.map(Some)
+    }
+
+    /// What keeps the data, for its upkeep and for tests.
+    pub fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
     }
 
     /// Finds out how far the WAL of a server goes that does not run, and shows it in [`Local`]. Reads only.

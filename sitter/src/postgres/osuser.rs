@@ -46,6 +46,16 @@ impl OsUser {
         Ok(Self { name: user.name, switch: Some(Switch { uid: user.uid, gid: user.gid, groups }) })
     }
 
+    /// Whoever we are, for programs that need our own rights.
+    pub(crate) fn ourselves() -> Self {
+        Self { name: String::new(), switch: None }
+    }
+
+    /// The user's number, if it is not our own.
+    pub(crate) fn uid(&self) -> Option<u32> {
+        self.switch.as_ref().map(|switch| switch.uid.as_raw())
+    }
+
     /// OS users that the sitter's sessions come from.
     pub(crate) fn logins(&self) -> Vec<&str> {
         match self.switch {

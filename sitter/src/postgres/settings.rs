@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use manatee_shared::config;
 use manatee_shared::ids::PeerId;
 
 use super::conf;
@@ -70,8 +71,26 @@ pub struct Settings {
     /// How long [`super::Postgres::start`] waits for an answer before it leaves the rest to the
     /// observation.
     pub start_wait: Duration,
-    /// How many data sets set aside are kept.
+    /// What keeps the data.
+    pub storage: StorageSettings,
+    /// How many data sets set aside are kept by a healthy peer.
     pub isolated_kept: usize,
+    /// Shared secret of the shard's sitters, for streams from other peers.
+    pub api_token: Option<config::Secret>,
+}
+
+/// What keeps the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorageSettings {
+    /// Plain folders.
+    Directory,
+    /// ZFS.
+    Zfs {
+        /// The dataset below which everything is.
+        dataset: String,
+        /// Its properties.
+        properties: BTreeMap<String, String>,
+    },
 }
 
 impl Settings {
@@ -94,7 +113,9 @@ impl Settings {
             confirm_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
             start_wait: Duration::from_secs(2),
-            isolated_kept: 2,
+            storage: StorageSettings::Directory,
+            isolated_kept: 1,
+            api_token: None,
         }
     }
 
@@ -199,6 +220,10 @@ impl Layout {
     /// Present while the data directory is our own first setup, never started.
     pub fn fresh(&self) -> PathBuf {
         self.run().join("fresh")
+    }
+    /// Whose stream the staging place holds the beginning of.
+    pub fn transfer(&self) -> PathBuf {
+        self.run().join("transfer.json")
     }
     /// PostgreSQL's log.
     pub fn log(&self) -> PathBuf {

@@ -22,7 +22,7 @@ pub(super) async fn survey(inner: &Inner) -> Result<(), Error> {
             return Ok(());
         }
     }
-    let (last, _) = rejoin::last_record(inner).await?;
+    let (last, _) = rejoin::last_record(inner, &inner.layout.data()).await?;
     let output = inner
         .tool("pg_waldump")
         .arg("--stats")

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Source, Storage};
+use super::{Snapshots, Source, Storage};
 use crate::backup::progress::{Begin, Method, Progress};
 use crate::postgres::osuser::OsUser;
 use crate::postgres::tool::Tool;
@@ -18,34 +18,18 @@ pub struct Directory {
     layout: Layout,
     bin_dir: PathBuf,
     user: OsUser,
-    kept: usize,
     progress: Progress,
 }
 
 impl Directory {
-    /// Folders below `layout`; `kept` data sets set aside are kept.
-    pub(crate) fn new(layout: Layout, bin_dir: PathBuf, user: OsUser, kept: usize, progress: Progress) -> Self {
-        Self { layout, bin_dir, user, kept, progress }
-    }
-
-    /// Removes the oldest folders set aside. Their names begin with the time, in digits of equal
-    /// number until the year 2286.
-    async fn prune(&self) -> Result<(), Error> {
-        let isolated = self.layout.isolated();
-        let entries = std::fs::read_dir(&isolated).map_err(Error::io("list", &isolated))?;
-        let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        folders.sort();
-        let surplus = folders.len().saturating_sub(self.kept);
-        for folder in folders.into_iter().take(surplus) {
-            tracing::info!(folder = %folder.display(), "removing the oldest data set aside");
-            remove_tree(&folder).await?;
-        }
-        Ok(())
+    /// Folders below `layout`.
+    pub(crate) fn new(layout: Layout, bin_dir: PathBuf, user: OsUser, progress: Progress) -> Self {
+        Self { layout, bin_dir, user, progress }
     }
 }
 
 /// Fills the staging place by `pg_basebackup`.
-pub(super) async fn base_backup(
+pub(crate) async fn base_backup(
     bin_dir: &Path,
     layout: &Layout,
     user: &OsUser,
@@ -100,7 +84,7 @@ fn parse_progress(line: &str) -> Option<(u64, u64)> {
 }
 
 /// Removes a folder with all in it, if there, away from the runtime's threads.
-async fn remove_tree(folder: &Path) -> Result<(), Error> {
+pub(super) async fn remove_tree(folder: &Path) -> Result<(), Error> {
     let path = folder.to_owned();
     let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(path)).await;
     match removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
@@ -120,6 +104,11 @@ fn is_empty(folder: &Path) -> Result<bool, Error> {
 
 #[async_trait]
 impl Storage for Directory {
+    /// It always is.
+    async fn attach(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn stage(&self) -> Result<PathBuf, Error> {
         let staging = self.layout.staging();
         remove_tree(&staging).await?;
@@ -127,8 +116,10 @@ impl Storage for Directory {
         Ok(staging)
     }
 
-    async fn copy_from(&self, source: &Source) -> Result<(), Error> {
-        base_backup(&self.bin_dir, &self.layout, &self.user, source, &self.progress).await
+    async fn fetch(&self, source: &Source) -> Result<Method, Error> {
+        self.stage().await?;
+        base_backup(&self.bin_dir, &self.layout, &self.user, source, &self.progress).await?;
+        Ok(Method::BaseBackup)
     }
 
     async fn publish(&self) -> Result<(), Error> {
@@ -157,8 +148,28 @@ impl Storage for Directory {
         files::sync_folder(&data)?;
         files::sync_folder(&place)?;
         tracing::info!(place = %place.display(), "set the data aside");
-        self.prune().await?;
         Ok(Some(place))
+    }
+
+    /// Their names begin with the time, in digits of equal number until the year 2286.
+    async fn prune_aside(&self, kept: usize) -> Result<usize, Error> {
+        let isolated = self.layout.isolated();
+        let entries = match std::fs::read_dir(&isolated) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            entries => entries.map_err(Error::io("list", &isolated))?,
+        };
+        let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        folders.sort();
+        let surplus = folders.len().saturating_sub(kept);
+        for folder in folders.into_iter().take(surplus) {
+            tracing::info!(folder = %folder.display(), "removing the oldest data set aside");
+            remove_tree(&folder).await?;
+        }
+        Ok(surplus)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
     }
 }
 
@@ -166,40 +177,10 @@ impl Storage for Directory {
 mod tests {
     use super::*;
 
-    /// What every kind of storage must do, whatever it is made of.
-    async fn conforms(storage: &dyn Storage, layout: &Layout) {
-        assert!(storage.set_aside("nothing").await.unwrap().is_none());
-        let staging = storage.stage().await.unwrap();
-        std::fs::write(staging.join("half"), "").unwrap();
-        let staging = storage.stage().await.unwrap();
-        assert!(!staging.join("half").exists(), "an earlier attempt is gone");
-        for number in 0..3 {
-            let staging = storage.stage().await.unwrap();
-            std::fs::write(staging.join("number"), number.to_string()).unwrap();
-            assert!(!layout.data().join("number").exists(), "nothing is data before it is published");
-            storage.publish().await.unwrap();
-            assert_eq!(std::fs::read_to_string(layout.data().join("number")).unwrap(), number.to_string());
-            storage.stage().await.unwrap();
-            assert!(matches!(storage.publish().await, Err(Error::DataPresent)), "data is never overwritten");
-            let place = storage.set_aside("test").await.unwrap().expect("a place");
-            assert_eq!(std::fs::read_to_string(place.join("number")).unwrap(), number.to_string());
-            assert!(!layout.data().exists());
-        }
-        assert_eq!(std::fs::read_dir(layout.isolated()).unwrap().count(), 2, "the oldest is forgotten");
-    }
-
     #[test]
     fn progress_is_read_from_pg_basebackup() {
         assert_eq!(parse_progress("24576/23245 kB (100%), 0/1 tablespace"), Some((24576 << 10, 23245 << 10)));
         assert_eq!(parse_progress("waiting for checkpoint"), None);
         assert_eq!(parse_progress("pg_basebackup: error: a/b"), None);
-    }
-
-    #[tokio::test]
-    async fn directory_conforms() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path().to_owned());
-        let user = OsUser::resolve("postgres").unwrap();
-        conforms(&Directory::new(layout.clone(), "/nowhere".into(), user, 2, Progress::new()), &layout).await;
     }
 }

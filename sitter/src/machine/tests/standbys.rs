@@ -7,6 +7,13 @@ fn data_is_copied_and_the_sync_copies_from_the_primary_only() {
     let mut view = view(3);
     (view.local.data, view.local.server) = (Data::Absent, Server::Down { crashed: false, standby: false });
     acts(&view, Action::Bootstrap { source: id(2) });
+    // One that failed is followed by another, and that by the first again.
+    for (times, source) in [(1, 1), (2, 2)] {
+        let problem = "its stream broke off".to_owned();
+        view.observed.last_failure = Some(LastFailure { action: "bootstrap", times, ago_ms: 60_000, problem });
+        acts(&view, Action::Bootstrap { source: id(source) });
+    }
+    view.observed.last_failure = None;
     health(&mut view, 2).data = Some(Data::Incomplete);
     acts(&view, Action::Bootstrap { source: id(1) });
     health(&mut view, 1).postgres_down_ms = Some(10);
@@ -66,6 +73,8 @@ fn a_deposed_primary_stops_rejoins_and_follows_closed() {
     view.local.server = Server::Standby(diverged);
     acts(&view, Action::Rejoin { source: id(2), from: Rung::Rewind, init });
     view.observed.rejoins = 1;
+    acts(&view, Action::Rejoin { source: id(2), from: Rung::Rollback, init });
+    view.observed.rejoins = 2;
     acts(&view, Action::Rejoin { source: id(2), from: Rung::Copy, init });
     change(&mut view, |state| Promotion::set(state, Some(Promotion { timeline: Timeline(2), at: None })));
     waits(&view, "not promoted yet");

@@ -1,0 +1,87 @@
+//! Whether this peer's data may be given to others.
+
+use manatee_shared::cluster::Role;
+
+use crate::driver::status::Status;
+use crate::machine::local::{Data, Server};
+
+/// Why this peer's data must not be copied now, by a peer of the cluster `system`; None if it may.
+///
+/// It must be known to be the shard's: of a peer in the chain that produces or streams. A primary that can
+/// not see ZooKeeper may have been deposed.
+pub fn problem(status: &Status, system: &str) -> Option<String> {
+    let Data::Present(ours) = &status.local.data else {
+        return Some("this peer has no complete data".to_owned());
+    };
+    if ours.0 != system {
+        return Some(format!("its system identifier is {}, {system} was asked for", ours.0));
+    }
+    if status.stopping {
+        return Some("this peer is stopping".to_owned());
+    }
+    match (&status.role, &status.local.server) {
+        (Role::Deposed | Role::Unassigned, _) => Some(format!("this peer is {}", status.role)),
+        (Role::Primary, Server::Primary(_)) if status.zk.session == "connected" => None,
+        (Role::Primary, Server::Primary(_)) => Some("this peer is primary, but ZooKeeper does not answer".to_owned()),
+        (Role::Sync | Role::Async(_), Server::Standby(standby)) if standby.streaming => None,
+        (Role::Sync | Role::Async(_), Server::Standby(_)) => Some(format!("this {} does not stream", status.role)),
+        _ => Some(format!("this peer's PostgreSQL does not serve as {}", status.role)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use manatee_shared::cluster::Peer;
+    use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
+
+    use super::*;
+    use crate::machine::local::{PrimaryStatus, StandbyStatus, SystemIdentifier};
+
+    fn standby(streaming: bool) -> Server {
+        Server::Standby(StandbyStatus {
+            received: None,
+            replayed: Lsn(1),
+            history: TimelineHistory::default(),
+            streaming,
+            upstream_silent_ms: None,
+            receiver_stopped: false,
+            not_streaming_ms: 0,
+            cannot_follow: None,
+            downstreams: vec![],
+        })
+    }
+
+    #[test]
+    fn only_the_shards_own_data_is_given() {
+        let flushed = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
+        let primary = || Server::Primary(PrimaryStatus { flushed, downstreams: vec![] });
+        let down = || Server::Down { crashed: false, standby: true };
+        let me = Peer::new("10.0.0.1:5432:12345".parse().unwrap(), "a");
+        let mut status = Status::nothing(me, "demo".parse().unwrap(), Instant::now());
+        assert!(problem(&status, "7").is_some(), "no data");
+        status.local.data = Data::Present(SystemIdentifier("7".to_owned()));
+        status.zk.session = "connected";
+        for (role, server, fit) in [
+            (Role::Primary, primary(), true),
+            (Role::Sync, standby(true), true),
+            (Role::Async(1), standby(true), true),
+            (Role::Async(1), standby(false), false),
+            (Role::Async(0), down(), false),
+            (Role::Sync, primary(), false),
+            (Role::Primary, standby(true), false),
+            (Role::Deposed, standby(true), false),
+            (Role::Unassigned, standby(true), false),
+        ] {
+            (status.role, status.local.server) = (role, server);
+            assert_eq!(problem(&status, "7").is_none(), fit, "{role:?} {:?}", status.local.server);
+            assert!(problem(&status, "8").is_some(), "another cluster's");
+        }
+        (status.role, status.local.server) = (Role::Primary, primary());
+        status.zk.session = "disconnected";
+        assert!(problem(&status, "7").is_some(), "it may be deposed");
+        (status.role, status.local.server, status.stopping) = (Role::Async(0), standby(true), true);
+        assert!(problem(&status, "7").is_some(), "stopping");
+    }
+}

@@ -1,0 +1,206 @@
+//! Periodic snapshots, and the upkeep of what is left of earlier data.
+//!
+//! [`plan`] decides, purely; [`Snapshotter::run`] looks, asks it and does what it says. Nothing happens
+//! while the peer is not healthy: a snapshot of doubtful data helps nobody, and what was set aside may
+//! still be needed. A snapshot that a transfer holds, or that data was made from, is never destroyed
+//! ([`Destroyed::InUse`]): it is tried again the next time.
+//!
+//! No right to act on PostgreSQL is taken: a snapshot is at once and whole, whatever happens meanwhile, and a
+//! takeover must not wait for a busy disk.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+use tokio::sync::watch;
+
+use crate::driver::status::{Check, Status};
+use crate::postgres::{Error, Postgres};
+use crate::storage::{Destroyed, Snapshot, Storage};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// A peer must have been healthy for this long before anything is forgotten.
+const HEALTHY_FOR: Duration = Duration::from_secs(30);
+/// After a failure nothing is tried for this long.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// From the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Between two snapshots.
+    pub interval: Duration,
+    /// How many are kept; 0: none are taken.
+    pub kept: usize,
+    /// How many data sets set aside are kept.
+    pub isolated_kept: usize,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Take a snapshot.
+    pub take: bool,
+    /// Destroy these, in this order.
+    pub destroy: Vec<Snapshot>,
+}
+
+/// What to do about `existing` snapshots, the oldest first, at `now_ms` since 1970, on a healthy peer. One more
+/// than is kept may exist for the moment between the two.
+pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Plan {
+    if settings.kept == 0 {
+        // Copies leave some all the same; the newest stays for the next copy to build upon.
+        return Plan {
+            take: false,
+            destroy: existing.iter().take(existing.len().saturating_sub(1)).cloned().collect(),
+        };
+    }
+    let interval_ms = i64::try_from(settings.interval.as_millis()).unwrap_or(i64::MAX);
+    let newest: Option<i64> = existing.iter().filter_map(|snapshot| snapshot.name.parse().ok()).max();
+    // One from the future: the clock was set back. It must not stop snapshots for ever.
+    let take =
+        newest.is_none_or(|newest| now_ms >= newest.saturating_add(interval_ms) || newest > now_ms + interval_ms);
+    let surplus = (existing.len() + usize::from(take)).saturating_sub(settings.kept);
+    Plan { take, destroy: existing.iter().take(surplus).cloned().collect() }
+}
+
+/// The task; owns the upkeep of the storage.
+pub struct Snapshotter {
+    postgres: Arc<Postgres>,
+    status: watch::Receiver<Arc<Status>>,
+    settings: Settings,
+    metrics: Metrics,
+}
+
+struct Metrics {
+    kept: Gauge,
+    newest: Gauge,
+    taken: Counter,
+    destroyed: Counter,
+    failed: Counter,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        const KEPT: &str = "manatee_snapshots";
+        const NEWEST: &str = "manatee_snapshot_newest_timestamp_seconds";
+        const TAKEN: &str = "manatee_snapshots_taken_total";
+        const DESTROYED: &str = "manatee_snapshots_destroyed_total";
+        const FAILED: &str = "manatee_snapshots_failed_total";
+        describe_gauge!(KEPT, "Snapshots of the data");
+        describe_gauge!(NEWEST, Unit::Seconds, "When the newest snapshot of the data was taken, since 1970");
+        describe_counter!(TAKEN, "Snapshots taken by time");
+        describe_counter!(DESTROYED, "Snapshots destroyed because there were more than are kept");
+        describe_counter!(FAILED, "Failures to take, list or destroy snapshots");
+        let (kept, newest) = (gauge!(KEPT), gauge!(NEWEST));
+        Self { kept, newest, taken: counter!(TAKEN), destroyed: counter!(DESTROYED), failed: counter!(FAILED) }
+    }
+
+    fn show(&self, snapshots: &[Snapshot]) {
+        self.kept.set(f64::from(u32::try_from(snapshots.len()).unwrap_or(u32::MAX)));
+        let newest: Option<i64> = snapshots.iter().filter_map(|snapshot| snapshot.name.parse().ok()).max();
+        // Milliseconds since 1970 stay far below 2^53.
+        #[allow(clippy::cast_precision_loss)]
+        self.newest.set(newest.unwrap_or(0) as f64 / 1000.0);
+    }
+}
+
+impl Snapshotter {
+    /// For this peer.
+    pub fn new(postgres: Arc<Postgres>, status: watch::Receiver<Arc<Status>>, settings: Settings) -> Self {
+        Self { postgres, status, settings, metrics: Metrics::new() }
+    }
+
+    /// Looks again and again; never ends.
+    pub async fn run(self) {
+        let mut healthy_since: Option<Instant> = None;
+        // What was done about data set aside since the peer became healthy.
+        let mut pruned = false;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if !self.is_healthy() {
+                (healthy_since, pruned) = (None, false);
+                continue;
+            }
+            let since = *healthy_since.get_or_insert_with(Instant::now);
+            let mut done = self.snapshots().await;
+            if done.is_ok() && !pruned && since.elapsed() >= HEALTHY_FOR {
+                pruned = true;
+                done = self.storage().prune_aside(self.settings.isolated_kept).await.map(drop);
+            }
+            if let Err(error) = done {
+                self.metrics.failed.increment(1);
+                tracing::warn!(error = &error as &dyn std::error::Error, "the upkeep of snapshots failed");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        self.postgres.storage()
+    }
+
+    /// In the chain and serving or streaming, and nothing is being done to the data.
+    fn is_healthy(&self) -> bool {
+        let status = self.status.borrow();
+        let at_work = matches!(status.in_flight, Some("bootstrap" | "rejoin" | "initialise"));
+        !at_work && !status.stopping && status.passes(Check::Readiness, Instant::now())
+    }
+
+    async fn snapshots(&self) -> Result<(), Error> {
+        let Some(snapshots) = self.storage().snapshots() else { return Ok(()) };
+        let existing = snapshots.list().await?;
+        let Plan { take, destroy } = plan(&existing, jiff::Timestamp::now().as_millisecond(), &self.settings);
+        self.metrics.show(&existing);
+        // Listing took time, in which things may have changed.
+        if (!take && destroy.is_empty()) || !self.is_healthy() {
+            return Ok(());
+        }
+        if take {
+            let taken = snapshots.take().await?;
+            self.metrics.taken.increment(1);
+            tracing::debug!(name = taken.name, "took a snapshot");
+        }
+        for snapshot in destroy {
+            match snapshots.destroy(&snapshot).await? {
+                Destroyed::Gone => self.metrics.destroyed.increment(1),
+                Destroyed::InUse => tracing::debug!(name = snapshot.name, "the snapshot is in use: it is kept"),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshots(names: &[i64]) -> Vec<Snapshot> {
+        names.iter().map(|name| Snapshot { name: format!("{name:013}"), guid: name.unsigned_abs() }).collect()
+    }
+
+    #[test]
+    fn snapshots_come_by_time_and_go_by_count() {
+        let settings = Settings { interval: Duration::from_secs(10), kept: 3, isolated_kept: 1 };
+        let now = 1_700_000_100_000;
+        for (ages_s, take, destroyed) in [
+            (&[][..], true, 0),
+            (&[9], false, 0),
+            (&[10], true, 0),
+            (&[40, 30, 20, 10], true, 2),
+            (&[40, 30, 20, 5], false, 1),
+            (&[30, 20, 5], false, 0),
+            // A clock that was set back.
+            (&[-5], false, 0),
+            (&[-3600], true, 0),
+        ] {
+            let existing = snapshots(&ages_s.iter().map(|age| now - age * 1000).collect::<Vec<_>>());
+            let found = plan(&existing, now, &settings);
+            assert_eq!((found.take, found.destroy.len()), (take, destroyed), "{ages_s:?}");
+            assert_eq!(found.destroy, existing[..destroyed], "the oldest go");
+        }
+        let (none, existing) = (Settings { kept: 0, ..settings }, snapshots(&[1, 2, 3]));
+        assert_eq!(plan(&existing, now, &none), Plan { take: false, destroy: existing[..2].to_vec() });
+        assert_eq!(plan(&[], now, &none), Plan::default());
+    }
+}

@@ -1,0 +1,200 @@
+//! Receiving a stream from a peer into staging.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use manatee_shared::ids::PeerId;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use super::command::PATH;
+use super::{Zfs, clean, stream};
+use crate::backup::Wish;
+use crate::backup::client::{Incoming, Refusal};
+use crate::backup::progress::{Begin, Method};
+use crate::postgres::osuser::OsUser;
+use crate::postgres::{Error, files};
+use crate::storage::directory::base_backup;
+use crate::storage::{Source, Storage};
+
+/// How long `zfs receive` may take to end once its input has: it writes out what it has, or, of a broken
+/// stream, what it needs to resume.
+const ENDING: Duration = Duration::from_secs(120);
+
+/// What is beside a stream that may be resumed: only its own source can.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Transfer {
+    source: PeerId,
+}
+
+/// Fills staging, by the best way that the source offers.
+pub(super) async fn fetch(zfs: &Zfs, source: &Source) -> Result<Method, Error> {
+    zfs.make_root().await?;
+    let resume = if source.incremental { resumable(zfs, source.peer).await? } else { None };
+    let was_resumed = resume.is_some();
+    match pull(zfs, source, resume).await {
+        Err(Refusal::Gone) if was_resumed => match pull(zfs, source, None).await {
+            Ok(method) => Ok(method),
+            Err(refusal) => instead(zfs, source, refusal).await,
+        },
+        Ok(method) => Ok(method),
+        Err(refusal) => instead(zfs, source, refusal).await,
+    }
+}
+
+async fn instead(zfs: &Zfs, source: &Source, refusal: Refusal) -> Result<Method, Error> {
+    match refusal {
+        Refusal::NotFit(error) => Err(error),
+        Refusal::Gone => {
+            let problem = "it says that a stream is gone that nobody asked for".to_owned();
+            Err(Error::SourceNotFit { source_peer: source.peer, problem })
+        }
+        Refusal::NoStreams => {
+            tracing::info!(source = %source.peer, "the source has no ZFS streams: copying by pg_basebackup");
+            zfs.stage().await?;
+            base_backup(&zfs.bin_dir, &zfs.layout, &zfs.user, source, &zfs.progress).await?;
+            Ok(Method::BaseBackup)
+        }
+    }
+}
+
+/// The token of an interrupted stream from `source`.
+async fn resumable(zfs: &Zfs, source: PeerId) -> Result<Option<String>, Error> {
+    if !zfs.commands.is_open().await? || zfs.find(&zfs.staging()).await?.is_none() {
+        return Ok(None);
+    }
+    let record = std::fs::read(zfs.layout.transfer()).ok();
+    let record: Option<Transfer> = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if record != Some(Transfer { source }) {
+        return Ok(None);
+    }
+    let mut properties = zfs.commands.properties(&zfs.staging(), "receive_resume_token").await?;
+    Ok(properties.remove("receive_resume_token"))
+}
+
+async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>) -> Result<Method, Refusal> {
+    let resumes = resume.is_some();
+    let fail = Refusal::NotFit;
+    let mut snapshots = Vec::new();
+    if !resumes {
+        // Also: an earlier attempt may have borrowed the data's snapshots.
+        zfs.unstage_all().await.map_err(fail)?;
+        if source.incremental {
+            snapshots = super::Snapshots::list(zfs).await.map_err(fail)?;
+        }
+    }
+    let wish = Wish {
+        peer: zfs.me,
+        system_identifier: source.system.0.clone(),
+        snapshots,
+        resume,
+        open_zfs: zfs.commands.is_open().await.map_err(fail)?,
+    };
+    let incoming = zfs.client.pull(source.peer, &wish).await?;
+    let method = match incoming.base {
+        _ if resumes => Method::ZfsResumed,
+        Some(_) => Method::ZfsIncremental,
+        None => Method::ZfsFull,
+    };
+    if let Some(guid) = incoming.base {
+        let base = wish.snapshots.iter().find(|snapshot| snapshot.guid == guid);
+        let unknown =
+            || Error::SourceNotFit { source_peer: source.peer, problem: "it builds upon what we lack".into() };
+        let base = base.ok_or_else(unknown).map_err(fail)?;
+        zfs.clone_to_staging(base).await.map_err(fail)?;
+        // A stream is only received by the file system that has the snapshot it builds upon.
+        zfs.commands.run(&["promote", &zfs.staging()]).await.map_err(fail)?;
+    }
+    let record = serde_json::to_string(&Transfer { source: source.peer }).unwrap_or_default();
+    files::replace(&zfs.layout.transfer(), &record, &zfs.user).map_err(fail)?;
+    let received = receive(zfs, source.peer, incoming, method).await;
+    if let Err(error) = received {
+        if resumable(zfs, source.peer).await.ok().flatten().is_none()
+            && let Err(error) = zfs.unstage_all().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a broken copy was not removed");
+        }
+        return Err(fail(error));
+    }
+    let path = zfs.layout.staging();
+    zfs.mount(&zfs.staging(), &path).await.map_err(fail)?;
+    clean::clean(&path, &zfs.user).await.map_err(fail)?;
+    files::remove(&zfs.layout.transfer()).map_err(fail)?;
+    Ok(method)
+}
+
+async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: Method) -> Result<(), Error> {
+    let copying = zfs.progress.begin(Begin {
+        source,
+        port: source.backup_port,
+        dataset: incoming.dataset.clone(),
+        method,
+        size: incoming.size,
+    });
+    let wanted = incoming.snapshot;
+    let result = pump(zfs, &mut incoming, |bytes| copying.completed(bytes)).await;
+    let result = match result {
+        Ok(()) => arrived(zfs, wanted).await,
+        Err(error) => Err(error),
+    };
+    match &result {
+        Ok(()) => copying.done(),
+        Err(error) => copying.failed(error),
+    }
+    result
+}
+
+/// From the network into `zfs receive`. Dropping this ends it.
+async fn pump(zfs: &Zfs, incoming: &mut Incoming, completed: impl Fn(u64)) -> Result<(), Error> {
+    let program = zfs.commands.program();
+    let open = zfs.commands.is_open().await?;
+    let mut command = std::process::Command::new(&program);
+    // Not mounted while it is half, and kept when it is interrupted, where that can be asked for.
+    command.arg("receive").args(if open { &["-s", "-u"][..] } else { &[] }).arg(zfs.staging());
+    command.env_clear().env("PATH", PATH).env("LC_ALL", "C").current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    OsUser::ourselves().apply(&mut command);
+    OsUser::die_with_parent(&mut command);
+    let mut command = tokio::process::Command::from(command);
+    let mut child = command.kill_on_drop(true).spawn().map_err(Error::io("run", &program))?;
+    let said = tokio::spawn(stream::what_was_said(child.stderr.take()));
+    let no_pipe = || Error::io("run", &program)(std::io::Error::other("no pipe"));
+    let mut stdin = child.stdin.take().ok_or_else(no_pipe)?;
+    stream::widen_pipe(&stdin);
+    let mut total = 0;
+    let broken = loop {
+        match incoming.next().await {
+            Ok(Some(piece)) => {
+                if stdin.write_all(&piece).await.is_err() {
+                    // It ended; it says why.
+                    break None;
+                }
+                total += piece.len() as u64;
+                completed(total);
+            }
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    drop(stdin);
+    let timeout = Error::Timeout { what: "the end of zfs receive".to_owned(), timeout: ENDING };
+    let status = tokio::time::timeout(ENDING, child.wait()).await.map_err(|_| timeout)?;
+    let status = status.map_err(Error::io("wait for", &program))?;
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    if status.success() {
+        return Ok(());
+    }
+    let said = said.await.unwrap_or_default();
+    Err(Error::Program { program: "zfs receive", outcome: status.to_string(), output: said.trim().to_owned() })
+}
+
+/// Whether what has arrived is what was announced.
+async fn arrived(zfs: &Zfs, wanted: u64) -> Result<(), Error> {
+    let found = zfs.commands.snapshots(&zfs.staging()).await?;
+    if found.last().is_some_and(|snapshot| snapshot.guid == wanted) {
+        return Ok(());
+    }
+    Err(Error::DataNotFit("the snapshot that was announced did not arrive".to_owned()))
+}

@@ -1,0 +1,299 @@
+//! Sending: which stream to offer, and the pipe from `zfs send`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdout};
+use tokio::sync::Mutex;
+
+use super::command::{Commands, PATH};
+use super::{Snapshot, Zfs};
+use crate::backup::Wish;
+use crate::postgres::Error;
+use crate::postgres::osuser::OsUser;
+use crate::storage::Snapshots;
+
+/// The tag of our holds. zfs-fuse can not list tags, so there is only this one.
+const TAG: &str = "manatee";
+/// Pieces of a stream are at most this large.
+const PIECE_BYTES: usize = 256 << 10;
+/// What the kernel may buffer between `zfs` and us: fewer, larger reads and writes.
+const PIPE_BYTES: i32 = 1 << 20;
+/// How much of what `zfs send` says of a failure is kept.
+const SAID_BYTES: u64 = 2048;
+
+/// Snapshots that transfers use, held so that nobody destroys them. Clones are one.
+#[derive(Clone, Debug)]
+pub(crate) struct Holds {
+    commands: Arc<Commands>,
+    /// How many transfers use each; locked while its hold changes.
+    counts: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+/// A snapshot is held as long as this lives.
+#[derive(Debug)]
+struct Hold {
+    holds: Holds,
+    snapshot: String,
+}
+
+impl Holds {
+    pub(super) fn new(commands: Arc<Commands>) -> Self {
+        Self { commands, counts: Arc::default() }
+    }
+
+    async fn hold(&self, snapshot: &str) -> Result<Hold, Error> {
+        let mut counts = self.counts.lock().await;
+        let count = counts.entry(snapshot.to_owned()).or_default();
+        if *count == 0 {
+            let output = self.commands.any(&["hold", TAG, snapshot]).await?;
+            // Left by a process that died: as good as ours.
+            if !output.success && !output.stderr.contains("exists") {
+                counts.remove(snapshot);
+                return Err(output.into_error("zfs"));
+            }
+        }
+        *count += 1;
+        Ok(Hold { holds: self.clone(), snapshot: snapshot.to_owned() })
+    }
+
+    /// Gives up the hold of a process before us.
+    pub(super) async fn forget(&self, snapshot: &str) {
+        let counts = self.counts.lock().await;
+        if !counts.contains_key(snapshot) {
+            // It usually has none, which is an error to `zfs`.
+            let _ = self.commands.any(&["release", TAG, snapshot]).await;
+        }
+    }
+
+    async fn release(&self, snapshot: &str) {
+        let mut counts = self.counts.lock().await;
+        let Some(count) = counts.get_mut(snapshot) else { return };
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(snapshot);
+            if let Err(error) = self.commands.run(&["release", TAG, snapshot]).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, snapshot, "a hold was not released");
+            }
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let (holds, snapshot) = (self.holds.clone(), std::mem::take(&mut self.snapshot));
+        // Without a runtime the process ends, and the next start releases it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { holds.release(&snapshot).await });
+        }
+    }
+}
+
+/// A stream that could be sent.
+#[derive(Debug)]
+pub struct Offer {
+    /// What is sent.
+    pub dataset: String,
+    /// The snapshot that the other side will have.
+    pub snapshot: Snapshot,
+    /// The one of theirs that it builds upon.
+    pub base: Option<Snapshot>,
+    /// Estimate of its bytes.
+    pub size: Option<u64>,
+    /// `zfs send` and its options.
+    arguments: Vec<String>,
+    holds: Vec<Hold>,
+}
+
+/// A stream being sent. Dropping it ends `zfs send` and gives up the holds.
+pub struct Outgoing {
+    /// As in [`Offer`].
+    pub dataset: String,
+    /// As in [`Offer`].
+    pub snapshot: Snapshot,
+    /// As in [`Offer`].
+    pub base: Option<Snapshot>,
+    /// As in [`Offer`].
+    pub size: Option<u64>,
+    /// Its pieces; an error as the last one if it is not complete.
+    pub stream: BoxStream<'static, io::Result<Bytes>>,
+}
+
+pub(super) async fn offer(zfs: &Zfs, wish: &Wish) -> Result<Offer, Error> {
+    let open = wish.open_zfs && zfs.commands.is_open().await?;
+    check_extent(zfs)?;
+    if let Some(token) = &wish.resume {
+        return resume(zfs, token).await;
+    }
+    let data = zfs.data();
+    let mine = zfs.commands.snapshots(&data).await?;
+    let theirs = |snapshot: &&Snapshot| wish.snapshots.iter().any(|their| their.guid == snapshot.guid);
+    let base = mine.iter().rev().find(theirs).cloned();
+    let mut holds = Vec::new();
+    if let Some(base) = &base {
+        holds.push(zfs.holds.hold(&format!("{data}@{}", base.name)).await?);
+    }
+    let snapshot = zfs.take().await?;
+    let full = format!("{data}@{}", snapshot.name);
+    holds.push(zfs.holds.hold(&full).await?);
+    let mut arguments: Vec<String> = Vec::new();
+    if open {
+        let encryption = zfs.commands.properties(&data, "encryption").await?;
+        let is_encrypted = encryption.get("encryption").is_some_and(|value| value != "off");
+        // Raw: stays encrypted on the way and there. Else as it is on disk: compressed, in its own blocks.
+        arguments
+            .extend(if is_encrypted { &["-w"][..] } else { &["-L", "-c"][..] }.iter().map(|&flag| flag.to_owned()));
+    }
+    if let Some(base) = &base {
+        arguments.extend(["-i".to_owned(), format!("@{}", base.name)]);
+    }
+    arguments.push(full.clone());
+    let size = if open { dry_run(zfs, &arguments).await?.0 } else { estimate(zfs, &full, base.is_some()).await };
+    Ok(Offer { dataset: data, snapshot, base, size, arguments, holds })
+}
+
+/// The rest of an interrupted stream. The token names the snapshot, which must be one of ours.
+async fn resume(zfs: &Zfs, token: &str) -> Result<Offer, Error> {
+    let arguments = vec!["-t".to_owned(), token.to_owned()];
+    let refused = |problem: String| Error::NotResumable(problem);
+    let (size, name) = dry_run(zfs, &arguments).await.map_err(|error| refused(error.to_string()))?;
+    let name = name.ok_or_else(|| refused("the token names no snapshot".to_owned()))?;
+    let data = zfs.data();
+    let wanted = name.strip_prefix(&format!("{data}@")).ok_or_else(|| refused(format!("{name} is not sent here")))?;
+    let mine = zfs.commands.snapshots(&data).await?;
+    let snapshot = mine.into_iter().find(|snapshot| snapshot.name == wanted);
+    let snapshot = snapshot.ok_or_else(|| refused(format!("{name} is gone")))?;
+    let holds = vec![zfs.holds.hold(&name).await?];
+    Ok(Offer { dataset: data, snapshot, base: None, size, arguments, holds })
+}
+
+/// Size, and the snapshot's name if a token named it, of a stream that OpenZFS would send.
+async fn dry_run(zfs: &Zfs, arguments: &[String]) -> Result<(Option<u64>, Option<String>), Error> {
+    let arguments: Vec<&str> = ["send", "-nvP"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+    let output = zfs.commands.any(&arguments).await?;
+    if !output.success {
+        return Err(output.into_error("zfs"));
+    }
+    let said = format!("{}\n{}", output.stdout, output.stderr);
+    Ok(parse_dry_run(&said))
+}
+
+fn parse_dry_run(said: &str) -> (Option<u64>, Option<String>) {
+    let size = said.lines().rev().find_map(|line| line.strip_prefix("size\t")?.trim().parse().ok());
+    let name = said.lines().find_map(|line| line.trim().strip_prefix("toname = ").map(str::to_owned));
+    (size, name)
+}
+
+/// zfs-fuse does not tell: of a full stream, what it refers to, unpacked.
+async fn estimate(zfs: &Zfs, snapshot: &str, incremental: bool) -> Option<u64> {
+    if incremental {
+        return None;
+    }
+    let properties = zfs.commands.properties(snapshot, "referenced,compressratio").await.ok()?;
+    let referenced: u64 = properties.get("referenced")?.parse().ok()?;
+    // "1.66x"
+    let ratio = properties.get("compressratio").map_or("1.00", |ratio| ratio.trim_end_matches('x'));
+    let (whole, part) = ratio.split_once('.').unwrap_or((ratio, "0"));
+    let hundredths =
+        whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(format!("{part:0<2}").get(..2)?.parse().ok()?)?;
+    Some(referenced.saturating_mul(hundredths) / 100)
+}
+
+/// One snapshot must hold everything.
+fn check_extent(zfs: &Zfs) -> Result<(), Error> {
+    let data = zfs.layout.data();
+    let outside = |what: &str| Err(Error::DataNotFit(format!("{what} lies outside of the ZFS dataset")));
+    let wal = data.join("pg_wal");
+    if std::fs::symlink_metadata(&wal).map_err(Error::io("look at", &wal))?.is_symlink() {
+        return outside("pg_wal");
+    }
+    let spaces = data.join("pg_tblspc");
+    if std::fs::read_dir(&spaces).map_err(Error::io("list", &spaces))?.next().is_some() {
+        return outside("a tablespace");
+    }
+    Ok(())
+}
+
+/// What `zfs send` writes to, and reads from, `zfs` is not to wait for us more than needed.
+pub(super) fn widen_pipe(pipe: &impl std::os::fd::AsFd) {
+    // A limit of the system (`fs.pipe-max-size`) only costs speed.
+    let _ = nix::fcntl::fcntl(pipe.as_fd(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+}
+
+struct Pump {
+    child: Child,
+    stdout: ChildStdout,
+    said: tokio::task::JoinHandle<String>,
+    buffer: BytesMut,
+    _holds: Vec<Hold>,
+}
+
+pub(super) async fn send(commands: &Commands, offer: Offer) -> Result<Outgoing, Error> {
+    let program = commands.program();
+    let mut command = std::process::Command::new(&program);
+    command.arg("send").args(&offer.arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C").current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    OsUser::ourselves().apply(&mut command);
+    OsUser::die_with_parent(&mut command);
+    let mut command = tokio::process::Command::from(command);
+    let mut child = command.kill_on_drop(true).spawn().map_err(Error::io("run", &program))?;
+    let no_pipe = || Error::io("run", &program)(io::Error::other("no pipe"));
+    let stdout = child.stdout.take().ok_or_else(no_pipe)?;
+    widen_pipe(&stdout);
+    let said = tokio::spawn(what_was_said(child.stderr.take()));
+    let pump = Pump { child, stdout, said, buffer: BytesMut::new(), _holds: offer.holds };
+    let stream = futures_util::stream::unfold(Some(pump), |pump| async move { step(pump?).await }).boxed();
+    let Offer { dataset, snapshot, base, size, .. } = offer;
+    Ok(Outgoing { dataset, snapshot, base, size, stream })
+}
+
+/// The next piece; at the end, whether `zfs send` was content.
+async fn step(mut pump: Pump) -> Option<(io::Result<Bytes>, Option<Pump>)> {
+    pump.buffer.reserve(PIECE_BYTES);
+    match pump.stdout.read_buf(&mut pump.buffer).await {
+        Ok(0) => {}
+        Ok(_) => return Some((Ok(pump.buffer.split().freeze()), Some(pump))),
+        Err(error) => return Some((Err(error), None)),
+    }
+    let status = pump.child.wait().await;
+    match status {
+        Ok(status) if status.success() => None,
+        Ok(status) => {
+            let said = (&mut pump.said).await.unwrap_or_default();
+            Some((Err(io::Error::other(format!("zfs send: {status}: {}", said.trim()))), None))
+        }
+        Err(error) => Some((Err(error), None)),
+    }
+}
+
+/// The beginning of what comes.
+pub(super) async fn what_was_said(stderr: Option<ChildStderr>) -> String {
+    let mut text = Vec::new();
+    if let Some(stderr) = stderr {
+        let mut stderr = BufReader::new(stderr);
+        // Whatever could be read is better than nothing; the rest is read so that nobody waits for us.
+        let _ = (&mut stderr).take(SAID_BYTES).read_to_end(&mut text).await;
+        let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_dry_run;
+
+    #[test]
+    fn dry_runs_are_read() {
+        let said = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\ttoguid = 0x1\n\
+            \ttoname = tank/a/data@1700000000001\nfull\ttank/a/data@1700000000001\t1234\nsize\t1234\n";
+        assert_eq!(parse_dry_run(said), (Some(1234), Some("tank/a/data@1700000000001".to_owned())));
+        assert_eq!(parse_dry_run("full\tx@1\t99\nsize\t99\n"), (Some(99), None));
+        assert_eq!(parse_dry_run(""), (None, None));
+    }
+}
