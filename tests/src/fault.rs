@@ -10,6 +10,7 @@ mod network;
 mod operators;
 mod processes;
 mod steps;
+mod storage;
 mod zookeeper;
 
 use anyhow::{Result, bail, ensure};
@@ -23,6 +24,7 @@ use crate::scenario::{Play, round};
 pub use changes::PROMOTION;
 pub use network::ISOLATE_PRIMARY;
 pub use processes::{KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
+pub use storage::{LOST_WAL, restore};
 
 /// The families.
 const FAMILIES: &[&[Row]] = &[
@@ -34,6 +36,7 @@ const FAMILIES: &[&[Row]] = &[
     operators::ROWS,
     changes::ROWS,
     steps::ROWS,
+    storage::ROWS,
 ];
 
 /// A row of the list of faults.

@@ -75,6 +75,8 @@ pub struct HostConfig {
     pub clock: bool,
     /// More settings of PostgreSQL.
     pub parameters: Vec<(String, String)>,
+    /// The ZFS dataset that keeps its data; None: a plain folder.
+    pub dataset: Option<String>,
 }
 
 impl HostConfig {
@@ -99,16 +101,17 @@ bin_dir = "{postgres}"
 os_user = "{os_user}"
 replication_password_file = "{secrets}/replication.password"
 proxy_password_file = "{secrets}/proxy.password"
+max_slot_wal_keep_size = "64MiB"
 [postgres.parameters]
 shared_buffers = "32MB"
-{parameters}[storage]
-kind = "directory"
+{parameters}{storage}
 [api]
 token_file = "{secrets}/api.token"
 [log]
 filter = "info"
 "#,
             shard = self.shard,
+            storage = self.render_storage(),
             ip = self.ip,
             dir = dir.display(),
             zookeeper = self.zookeeper,
@@ -117,6 +120,25 @@ filter = "info"
             os_user = self.os_user,
             parameters =
                 self.parameters.iter().map(|(name, value)| format!("{name} = {value:?}\n")).collect::<String>(),
+        )
+    }
+}
+
+impl HostConfig {
+    /// The rest of `[postgres.parameters]`, and what keeps the data.
+    fn render_storage(&self) -> String {
+        let Some(dataset) = &self.dataset else { return "[storage]\nkind = \"directory\"".to_owned() };
+        // Files that are never overwritten in place gain nothing from being written or kept beforehand. Few
+        // snapshots, often: a rejoin is to find some from before and some from after a divergence.
+        format!(
+            r#"wal_init_zero = "off"
+wal_recycle = "off"
+[storage]
+kind = "zfs"
+dataset = "{dataset}"
+[snapshots]
+interval = "5s"
+kept = 6"#
         )
     }
 }

@@ -18,6 +18,7 @@ use crate::reaper::Reaper;
 use crate::runfile::RunFile;
 use crate::state::StateReader;
 use crate::zookeeper::ZooKeeper;
+use crate::zpool::Pool;
 use crate::{health, ports, process};
 
 /// Name of the lab's shard.
@@ -26,6 +27,18 @@ pub const SHARD: &str = "demo";
 pub const APP: &str = "app";
 /// Pause between two looks at something awaited.
 const POLL: Duration = Duration::from_millis(50);
+
+/// What keeps a host's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Storage {
+    /// A plain folder.
+    Directory,
+    /// A dataset of ZFS.
+    Zfs,
+}
+
+/// Size of the pool of a lab on ZFS, MiB. The file is sparse.
+const POOL_MIB: u64 = 16 << 10;
 
 /// What to bring up.
 #[derive(Clone, Debug, clap::Args)]
@@ -51,6 +64,9 @@ pub struct Options {
     /// ZooKeeper session timeout of sitters and proxies
     #[arg(long, default_value = "4s")]
     pub zk_session_timeout: String,
+    /// What keeps the databases' data. zfs: a pool over a file, of OpenZFS or zfs-fuse (needs root)
+    #[arg(long, value_enum, default_value_t = Storage::Directory)]
+    pub storage: Storage,
     /// Folder of manatee-sitter, manatee-proxy and manatee-adm; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
@@ -78,6 +94,7 @@ impl Default for Options {
             dir: None,
             port: None,
             zk_session_timeout: "4s".to_owned(),
+            storage: Storage::Directory,
             bin_dir: None,
             keep: false,
             disks: false,
@@ -107,6 +124,8 @@ pub struct Lab {
     pub binaries: Binaries,
     /// Password of the role [`APP`].
     pub password: String,
+    /// Keeps the hosts' data, in a lab on ZFS.
+    pub pool: Option<Pool>,
     folder: Folder,
     _run_file: RunFile,
     _reaper: Reaper,
@@ -177,6 +196,7 @@ impl Lab {
             state,
             binaries,
             password: secret(),
+            pool: (options.storage == Storage::Zfs).then(|| Pool::create(POOL_MIB)).transpose()?,
             folder,
             _run_file: run_file,
             _reaper: reaper,
@@ -225,6 +245,7 @@ impl Lab {
             disk: options.disks,
             clock: options.clocks,
             parameters: options.parameters.clone(),
+            dataset: self.pool.as_ref().map(|pool| format!("{}/peer{number}", pool.name())),
         };
         Host::new(
             number,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{disk, network, process};
+use crate::{disk, network, process, zpool};
 
 /// Most labs at a time on one machine.
 const MAX_LABS: u8 = 250;
@@ -99,6 +99,10 @@ fn remove(number: u8, record: &Record) {
         process::kill_everything(&record.dir, Some(&machine));
     }
     process::kill_everything(&record.dir, None);
+    // Its data may be on a pool that is mounted there.
+    if let Err(error) = zpool::clean() {
+        tracing::warn!("what a dead lab had on ZFS was not removed: {error:#}");
+    }
     disk::unmount_below(&record.dir);
     if let Some(size) = record.namespaces {
         network::remove(number, size);
