@@ -18,6 +18,7 @@ demo: build ## a three-peer shard with a proxy in front; Ctrl-C ends it
 # One selection of packages for all tests: with others, dependencies would be built again with other features.
 test: lint build ## formatting, lints, unit, simulation and end-to-end tests
 	$(CARGO) test --workspace --locked
+	@config/dev/left-out.sh
 
 lint: install
 	$(CARGO) fmt --check
@@ -25,9 +26,11 @@ lint: install
 
 unit: build
 	$(CARGO) test --workspace --exclude manatee-tests --locked
+	@config/dev/left-out.sh
 
 e2e: build
 	$(CARGO) test -p manatee-tests --locked -- --test-threads=1
+	@config/dev/left-out.sh
 
 smoke: build ## the main job unattended: bring up, write, kill the primary's host, rejoin
 	target/debug/manatee-lab smoke

@@ -122,6 +122,8 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
 /// set aside.
 pub(crate) async fn roll_back(inner: &Inner, storage: &dyn Storage, source: &SourceFacts) -> Result<bool, Error> {
     let Some(snapshots) = storage.snapshots() else { return Ok(false) };
+    // A copy that was interrupted may have borrowed the data's.
+    snapshots.unstage().await?;
     for snapshot in snapshots.list().await?.iter().rev() {
         let name = &snapshot.name;
         let staging = match snapshots.stage_snapshot(snapshot).await {
@@ -255,7 +257,8 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
     }
     copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
     let connection = format!(
-        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=5",
+        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=5 \
+         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000",
         source.ip, source.pg_port
     );
     // From its first write to its last the data is neither the old nor the new.

@@ -21,6 +21,8 @@ use crate::process;
 const DAEMON: Duration = Duration::from_secs(30);
 /// How long a pool may be busy that is to be destroyed: somebody's last process is ending.
 const BUSY: Duration = Duration::from_secs(15);
+/// How long a command may take: whose daemon dies meanwhile may wait for ever.
+const COMMAND_SECONDS: &str = "300";
 /// Of zfs-fuse's cache.
 const CACHE_MIB: &str = "64";
 
@@ -179,12 +181,14 @@ fn start_daemon(meeting: &Path) -> Result<()> {
         return Ok(());
     }
     let pid_file = meeting.join("daemon.pid");
+    // One that was killed, or ended with the machine, left it; with it, none starts.
+    let _ = fs::remove_file(&pid_file);
     let mut command = Command::new("zfs-fuse");
     command.args(["--no-kstat-mount", "--max-arc-size", CACHE_MIB, "--pidfile"]).arg(&pid_file);
     let begun = command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     match begun {
         Ok(status) => ensure!(status.success(), "zfs-fuse: {status}"),
-        Err(error) if error.kind() == ErrorKind::NotFound => bail!("no ZFS is installed: apt-get install zfs-fuse"),
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!("no ZFS is installed: run config/dev/install.sh"),
         Err(error) => return Err(error).context("zfs-fuse"),
     }
     let deadline = Instant::now() + DAEMON;
@@ -225,7 +229,12 @@ fn end_daemon(meeting: &Path) -> Result<()> {
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
     let mut command = Command::new("env");
-    command.arg(format!("PATH={path}")).arg(program).args(arguments).stdin(Stdio::null());
+    command
+        .arg(format!("PATH={path}"))
+        .args(["timeout", COMMAND_SECONDS])
+        .arg(program)
+        .args(arguments)
+        .stdin(Stdio::null());
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
         bail!("`{program} {}`: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());

@@ -15,9 +15,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use axum::{Json, Router, middleware};
 use manatee_shared::config::Secret;
 use serde::Serialize;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -98,8 +100,18 @@ pub fn router(api: Api) -> Router {
     router.merge(guarded).with_state(api)
 }
 
+/// How long a client may take nothing of what is sent to it: else one that hangs would keep a transfer, and the
+/// snapshot that is sent, for ever.
+const UNREAD: Duration = Duration::from_secs(120);
+
 /// Serves the API on `listener` until the returned future is dropped.
 pub async fn serve(listener: TcpListener, router: Router) -> std::io::Result<()> {
+    let listener = listener.tap_io(|connection| {
+        // Also when the other side's system answers and its program does not (tcp(7)).
+        if let Err(error) = SockRef::from(&*connection).set_tcp_user_timeout(Some(UNREAD)) {
+            tracing::debug!(%error, "a connection has no bound");
+        }
+    });
     axum::serve(listener, router).await
 }
 

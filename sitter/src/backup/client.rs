@@ -77,7 +77,8 @@ impl Client {
         };
         let code = response.status().as_u16();
         if code != 200 {
-            let said = response.json::<Problem>().await.map(|problem| problem.error).unwrap_or_default();
+            let said = tokio::time::timeout(SILENCE, response.json::<Problem>()).await;
+            let said = said.ok().and_then(Result::ok).map(|problem| problem.error).unwrap_or_default();
             return Err(match code {
                 501 => Refusal::NoStreams,
                 410 => Refusal::Gone,

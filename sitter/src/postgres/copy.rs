@@ -179,8 +179,12 @@ pub(crate) async fn bootstrap(
     let verdict = verdict(inner);
     apply::write_passfile(inner)?;
     let facts = ask_source(inner, source).await?;
-    if may_roll_back && verdict == Some(Verdict::Rewind) && rejoin::roll_back(inner, storage, &facts).await? {
-        return Ok(Rung::Rollback);
+    if may_roll_back && verdict == Some(Verdict::Rewind) {
+        if rejoin::roll_back(inner, storage, &facts).await? {
+            return Ok(Rung::Rollback);
+        }
+        // Another attempt must not undo the beginning of a copy by looking again.
+        condemn(inner, Verdict::Diverged)?;
     }
     let slot = ensure_slot(inner, source).await?;
     // Otherwise copies that succeed without making this peer healthy would fill the disk.

@@ -28,7 +28,10 @@ fn put(path: &Path, text: &str, owner: &OsUser, durable: bool) -> Result<(), Err
     name.push(".new");
     let temporary = Path::new(&name);
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        // The folder may be PostgreSQL's user's, who must not lead us elsewhere by a link.
+        let mut file = options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()).open(temporary)?;
         // An older file of that name may have had other permissions.
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;

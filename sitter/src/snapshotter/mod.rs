@@ -18,8 +18,10 @@ use crate::driver::status::{Check, Status};
 use crate::postgres::{Error, Postgres};
 use crate::storage::{Destroyed, Snapshot, Storage};
 
-/// Between two looks.
+/// Between two looks at the peer's health.
 const LOOK: Duration = Duration::from_secs(1);
+/// Snapshots are listed at least this often: copies leave some, operators make and destroy some.
+const LIST: Duration = Duration::from_secs(60);
 /// A peer must have been healthy for this long before anything is forgotten.
 const HEALTHY_FOR: Duration = Duration::from_secs(30);
 /// After a failure nothing is tried for this long.
@@ -43,6 +45,8 @@ pub struct Plan {
     pub take: bool,
     /// Destroy these, in this order.
     pub destroy: Vec<Snapshot>,
+    /// When to look again, from now.
+    pub again: Duration,
 }
 
 /// What to do about `existing` snapshots, the oldest first, at `now_ms` since 1970, on a healthy peer. One more
@@ -53,6 +57,7 @@ pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Plan {
         return Plan {
             take: false,
             destroy: existing.iter().take(existing.len().saturating_sub(1)).cloned().collect(),
+            again: LIST,
         };
     }
     let interval_ms = i64::try_from(settings.interval.as_millis()).unwrap_or(i64::MAX);
@@ -61,7 +66,9 @@ pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Plan {
     let take =
         newest.is_none_or(|newest| now_ms >= newest.saturating_add(interval_ms) || newest > now_ms + interval_ms);
     let surplus = (existing.len() + usize::from(take)).saturating_sub(settings.kept);
-    Plan { take, destroy: existing.iter().take(surplus).cloned().collect() }
+    let next_ms = newest.filter(|_| !take).unwrap_or(now_ms).saturating_add(interval_ms);
+    let again = Duration::from_millis(u64::try_from(next_ms - now_ms).unwrap_or(0)).clamp(LOOK, LIST);
+    Plan { take, destroy: existing.iter().take(surplus).cloned().collect(), again }
 }
 
 /// The task; owns the upkeep of the storage.
@@ -116,22 +123,30 @@ impl Snapshotter {
         let mut healthy_since: Option<Instant> = None;
         // What was done about data set aside since the peer became healthy.
         let mut pruned = false;
+        let mut next = Instant::now();
         loop {
             tokio::time::sleep(LOOK).await;
             if !self.is_healthy() {
-                (healthy_since, pruned) = (None, false);
+                (healthy_since, pruned, next) = (None, false, Instant::now());
                 continue;
             }
             let since = *healthy_since.get_or_insert_with(Instant::now);
-            let mut done = self.snapshots().await;
-            if done.is_ok() && !pruned && since.elapsed() >= HEALTHY_FOR {
+            let prune = !pruned && since.elapsed() >= HEALTHY_FOR;
+            let done = if prune {
                 pruned = true;
-                done = self.storage().prune_aside(self.settings.isolated_kept).await.map(drop);
-            }
-            if let Err(error) = done {
-                self.metrics.failed.increment(1);
-                tracing::warn!(error = &error as &dyn std::error::Error, "the upkeep of snapshots failed");
-                tokio::time::sleep(PAUSE).await;
+                self.storage().prune_aside(self.settings.isolated_kept).await.map(|_| Duration::ZERO)
+            } else if Instant::now() >= next {
+                self.snapshots().await
+            } else {
+                continue;
+            };
+            match done {
+                Ok(again) => next = Instant::now() + again,
+                Err(error) => {
+                    self.metrics.failed.increment(1);
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the upkeep of snapshots failed");
+                    next = Instant::now() + PAUSE;
+                }
             }
         }
     }
@@ -147,14 +162,18 @@ impl Snapshotter {
         !at_work && !status.stopping && status.passes(Check::Readiness, Instant::now())
     }
 
-    async fn snapshots(&self) -> Result<(), Error> {
-        let Some(snapshots) = self.storage().snapshots() else { return Ok(()) };
+    /// When to look again.
+    async fn snapshots(&self) -> Result<Duration, Error> {
+        let Some(snapshots) = self.storage().snapshots() else { return Ok(LIST) };
         let existing = snapshots.list().await?;
-        let Plan { take, destroy } = plan(&existing, jiff::Timestamp::now().as_millisecond(), &self.settings);
+        let Plan { take, destroy, again } = plan(&existing, jiff::Timestamp::now().as_millisecond(), &self.settings);
         self.metrics.show(&existing);
         // Listing took time, in which things may have changed.
-        if (!take && destroy.is_empty()) || !self.is_healthy() {
-            return Ok(());
+        if !take && destroy.is_empty() {
+            return Ok(again);
+        }
+        if !self.is_healthy() {
+            return Ok(LOOK);
         }
         if take {
             let taken = snapshots.take().await?;
@@ -167,7 +186,7 @@ impl Snapshotter {
                 Destroyed::InUse => tracing::debug!(name = snapshot.name, "the snapshot is in use: it is kept"),
             }
         }
-        Ok(())
+        Ok(again)
     }
 }
 
@@ -183,24 +202,25 @@ mod tests {
     fn snapshots_come_by_time_and_go_by_count() {
         let settings = Settings { interval: Duration::from_secs(10), kept: 3, isolated_kept: 1 };
         let now = 1_700_000_100_000;
-        for (ages_s, take, destroyed) in [
-            (&[][..], true, 0),
-            (&[9], false, 0),
-            (&[10], true, 0),
-            (&[40, 30, 20, 10], true, 2),
-            (&[40, 30, 20, 5], false, 1),
-            (&[30, 20, 5], false, 0),
+        for (ages_s, take, destroyed, again_s) in [
+            (&[][..], true, 0, 10),
+            (&[9], false, 0, 1),
+            (&[10], true, 0, 10),
+            (&[40, 30, 20, 10], true, 2, 10),
+            (&[40, 30, 20, 5], false, 1, 5),
+            (&[30, 20, 5], false, 0, 5),
             // A clock that was set back.
-            (&[-5], false, 0),
-            (&[-3600], true, 0),
+            (&[-5], false, 0, 15),
+            (&[-3600], true, 0, 10),
         ] {
             let existing = snapshots(&ages_s.iter().map(|age| now - age * 1000).collect::<Vec<_>>());
             let found = plan(&existing, now, &settings);
-            assert_eq!((found.take, found.destroy.len()), (take, destroyed), "{ages_s:?}");
+            let again = Duration::from_secs(again_s);
+            assert_eq!((found.take, found.destroy.len(), found.again), (take, destroyed, again), "{ages_s:?}");
             assert_eq!(found.destroy, existing[..destroyed], "the oldest go");
         }
         let (none, existing) = (Settings { kept: 0, ..settings }, snapshots(&[1, 2, 3]));
-        assert_eq!(plan(&existing, now, &none), Plan { take: false, destroy: existing[..2].to_vec() });
-        assert_eq!(plan(&[], now, &none), Plan::default());
+        assert_eq!(plan(&existing, now, &none), Plan { take: false, destroy: existing[..2].to_vec(), again: LIST });
+        assert_eq!(plan(&[], now, &none), Plan { again: LIST, ..Plan::default() });
     }
 }

@@ -32,14 +32,23 @@ fn clean_now(data: &Path, user: &OsUser) -> Result<(), Error> {
     give(data, user)
 }
 
+/// What the copy's source made of a folder is not trusted: a link would lead out of the copy.
 fn empty(folder: &Path) -> Result<(), Error> {
+    if std::fs::symlink_metadata(folder).is_ok_and(|found| !found.is_dir()) {
+        return Err(Error::DataNotFit(format!("{} is not a folder", folder.display())));
+    }
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(Error::io("list", folder))?,
     };
     for entry in entries {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let path = entry.path();
+        let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
         removed.map_err(Error::io("remove", path))?;
     }
     Ok(())
@@ -50,7 +59,7 @@ fn give(data: &Path, user: &OsUser) -> Result<(), Error> {
     use std::os::unix::fs::MetadataExt;
     let Some(wanted) = user.uid() else { return Ok(()) };
     let control = data.join("global/pg_control");
-    let found = std::fs::metadata(&control).map_err(Error::io("look at", &control))?.uid();
+    let found = std::fs::symlink_metadata(&control).map_err(Error::io("look at", &control))?.uid();
     if found == wanted {
         return Ok(());
     }
@@ -66,4 +75,23 @@ fn give(data: &Path, user: &OsUser) -> Result<(), Error> {
         }
     }
     user.own(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_outside_of_a_copy_is_touched() {
+        let (copy, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(outside.path().join("precious"), "").unwrap();
+        std::fs::write(copy.path().join("PG_VERSION"), "15\n").unwrap();
+        std::fs::create_dir_all(copy.path().join("pg_replslot")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), copy.path().join("pg_replslot/link")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), copy.path().join("pg_stat_tmp")).unwrap();
+        let error = clean_now(copy.path(), &OsUser::ourselves()).unwrap_err();
+        assert!(error.to_string().contains("pg_stat_tmp"), "{error}");
+        assert!(!copy.path().join("pg_replslot/link").exists());
+        assert!(outside.path().join("precious").exists());
+    }
 }

@@ -21,16 +21,22 @@ use crate::storage::{Source, Storage};
 /// stream, what it needs to resume.
 const ENDING: Duration = Duration::from_secs(120);
 
+/// How long `zfs receive` may take nothing: a pool that writes out what it has is slow, one that failed takes
+/// nothing any more.
+const STALL: Duration = Duration::from_secs(300);
+
 /// What is beside a stream that may be resumed: only its own source can.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Transfer {
     source: PeerId,
+    /// It builds upon nothing.
+    full: bool,
 }
 
 /// Fills staging, by the best way that the source offers.
 pub(super) async fn fetch(zfs: &Zfs, source: &Source) -> Result<Method, Error> {
     zfs.make_root().await?;
-    let resume = if source.incremental { resumable(zfs, source.peer).await? } else { None };
+    let resume = resumable(zfs, source).await?;
     let was_resumed = resume.is_some();
     match pull(zfs, source, resume).await {
         Err(Refusal::Gone) if was_resumed => match pull(zfs, source, None).await {
@@ -58,14 +64,14 @@ async fn instead(zfs: &Zfs, source: &Source, refusal: Refusal) -> Result<Method,
     }
 }
 
-/// The token of an interrupted stream from `source`.
-async fn resumable(zfs: &Zfs, source: PeerId) -> Result<Option<String>, Error> {
+/// The token of an interrupted stream from `source`, of the kind that is wanted.
+async fn resumable(zfs: &Zfs, source: &Source) -> Result<Option<String>, Error> {
     if !zfs.commands.is_open().await? || zfs.find(&zfs.staging()).await?.is_none() {
         return Ok(None);
     }
     let record = std::fs::read(zfs.layout.transfer()).ok();
     let record: Option<Transfer> = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if record != Some(Transfer { source }) {
+    if record.is_none_or(|record| record.source != source.peer || !(record.full || source.incremental)) {
         return Ok(None);
     }
     let mut properties = zfs.commands.properties(&zfs.staging(), "receive_resume_token").await?;
@@ -105,11 +111,14 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>) -> Result<Meth
         // A stream is only received by the file system that has the snapshot it builds upon.
         zfs.commands.run(&["promote", &zfs.staging()]).await.map_err(fail)?;
     }
-    let record = serde_json::to_string(&Transfer { source: source.peer }).unwrap_or_default();
-    files::replace(&zfs.layout.transfer(), &record, &zfs.user).map_err(fail)?;
+    if !resumes {
+        let transfer = Transfer { source: source.peer, full: incoming.base.is_none() };
+        let record = serde_json::to_string(&transfer).unwrap_or_default();
+        files::replace(&zfs.layout.transfer(), &record, &zfs.user).map_err(fail)?;
+    }
     let received = receive(zfs, source.peer, incoming, method).await;
     if let Err(error) = received {
-        if resumable(zfs, source.peer).await.ok().flatten().is_none()
+        if resumable(zfs, source).await.ok().flatten().is_none()
             && let Err(error) = zfs.unstage_all().await
         {
             tracing::warn!(error = &error as &dyn std::error::Error, "a broken copy was not removed");
@@ -165,7 +174,8 @@ async fn pump(zfs: &Zfs, incoming: &mut Incoming, completed: impl Fn(u64)) -> Re
     let broken = loop {
         match incoming.next().await {
             Ok(Some(piece)) => {
-                if stdin.write_all(&piece).await.is_err() {
+                let stalled = |_| Error::Timeout { what: "zfs receive".to_owned(), timeout: STALL };
+                if tokio::time::timeout(STALL, stdin.write_all(&piece)).await.map_err(stalled)?.is_err() {
                     // It ended; it says why.
                     break None;
                 }

@@ -282,6 +282,10 @@ impl Storage for Zfs {
         let mut gone = 0;
         for dataset in sets.iter().take(surplus) {
             tracing::info!(dataset = dataset.name, "removing the oldest data set aside");
+            // A transfer that began before the data was set aside could not give them up by their new names.
+            for snapshot in self.commands.snapshots(&dataset.name).await? {
+                self.holds.forget(&format!("{}@{}", dataset.name, snapshot.name)).await;
+            }
             let output = self.commands.any_once_free(&["destroy", "-r", &dataset.name]).await?;
             match output.success {
                 true => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -25,6 +26,8 @@ const TAG: &str = "manatee";
 const PIECE_BYTES: usize = 256 << 10;
 /// What the kernel may buffer between `zfs` and us: fewer, larger reads and writes.
 const PIPE_BYTES: i32 = 1 << 20;
+/// How long `zfs send` may give nothing: longer than the other side waits, so that it is the one to complain.
+const STALL: Duration = Duration::from_secs(60);
 /// How much of what `zfs send` says of a failure is kept.
 const SAID_BYTES: u64 = 2048;
 
@@ -162,6 +165,10 @@ pub(super) async fn offer(zfs: &Zfs, wish: &Wish) -> Result<Offer, Error> {
 async fn resume(zfs: &Zfs, token: &str) -> Result<Offer, Error> {
     let arguments = vec!["-t".to_owned(), token.to_owned()];
     let refused = |problem: String| Error::NotResumable(problem);
+    // `1-…-…-…` in hexadecimal digits (`zfs_send_resume_token_to_nvlist`).
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        return Err(refused("that is no token".to_owned()));
+    }
     let (size, name) = dry_run(zfs, &arguments).await.map_err(|error| refused(error.to_string()))?;
     let name = name.ok_or_else(|| refused("the token names no snapshot".to_owned()))?;
     let data = zfs.data();
@@ -256,19 +263,22 @@ pub(super) async fn send(commands: &Commands, offer: Offer) -> Result<Outgoing, 
 /// The next piece; at the end, whether `zfs send` was content.
 async fn step(mut pump: Pump) -> Option<(io::Result<Bytes>, Option<Pump>)> {
     pump.buffer.reserve(PIECE_BYTES);
-    match pump.stdout.read_buf(&mut pump.buffer).await {
-        Ok(0) => {}
-        Ok(_) => return Some((Ok(pump.buffer.split().freeze()), Some(pump))),
-        Err(error) => return Some((Err(error), None)),
+    let stalled = || io::Error::other(format!("zfs send gave nothing for {} s", STALL.as_secs()));
+    match tokio::time::timeout(STALL, pump.stdout.read_buf(&mut pump.buffer)).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(_)) => return Some((Ok(pump.buffer.split().freeze()), Some(pump))),
+        Ok(Err(error)) => return Some((Err(error), None)),
+        Err(_) => return Some((Err(stalled()), None)),
     }
-    let status = pump.child.wait().await;
-    match status {
-        Ok(status) if status.success() => None,
-        Ok(status) => {
-            let said = (&mut pump.said).await.unwrap_or_default();
+    match tokio::time::timeout(STALL, pump.child.wait()).await {
+        Ok(Ok(status)) if status.success() => None,
+        Ok(Ok(status)) => {
+            let said = tokio::time::timeout(STALL, &mut pump.said).await;
+            let said = said.ok().and_then(Result::ok).unwrap_or_default();
             Some((Err(io::Error::other(format!("zfs send: {status}: {}", said.trim()))), None))
         }
-        Err(error) => Some((Err(error), None)),
+        Ok(Err(error)) => Some((Err(error), None)),
+        Err(_) => Some((Err(stalled()), None)),
     }
 }
 
