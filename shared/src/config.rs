@@ -246,12 +246,44 @@ pub struct ZkSettings {
     /// Folder of all shards.
     #[serde(default = "ZkSettings::default_root")]
     pub root: String,
+    /// File with `user:password` for ZooKeeper's digest authentication. What is created with it is
+    /// for that user alone (and for who shows our certificate, if we show one).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_file: Option<PathBuf>,
+    /// With `auth_file`: everybody may still read what is created, as clients of Manatee 2 do.
+    #[serde(default)]
+    pub world_readable: bool,
+    /// TLS towards ZooKeeper; without it the connection is plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ZkTls>,
+}
+
+/// TLS towards ZooKeeper; the `[zookeeper.tls]` section. The server's certificate must name the host as
+/// `servers` does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZkTls {
+    /// Certificates (PEM) of who may sign the servers' ones.
+    pub ca_file: PathBuf,
+    /// Our own certificate and its chain (PEM), if the servers ask for one. With `key_file` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// Its key (PEM, PKCS #8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
 }
 
 impl ZkSettings {
     /// Settings for `servers`, all else by default.
     pub fn new(servers: Vec<String>) -> Self {
-        Self { servers, session_timeout: Self::default_session_timeout(), root: Self::default_root() }
+        Self {
+            servers,
+            session_timeout: Self::default_session_timeout(),
+            root: Self::default_root(),
+            auth_file: None,
+            world_readable: false,
+            tls: None,
+        }
     }
 
     fn default_session_timeout() -> Duration {
@@ -294,6 +326,12 @@ impl ZkSettings {
         if !bounds.contains(&self.session_timeout) {
             return Err(("session_timeout", "choose something from \"200ms\" to \"300s\"".to_owned()));
         }
+        if self.world_readable && self.auth_file.is_none() {
+            return Err(("world_readable", "without `auth_file` everybody may read anyway; set that too".to_owned()));
+        }
+        if self.tls.as_ref().is_some_and(|tls| tls.cert_file.is_some() != tls.key_file.is_some()) {
+            return Err(("tls", "`cert_file` and `key_file` belong together; set both or none".to_owned()));
+        }
         Ok(())
     }
 }
@@ -329,7 +367,7 @@ mod tests {
         assert_eq!(
             error("[zookeeper]\nservers = []\nsesion_timeout = \"4s\"\n"),
             "m.toml:3:1: `zookeeper.sesion_timeout`: unknown field `sesion_timeout`, expected one of `servers`, \
-             `session_timeout`, `root`; correct or remove the key"
+             `session_timeout`, `root`, `auth_file`, `world_readable`, `tls`; correct or remove the key"
         );
         assert_eq!(
             error("[zookeeper]\nservers = 3\n"),
@@ -353,6 +391,11 @@ mod tests {
         assert_eq!(key(|settings| settings.root = "manatee".to_owned()), Err("root"));
         assert_eq!(key(|settings| settings.root = "/a/".to_owned()), Err("root"));
         assert_eq!(key(|settings| settings.session_timeout = Duration::ZERO), Err("session_timeout"));
+        assert_eq!(key(|settings| settings.world_readable = true), Err("world_readable"));
+        let half = ZkTls { ca_file: "ca".into(), cert_file: Some("cert".into()), key_file: None };
+        let mut settings = ZkSettings::new(vec!["127.0.0.1:2181".to_owned()]);
+        settings.tls = Some(half);
+        assert_eq!(settings.check().map_err(|(key, _)| key), Err("tls"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use manatee_shared::cluster::{ClusterState, Peer};
-use manatee_shared::config::ZkSettings;
+use manatee_shared::config::{ZkSettings, ZkTls};
 use manatee_shared::lsn::Lsn;
 use manatee_shared::topology::{Freshness, TopologyWatcher};
 use manatee_shared::zk::client::ZkCoordination;
@@ -239,4 +239,78 @@ async fn nobody_there_is_said_in_one_line() {
         )
     );
     assert!(matches!(client.write_state(None, &state(1)).await, Err(ZkError::Unknown(_))));
+}
+
+const OWNER: &str = "manatee:secret";
+
+/// Over TLS, and as the user whose `user:password` is given; the right one shows a certificate as well.
+fn secured(server: &Server, user: Option<&str>) -> ZkSettings {
+    let auth_file = user.map(|user| {
+        let file = server.file(&user.replace(':', "."));
+        std::fs::write(&file, user).unwrap();
+        file
+    });
+    let pair = Some(server.file("both.pem")).filter(|_| user == Some(OWNER));
+    let tls = ZkTls { ca_file: server.file("ca.pem"), cert_file: pair.clone(), key_file: pair };
+    ZkSettings { auth_file, tls: Some(tls), ..server.settings() }
+}
+
+#[tokio::test]
+async fn a_shard_is_its_users_alone_and_read_over_tls() {
+    let server = Server::start_secure();
+    let connect =
+        |settings: &ZkSettings, shard: &str| ZkCoordination::connect(settings, &shard.parse().unwrap()).unwrap();
+    let owner = connect(&secured(&server, Some(OWNER)), "1.test");
+    owner.ready(DEADLINE).await.unwrap();
+    owner.join(peer(1)).await.unwrap();
+    owner.write_state(None, &state(1)).await.unwrap();
+
+    // Another process of the user is let in. Somebody else, or nobody: denied, and told so.
+    connect(&secured(&server, Some(OWNER)), "1.test").ready(DEADLINE).await.unwrap();
+    for user in [Some("manatee:wrong"), None] {
+        let stranger = connect(&secured(&server, user), "1.test");
+        let error = stranger.ready(Duration::from_secs(5)).await.unwrap_err().to_string();
+        assert!(error.contains("the shard's nodes are another user's; check `zookeeper.auth_file`"), "{error}");
+        assert!(!error.contains("wrong"), "{error}");
+    }
+
+    // A shard that everybody may read, but only its user may write.
+    let mut settings = secured(&server, Some(OWNER));
+    settings.world_readable = true;
+    let open = connect(&settings, "2.test");
+    open.ready(DEADLINE).await.unwrap();
+    open.join(peer(1)).await.unwrap();
+    open.write_state(None, &state(1)).await.unwrap();
+    let reader = connect(&secured(&server, None), "2.test");
+    assert_eq!(reader.ready(DEADLINE).await.unwrap().state.valid().map(|(_, state)| state.generation), Some(1));
+    assert!(matches!(reader.write_state(Some(0), &state(2)).await, Err(ZkError::Denied(_))));
+
+    // Not by those who do not speak TLS, or trust another.
+    let plain = server.client();
+    assert!(plain.ready(Duration::from_secs(2)).await.is_err());
+    let other = Server::start_secure();
+    let mut settings = secured(&server, None);
+    settings.tls.as_mut().unwrap().ca_file = other.file("ca.pem");
+    assert!(connect(&settings, "1.test").ready(Duration::from_secs(2)).await.is_err());
+
+    for client in [owner, open, reader] {
+        client.close().await;
+    }
+}
+
+#[tokio::test]
+async fn secrets_that_cannot_be_used_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("auth");
+    let refused = |change: &dyn Fn(&mut ZkSettings)| {
+        let mut settings = ZkSettings::new(vec!["127.0.0.1:1".to_owned()]);
+        change(&mut settings);
+        ZkCoordination::connect(&settings, &"1.test".parse().unwrap()).err().unwrap().to_string()
+    };
+    std::fs::write(&file, "no-colon").unwrap();
+    let error = refused(&|settings| settings.auth_file = Some(file.clone()));
+    assert_eq!(error, format!("`zookeeper.auth_file`: {} does not hold `user:password`", file.display()));
+    let tls = |ca_file| ZkTls { ca_file, cert_file: None, key_file: None };
+    let error = refused(&|settings| settings.tls = Some(tls("/nowhere/ca.pem".into())));
+    assert!(error.starts_with("`zookeeper.tls.ca_file`: ") && error.contains("/nowhere/ca.pem"), "{error}");
 }

@@ -2,6 +2,7 @@
 //! are missing, and its outputs from ZooKeeper alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code, reason = "serves the tests of the client as well")]
 #[path = "../../shared/tests/support/mod.rs"]
 mod support;
 

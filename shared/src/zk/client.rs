@@ -11,6 +11,7 @@
 //! each, and once a second as a safety net. A new session may land on a server that lags behind,
 //! so it syncs with the leader first. Needs ZooKeeper 3.6 or later.
 
+mod access;
 mod nodes;
 mod session;
 mod write;
@@ -28,6 +29,7 @@ use super::{Coordination, HistoryEntry, Session, StateNode, Version, View, ZkErr
 use crate::cluster::{ClusterState, Peer};
 use crate::config::ZkSettings;
 use crate::ids::ShardName;
+use access::Access;
 use nodes::Paths;
 
 /// How many history entries are asked for at once.
@@ -44,16 +46,31 @@ pub struct ConnectError {
     problem: String,
 }
 
-/// ZooKeeper could not be reached in the time given.
+/// The shard could not be read in the time given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "ZooKeeper at {ensemble} cannot be reached: {problem}; \
-     check that it runs, and the addresses under `zookeeper.servers` (manatee-adm: --zk)"
-)]
-pub struct Unreachable {
-    ensemble: String,
-    problem: String,
+pub enum Unreachable {
+    /// No session.
+    #[error(
+        "ZooKeeper at {ensemble} cannot be reached: {problem}; \
+         check that it runs, and the addresses under `zookeeper.servers` (manatee-adm: --zk)"
+    )]
+    Away {
+        /// Its addresses.
+        ensemble: String,
+        /// What happened.
+        problem: String,
+    },
+    /// A session, but no right to read.
+    #[error("ZooKeeper at {ensemble}: {DENIED}")]
+    Denied {
+        /// Its addresses.
+        ensemble: String,
+    },
 }
+
+/// `NOAUTH`: what there is was created by another user, or we say none.
+const DENIED: &str =
+    "access denied: the shard's nodes are another user's; check `zookeeper.auth_file` (manatee-adm: --config)";
 
 /// A shard in a real ZooKeeper. Dropping it ends the session.
 pub struct ZkCoordination {
@@ -64,6 +81,7 @@ pub struct ZkCoordination {
 /// What the keeper, the writes and the callers share.
 struct Shared {
     settings: ZkSettings,
+    access: Access,
     paths: Paths,
     view: watch::Sender<View>,
     live: watch::Sender<Live>,
@@ -85,7 +103,22 @@ struct Live {
     registered: Option<(Peer, String)>,
     write: WriteInFlight,
     /// Why there is no connection.
-    problem: String,
+    problem: Problem,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Problem {
+    #[error("{0}")]
+    Away(String),
+    #[error("{DENIED}")]
+    Denied,
+}
+
+impl From<&str> for Problem {
+    fn from(problem: &str) -> Self {
+        Self::Away(problem.to_owned())
+    }
 }
 
 /// Whether a write of ours may still come true although nobody waits for it any more.
@@ -182,7 +215,11 @@ fn is_doubtful(error: &Error) -> bool {
 }
 
 fn zk_error(error: Error) -> ZkError {
-    if is_doubtful(&error) { ZkError::Unknown(error.to_string()) } else { ZkError::Refused(error.to_string()) }
+    match error {
+        error if is_doubtful(&error) => ZkError::Unknown(error.to_string()),
+        Error::NoAuth => ZkError::Denied(DENIED),
+        error => ZkError::Refused(error.to_string()),
+    }
 }
 
 impl ZkCoordination {
@@ -196,10 +233,11 @@ impl ZkCoordination {
             link: Session::Disconnected,
             registered: None,
             write: WriteInFlight::None,
-            problem: "no server has answered yet".to_owned(),
+            problem: "no server has answered yet".into(),
         };
         let shared = Arc::new(Shared {
             settings: settings.clone(),
+            access: Access::read(settings)?,
             paths: Paths::new(&settings.root, shard),
             view: watch::Sender::new(View::unknown()),
             live: watch::Sender::new(live),
@@ -219,10 +257,13 @@ impl ZkCoordination {
         // Only waits; nothing is lost when it is given up.
         match tokio::time::timeout(within, connected).await {
             Ok(Ok(view)) => Ok(view.clone()),
-            Ok(Err(_)) | Err(_) => Err(Unreachable {
-                ensemble: self.shared.settings.ensemble(),
-                problem: self.shared.live.borrow().problem.clone(),
-            }),
+            Ok(Err(_)) | Err(_) => {
+                let ensemble = self.shared.settings.ensemble();
+                Err(match self.shared.live.borrow().problem.clone() {
+                    Problem::Away(problem) => Unreachable::Away { ensemble, problem },
+                    Problem::Denied => Unreachable::Denied { ensemble },
+                })
+            }
         }
     }
 

@@ -118,6 +118,9 @@ pub enum ZkError {
     /// ZooKeeper refused.
     #[error("ZooKeeper refused: {0}")]
     Refused(String),
+    /// It refused because we are not who may.
+    #[error("ZooKeeper: {0}")]
+    Denied(&'static str),
 }
 
 /// One history entry: a full copy of a state that was current once.

@@ -1,7 +1,7 @@
 //! A real ZooKeeper for tests: Debian's package `zookeeper`, no daemon needed.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,14 +25,58 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one and waits until it accepts connections.
     pub(crate) fn start() -> Self {
+        Self::start_with(|_, port| format!("clientPort={port}\nclientPortAddress=127.0.0.1\n"))
+    }
+
+    /// One that speaks TLS only, and knows clients by a certificate of the same authority if they show one.
+    pub(crate) fn start_secure() -> Self {
+        Self::start_with(|folder, port| {
+            let issue = |arguments: &[&str]| {
+                let made = Command::new("openssl")
+                    .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
+                    .args(arguments)
+                    .current_dir(folder)
+                    .output()
+                    .expect("openssl is installed");
+                assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            };
+            issue(&["-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem"]);
+            issue(&[
+                "-CA",
+                "ca.pem",
+                "-CAkey",
+                "ca.key",
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+                "-keyout",
+                "key.pem",
+                "-out",
+                "certificate.pem",
+            ]);
+            let pem = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+            std::fs::write(folder.join("both.pem"), pem("key.pem") + &pem("certificate.pem")).unwrap();
+            format!(
+                "secureClientPort={port}\nsecureClientPortAddress=127.0.0.1\n\
+                 serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
+                 ssl.keyStore.location={folder}/both.pem\nssl.trustStore.location={folder}/ca.pem\nssl.clientAuth=want\n",
+                folder = folder.display()
+            )
+        })
+    }
+
+    fn start_with(listening: impl FnOnce(&Path, u16) -> String) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut server = Self { folder: tempfile::tempdir().unwrap(), port, process: None };
         let data = server.folder.path().join("data");
         std::fs::create_dir(&data).unwrap();
         let settings = format!(
-            "tickTime=100\nminSessionTimeout=200\nmaxSessionTimeout=60000\nclientPort={port}\n\
-             clientPortAddress=127.0.0.1\ndataDir={}\n",
-            data.display()
+            "tickTime=100\nminSessionTimeout=200\nmaxSessionTimeout=60000\ndataDir={}\n{}",
+            data.display(),
+            listening(server.folder.path(), port)
         );
         std::fs::write(server.folder.path().join("zoo.cfg"), settings).unwrap();
         server.resume();
@@ -45,7 +89,9 @@ impl Server {
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "java", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.forceSync=no"])
-            .args(["-Dzookeeper.snapshot.trust.empty=true", "-cp", "/usr/share/java/zookeeper.jar"])
+            .args(["-Dzookeeper.snapshot.trust.empty=true", "-cp"])
+            // TLS needs one more of netty than the manifest of ZooKeeper's jar names.
+            .arg("/usr/share/java/zookeeper.jar:/usr/share/java/netty-codec.jar")
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
             .arg(self.folder.path().join("zoo.cfg"))
             .stdin(Stdio::null())
@@ -73,6 +119,11 @@ impl Server {
     pub(crate) fn settings(&self) -> ZkSettings {
         let settings = ZkSettings::new(vec![format!("127.0.0.1:{}", self.port)]);
         ZkSettings { session_timeout: SESSION_TIMEOUT, ..settings }
+    }
+
+    /// A file in its folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// A client of shard `1.test`.

@@ -7,11 +7,10 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use zookeeper_client::{
-    Acls, AddWatchMode, Client, CreateMode, CreateOptions, Error, EventType, PersistentWatcher, SessionState,
-    WatchedEvent,
+    AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
 };
 
-use super::{CLOSE_TIMEOUT, Shared, nodes};
+use super::{CLOSE_TIMEOUT, Problem, Shared, nodes};
 use crate::cluster::{ClusterState, Peer};
 use crate::zk::{ActivePeer, Session, StateNode, ZkError};
 
@@ -22,17 +21,12 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How often everything is read again although no watch has fired.
 const SAFETY_NET: Duration = Duration::from_secs(1);
 
-const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
-
 /// Runs until told to stop. Owns the session.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut complained = false;
     while !shared.stop.is_cancelled() {
         let cluster = shared.settings.ensemble();
-        let connecting = Client::connector()
-            .with_session_timeout(shared.settings.session_timeout)
-            .with_fail_eagerly()
-            .connect(&cluster);
+        let connecting = shared.access.connect(&shared.settings);
         // A connection given up half-way is closed by being dropped.
         let Some(connected) = shared.stop.run_until_cancelled(connecting).await else { return };
         match connected {
@@ -58,7 +52,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     tracing::warn!(ensemble = cluster, problem, "cannot reach ZooKeeper; trying on");
                     complained = true;
                 }
-                shared.update(|live| live.problem = problem);
+                shared.update(|live| live.problem = Problem::Away(problem));
             }
         }
         shared.stop.run_until_cancelled(tokio::time::sleep(RETRY_PAUSE)).await;
@@ -74,6 +68,13 @@ fn describe(error: &Error) -> String {
     }
 }
 
+fn problem(error: &ZkError) -> Problem {
+    match error {
+        ZkError::Denied(_) => Problem::Denied,
+        error => Problem::Away(error.to_string()),
+    }
+}
+
 /// Forgets the session. Whoever still holds a clone of the client keeps it for one operation only.
 fn end_session(shared: &Shared) {
     let expired = !shared.stop.is_cancelled();
@@ -81,7 +82,7 @@ fn end_session(shared: &Shared) {
         live.client = None;
         live.registered = None;
         live.link = if expired { Session::Expired } else { Session::Disconnected };
-        live.problem = "the session is over".to_owned();
+        live.problem = "the session is over".into();
     });
     if expired {
         tracing::warn!("the ZooKeeper session is over; opening a new one");
@@ -167,7 +168,7 @@ impl Keeper {
                 tracing::warn!("connection to ZooKeeper lost; reconnecting");
                 self.shared.update(|live| {
                     live.link = Session::Disconnected;
-                    live.problem = "the connection was lost".to_owned();
+                    live.problem = "the connection was lost".into();
                 });
                 Next::Continue
             }
@@ -204,7 +205,7 @@ impl Keeper {
                 Ok(()) => self.unsettled = false,
                 Err(error) => {
                     tracing::warn!(%error, after = ?started.elapsed(), "cannot change our election node yet; trying on");
-                    self.shared.update(|live| live.problem = error.to_string());
+                    self.shared.update(|live| live.problem = problem(&error));
                 }
             }
         }
@@ -215,7 +216,16 @@ impl Keeper {
                     self.shared.update(|live| live.link = Session::Connected);
                 }
             }
-            Err(error) => tracing::debug!(%error, "cannot read the shard from ZooKeeper"),
+            Err(error) => {
+                // Asked again every second: said once, until something else is the matter.
+                let problem = problem(&error);
+                if problem == Problem::Denied && self.shared.live.borrow().problem != problem {
+                    tracing::error!(%error, "cannot read the shard from ZooKeeper");
+                } else {
+                    tracing::debug!(%error, "cannot read the shard from ZooKeeper");
+                }
+                self.shared.update(|live| live.problem = problem);
+            }
         }
         Next::Continue
     }
@@ -322,7 +332,8 @@ impl Keeper {
         let shared = self.shared.clone();
         let paths = &shared.paths;
         for folder in [&paths.election, &paths.history] {
-            shared.bounded(self.client.mkdir(folder, &PERSISTENT)).await?;
+            let options = CreateMode::Persistent.with_acls(shared.access.acls());
+            shared.bounded(self.client.mkdir(folder, &options)).await?;
         }
         let prefix = paths.election_prefix(peer.id);
         let (mut ours, mut stale) = (Vec::new(), Vec::new());
@@ -339,7 +350,7 @@ impl Keeper {
                 path
             }
             None => {
-                let options = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+                let options = CreateMode::EphemeralSequential.with_acls(shared.access.acls());
                 let (_, sequence) = shared.bounded(self.client.create(&prefix, &data, &options)).await?;
                 format!("{prefix}{sequence}")
             }

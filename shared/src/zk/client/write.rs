@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use zookeeper_client::{Acls, Client, CreateMode, Error, MultiWriteError, SessionId};
+use zookeeper_client::{Client, CreateMode, Error, MultiWriteError, SessionId};
 
 use super::{Shared, WriteInFlight, is_doubtful, zk_error};
 use crate::cluster::ClusterState;
@@ -83,7 +83,7 @@ impl Write {
         }
         if !joined {
             // Only an operator's tool writes without having joined; the folders may be missing.
-            let folder = CreateMode::Persistent.with_acls(Acls::anyone_all());
+            let folder = CreateMode::Persistent.with_acls(self.shared.access.acls());
             self.shared.bounded(client.mkdir(&self.shared.paths.history, &folder)).await?;
         }
         match self.commit(&client, node.as_deref()).await {
@@ -119,11 +119,11 @@ impl Write {
         match self.expected {
             Some(_) => writer.add_set_data(&paths.state, &json, self.expected)?,
             None => {
-                let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+                let options = CreateMode::Persistent.with_acls(self.shared.access.acls());
                 writer.add_create(&paths.state, &json, &options)?;
             }
         }
-        let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
+        let options = CreateMode::PersistentSequential.with_acls(self.shared.access.acls());
         writer.add_create(&paths.history_prefix(self.state.generation), &json, &options)?;
         let (ticket, commit) = self.shared.order.sending(|| writer.commit());
         commit.await?;
