@@ -107,8 +107,12 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
 
 /// Announces ourselves, if we are not and can be.
 pub(super) fn join(view: &View) -> Option<Decision> {
-    let needed = view.zk.session == Session::Connected && !is_registered(view);
-    needed.then(|| act(Action::JoinElection, "this peer has no election node"))
+    let connected = view.zk.session == Session::Connected;
+    if connected && !is_registered(view) {
+        return Some(act(Action::JoinElection, "this peer has no election node"));
+    }
+    (connected && !view.observed.joined)
+        .then(|| act(Action::JoinElection, "the election node of this peer is of an earlier process"))
 }
 
 /// Takes no part in the shard: no PostgreSQL, no election node.

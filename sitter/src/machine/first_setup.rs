@@ -66,6 +66,9 @@ fn refusal(view: &View) -> Option<String> {
         }
         None => return Some("whether the shard has a history is not known yet".to_owned()),
     }
+    if view.observed.had_state {
+        return Some("the shard's state was there and is gone: an operator must restore it (rule 8)".to_owned());
+    }
     for active in view.zk.active.values() {
         let peer = active.peer.id;
         match data_of(view, &active.peer) {

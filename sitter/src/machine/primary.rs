@@ -6,6 +6,7 @@
 //! ([`super::replace`]), then who is listed ([`super::membership`]).
 
 use manatee_shared::cluster::Role;
+use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Session;
 
 use super::action::{Action, Decision, StopMode};
@@ -35,7 +36,11 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
     match &view.local.server {
         Server::Down { standby, .. } => {
             let recovery = if *standby { Recovery::Detached } else { Recovery::Primary };
-            let config = base(situation, recovery, Gate::Closed);
+            let mut config = base(situation, recovery, Gate::Closed);
+            if view.uncertain_write {
+                // A replacement that may still be written relies on what was required.
+                config.synchronous = situation.config().map_or(Synchronous::Impossible, |config| config.synchronous);
+            }
             act(Action::Start(config), "primary: PostgreSQL is down, starting it with the gate closed (rule 7)")
         }
         Server::Starting { .. } => wait("primary: PostgreSQL is starting"),
@@ -105,8 +110,14 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     let plan = replace::plan(situation, primary);
     let gate = gate(situation, primary);
     let mut desired = base(situation, Recovery::Primary, gate);
+    let mut overlaps = false;
     if let (Some(old), Some(new)) = (situation.sync(), plan.overlap()) {
-        desired.synchronous = Synchronous::Both { new, old };
+        let both = Synchronous::Both { new, old };
+        let begun = situation.config().is_some_and(|config| config.synchronous == both);
+        overlaps = begun || replace::is_settled(primary, old);
+        if overlaps {
+            desired.synchronous = both;
+        }
     }
     let coming = lone::coming_sync(situation, primary);
     if let Some(new) = coming {
@@ -124,6 +135,9 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
         return wait(format!("primary: {}; the state can not be written now", plan.reason()));
     }
     if let Plan::Replace { new, reason } = &plan {
+        if !overlaps {
+            return wait(format!("primary: {}; the walsenders have yet to leave what was before", plan.reason()));
+        }
         return replace::write(situation, primary, *new, reason);
     }
     if let Some(new) = coming {
@@ -143,19 +157,11 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
 }
 
 /// Rule 7: after a start nobody is let in until the sync has what was there at the start. Once
-/// open it stays open, except on a primary that is cut off from everybody, or that hears of a
-/// newer generation: it can acknowledge nothing, and what it shows may be old.
+/// open it stays open, except on a primary that may have been replaced without hearing of it.
 fn gate(situation: Situation<'_>, primary: &PrimaryStatus) -> Gate {
     let Situation { view, state, .. } = situation;
-    if !situation.connected() {
-        let superseded =
-            view.health.values().any(|health| health.generation.is_some_and(|seen| seen > state.generation));
-        let mut others = state.everyone().map(|peer| peer.id).filter(|id| *id != situation.me()).peekable();
-        let isolated = others.peek().is_some() && others.all(|peer| suspicion::is_suspect(view, peer));
-        let stalled = situation.sync().is_some_and(|sync| view.observed.stalled_ms.contains_key(&sync));
-        if superseded || (isolated && stalled) {
-            return Gate::Closed;
-        }
+    if !situation.connected() && may_be_replaced(situation) {
+        return Gate::Closed;
     }
     if situation.gate() == Gate::Open {
         return Gate::Open;
@@ -167,4 +173,18 @@ fn gate(situation: Situation<'_>, primary: &PrimaryStatus) -> Gate {
         down.peer == sync && down.streaming && view.observed.first_flush.is_some_and(|first| down.flush >= first)
     });
     if caught_up { Gate::Open } else { Gate::Closed }
+}
+
+/// Without ZooKeeper: whether somebody else may be primary by now, which makes what this one shows
+/// old (H7). A takeover needs the sync and an async (rule 5); while it hears all asyncs, and
+/// nothing newer from anybody, there was none.
+fn may_be_replaced(situation: Situation<'_>) -> bool {
+    let Situation { view, state, .. } = situation;
+    if view.health.values().any(|health| health.generation.is_some_and(|seen| seen > state.generation)) {
+        return true;
+    }
+    let Some(sync) = situation.sync() else { return false };
+    let stalled_ms = view.observed.stalled_ms.get(&sync).copied().unwrap_or(0);
+    let lost = |peer: PeerId| suspicion::is_suspect(view, peer);
+    lost(sync) && stalled_ms >= view.settings.suspicion_timeout_ms && state.async_peers.iter().any(|peer| lost(peer.id))
 }

@@ -105,6 +105,14 @@ pub(super) fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downs
     primary.downstreams.iter().find(|down| down.peer == peer)
 }
 
+/// Whether every walsender shows that exactly `sync` is required. Each has a copy of its own of who
+/// is, and its priority by that copy counts with all others (`SyncRepGetCandidateStandbys`): one that
+/// still has a former choice of `new` as the first, and one that has the present choice, would make
+/// two, and release commits without `sync`. So a new overlap begins only from there.
+pub(super) fn is_settled(primary: &PrimaryStatus, sync: PeerId) -> bool {
+    primary.downstreams.iter().all(|down| down.sync_priority == u32::from(down.peer == sync))
+}
+
 /// Why the sync counts as lost for its primary. The primary needs nobody's agreement: a needless
 /// replacement is safe.
 fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<String> {

@@ -211,3 +211,9 @@ pub(super) fn wait(reason: impl Into<String>) -> Decision {
 pub(super) fn follow(upstream: PeerId, gate: Gate, slots: BTreeSet<PeerId>) -> ServerConfig {
     ServerConfig { recovery: Recovery::Follow(upstream), synchronous: Synchronous::Impossible, gate, slots }
 }
+
+/// As [`follow`], with nobody to follow.
+pub(super) fn detached(slots: BTreeSet<PeerId>) -> ServerConfig {
+    let synchronous = Synchronous::Impossible;
+    ServerConfig { recovery: Recovery::Detached, synchronous, gate: Gate::Closed, slots }
+}

@@ -10,7 +10,7 @@ use manatee_shared::ids::PeerId;
 
 use super::action::{Action, Decision, Rung, StopMode};
 use super::local::{Data, Gate, Recovery, Server, StandbyStatus};
-use super::situation::{Promotion, Situation, act, follow, wait};
+use super::situation::{Promotion, Situation, act, detached, follow, wait};
 use super::suspicion;
 use super::takeover::{self, Takeover};
 
@@ -49,6 +49,11 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
         Server::Hung { .. } => wait("PostgreSQL does not answer"),
         Server::Down { standby: false, .. } if !view.settings.manual_rejoin => {
             rejoin(situation, Rung::AsIs, "this peer was primary and is not any more")
+        }
+        Server::Down { .. } if view.uncertain_write => {
+            // What it acknowledged to the old primary after a takeover that it wrote is in no init_wal.
+            let config = detached(situation.slots(role));
+            act(Action::Start(config), format!("{role}; a state write of ours may still happen: following nobody"))
         }
         Server::Down { .. } => {
             let upstream = upstream(situation, role);

@@ -75,7 +75,9 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
         return Some("the primary says that it is stopping".to_owned());
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
-    if heard && down_ms > view.settings.restart_budget_ms.saturating_sub(TAKEOVER_MS) {
+    // With no room here either both would go on handing over to each other.
+    let no_better = view.disk_full && standby.streaming;
+    if heard && !no_better && down_ms > view.settings.restart_budget_ms.saturating_sub(TAKEOVER_MS) {
         return Some("the primary says that its PostgreSQL is down".to_owned());
     }
     // A host that refuses connections to its sitter is alive: had its PostgreSQL died, the stream

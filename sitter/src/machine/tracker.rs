@@ -45,6 +45,7 @@ pub struct Tracker {
     down_since: Option<u64>,
     first_flush: Option<Lsn>,
     avoid_until: BTreeMap<PeerId, u64>,
+    had_state: bool,
     rejoins: u32,
     newest_generation: Option<u64>,
     failure: Option<Failure>,
@@ -55,6 +56,8 @@ pub struct Tracker {
     /// The newest version of the state, and when it was first seen.
     version: Option<(Version, u64)>,
     drained: Option<Version>,
+    /// This process announced itself, which ends the sessions of earlier ones.
+    joined: bool,
 }
 
 /// A state write of ours that succeeded but may not be seen yet.
@@ -101,6 +104,8 @@ impl Tracker {
             postgres_down_ms: self.down_since.as_ref().map(ago),
             first_flush: self.first_flush,
             avoid: self.avoid_until.keys().copied().collect(),
+            joined: self.joined,
+            had_state: self.had_state,
             rejoins: self.rejoins,
             newest_generation: self.newest_generation,
             last_failure: self.failure.as_ref().map(|failure| LastFailure {
@@ -127,6 +132,11 @@ impl Tracker {
         if let (Action::Start(config) | Action::Configure(config), None) = (action, &problem) {
             self.given = Some(config.clone());
         }
+        match action {
+            Action::JoinElection => self.joined |= problem.is_none(),
+            Action::LeaveElection => self.joined = false,
+            _ => {}
+        }
         if matches!(action, Action::Rejoin { .. }) {
             self.rejoins = self.rejoins.saturating_add(1);
         }
@@ -147,6 +157,12 @@ impl Tracker {
         let version = view.zk.state.valid().map(|(version, _)| version);
         if version != self.version.map(|(version, _)| version) {
             self.version = version.map(|version| (version, view.now_ms));
+        }
+        self.had_state |= matches!(view.zk.state, StateNode::Valid { .. } | StateNode::Corrupt { .. });
+        if !self.joined {
+            // The kernel still sends what an earlier process of this peer wrote to its socket, and
+            // ZooKeeper takes it while that one's election node is there.
+            view.uncertain_write = true;
         }
         let Some(written) = self.written else { return };
         let seen = match &view.zk.state {

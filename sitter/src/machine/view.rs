@@ -106,6 +106,10 @@ pub struct Observed {
     pub first_flush: Option<Lsn>,
     /// Upstreams from which streaming failed lately.
     pub avoid: BTreeSet<PeerId>,
+    /// This process has announced itself: its own election node is there, or will be again.
+    pub joined: bool,
+    /// The shard had a state in this process's life: it is never set up anew (rule 8).
+    pub had_state: bool,
     /// Rejoins tried since PostgreSQL last streamed.
     pub rejoins: u32,
     /// The highest generation seen by this sitter, or by its predecessors over the same data. A state of a lower one is an old one that
@@ -133,7 +137,9 @@ pub struct View {
     /// A state write of ours ended without an answer (`ZkError::Unknown`, or it was dropped) and
     /// may still happen. The driver clears it once a read that was sent *after* that write, on a
     /// connected session, has answered and the view shows its result (ZooKeeper keeps the order of
-    /// one client's requests). Until then nothing is undone that the write relies on.
+    /// one client's requests). Until then nothing is undone that the write relies on. The tracker
+    /// sets it as well: for a write of ours that is not seen yet, and for what an earlier process
+    /// of this peer may have left under way.
     pub uncertain_write: bool,
     /// The local PostgreSQL.
     pub local: Local,

@@ -31,3 +31,11 @@ fn the_sync_takes_over_from_a_primary_whose_disk_is_full() {
     let next = config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]);
     acts(&view, Action::Configure(next));
 }
+
+#[test]
+fn but_not_one_without_room_itself() {
+    let mut view = view(2);
+    health(&mut view, 1).postgres_down_ms = Some(600);
+    view.disk_full = true;
+    waits(&view, "sync, streaming");
+}

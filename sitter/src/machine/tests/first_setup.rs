@@ -9,6 +9,7 @@ fn nothing(me: u8) -> View {
         data: Data::Absent,
         server: Server::Down { crashed: false, standby: false },
         config: None,
+
         last_position: None,
     };
     view.health.values_mut().for_each(|health| health.data = Some(Data::Absent));
@@ -41,7 +42,8 @@ fn whoever_initialised_goes_on_after_a_crash() {
 #[test]
 fn never_over_anything_that_was() {
     type Change = fn(&mut View);
-    let table: [(&str, Change); 6] = [
+    let table: [(&str, Change); 7] = [
+        ("rule 8", |view| view.observed.had_state = true),
         ("rule 8", |view| view.zk.has_history = Some(true)),
         ("not known", |view| view.zk.has_history = None),
         ("rule 8", |view| view.local.data = present()),

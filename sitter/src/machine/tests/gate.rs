@@ -35,18 +35,25 @@ fn a_standby_opens_when_it_streams_and_shows_what_the_generation_began_with() {
 }
 
 #[test]
-fn an_isolated_primary_is_closed() {
+fn a_primary_that_may_be_replaced_unheard_is_closed() {
+    let closed = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Closed, &[2, 3]);
     let mut view = view(1);
     view.zk.session = Session::Disconnected;
-    for peer in [2, 3] {
-        health(&mut view, peer).silent_ms = Some(2_000);
-    }
+    health(&mut view, 2).silent_ms = Some(2_000);
+    view.observed.stalled_ms.insert(id(2), 2_000);
     waits(&view, "primary");
-    view.observed.stalled_ms.insert(id(2), 1_000);
-    let closed = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Closed, &[2, 3]);
+    health(&mut view, 3).silent_ms = Some(2_000);
     acts(&view, Action::Configure(closed.clone()));
+    // The sync acknowledges: it has not taken over.
+    let mut acknowledging = view.clone();
+    acknowledging.observed.stalled_ms.clear();
+    waits(&acknowledging, "primary");
+    // Somebody knows more.
     health(&mut view, 3).silent_ms = Some(10);
-    waits(&view, "primary");
     health(&mut view, 3).generation = Some(5);
     acts(&view, Action::Configure(closed));
+    // With ZooKeeper the state decides.
+    view.zk.session = Session::Connected;
+    health(&mut view, 2).silent_ms = Some(10);
+    waits(&view, "primary");
 }

@@ -150,7 +150,7 @@ fn view(me: u8) -> View {
         in_flight: None,
         stopping_ms: None,
         settings: Settings::default(),
-        observed: Observed { first_flush: Some(Lsn(300)), ..Observed::default() },
+        observed: Observed { first_flush: Some(Lsn(300)), joined: true, ..Observed::default() },
     }
 }
 

@@ -38,6 +38,24 @@ fn a_walsender_with_the_old_configuration_blocks_it() {
 }
 
 #[test]
+fn one_overlap_is_left_everywhere_before_another_begins() {
+    let mut view = sync_gone();
+    change(&mut view, |state| state.async_peers.push(peer(4)));
+    view.zk.active.insert(id(4), ActivePeer { sequence: 4, peer: peer(4) });
+    view.health.insert(id(4), healthy(present()));
+    health(&mut view, 3).refused = true;
+    let slots = &[2, 3, 4];
+    let config = |synchronous| config(Recovery::Primary, synchronous, Gate::Open, slots);
+    view.local.config = Some(config(Synchronous::Both { new: id(3), old: id(2) }));
+    primary(&mut view).downstreams = vec![downstream(3, 480, 1), downstream(4, 480, 0)];
+    acts(&view, Action::Configure(config(Synchronous::Peer(id(2)))));
+    view.local.config = Some(config(Synchronous::Peer(id(2))));
+    waits(&view, "walsenders");
+    primary(&mut view).downstreams = vec![downstream(3, 480, 0), downstream(4, 480, 0)];
+    acts(&view, Action::Configure(config(Synchronous::Both { new: id(4), old: id(2) })));
+}
+
+#[test]
 fn then_only_the_new_one_is_required() {
     let mut view = view(1);
     change(&mut view, |state| (state.sync_peer, state.async_peers) = (Some(peer(3)), vec![peer(2)]));
@@ -58,6 +76,22 @@ fn it_is_undone_when_the_old_one_is_back_or_the_new_one_goes() {
     acts(&both_gone, Action::Configure(only_old));
     both_gone.uncertain_write = true;
     waits(&both_gone, "can not be written");
+}
+
+#[test]
+fn nor_by_a_restart_while_the_write_may_still_happen() {
+    let mut view = sync_gone();
+    view.local.config = Some(both());
+    view.local.server = Server::Down { crashed: true, standby: false };
+    let required = |view: &View| match decide(view).action {
+        Action::Start(config) => config.synchronous,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(required(&view), Synchronous::Peer(id(2)));
+    view.uncertain_write = true;
+    assert_eq!(required(&view), both().synchronous);
+    view.local.config = None;
+    assert_eq!(required(&view), Synchronous::Impossible, "not known");
 }
 
 #[test]

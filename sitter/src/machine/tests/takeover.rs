@@ -155,6 +155,14 @@ fn while_the_write_may_still_happen_it_does_not_follow_again() {
 }
 
 #[test]
+fn nor_after_a_restart_of_postgresql() {
+    let mut view = view(2);
+    view.uncertain_write = true;
+    view.local.server = Server::Down { crashed: true, standby: true };
+    assert!(matches!(decide(&view).action, Action::Start(config) if config.recovery == Recovery::Detached));
+}
+
+#[test]
 fn an_async_never_takes_over() {
     let mut view = view(3);
     gone(&mut view, 1, 2);

@@ -67,3 +67,12 @@ fn an_older_generation_than_was_seen_changes_nothing() {
         assert!(!matches!(decide(&view).action, Action::Wait { .. }));
     }
 }
+
+#[test]
+fn a_new_process_takes_the_place_of_the_old_one_first() {
+    for me in 1..=3 {
+        let mut view = view(me);
+        view.observed.joined = false;
+        acts(&view, Action::JoinElection);
+    }
+}
