@@ -249,6 +249,14 @@ async fn crash_is_noticed_at_once_and_adoption_touches_nothing() {
     assert!(matches!(local.server, Server::Primary(_)), "{local:?}");
     adopted.start(&config).await.unwrap();
     assert_eq!(adopted.pid(), Some(pid), "no second postmaster");
+    // Nor by one that did not look before (H9).
+    let pid_file = peer.data().join("postmaster.pid");
+    let written = std::fs::read_to_string(&pid_file).unwrap();
+    let blind = Postgres::new(peer.settings.clone(), peer.id).unwrap();
+    blind.start(&config).await.unwrap();
+    assert_eq!(blind.pid(), Some(pid), "no second postmaster");
+    assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), written);
+    drop(blind);
 
     let mut local = adopted.local();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();

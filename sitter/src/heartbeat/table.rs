@@ -74,26 +74,33 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Line {
     took: VecDeque<Duration>,
-    /// Of `took` the least, and the greatest that is no hiccup.
-    bounds: Option<(Duration, Duration)>,
+    /// The same in order.
+    sorted: Vec<Duration>,
 }
 
 impl Line {
     fn answered(&mut self, took: Duration) {
-        if self.took.len() == ANSWERS {
-            self.took.pop_front();
+        if self.took.len() == ANSWERS
+            && let Some(oldest) = self.took.pop_front()
+            && let Ok(place) = self.sorted.binary_search(&oldest)
+        {
+            self.sorted.remove(place);
         }
         self.took.push_back(took);
-        let mut sorted: Vec<Duration> = self.took.iter().copied().collect();
-        sorted.sort_unstable();
-        let hiccups = sorted.len() * HICCUPS_PERCENT / 100;
-        let slow = sorted.len().checked_sub(hiccups + 1).and_then(|place| sorted.get(place));
-        self.bounds = sorted.first().copied().zip(slow.copied());
+        let place = self.sorted.partition_point(|other| *other < took);
+        self.sorted.insert(place, took);
+    }
+
+    /// The least time, and the greatest that is no hiccup.
+    fn bounds(&self) -> Option<(Duration, Duration)> {
+        let hiccups = self.sorted.len() * HICCUPS_PERCENT / 100;
+        let slow = self.sorted.len().checked_sub(hiccups + 1).and_then(|place| self.sorted.get(place));
+        self.sorted.first().copied().zip(slow.copied())
     }
 
     /// Silence after which the peer is to be suspected.
     fn patience(&self, timing: Timing) -> Duration {
-        let Some((least, slow)) = self.bounds else { return timing.suspicion };
+        let Some((least, slow)) = self.bounds() else { return timing.suspicion };
         let long = timing.suspicion + least * ROUND_TRIPS;
         let unsteady = timing.interval + slow * WORST_TWICE;
         long.max(unsteady).min(timing.suspicion * MOST_PATIENCE)
