@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e smoke faults conformance drivers fuzz clean
+.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ unit: build
 e2e: build
 	$(CARGO) test -p manatee-tests --locked -- --test-threads=1
 	@config/dev/left-out.sh
+
+SEEDS ?= 10000
+sim: install ## simulated shards under faults, SEEDS=n of them; a failure prints how to replay it
+	$(CARGO) run --profile sim --locked -p manatee-sitter --features sim --bin manatee-sim -- \
+	  --seeds $(SEEDS) --threads $$(nproc)
 
 smoke: build ## the main job unattended: bring up, write, kill the primary's host, rejoin
 	target/debug/manatee-lab smoke

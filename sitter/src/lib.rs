@@ -12,7 +12,7 @@ pub mod memory;
 pub mod metrics;
 pub mod postgres;
 pub mod rejoin;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod snapshotter;
 pub mod storage;

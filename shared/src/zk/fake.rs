@@ -33,6 +33,8 @@ struct Core {
     election: BTreeMap<u64, (u64, Peer)>,
     sessions: BTreeSet<u64>,
     clients: Vec<Arc<Mutex<Client>>>,
+    /// Counts what was published.
+    revision: u64,
 }
 
 struct Client {
@@ -65,6 +67,7 @@ impl FakeZooKeeper {
             election: BTreeMap::new(),
             sessions: BTreeSet::new(),
             clients: Vec::new(),
+            revision: 0,
         })))
     }
 
@@ -86,6 +89,16 @@ impl FakeZooKeeper {
         lock(&self.0).state.clone()
     }
 
+    /// Rises whenever anything changed that a client could see: cheaper to ask for than a view.
+    pub fn revision(&self) -> u64 {
+        lock(&self.0).revision
+    }
+
+    /// The history entries after the first `count`.
+    pub fn history_after(&self, count: usize) -> Vec<HistoryEntry> {
+        lock(&self.0).history.get(count..).unwrap_or_default().to_vec()
+    }
+
     /// Everything ever written.
     pub fn history_now(&self) -> Vec<HistoryEntry> {
         lock(&self.0).history.clone()
@@ -103,11 +116,13 @@ impl FakeZooKeeper {
         core.publish();
     }
 
-    /// Somebody else's hand: removes state and history, as if the shard had never been.
-    pub fn wipe(&self) {
+    /// Somebody else's hand: removes the state and, if `history_too`, all traces that the shard ever was.
+    pub fn wipe(&self, history_too: bool) {
         let mut core = lock(&self.0);
         core.state = StateNode::Absent;
-        core.history.clear();
+        if history_too {
+            core.history.clear();
+        }
         core.publish();
     }
 }
@@ -124,7 +139,10 @@ impl Core {
     }
 
     /// Shows the present to every connected client.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.revision += 1;
+        // Clients of processes that are gone.
+        self.clients.retain(|client| Arc::strong_count(client) > 1);
         for client in &self.clients {
             let client = lock(client);
             if client.view.borrow().session == Session::Connected {
@@ -185,6 +203,11 @@ impl FakeSession {
     /// The newest view, as [`Coordination::view`] shows it.
     pub fn view_now(&self) -> View {
         lock(&self.client).view.borrow().clone()
+    }
+
+    /// The session as the newest view shows it.
+    pub fn link(&self) -> Session {
+        lock(&self.client).link()
     }
 
     /// The network lets us through. Takes up the session if it still lives (and a first one if

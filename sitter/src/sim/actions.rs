@@ -1,16 +1,46 @@
-//! What the sitter's actions do to the model: late, sometimes not, sometimes only half.
+//! What the sitter's actions do to the model: in steps, late, sometimes not, sometimes only half.
 
 use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::zk::{Session, ZkError};
+use manatee_shared::zk::{Session, StateNode, ZkError};
 
 use super::host::{Flight, Straggler};
-use super::postgres::{Postgres, Process, Record};
+use super::mutation::Mutation;
+use super::plan::{Crash, Fault, Kind, Target};
+use super::postgres::{Process, number};
 use super::world::World;
-use crate::machine::action::{Action, Rung};
-use crate::machine::local::{Data, Gate, Recovery, Synchronous};
+use crate::execute::fence;
+use crate::machine::action::{Action, Rung, StopMode};
+use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::machine::preempt::preempts;
+use crate::machine::view::InFlight;
+
+/// What comes after a step.
+enum Next {
+    /// Another one, so many ms later.
+    After(u64),
+    /// The same once more.
+    Again(u64),
+    Done,
+}
+
+fn kind(action: &Action) -> Option<Kind> {
+    Some(match action {
+        Action::Wait { .. } | Action::Exit => return None,
+        Action::Initialise => Kind::Initialise,
+        Action::WriteState { .. } => Kind::WriteState,
+        Action::Start(_) => Kind::Start,
+        Action::Configure(_) => Kind::Configure,
+        Action::Stop(_) => Kind::Stop,
+        Action::Promote { .. } => Kind::Promote,
+        Action::Bootstrap { .. } => Kind::Bootstrap,
+        Action::Rejoin { .. } => Kind::Rejoin,
+        Action::Drain { .. } => Kind::Drain,
+        Action::LeaveElection => Kind::LeaveElection,
+        Action::JoinElection => Kind::JoinElection,
+    })
+}
 
 impl World {
     /// Begins `action`, as the driver does.
@@ -18,229 +48,392 @@ impl World {
         let now = self.now;
         let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
         if let Some(flight) = &sitter.flight {
-            let in_flight =
-                crate::machine::view::InFlight { action: flight.action.clone(), for_ms: now - flight.began };
-            if !preempts(&in_flight, &action) {
-                return;
+            let in_flight = InFlight { action: flight.action.clone(), for_ms: now - flight.began };
+            if preempts(&in_flight, &action) {
+                sitter.flight = None;
+                sitter.decides = now;
+                self.log(|| format!("p{index} abandons {} for {}", in_flight.action.name(), action.name()));
             }
-            let event = format!("p{index} abandons {} for {}", flight.action.name(), action.name());
-            sitter.flight = None;
-            self.log(event);
             return;
         }
-        match action {
-            Action::Wait { .. } => {}
-            Action::Exit => {
+        let Some(kind) = kind(&action) else {
+            if action == Action::Exit {
                 sitter.session.close_now();
+                let stays_away_ms = sitter.stays_away_ms;
                 self.hosts[index].sitter = None;
-                self.hosts[index].returns = Some(now + self.rng.u64(300..4_000));
-                self.log(format!("p{index} sitter ended"));
+                self.hosts[index].returns = Some(now + stays_away_ms);
+                self.log(|| format!("p{index} sitter ended"));
             }
-            action => self.begin(index, action),
-        }
-    }
-
-    fn begin(&mut self, index: usize, action: Action) {
-        let now = self.now;
-        let (acts, ends) = match &action {
-            Action::Initialise | Action::Bootstrap { .. } | Action::Rejoin { .. } => (300..3_000, 20..200),
-            Action::Start(_) => (20..60, 100..2_000),
-            Action::Stop(_) => (20..200, 0..50),
-            Action::Promote { .. } => (20..150, 0..60),
-            _ => (0..60, 0..60),
+            return;
         };
-        let acts = now + self.rng.u64(acts);
-        let ends = acts + self.rng.u64(ends);
-        let host = &mut self.hosts[index];
-        let Some(sitter) = host.sitter.as_mut() else { return };
-        match &action {
-            Action::Bootstrap { .. } | Action::Initialise => host.postgres.data = Data::Incomplete,
-            Action::Rejoin { .. } => host.postgres.end(false),
-            Action::Configure(_) | Action::Start(_) | Action::Promote { .. } => sitter.confirmed = None,
-            _ => {}
+        // The fake shows news to whoever is not marked disconnected yet, cut off or not.
+        let fenced = match self.network.passes_to_zk(now, index) {
+            true => fence::check(&action, &sitter.session.view_now(), sitter.view.me.id),
+            false => fence::check(&action, &sitter.view.zk, sitter.view.me.id),
+        };
+        let unfenced = self.mutated(Mutation::Reinitialise) && action == Action::Initialise;
+        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
+        if let (Err(fenced), false) = (fenced, unfenced) {
+            sitter.tracker.finished(now, &action, Some(fenced.to_string()));
+            return;
         }
-        sitter.flight = Some(Flight { action, began: now, acts, ends, acted: None });
+        let next = now + self.rng.u64(0..20);
+        sitter.flight = Some(Flight { action, kind, began: now, step: 0, next, sent: None });
     }
 
     /// Takes the action in flight further.
     pub(super) fn progress(&mut self, index: usize) {
-        let now = self.now;
-        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
-        let Some(mut flight) = sitter.flight.take() else { return };
-        if flight.acted.is_none() && flight.acts <= now {
-            flight.acted = Some(self.effect(index, &flight.action));
-        }
-        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
-        if flight.ends > now || flight.acted.is_none() {
-            sitter.flight = Some(flight);
+        loop {
+            let now = self.now;
+            let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
+            let Some(mut flight) = sitter.flight.take_if(|flight| flight.next <= now) else { return };
+            let step = flight.step;
+            let result = self.step_of(index, &mut flight);
+            let problem = match result {
+                Ok(Next::Again(ms)) => {
+                    flight.next = now + ms;
+                    if let Some(sitter) = self.hosts[index].sitter.as_mut() {
+                        sitter.flight = Some(flight);
+                    }
+                    return;
+                }
+                Ok(Next::After(ms)) => {
+                    (flight.step, flight.next) = (step + 1, now + ms);
+                    let kind = flight.kind;
+                    if let Some(sitter) = self.hosts[index].sitter.as_mut() {
+                        sitter.flight = Some(flight);
+                    }
+                    self.crash_at(index, kind, step);
+                    continue;
+                }
+                Ok(Next::Done) => None,
+                Err(problem) => Some(problem),
+            };
+            if let Some(problem) = &problem {
+                self.log(|| format!("p{index} {} failed: {problem}", flight.action.name()));
+            }
+            self.counts.actions += 1;
+            let postgres = &self.hosts[index].postgres;
+            let (data, server) = (postgres.data.clone(), postgres.observe(now));
+            let record = postgres.record.clone();
+            if let Some(sitter) = self.hosts[index].sitter.as_mut() {
+                // What it is left with is seen before anything else is decided.
+                (sitter.view.local.data, sitter.view.local.server) = (data, server);
+                sitter.view.local.config = record.filter(|(_, confirmed)| *confirmed).map(|(config, _)| config);
+                sitter.tracker.finished(now, &flight.action, problem);
+                sitter.decides = now;
+            }
+            self.crash_at(index, flight.kind, step);
             return;
         }
-        let result = flight.acted.clone().unwrap_or(Ok(())).and_then(|()| self.finish(index, &flight.action));
-        let problem = result.err();
-        if let Some(problem) = &problem {
-            self.log(format!("p{index} {} failed: {problem}", flight.action.name()));
+    }
+
+    /// A planned crash at this step.
+    fn crash_at(&mut self, index: usize, kind: Kind, step: usize) {
+        let planned =
+            |fault: &Fault| matches!(fault, Fault::CrashAt { action, step: at, .. } if *action == kind && *at == step);
+        let Some(place) = self.armed.iter().position(planned) else { return };
+        let Fault::CrashAt { crash, for_ms, .. } = self.armed.remove(place) else { return };
+        self.counts.torn += 1;
+        self.log(|| format!("!!!! p{index} ends after step {step} of {kind:?}"));
+        let who = Target::Peer(index);
+        self.apply(match crash {
+            Crash::Sitter => Fault::KillSitter { who, for_ms },
+            Crash::Postgres => Fault::KillPostgres { who },
+            Crash::Power => Fault::PowerOff { who, for_ms },
+        });
+    }
+
+    fn step_of(&mut self, index: usize, flight: &mut Flight) -> Result<Next, String> {
+        if flight.step == 0 && flight.kind != Kind::WriteState && self.rng.u8(..) < 4 && !self.is_setting_up() {
+            return Err("it just failed".to_owned());
         }
-        if let Some(sitter) = self.hosts[index].sitter.as_mut() {
-            sitter.tracker.finished(now, &flight.action, problem);
+        match &flight.action {
+            Action::Wait { .. } | Action::Exit => Ok(Next::Done),
+            Action::Drain { .. } if flight.step == 0 => Ok(self.delay(0..300)),
+            Action::Drain { .. } => Ok(Next::Done),
+            Action::WriteState { .. } => self.write(index, flight),
+            Action::JoinElection | Action::LeaveElection => self.election(index, flight),
+            Action::Start(config) => self.start(index, flight.step, config),
+            Action::Configure(config) => self.configure(index, flight.step, config),
+            Action::Stop(mode) => Ok(self.stop(index, flight.step, *mode)),
+            Action::Promote { config, timeline } => {
+                let timeline = timeline.map_or(0, |timeline| timeline.0);
+                self.promote(index, flight.step, config, timeline)
+            }
+            Action::Initialise => Ok(self.initialise(index, flight.step)),
+            Action::Bootstrap { source } => self.bootstrap(index, flight.step, *source),
+            Action::Rejoin { source, from, .. } => self.rejoin(index, flight.step, *source, *from),
         }
     }
 
-    fn effect(&mut self, index: usize, action: &Action) -> Result<(), String> {
+    fn delay(&mut self, range: std::ops::Range<u64>) -> Next {
+        let long = self.rng.u64(range);
+        Next::After(if self.is_setting_up() { long / 20 } else { long })
+    }
+
+    fn start(&mut self, index: usize, step: usize, config: &ServerConfig) -> Result<Next, String> {
         let now = self.now;
-        let fails = self.rng.u8(..) < 6;
-        let id = self.new_id();
-        let ready = now + self.rng.u64(50..1_500);
-        let mut rng = self.rng.fork();
-        let delay = || if rng.u8(..) < 60 { rng.u64(0..1_500) } else { rng.u64(0..100) };
+        let ready = now + if self.is_setting_up() { 20 } else { self.rng.u64(50..1_500) };
         let host = &mut self.hosts[index];
-        match action {
-            Action::WriteState { .. } => return self.write(index, action),
-            Action::JoinElection | Action::LeaveElection => return self.election(index, action),
-            _ if fails => return Err("it just failed".to_owned()),
-            Action::Start(config) => host.postgres.start(config, ready)?,
-            Action::Configure(config) => {
-                if !host.postgres.is_running() {
+        match step {
+            0 => {
+                host.postgres.prepare_start(config)?;
+                Ok(self.delay(10..40))
+            }
+            1 => {
+                if now < host.postgres.full_until {
+                    return Err("no space left on device".to_owned());
+                }
+                if !matches!(host.postgres.process, Process::Down { .. }) {
+                    return Err("it runs".to_owned());
+                }
+                host.postgres.spawn(ready);
+                Ok(self.delay(100..1_600))
+            }
+            _ => match host.postgres.process {
+                // A long recovery: it comes up by itself, its configuration unconfirmed.
+                Process::Starting { .. } => Ok(Next::Done),
+                _ => self.confirm(index, config),
+            },
+        }
+    }
+
+    fn configure(&mut self, index: usize, step: usize, config: &ServerConfig) -> Result<Next, String> {
+        let postgres = &mut self.hosts[index].postgres;
+        match step {
+            0 => {
+                if !postgres.is_running() {
                     return Err("PostgreSQL does not run".to_owned());
                 }
-                let opens = host.postgres.is_primary() && !host.postgres.serves() && config.gate == Gate::Open;
-                host.postgres.reload(now, config, delay);
-                if opens && let Synchronous::Peer(sync) = config.synchronous {
-                    self.check_opening(index, sync);
+                if (config.recovery == Recovery::Primary) == postgres.standby {
+                    return Err("it is in another role".to_owned());
                 }
+                postgres.record = Some((config.clone(), false));
+                Ok(self.delay(0..40))
             }
-            Action::Promote { config, timeline } => {
-                if !host.postgres.is_running() || !host.postgres.standby {
+            1 => {
+                self.reload(index, config)?;
+                Ok(self.delay(0..60))
+            }
+            _ => self.confirm(index, config),
+        }
+    }
+
+    fn reload(&mut self, index: usize, config: &ServerConfig) -> Result<(), String> {
+        let now = self.now;
+        let mut rng = self.rng.fork();
+        let delay = || if rng.u8(..) < 60 { rng.u64(0..1_500) } else { rng.u64(0..100) };
+        let postgres = &mut self.hosts[index].postgres;
+        if !postgres.is_running() {
+            return Err("PostgreSQL does not run".to_owned());
+        }
+        let opens = postgres.is_primary() && !postgres.serves() && config.gate == Gate::Open;
+        postgres.reload(now, config, delay);
+        if opens && let Synchronous::Peer(sync) = config.synchronous {
+            self.check_opening(index, number(sync));
+        }
+        Ok(())
+    }
+
+    /// The configuration is in effect, as far as the postmaster goes; walsenders may lag behind.
+    fn confirm(&mut self, index: usize, config: &ServerConfig) -> Result<Next, String> {
+        let postgres = &mut self.hosts[index].postgres;
+        let detached = config.recovery != Recovery::Detached || postgres.receiver.is_none();
+        let role = (config.recovery == Recovery::Primary) != postgres.standby;
+        if !postgres.is_running() || postgres.config.as_ref() != Some(config) || !detached || !role {
+            return Err("the configuration is not in effect".to_owned());
+        }
+        postgres.record = Some((config.clone(), true));
+        Ok(Next::Done)
+    }
+
+    fn stop(&mut self, index: usize, step: usize, mode: StopMode) -> Next {
+        let hung = matches!(self.hosts[index].postgres.process, Process::Hung { .. });
+        match step {
+            0 if hung && mode == StopMode::Fast => self.delay(1_000..2_000),
+            0 => self.delay(20..250),
+            _ => {
+                self.hosts[index].postgres.end(false);
+                Next::Done
+            }
+        }
+    }
+
+    fn promote(&mut self, index: usize, step: usize, config: &ServerConfig, timeline: u32) -> Result<Next, String> {
+        let now = self.now;
+        let asked = now + self.rng.u64(0..120);
+        let postgres = &mut self.hosts[index].postgres;
+        match step {
+            0 => {
+                if !postgres.is_running() || !postgres.standby {
                     return Err("not a running standby".to_owned());
                 }
-                if host.postgres.receiver.is_some() {
-                    return Err("the WAL receiver runs".to_owned());
+                let ready = postgres.record.as_ref().is_some_and(|(record, confirmed)| {
+                    *confirmed && record.recovery == Recovery::Detached && record.synchronous == config.synchronous
+                });
+                if !ready || postgres.receiver.is_some() {
+                    return Err("it is not detached".to_owned());
                 }
-                let timeline = timeline.map_or(0, |timeline| timeline.0);
-                host.postgres.promote(now, config, delay, Record { timeline, id });
+                Ok(self.delay(0..20))
             }
-            Action::Stop(_) => host.postgres.end(false),
-            Action::Initialise => host.postgres.initialise(format!("cluster-{id}")),
-            Action::Bootstrap { source } => {
-                let source = self.index(*source).ok_or("unknown source")?;
-                self.copy(index, source, false)?;
+            1 => {
+                if !postgres.is_running() {
+                    return Err("PostgreSQL does not run".to_owned());
+                }
+                postgres.promotes = Some((asked, timeline));
+                Ok(self.delay(0..60))
             }
-            Action::Rejoin { source, from, .. } => {
-                let source = self.index(*source).ok_or("unknown source")?;
-                self.rejoin(index, source, *from)?;
+            2 if postgres.is_running() && postgres.promotes.is_some() => Ok(Next::Again(20)),
+            2 => {
+                if !postgres.is_primary() {
+                    return Err("it did not leave recovery".to_owned());
+                }
+                postgres.record = Some((config.clone(), false));
+                self.reload(index, config)?;
+                Ok(self.delay(0..60))
             }
-            Action::Wait { .. } | Action::Exit | Action::Drain { .. } => {}
+            _ => self.confirm(index, config),
         }
-        Ok(())
     }
 
-    /// Rule 7: what a restarted primary shows is on its sync.
-    fn check_opening(&mut self, index: usize, sync: PeerId) {
+    fn initialise(&mut self, index: usize, step: usize) -> Next {
+        let id = self.new_id();
+        let postgres = &mut self.hosts[index].postgres;
+        if step == 0 {
+            postgres.data = Data::Incomplete;
+            return self.delay(300..2_000);
+        }
+        postgres.initialise(format!("cluster-{id}"));
+        Next::Done
+    }
+
+    /// Rule 7: what a restarted primary shows is on its sync, and from now on counts as acknowledged.
+    pub(super) fn check_opening(&mut self, index: usize, sync: usize) {
         let postgres = &self.hosts[index].postgres;
         let shown = &postgres.wal.records[..postgres.found];
-        let Some(sync) = self.index(sync) else { return };
+        if !matches!(self.hosts[sync].postgres.data, Data::Present(_)) {
+            // It had it, and lost its disk since.
+            return;
+        }
         if self.hosts[sync].postgres.wal.records.get(..postgres.found) != Some(shown) {
-            self.violation = Some(format!("p{index} opens its gate, but its sync p{sync} lacks what it shows"));
+            self.violation =
+                Some(format!("p{index} opens its gate, but its sync p{sync} lacks what it shows (rule 7)"));
         }
     }
 
-    fn copy(&mut self, index: usize, source: usize, from_primary: bool) -> Result<(), String> {
-        let fit = |postgres: &Postgres| postgres.is_running() && (!from_primary || !postgres.standby);
-        if !self.linked(index, source) || !fit(&self.hosts[source].postgres) {
+    fn copy(&mut self, index: usize, source: usize, from_primary: bool) -> Result<Next, String> {
+        let linked = self.linked(index, source);
+        let Ok([target, source]) = self.hosts.get_disjoint_mut([index, source]) else {
+            return Err("unknown source".to_owned());
+        };
+        if !linked || !source.postgres.is_running() || (from_primary && source.postgres.standby) {
+            target.postgres.data = Data::Incomplete;
+            return Err("the source went away".to_owned());
+        }
+        target.postgres.copy_from(&source.postgres);
+        self.counts.copies += 1;
+        Ok(Next::Done)
+    }
+
+    fn bootstrap(&mut self, index: usize, step: usize, source: PeerId) -> Result<Next, String> {
+        let source = number(source);
+        if !self.linked(index, source) || !self.hosts[source].postgres.is_running() {
             return Err("the source is not there".to_owned());
         }
-        let source = self.hosts[source].postgres.clone();
-        self.hosts[index].postgres.copy_from(&source);
-        Ok(())
+        if step == 0 {
+            self.hosts[index].postgres.end(false);
+            self.hosts[index].postgres.data = Data::Incomplete;
+            return Ok(self.delay(300..2_500));
+        }
+        self.copy(index, source, false)
     }
 
-    fn rejoin(&mut self, index: usize, source: usize, from: Rung) -> Result<(), String> {
-        let postgres = &self.hosts[index].postgres;
-        let upstream = &self.hosts[source].postgres;
-        let follows = upstream.accepts(postgres.wal.timeline(), postgres.wal.len()).is_ok();
-        if from == Rung::AsIs && follows && self.linked(index, source) && upstream.is_primary() {
-            self.hosts[index].postgres.standby = true;
-            return Ok(());
+    fn rejoin(&mut self, index: usize, step: usize, source: PeerId, from: Rung) -> Result<Next, String> {
+        let source = number(source);
+        if step == 0 {
+            self.hosts[index].postgres.end(false);
+            return Ok(self.delay(20..150));
         }
-        if self.rng.u8(..) < 30 {
-            self.hosts[index].postgres.data = Data::Incomplete;
+        if step == 2 {
+            return self.copy(index, source, true);
+        }
+        let (postgres, upstream) = (&self.hosts[index].postgres, &self.hosts[source].postgres);
+        if !self.linked(index, source) || !upstream.is_primary() {
+            return Err("the source is not there, or not out of recovery".to_owned());
+        }
+        let follows = upstream.accepts(postgres.wal.timeline(), postgres.wal.len()).is_ok();
+        let as_is = from == Rung::AsIs && follows && matches!(postgres.data, Data::Present(_));
+        let postgres = &mut self.hosts[index].postgres;
+        if as_is {
+            postgres.standby = true;
+            return Ok(Next::Done);
+        }
+        postgres.data = Data::Incomplete;
+        if self.rng.u8(..) < 20 {
             return Err("interrupted half-way".to_owned());
         }
-        self.copy(index, source, true)
+        Ok(self.delay(300..2_500))
     }
 
-    fn election(&mut self, index: usize, action: &Action) -> Result<(), String> {
+    fn election(&mut self, index: usize, flight: &Flight) -> Result<Next, String> {
+        if flight.step > 0 {
+            return Ok(Next::Done);
+        }
         let reaches = self.reaches_zk(index);
         let host = &self.hosts[index];
-        let Some(sitter) = &host.sitter else { return Ok(()) };
+        let Some(sitter) = &host.sitter else { return Ok(Next::Done) };
         if !reaches {
             return Err("ZooKeeper does not answer".to_owned());
         }
-        let result = match action {
+        let result = match flight.action {
             Action::JoinElection => sitter.session.join_now(host.peer.clone()),
             _ => sitter.session.leave_now(),
         };
-        result.map_err(|error| error.to_string())
+        result.map_err(|error| error.to_string())?;
+        Ok(self.delay(0..40))
     }
 
-    fn write(&mut self, index: usize, action: &Action) -> Result<(), String> {
-        let Action::WriteState { expected, state } = action else { return Ok(()) };
+    fn write(&mut self, index: usize, flight: &mut Flight) -> Result<Next, String> {
+        let Action::WriteState { expected, state } = &flight.action else { return Ok(Next::Done) };
+        if let Some(result) = flight.sent.take() {
+            return result.map(|()| Next::Done);
+        }
+        let mut expected = *expected;
+        if self.mutated(Mutation::WriteAnyVersion) {
+            expected = match self.zk.state() {
+                StateNode::Valid { version, .. } => Some(version),
+                _ => None,
+            };
+        }
         let reaches = self.reaches_zk(index);
         let arrives = self.now + self.rng.u64(0..3_000);
         let late = self.rng.u8(..) < 100;
         let unanswered = self.rng.u8(..) < 8;
-        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return Ok(()) };
-        if !reaches || sitter.session.view_now().session != Session::Connected {
+        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return Ok(Next::Done) };
+        if !reaches || sitter.session.link() != Session::Connected {
             if late {
-                sitter.straggler =
-                    Some(Straggler { arrives, expected: *expected, state: Arc::unwrap_or_clone(state.clone()) });
+                sitter.straggler = Some(Straggler { arrives, expected, state: Arc::unwrap_or_clone(state.clone()) });
             }
             return self.unknown(index);
         }
-        let result = sitter.session.write_now(*expected, state);
-        if unanswered {
-            return self.unknown(index);
-        }
-        match result {
+        let result = sitter.session.write_now(expected, state);
+        flight.sent = Some(match result {
+            _ if unanswered => self.unknown(index).map(drop),
             Ok(_) => Ok(()),
-            Err(ZkError::Unknown(_)) => self.unknown(index),
+            Err(ZkError::Unknown(_)) => self.unknown(index).map(drop),
             Err(error) => Err(error.to_string()),
-        }
+        });
+        Ok(self.delay(0..60))
     }
 
     /// The client never learns what became of its write, and shows itself disconnected.
-    fn unknown(&mut self, index: usize) -> Result<(), String> {
+    fn unknown(&mut self, index: usize) -> Result<Next, String> {
         if let Some(sitter) = self.hosts[index].sitter.as_mut() {
             sitter.uncertain = true;
             sitter.session.disconnect();
-            sitter.zk.session = Session::Disconnected;
+            sitter.view.zk.session = Session::Disconnected;
         }
         Err("no answer to the state write".to_owned())
-    }
-
-    /// The sitter learns that its action is done; a configuration is confirmed if it is in effect.
-    fn finish(&mut self, index: usize, action: &Action) -> Result<(), String> {
-        let now = self.now;
-        let host = &mut self.hosts[index];
-        let Some(sitter) = host.sitter.as_mut() else { return Ok(()) };
-        match action {
-            Action::Start(config) | Action::Configure(config) | Action::Promote { config, .. } => {
-                if matches!((action, host.postgres.process), (Action::Start(_), Process::Starting { .. })) {
-                    // A long recovery: it comes up by itself, its configuration unconfirmed.
-                    return Ok(());
-                }
-                let detached = config.recovery != Recovery::Detached || host.postgres.receiver.is_none();
-                if !host.postgres.is_running() || host.postgres.config.as_ref() != Some(config) || !detached {
-                    return Err("the configuration is not in effect".to_owned());
-                }
-                sitter.confirmed = Some(config.clone());
-            }
-            Action::Stop(_) if !matches!(host.postgres.process, Process::Down { .. }) => {
-                return Err("it still runs".to_owned());
-            }
-            _ => {}
-        }
-        sitter.local.data = host.postgres.data.clone();
-        sitter.local.server = host.postgres.observe(now);
-        Ok(())
     }
 }

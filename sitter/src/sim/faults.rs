@@ -1,206 +1,354 @@
-//! What breaks when.
+//! What breaks, and how.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole, Role};
 
-use super::postgres::Process;
+use super::host::Straggler;
+use super::network::Flapping;
+use super::plan::{Direction, Fault, Operation, Target};
+use super::postgres::{Process, number, peer_id};
 use super::world::{SESSION_MS, World};
+use crate::machine::action::Action;
+use crate::machine::local::Synchronous;
 
-pub(super) struct Faults {
-    next: u64,
-}
-
-impl Faults {
-    /// The first fault comes when the shard may just have been set up, or not.
-    pub(super) fn new() -> Self {
-        Self { next: 2_000 }
+impl World {
+    fn resolve(&self, target: Target) -> usize {
+        let state = match &self.lost_state {
+            Some((.., state)) => Some(Arc::clone(state)),
+            None => self.zk.state().valid().map(|(_, state)| Arc::clone(state)),
+        };
+        let Some(state) = state else { return 0 };
+        let nth = |index: usize| state.async_peers.get(index).map(|peer| number(peer.id));
+        let sync = || state.sync_peer.as_ref().map(|peer| number(peer.id));
+        match target {
+            Target::Primary => number(state.primary.id),
+            Target::Sync => sync().unwrap_or(0),
+            Target::Async => nth(0).or_else(sync).unwrap_or(0),
+            Target::SecondAsync => nth(1).or_else(|| nth(0)).unwrap_or(0),
+            Target::Peer(number) => number % self.hosts.len(),
+        }
     }
 
-    pub(super) fn step(&mut self, world: &mut World) {
-        if let Some((_, peer)) = world.doomed.take_if(|(at, _)| *at <= world.now)
-            && let Some(host) = world.index(peer)
-        {
-            power_off(world, host);
-        }
-        if world.now < self.next {
-            return;
-        }
-        // Bursts of faults, and quiet times between them.
-        self.next = world.now + if world.rng.bool() { world.rng.u64(20..600) } else { world.rng.u64(500..6_000) };
-        let primary = world.zk.state().valid().and_then(|(_, state)| world.index(state.primary.id));
-        let any = world.rng.usize(0..world.hosts.len());
-        let host = if world.rng.bool() { primary.unwrap_or(any) } else { any };
-        let other = world.rng.usize(0..world.hosts.len());
-        let long = world.rng.u64(200..8_000);
-        let until = world.now + long;
-        match world.rng.u8(0..24) {
-            0 => kill_sitter(world, host),
-            1 => kill_postgres(world, host),
-            2 => {
-                kill_postgres(world, host);
-                kill_sitter(world, host);
+    /// `fault` happens.
+    pub(super) fn apply(&mut self, fault: Fault) {
+        let now = self.now;
+        self.log(|| format!("!!!! {fault:?}"));
+        match fault {
+            Fault::KillSitter { who, for_ms } => self.kill_sitter(self.resolve(who), for_ms),
+            Fault::KillPostgres { who } => self.kill_postgres(self.resolve(who)),
+            Fault::KillBoth { who, for_ms } => {
+                let who = self.resolve(who);
+                self.kill_postgres(who);
+                self.kill_sitter(who, for_ms);
             }
-            3 | 4 => power_off(world, host),
-            5 => cut(world, host, other, until, true),
-            6 => cut(world, host, other, until, false),
-            7 | 8 => {
-                let zk_too = world.rng.bool();
-                world.log(format!("!!!! p{host} isolated for {long} ms, from ZooKeeper too: {zk_too}"));
-                (0..world.hosts.len()).for_each(|peer| {
-                    world.cuts.insert((host, peer), until);
-                    world.cuts.insert((peer, host), until);
-                });
-                if zk_too {
-                    world.zk_cuts.insert(host, until);
+            Fault::PowerOff { who, for_ms } => self.power_off(self.resolve(who), for_ms),
+            Fault::Cut { from, to, both_ways, for_ms } => {
+                let (from, to) = (self.resolve(from), self.resolve(to));
+                self.network.cut(from, to, now + for_ms);
+                if both_ways {
+                    self.network.cut(to, from, now + for_ms);
                 }
             }
-            9 => {
-                world.log(format!("!!!! p{host} cut from ZooKeeper for {long} ms"));
-                world.zk_cuts.insert(host, until);
+            Fault::Isolate { who, direction, zk, for_ms } => self.isolate(self.resolve(who), direction, zk, for_ms),
+            Fault::Split { first, zk_with_first, for_ms } => {
+                for one in 0..self.hosts.len() {
+                    for other in (0..self.hosts.len()).filter(|other| (*other < first) != (one < first)) {
+                        self.network.cut(one, other, now + for_ms);
+                    }
+                    if (one < first) != zk_with_first {
+                        self.network.cut_zk(one, now + for_ms);
+                    }
+                }
             }
-            10 => {
-                world.log(format!("!!!! ZooKeeper down for {long} ms"));
-                world.zk_down_until = until;
+            Fault::Flap { who, zk, up_ms, down_ms, for_ms } => {
+                let who = self.resolve(who);
+                let until = now + for_ms;
+                self.network.flapping = Some(Flapping { who, zk, up_ms, down_ms, until, next: now, down: false });
             }
-            11 => pause_sitter(world, host, until),
-            12 => hang(world, host, u64::MAX),
-            13 => {
-                pause_sitter(world, host, until);
-                hang(world, host, until);
+            Fault::BadNetwork { delay_ms, loss_percent, for_ms } => {
+                let network = &mut self.network;
+                (network.delay_ms, network.loss_percent, network.bad_until) = (delay_ms, loss_percent, now + for_ms);
             }
-            14 => {
-                if let Some(sitter) = &world.hosts[host].sitter {
+            Fault::CutZooKeeper { who, for_ms } => self.network.cut_zk(self.resolve(who), now + for_ms),
+            Fault::ZooKeeperDown { for_ms } => self.network.zk_down_until = now + for_ms,
+            Fault::WipeZooKeeper { for_ms } => self.lose_state(now + for_ms, false),
+            Fault::CorruptState { for_ms } => self.lose_state(now + for_ms, true),
+            Fault::ExpireSession { who } => {
+                if let Some(sitter) = &self.hosts[self.resolve(who)].sitter {
                     sitter.session.expire();
-                    world.log(format!("!!!! p{host} session ended"));
                 }
             }
-            15 => {
-                let now = world.now;
-                if let Some(sitter) = world.hosts[host].sitter.as_mut() {
+            Fault::JumpClock { who, by_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].clock_jump_ms += by_ms;
+            }
+            Fault::Doom { .. } | Fault::CrashAt { .. } => self.armed.push(fault),
+            Fault::Operate { operation } => self.operate(operation),
+            fault => self.apply_to_host(fault),
+        }
+    }
+
+    /// Those that concern one process or one disk.
+    fn apply_to_host(&mut self, fault: Fault) {
+        let now = self.now;
+        match fault {
+            Fault::LateViews { who, for_ms } => {
+                let who = self.resolve(who);
+                if let Some(sitter) = self.hosts[who].sitter.as_mut() {
+                    sitter.blind_until = now + for_ms;
+                }
+            }
+            Fault::PauseSitter { who, for_ms } => self.pause_sitter(self.resolve(who), for_ms),
+            Fault::PausePostgres { who, for_ms } => self.hang(self.resolve(who), for_ms),
+            Fault::PauseBoth { who, for_ms } => {
+                let who = self.resolve(who);
+                self.pause_sitter(who, for_ms);
+                self.hang(who, Some(for_ms));
+            }
+            Fault::SlowDisk { who, for_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].postgres.slow_until = now + for_ms;
+            }
+            Fault::DiskFull { who, for_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].postgres.full_until = now + for_ms;
+            }
+            Fault::DiskLow { who, for_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].postgres.low_until = now + for_ms;
+            }
+            Fault::DiskLost { who, for_ms } => self.lose_disk(self.resolve(who), for_ms),
+            Fault::StallReplay { who, for_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].postgres.replay_stalls_until = now + for_ms;
+            }
+            Fault::Lag { who, for_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].postgres.lags_until = now + for_ms;
+            }
+            Fault::RecycleWal { who } => {
+                let who = self.resolve(who);
+                let postgres = &mut self.hosts[who].postgres;
+                let needed = postgres.senders.iter().flatten().map(|sender| sender.flush).min();
+                postgres.kept_from = needed.unwrap_or(postgres.flushed).min(postgres.flushed);
+            }
+            Fault::StopSitter { who, for_ms } => {
+                let who = self.resolve(who);
+                if let Some(sitter) = self.hosts[who].sitter.as_mut() {
                     sitter.stopping_since.get_or_insert(now);
-                    world.log(format!("!!!! p{host} asked to stop"));
+                    (sitter.stays_away_ms, sitter.decides) = (for_ms, now);
                 }
             }
-            16 => freeze(world, true),
-            17 => freeze(world, false),
-            18 => ask_to_promote(world, other),
-            19 | 20 => {
-                world.log(format!("!!!! p{host} replay stalls for {long} ms"));
-                world.hosts[host].postgres.replay_stalls_until = until;
-            }
-            21 | 22 => {
-                world.log(format!("!!!! p{other} lags for {long} ms"));
-                world.hosts[other].postgres.lags_until = until;
-            }
-            _ => {
-                world.log(format!("!!!! p{host} slow disk for {long} ms"));
-                world.hosts[host].postgres.slow_until = until;
-            }
+            _ => {}
+        }
+    }
+
+    /// Planned for a moment that has come.
+    pub(super) fn due_faults(&mut self) {
+        let now = self.now;
+        if let Some(place) = self.doomed.iter().position(|(at, ..)| *at <= now) {
+            let (_, who, for_ms) = self.doomed.remove(place);
+            self.power_off(who, for_ms);
+        }
+    }
+
+    /// `primary` has just been named.
+    pub(super) fn doom(&mut self, primary: usize) {
+        if let Some(place) = self.armed.iter().position(|fault| matches!(fault, Fault::Doom { .. }))
+            && let Fault::Doom { after_ms, for_ms } = self.armed.remove(place)
+        {
+            self.doomed.push((self.now + after_ms, primary, for_ms));
         }
     }
 
     /// Everything that was broken works again.
-    pub(super) fn heal(&self, world: &mut World) {
-        world.cuts.clear();
-        world.zk_cuts.clear();
-        world.zk_down_until = 0;
-        freeze(world, false);
-        for host in &mut world.hosts {
+    pub(super) fn repair(&mut self) {
+        let now = self.now;
+        self.network.heal();
+        self.armed.clear();
+        self.doomed.clear();
+        if let Some((until, ..)) = &mut self.lost_state {
+            *until = now;
+        }
+        self.restore_state();
+        self.operate(Operation::Unfreeze);
+        for host in &mut self.hosts {
+            host.clock_jump_ms = 0;
             if let Some(at) = &mut host.returns {
-                *at = world.now;
+                *at = now;
             }
             if let Some(sitter) = &mut host.sitter {
-                sitter.paused_until = sitter.paused_until.min(world.now);
+                (sitter.paused_until, sitter.blind_until) = (sitter.paused_until.min(now), 0);
+                sitter.stays_away_ms = sitter.stays_away_ms.min(1_000);
             }
-            host.postgres.hangs_until = host.postgres.hangs_until.map(|until| until.min(world.now));
-            host.postgres.slow_until = 0;
+            let postgres = &mut host.postgres;
+            postgres.hangs_until = postgres.hangs_until.map(|until| until.min(now));
+            (postgres.slow_until, postgres.full_until, postgres.low_until) = (0, 0, 0);
+            (postgres.replay_stalls_until, postgres.lags_until) = (0, 0);
         }
     }
-}
 
-/// An operator's hand: a change of the state by compare-and-set.
-fn operate(world: &mut World, what: &str, change: impl FnOnce(&mut ClusterState)) {
-    let node = world.zk.state();
-    let Some((version, state)) = node.valid() else { return };
-    if world.now < world.zk_down_until {
-        return;
+    fn isolate(&mut self, who: usize, direction: Direction, zk: bool, for_ms: u64) {
+        let until = self.now + for_ms;
+        for other in 0..self.hosts.len() {
+            if direction != Direction::Outgoing {
+                self.network.cut(other, who, until);
+            }
+            if direction != Direction::Incoming {
+                self.network.cut(who, other, until);
+            }
+        }
+        if zk {
+            self.network.cut_zk(who, until);
+        }
     }
-    let mut state = ClusterState::clone(state);
-    change(&mut state);
-    let hand = world.zk.session();
-    hand.connect();
-    let result = hand.write_now(Some(version), &state);
-    hand.close_now();
-    world.log(format!("!!!! operator: {what}: {result:?}"));
-}
 
-fn freeze(world: &mut World, frozen: bool) {
-    operate(world, if frozen { "freeze" } else { "unfreeze" }, |state| {
-        state.freeze = frozen.then_some(Freeze::Flag(true));
-    });
-}
+    fn kill_sitter(&mut self, host: usize, for_ms: u64) {
+        let expires = self.now + SESSION_MS - self.rng.u64(0..600);
+        if let Some(mut sitter) = self.hosts[host].sitter.take() {
+            sitter.session.disconnect();
+            let unsent = sitter.flight.take().filter(|flight| flight.sent.is_none());
+            if let Some(Action::WriteState { expected, state }) = unsent.map(|flight| flight.action) {
+                // The kernel sends what a dead process wrote to its socket.
+                let arrives = self.now + self.rng.u64(0..1_500);
+                let state = Arc::unwrap_or_clone(state);
+                sitter.straggler = Some(Straggler { arrives, expected, state });
+            }
+            if let Some(straggler) = sitter.straggler.take() {
+                self.late_writes.push((straggler, sitter.session.clone()));
+            }
+            self.orphans.push((expires, sitter.session));
+            self.zk_silent_since[host] = None;
+            self.hosts[host].returns = Some(self.now + for_ms);
+        }
+    }
 
-fn ask_to_promote(world: &mut World, host: usize) {
-    let id = world.hosts[host].id();
-    let expire_time = Timestamp::from_millisecond(i64::try_from(world.now).unwrap_or(0) + 30_000).unwrap_or_default();
-    operate(world, &format!("promote p{host}"), |state| {
-        let (role, async_index) = match state.role_of(id) {
-            Role::Sync => (PromoteRole::Sync, None),
-            Role::Async(index) => (PromoteRole::Async, Some(index)),
-            _ => return,
+    fn kill_postgres(&mut self, host: usize) {
+        if !matches!(self.hosts[host].postgres.process, Process::Down { .. }) {
+            self.hosts[host].postgres.end(true);
+        }
+    }
+
+    fn power_off(&mut self, host: usize, for_ms: u64) {
+        self.log(|| format!("!!!! p{host} power off"));
+        self.kill_postgres(host);
+        self.kill_sitter(host, for_ms);
+        self.hosts[host].up = false;
+        self.hosts[host].returns = Some(self.now + for_ms);
+    }
+
+    fn pause_sitter(&mut self, host: usize, for_ms: u64) {
+        if let Some(sitter) = self.hosts[host].sitter.as_mut() {
+            sitter.paused_until = self.now + for_ms;
+        }
+    }
+
+    fn hang(&mut self, host: usize, for_ms: Option<u64>) {
+        let now = self.now;
+        let postgres = &mut self.hosts[host].postgres;
+        if postgres.is_running() {
+            postgres.process = Process::Hung { since: now };
+            postgres.hangs_until = Some(now + for_ms.unwrap_or(1 << 40));
+        }
+    }
+
+    /// What it sent and has not arrived is lost with its disk: messages are told from its WAL when they
+    /// arrive, and it has none any more.
+    fn take_disk(&mut self, host: usize, for_ms: u64) {
+        self.power_off(host, for_ms);
+        self.hosts[host].postgres.lose_disk();
+        for other in &mut self.hosts {
+            if let Some(receiver) = other.postgres.receiver.as_mut().filter(|receiver| receiver.upstream == host) {
+                receiver.coming.clear();
+            }
+        }
+    }
+
+    /// Only of one that nothing depends on, or of the sync of a primary that has everything: who loses the
+    /// disks of both loses data.
+    fn lose_disk(&mut self, host: usize, for_ms: u64) {
+        let state = match &self.lost_state {
+            Some((.., state)) => Some(Arc::clone(state)),
+            None => self.zk.state().valid().map(|(_, state)| Arc::clone(state)),
         };
-        state.promote = Some(Promote { id, role, async_index, generation: state.generation, expire_time });
-    });
-}
-
-fn kill_sitter(world: &mut World, host: usize) {
-    let expires = world.now + SESSION_MS - world.rng.u64(0..600);
-    let returns = world.now + world.rng.u64(100..6_000);
-    if let Some(sitter) = world.hosts[host].sitter.take() {
-        sitter.session.disconnect();
-        world.orphans.push((expires, sitter.session));
-        world.hosts[host].returns = Some(returns);
-        world.log(format!("!!!! p{host} sitter killed"));
+        let Some(state) = state else { return };
+        let needed = [Some(number(state.primary.id)), state.sync_peer.as_ref().map(|peer| number(peer.id))];
+        let in_flight = self.hosts.iter().any(|other| {
+            let straggler = other.sitter.as_ref().is_some_and(|sitter| sitter.straggler.is_some() || sitter.uncertain);
+            let flight = other.sitter.as_ref().and_then(|sitter| sitter.flight.as_ref());
+            let acts = |flight: &super::host::Flight| !matches!(flight.action, Action::JoinElection);
+            straggler || flight.is_some_and(acts)
+        });
+        // Who is required to acknowledge, or was, holds what was acknowledged.
+        let required = |other: &super::host::Host| {
+            let configs = [other.postgres.config.as_ref(), other.postgres.record.as_ref().map(|(config, _)| config)];
+            configs.into_iter().flatten().any(|config| match config.synchronous {
+                Synchronous::Peer(peer) => number(peer) == host,
+                Synchronous::Both { new, old } => number(new) == host || number(old) == host,
+                Synchronous::Impossible | Synchronous::Nobody => false,
+            })
+        };
+        let about_to_be = in_flight || self.hosts.iter().any(required);
+        // See `lose_state`.
+        let another = self.lost_history && self.empty_hosts() >= 1;
+        // The primary has everything that its sync acknowledged.
+        let primary = &self.hosts[number(state.primary.id)].postgres;
+        let only = primary.config.as_ref().map(|config| config.synchronous) == Some(Synchronous::Peer(peer_id(host)));
+        let is_sync = needed[1] == Some(host);
+        if is_sync
+            && !another
+            && only
+            && primary.is_primary()
+            && !in_flight
+            && self.oracle.holds_everything("", primary).is_ok()
+        {
+            self.take_disk(host, for_ms);
+            return;
+        }
+        if needed.contains(&Some(host)) || about_to_be || another {
+            return;
+        }
+        self.take_disk(host, for_ms);
     }
-}
 
-fn kill_postgres(world: &mut World, host: usize) {
-    if !matches!(world.hosts[host].postgres.process, Process::Down { .. }) {
-        world.hosts[host].postgres.end(true);
-        world.log(format!("!!!! p{host} PostgreSQL killed"));
-    }
-}
-
-fn power_off(world: &mut World, host: usize) {
-    kill_postgres(world, host);
-    kill_sitter(world, host);
-    world.hosts[host].up = false;
-    let returns = world.now + world.rng.u64(1_000..12_000);
-    world.hosts[host].returns = Some(returns);
-    world.log(format!("!!!! p{host} power off"));
-}
-
-fn cut(world: &mut World, one: usize, other: usize, until: u64, both: bool) {
-    world.log(format!("!!!! p{one} to p{other} cut until {until}, both ways: {both}"));
-    world.cuts.insert((one, other), until);
-    if both {
-        world.cuts.insert((other, one), until);
-    }
-}
-
-fn pause_sitter(world: &mut World, host: usize, until: u64) {
-    if let Some(sitter) = world.hosts[host].sitter.as_mut() {
-        sitter.paused_until = until;
-        world.log(format!("!!!! p{host} sitter paused until {until}"));
-    }
-}
-
-fn hang(world: &mut World, host: usize, until: u64) {
-    let now = world.now;
-    let postgres = &mut world.hosts[host].postgres;
-    if postgres.is_running() {
-        postgres.process = Process::Hung { since: now };
-        postgres.hangs_until = Some(until);
-        world.log(format!("!!!! p{host} PostgreSQL hangs until {until}"));
+    /// An operator's hand: a change of the state by compare-and-set.
+    fn operate(&mut self, operation: Operation) {
+        let now = self.now;
+        let node = self.zk.state();
+        let Some((version, state)) = node.valid() else { return };
+        if now < self.network.zk_down_until {
+            return;
+        }
+        let mut state = ClusterState::clone(state);
+        match operation {
+            Operation::Freeze => state.freeze = Some(Freeze::Flag(true)),
+            Operation::Unfreeze => state.freeze = None,
+            Operation::ClearPromote => state.promote = None,
+            Operation::Reap(target) => {
+                let who = peer_id(self.resolve(target));
+                if self.zk.active().contains_key(&who) {
+                    return;
+                }
+                state.deposed.retain(|peer| peer.id != who);
+            }
+            Operation::Promote(target) => {
+                let id = peer_id(self.resolve(target));
+                let (role, async_index) = match state.role_of(id) {
+                    Role::Sync => (PromoteRole::Sync, None),
+                    Role::Async(index) => (PromoteRole::Async, Some(index)),
+                    _ => return,
+                };
+                let expires = i64::try_from(now).unwrap_or(0) + 30_000;
+                let expire_time = Timestamp::from_millisecond(expires).unwrap_or_default();
+                state.promote = Some(Promote { id, role, async_index, generation: state.generation, expire_time });
+            }
+        }
+        let hand = self.zk.session();
+        hand.connect();
+        let result = hand.write_now(Some(version), &state);
+        hand.close_now();
+        self.log(|| format!("!!!! operator: {operation:?}: {result:?}"));
     }
 }

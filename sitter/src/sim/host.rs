@@ -1,39 +1,38 @@
 //! A machine: a PostgreSQL, and a sitter process that runs the real core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use manatee_shared::cluster::{ClusterState, Peer};
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Version;
 use manatee_shared::zk::fake::FakeSession;
 
-use super::postgres::Postgres;
+use super::heartbeats::Poll;
+use super::plan::Kind;
+use super::postgres::{MOST_PEERS, Postgres};
+use crate::heartbeat::table::Table;
+use crate::heartbeat::{Answer, Timing};
 use crate::machine::action::Action;
-use crate::machine::local::{Data, Local, ServerConfig};
+use crate::machine::local::Local;
+use crate::machine::suspicion;
 use crate::machine::tracker::Tracker;
-use crate::machine::view::{InFlight, Observed, PeerHealth, Settings, View};
-use crate::machine::{suspicion, view};
+use crate::machine::view::{InFlight, Observed, Settings, View};
 
-/// What a heartbeat says.
-#[derive(Clone, Debug)]
-pub(super) struct Report {
-    pub(super) stopping: bool,
-    pub(super) down_ms: Option<u64>,
-    pub(super) suspects: std::collections::BTreeSet<PeerId>,
-    pub(super) data: Data,
-    pub(super) streaming: bool,
-    pub(super) generation: Option<u64>,
-}
+/// As the sitter's defaults.
+pub(super) const TIMING: Timing = Timing { interval: Duration::from_millis(100), suspicion: Duration::from_secs(1) };
 
-/// An action being executed.
+/// An action being executed, step by step.
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
     pub(super) action: Action,
+    pub(super) kind: Kind,
     pub(super) began: u64,
-    /// When its effect happens, and when the sitter knows.
-    pub(super) acts: u64,
-    pub(super) ends: u64,
-    pub(super) acted: Option<Result<(), String>>,
+    /// The step that is next, and when it is taken.
+    pub(super) step: usize,
+    pub(super) next: u64,
+    /// What became of a state write that was sent.
+    pub(super) sent: Option<Result<(), String>>,
 }
 
 /// A write on its way that nobody waits for any more.
@@ -47,104 +46,116 @@ pub(super) struct Straggler {
 /// A sitter process.
 pub(super) struct Sitter {
     pub(super) session: FakeSession,
+    /// Changes of ZooKeeper's that it has heard of.
+    pub(super) seen_revision: u64,
+    pub(super) table: Table,
+    pub(super) polls: [Poll; MOST_PEERS],
     pub(super) tracker: Tracker,
     pub(super) flight: Option<Flight>,
     pub(super) uncertain: bool,
     pub(super) straggler: Option<Straggler>,
     pub(super) stopping_since: Option<u64>,
-    pub(super) zk: manatee_shared::zk::View,
-    pub(super) local: Local,
-    /// The configuration that is known to be in effect.
-    pub(super) confirmed: Option<ServerConfig>,
-    pub(super) heard: BTreeMap<PeerId, (u64, Report)>,
-    pub(super) refused: BTreeMap<PeerId, bool>,
-    pub(super) report: Option<Report>,
+    /// It is started again this long after it was asked to stop and did.
+    pub(super) stays_away_ms: u64,
+    /// As last completed; `zk` and `local` as last heard of.
+    pub(super) view: View,
+    /// What its heartbeat says.
+    pub(super) answer: Option<Answer>,
     pub(super) last_reason: String,
     pub(super) paused_until: u64,
     /// What changes in ZooKeeper is not heard of until then.
     pub(super) blind_until: u64,
-    pub(super) resumed: u64,
+    /// When it decides next, and its last try to reach ZooKeeper.
+    pub(super) decides: u64,
 }
 
 impl Sitter {
-    pub(super) fn new(session: FakeSession, postgres: &Postgres, now: u64) -> Self {
-        let confirmed = if postgres.is_running() { postgres.config.clone() } else { None };
-        Self {
-            zk: session.view_now(),
-            session,
+    pub(super) fn new(session: FakeSession, me: &Peer, postgres: &Postgres, now: u64) -> Self {
+        let mut sitter = Self {
+            seen_revision: 0,
+            table: Table::new(TIMING),
+            polls: [const { Poll::new() }; MOST_PEERS],
             tracker: Tracker::new(),
             flight: None,
             uncertain: false,
             straggler: None,
             stopping_since: None,
-            local: Local {
-                data: postgres.data.clone(),
-                server: postgres.observe(now),
-                config: confirmed.clone(),
-                last_position: None,
+            stays_away_ms: 1_000,
+            view: View {
+                me: me.clone(),
+                now_ms: now,
+                wall_ms: 0,
+                zk: session.view_now(),
+                uncertain_write: false,
+                local: Local {
+                    data: postgres.data.clone(),
+                    server: postgres.observe(now),
+                    config: None,
+                    last_position: None,
+                },
+                disk_full: false,
+                health: BTreeMap::new(),
+                in_flight: None,
+                stopping_ms: None,
+                settings: Settings { rejoin_after_ms: 8_000, ..Settings::default() },
+                observed: Observed::default(),
             },
-            confirmed,
-            heard: BTreeMap::new(),
-            refused: BTreeMap::new(),
-            report: None,
+            session,
+            answer: None,
             last_reason: String::new(),
             paused_until: 0,
             blind_until: 0,
-            resumed: now,
-        }
-    }
-
-    /// The completed view; also renews what the heartbeat says.
-    pub(super) fn view(&mut self, me: &Peer, now: u64) -> View {
-        let mut view = View {
-            me: me.clone(),
-            now_ms: now,
-            wall_ms: i64::try_from(now).unwrap_or(0),
-            zk: self.zk.clone(),
-            uncertain_write: self.uncertain,
-            local: self.local.clone(),
-            disk_full: false,
-            health: self.health(now),
-            in_flight: self
-                .flight
-                .as_ref()
-                .map(|flight| InFlight { action: flight.action.clone(), for_ms: now - flight.began }),
-            stopping_ms: self.stopping_since.map(|since| now - since),
-            settings: Settings { rejoin_after_ms: 8_000, ..Settings::default() },
-            observed: Observed::default(),
+            decides: now,
         };
-        self.tracker.complete(&mut view);
-        self.report = Some(Report {
-            stopping: self.stopping_since.is_some(),
-            down_ms: view.observed.postgres_down_ms,
-            suspects: suspicion::suspects(&view),
-            data: view.local.data.clone(),
-            streaming: suspicion::streams(&view),
-            generation: view.zk.state.valid().map(|(_, state)| state.generation),
-        });
-        view
+        sitter.observe(postgres, now);
+        sitter
     }
 
-    fn health(&self, now: u64) -> BTreeMap<PeerId, PeerHealth> {
-        let mut health = BTreeMap::new();
-        for (&peer, (at, report)) in &self.heard {
-            let since = now - at;
-            let entry = view::PeerHealth {
-                silent_ms: Some(now - (*at).max(self.resumed)),
-                refused: self.refused.get(&peer).copied().unwrap_or(false),
-                postgres_down_ms: report.down_ms.map(|down| down + since),
-                stopping: report.stopping,
-                suspects: report.suspects.clone(),
-                data: Some(report.data.clone()),
-                streaming: Some(report.streaming),
-                generation: report.generation,
-            };
-            health.insert(peer, entry);
+    /// A look at PostgreSQL.
+    pub(super) fn observe(&mut self, postgres: &Postgres, now: u64) {
+        let local = &mut self.view.local;
+        if local.data != postgres.data {
+            local.data = postgres.data.clone();
         }
-        for (&peer, &refused) in &self.refused {
-            health.entry(peer).or_insert_with(|| PeerHealth { refused, ..PeerHealth::default() });
+        local.server = postgres.observe(now);
+        self.view.disk_full = now < postgres.low_until.max(postgres.full_until);
+        let local = &mut self.view.local;
+        let confirmed = postgres.record.as_ref().filter(|(_, confirmed)| *confirmed).map(|(config, _)| config);
+        if local.config.as_ref() != confirmed {
+            local.config = confirmed.cloned();
         }
-        health
+    }
+
+    /// Completes the view; also renews what the heartbeat says.
+    pub(super) fn complete(&mut self, base: Instant, now: u64, clock_jump_ms: i64) {
+        let view = &mut self.view;
+        view.now_ms = now;
+        view.wall_ms = i64::try_from(now).unwrap_or(0) + clock_jump_ms;
+        view.uncertain_write = self.uncertain;
+        let at = base + Duration::from_millis(now);
+        self.table.tick(at);
+        view.health = self.table.health(at);
+        view.in_flight =
+            self.flight.as_ref().map(|flight| InFlight { action: flight.action.clone(), for_ms: now - flight.began });
+        view.stopping_ms = self.stopping_since.map(|since| now - since);
+        self.tracker.complete(view);
+        let answer = Answer {
+            id: view.me.id,
+            stopping: self.stopping_since.is_some(),
+            postgres_down_ms: view.observed.postgres_down_ms,
+            suspects: suspicion::suspects(view),
+            data: Some(view.local.data.clone()),
+            streaming: Some(suspicion::streams(view)),
+            generation: view.zk.state.valid().map(|(_, state)| state.generation),
+        };
+        self.answer = Some(answer);
+    }
+
+    /// The peers whose heartbeats it follows, as the driver chooses them.
+    pub(super) fn follows(&self) -> BTreeSet<PeerId> {
+        let zk = &self.view.zk;
+        let listed = zk.state.valid().into_iter().flat_map(|(_, state)| state.everyone().map(|peer| peer.id));
+        listed.chain(zk.active.keys().copied()).filter(|peer| *peer != self.view.me.id).collect()
     }
 }
 
@@ -156,10 +167,6 @@ pub(super) struct Host {
     pub(super) postgres: Postgres,
     /// The sitter (and the machine) come back at this time.
     pub(super) returns: Option<u64>,
-}
-
-impl Host {
-    pub(super) fn id(&self) -> PeerId {
-        self.peer.id
-    }
+    /// How wrong its wall clock is.
+    pub(super) clock_jump_ms: i64,
 }

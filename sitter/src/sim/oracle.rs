@@ -6,11 +6,18 @@ use manatee_shared::cluster::ClusterState;
 use manatee_shared::invariants::{check_transition, join};
 use manatee_shared::zk::HistoryEntry;
 
-use super::postgres::{Postgres, Record};
+use super::postgres::Postgres;
+use super::wal::Record;
+
+/// A primary that is not any more may serve reads for this long, while its sitter is able to
+/// notice (H7): the time to suspect and to close the gate, with some to spare.
+const STALE_MS: u64 = 6_000;
 
 /// A write that a client was told to be durable.
 #[derive(Clone, Copy, Debug)]
 struct Acknowledged {
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the scenarios"))]
+    at: u64,
     index: usize,
     record: Record,
 }
@@ -18,16 +25,26 @@ struct Acknowledged {
 #[derive(Default)]
 pub(super) struct Oracle {
     acknowledged: Vec<Acknowledged>,
+    /// Up to where each record was shown to a reader of a primary, or acknowledged.
+    shown: Vec<Record>,
     /// Who acknowledges on each timeline.
     owners: BTreeMap<u32, usize>,
     pub(super) last_acknowledged_at: u64,
-    seen_history: usize,
+    pub(super) seen_history: usize,
     last: Option<ClusterState>,
+    /// Since when each host serves as a primary that the state does not name.
+    stale_since: BTreeMap<usize, u64>,
 }
 
 impl Oracle {
     pub(super) fn count(&self) -> usize {
         self.acknowledged.len()
+    }
+
+    /// When each write was acknowledged.
+    #[cfg(test)]
+    pub(super) fn times(&self) -> Vec<u64> {
+        self.acknowledged.iter().map(|write| write.at).collect()
     }
 
     /// `host` tells a client that the record at `index` is durable: one acknowledger at a time. A
@@ -53,7 +70,7 @@ impl Oracle {
         if owner != host {
             return Err(format!("hosts {owner} and {host} both acknowledged on timeline {}", record.timeline));
         }
-        self.acknowledged.push(Acknowledged { index, record });
+        self.acknowledged.push(Acknowledged { at: now, index, record });
         self.last_acknowledged_at = now;
         Ok(())
     }
@@ -72,11 +89,53 @@ impl Oracle {
         }
     }
 
+    /// Readers of primary `host` see its WAL up to `end`: it continues what readers of primaries saw.
+    pub(super) fn show(&mut self, host: usize, postgres: &Postgres, end: usize) -> Result<(), String> {
+        let shown = &postgres.wal.records[..end.min(postgres.wal.len())];
+        let common = self.shown.len().min(shown.len());
+        // What differs, differs at the end: a record of one place and timeline has one history.
+        if common > 0 && self.shown[common - 1] != shown[common - 1] {
+            return Err(format!(
+                "readers of p{host} see {:?} at {}, where readers of a primary saw {:?}",
+                shown[common - 1],
+                common - 1,
+                self.shown[common - 1]
+            ));
+        }
+        self.shown.extend_from_slice(&shown[common..]);
+        Ok(())
+    }
+
+    /// Everything that readers of a primary saw is in this WAL.
+    pub(super) fn holds_what_was_shown(&self, who: &str, postgres: &Postgres) -> Result<(), String> {
+        match self.shown.last() {
+            Some(last) if postgres.wal.records.get(self.shown.len() - 1) != Some(last) => Err(format!(
+                "{who} lacks {last:?} at {}, which readers of a primary saw; it has {:?}",
+                self.shown.len() - 1,
+                postgres.wal.records.get(self.shown.len() - 1)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `host` lets readers in as a primary that it is not any more, though its sitter runs.
+    pub(super) fn watch_stale(&mut self, now: u64, host: usize, stale: bool) -> Result<(), String> {
+        if !stale {
+            self.stale_since.remove(&host);
+            return Ok(());
+        }
+        let since = *self.stale_since.entry(host).or_insert(now);
+        if now - since > STALE_MS {
+            return Err(format!("p{host} has served readers as an outdated primary since {since} (H7)"));
+        }
+        Ok(())
+    }
+
     /// Each state written is a lawful successor of the one before. Returns those that began a
     /// generation.
-    pub(super) fn check_history(&mut self, history: &[HistoryEntry]) -> Result<Vec<ClusterState>, String> {
+    pub(super) fn check_history(&mut self, fresh: &[HistoryEntry]) -> Result<Vec<ClusterState>, String> {
         let mut begun = Vec::new();
-        for entry in &history[self.seen_history..] {
+        for entry in fresh {
             let violations = check_transition(self.last.as_ref(), &entry.state);
             if !violations.is_empty() {
                 return Err(format!("unlawful state {:?}: {}", entry.state.reason, join(&violations)));
@@ -86,7 +145,7 @@ impl Oracle {
             }
             self.last = Some(entry.state.clone());
         }
-        self.seen_history = history.len();
+        self.seen_history += fresh.len();
         Ok(begun)
     }
 }

@@ -5,67 +5,31 @@
 //! configuration it has applied itself), that a promotion drops a half record and begins the next
 //! timeline, that a standby knows what it received only once it streams.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
+use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 
+use super::wal::{Record, Wal, lsn};
 use crate::machine::local::{
     Data, Downstream, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous, SystemIdentifier,
 };
 
-/// Bytes of each record.
-pub(super) const RECORD: u64 = 16;
+/// Most peers of a simulated shard.
+pub(super) const MOST_PEERS: usize = 5;
 
-/// One WAL record: the timeline it was written on, and what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Record {
-    pub(super) timeline: u32,
-    pub(super) id: u64,
+/// Id of the simulated peer `number`.
+pub(super) fn peer_id(number: usize) -> PeerId {
+    let last = u8::try_from(number).unwrap_or(u8::MAX);
+    PeerId { ip: std::net::Ipv4Addr::new(10, 0, 1, last).into(), pg_port: 5432, backup_port: 12345 }
 }
 
-/// WAL on disk or in buffers, from the beginning of time.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Wal {
-    pub(super) records: Vec<Record>,
-    /// (timeline, index of its first record).
-    segments: Vec<(u32, usize)>,
-}
-
-impl Wal {
-    pub(super) fn push(&mut self, record: Record) {
-        if self.segments.last().is_none_or(|(timeline, _)| *timeline != record.timeline) {
-            self.segments.push((record.timeline, self.records.len()));
-        }
-        self.records.push(record);
+/// Number of the simulated peer `id`.
+pub(super) fn number(id: PeerId) -> usize {
+    match id.ip {
+        std::net::IpAddr::V4(ip) => usize::from(ip.octets()[3]),
+        std::net::IpAddr::V6(_) => usize::MAX,
     }
-
-    pub(super) fn truncate(&mut self, length: usize) {
-        self.records.truncate(length);
-        self.segments.retain(|(_, start)| *start < length);
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    pub(super) fn timeline(&self) -> u32 {
-        self.segments.last().map_or(1, |(timeline, _)| *timeline)
-    }
-
-    /// Where each older timeline was left: (timeline, records).
-    fn switches(&self) -> Vec<(u32, usize)> {
-        self.segments.windows(2).map(|pair| (pair[0].0, pair[1].1)).collect()
-    }
-
-    fn history(&self) -> TimelineHistory {
-        let left = |(timeline, end)| WalPosition { timeline: Timeline(timeline), lsn: lsn(end) };
-        TimelineHistory(self.switches().into_iter().map(left).collect())
-    }
-}
-
-pub(super) fn lsn(records: usize) -> Lsn {
-    Lsn(records as u64 * RECORD)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,15 +49,19 @@ pub(super) struct Sender {
     pub(super) flush: usize,
     /// When a reply last came.
     pub(super) heard: u64,
-    /// Replies on their way.
-    pub(super) replies: Vec<(u64, usize)>,
+    /// Replies on their way: when they come, and what they say.
+    pub(super) replies: VecDeque<(u64, usize)>,
 }
 
 /// A WAL receiver.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Receiver {
-    pub(super) upstream: PeerId,
+    pub(super) upstream: usize,
     pub(super) heard: u64,
+    /// WAL on its way: when it comes, and up to where.
+    pub(super) coming: VecDeque<(u64, usize)>,
+    /// Up to where it was sent.
+    pub(super) sent: usize,
 }
 
 /// One data directory and its server.
@@ -108,18 +76,33 @@ pub(super) struct Postgres {
     /// Bytes of a record that is not complete yet.
     pub(super) partial: u64,
     pub(super) replayed: usize,
+    /// What the files say, and whether it was seen to be in effect: kept on disk by the sitter.
+    pub(super) record: Option<(ServerConfig, bool)>,
+    /// What is in effect.
     pub(super) config: Option<ServerConfig>,
     pub(super) receiver: Option<Receiver>,
     pub(super) retry_at: u64,
     pub(super) has_streamed: bool,
     pub(super) not_streaming_since: u64,
-    pub(super) cannot_follow: Option<String>,
-    pub(super) senders: BTreeMap<PeerId, Sender>,
+    pub(super) cannot_follow: Option<&'static str>,
+    pub(super) senders: [Option<Sender>; MOST_PEERS],
     /// Commits that wait: index of the record.
-    pub(super) waiting: Vec<usize>,
+    pub(super) waiting: VecDeque<usize>,
+    /// The promotion that was asked for: when, and the timeline to begin.
+    pub(super) promotes: Option<(u64, u32)>,
+    /// When the commit probe writes next.
+    pub(super) probes: u64,
+    /// Records before this one are not kept any more.
+    pub(super) kept_from: usize,
     pub(super) slow_until: u64,
+    pub(super) full_until: u64,
+    /// Less free space than the reserve.
+    pub(super) low_until: u64,
     /// Records that were there when it was started as a primary: not shown before the sync has them.
     pub(super) found: usize,
+    /// Up to where clients of this primary have seen, and what of that the oracle was told.
+    pub(super) shown: usize,
+    pub(super) told: usize,
     /// Replay stands still (a conflict with a reader), WAL comes in slowly.
     pub(super) replay_stalls_until: u64,
     pub(super) lags_until: u64,
@@ -137,16 +120,24 @@ impl Postgres {
             flushed: 0,
             partial: 0,
             replayed: 0,
+            record: None,
             config: None,
             receiver: None,
             retry_at: 0,
             has_streamed: false,
             not_streaming_since: 0,
             cannot_follow: None,
-            senders: BTreeMap::new(),
-            waiting: Vec::new(),
+            senders: [const { None }; MOST_PEERS],
+            waiting: VecDeque::new(),
+            promotes: None,
+            probes: 0,
+            kept_from: 0,
             slow_until: 0,
+            full_until: 0,
+            low_until: 0,
             found: 0,
+            shown: 0,
+            told: 0,
             replay_stalls_until: 0,
             lags_until: 0,
             hangs_until: None,
@@ -170,27 +161,33 @@ impl Postgres {
         (self.process, self.hangs_until) = (Process::Down { crashed }, None);
         self.wal.truncate(self.flushed);
         (self.partial, self.receiver, self.has_streamed) = (0, None, false);
-        self.cannot_follow = None;
-        self.senders.clear();
+        (self.cannot_follow, self.promotes) = (None, None);
+        self.senders = [const { None }; MOST_PEERS];
         self.waiting.clear();
+        (self.shown, self.told) = (0, 0);
     }
 
-    pub(super) fn start(&mut self, config: &ServerConfig, until: u64) -> Result<(), String> {
+    /// What `start` does to the directory before a postmaster runs.
+    pub(super) fn prepare_start(&mut self, config: &ServerConfig) -> Result<(), String> {
         if !matches!(self.process, Process::Down { .. }) {
             return Err("it runs".to_owned());
         }
-        let (Data::Present(identifier) | Data::Fresh(identifier)) = self.data.clone() else {
+        let (Data::Present(identifier) | Data::Fresh(identifier)) = &self.data else {
             return Err("no data".to_owned());
         };
         if config.recovery == Recovery::Primary && self.standby {
             return Err("the directory is a standby's".to_owned());
         }
         self.standby = config.recovery != Recovery::Primary;
-        self.data = Data::Present(identifier);
-        self.process = Process::Starting { until };
-        self.config = Some(config.clone());
-        (self.replayed, self.found) = (0, self.wal.len());
+        self.data = Data::Present(identifier.clone());
+        self.record = Some((config.clone(), false));
         Ok(())
+    }
+
+    pub(super) fn spawn(&mut self, until: u64) {
+        self.process = Process::Starting { until };
+        self.config = self.record.as_ref().map(|(config, _)| config.clone());
+        (self.replayed, self.found) = (0, self.wal.len());
     }
 
     /// A reload: the postmaster has it at once, each walsender when it gets to it.
@@ -206,55 +203,77 @@ impl Postgres {
             self.cannot_follow = None;
         }
         self.config = Some(config.clone());
-        for sender in self.senders.values_mut() {
+        if self.is_primary() && self.serves() {
+            self.shown = self.shown.max(self.found);
+        }
+        for sender in self.senders.iter_mut().flatten() {
             sender.applies = Some((now + delay(), config.synchronous));
         }
     }
 
-    pub(super) fn promote(&mut self, now: u64, config: &ServerConfig, delay: impl FnMut() -> u64, record: Record) {
-        self.reload(now, config, delay);
-        self.partial = 0;
-        self.standby = false;
-        self.receiver = None;
-        let timeline = record.timeline.max(self.wal.timeline() + 1);
-        self.wal.push(Record { timeline, ..record });
-        (self.flushed, self.replayed) = (self.wal.len(), self.wal.len());
+    /// Leaves recovery: a record of its own timeline, after whatever is complete.
+    pub(super) fn leave_recovery(&mut self, record: Record) {
+        (self.partial, self.receiver, self.standby) = (0, None, false);
+        self.wal.truncate(self.flushed);
+        self.wal.push(record);
+        // The record of the promotion itself shows nothing.
+        (self.flushed, self.replayed, self.found) = (self.wal.len(), self.wal.len(), self.wal.len() - 1);
+        if self.serves() {
+            self.shown = self.found;
+        }
     }
 
-    /// What a peer that starts from (timeline, records) gets to hear: Err(true) when it can never
+    /// What a peer that starts from (timeline, records) gets to hear: Err(Some) when it can never
     /// follow from there.
-    pub(super) fn accepts(&self, timeline: u32, records: usize) -> Result<(), bool> {
-        if timeline == self.wal.timeline() {
-            return if records <= self.flushed { Ok(()) } else { Err(false) };
+    pub(super) fn accepts(&self, timeline: u32, records: usize) -> Result<(), Option<&'static str>> {
+        const DIVERGED: &str = "the requested starting point is not in this server's history";
+        let own = self.wal.timeline();
+        let on_path = if timeline == own {
+            if records <= self.flushed { Ok(()) } else { Err(None) }
+        } else {
+            match self.wal.left_at(timeline) {
+                Some(end) if records <= end => Ok(()),
+                Some(_) => Err(Some(DIVERGED)),
+                None => Err((timeline < own).then_some(DIVERGED)),
+            }
+        };
+        on_path?;
+        if records < self.kept_from {
+            return Err(Some("the requested WAL segment has already been removed"));
         }
-        match self.wal.switches().into_iter().find(|(old, _)| *old == timeline) {
-            Some((_, end)) if records <= end => Ok(()),
-            Some(_) => Err(true),
-            None => Err(timeline < self.wal.timeline()),
-        }
+        Ok(())
     }
 
-    /// The commits that a reply of `peer`'s walsender releases.
-    pub(super) fn released_by(&mut self, peer: PeerId) -> Vec<usize> {
-        let names = |synchronous: Synchronous| match synchronous {
-            Synchronous::Peer(peer) => vec![peer],
-            Synchronous::Both { new, old } => vec![new, old],
-            Synchronous::Impossible | Synchronous::Nobody => Vec::new(),
+    /// Up to where commits may be acknowledged after a reply of `peer`'s walsender, by what that
+    /// walsender believes (`SyncRepReleaseWaiters`); 0 if it has no say.
+    pub(super) fn released_by(&self, peer: usize) -> usize {
+        let place = |number: usize, sender: &Sender| match sender.applied {
+            Synchronous::Peer(name) => (self::number(name) == number).then_some(0),
+            Synchronous::Both { new, .. } if self::number(new) == number => Some(0),
+            Synchronous::Both { old, .. } if self::number(old) == number => Some(1),
+            _ => None,
         };
-        let Some(own) = self.senders.get(&peer) else { return Vec::new() };
-        let needed = names(own.applied).len();
-        let priority = |id: &PeerId, sender: &Sender| names(sender.applied).iter().position(|name| name == id);
-        let mut candidates: Vec<_> =
-            self.senders.iter().filter_map(|(id, sender)| Some((priority(id, sender)?, *id, sender.flush))).collect();
-        candidates.sort();
-        candidates.truncate(needed);
-        if needed == 0 || candidates.len() < needed || !candidates.iter().any(|(_, id, _)| *id == peer) {
-            return Vec::new();
+        let Some(own) = &self.senders[peer] else { return 0 };
+        let needed = match own.applied {
+            Synchronous::Peer(_) => 1,
+            Synchronous::Both { .. } => 2,
+            Synchronous::Impossible | Synchronous::Nobody => return 0,
+        };
+        // The `needed` of the highest priority, each by what its own walsender applied.
+        let (mut flush, mut found, mut own_among) = (self.flushed, 0, false);
+        for priority in 0..2 {
+            for (number, sender) in self.senders.iter().enumerate() {
+                let Some(sender) = sender.as_ref().filter(|sender| place(number, sender) == Some(priority)) else {
+                    continue;
+                };
+                if found < needed {
+                    found += 1;
+                    flush = flush.min(sender.flush);
+                    own_among |= number == peer;
+                }
+            }
         }
-        let end = candidates.iter().map(|(.., flush)| *flush).min().unwrap_or(0).min(self.flushed);
-        let (released, waiting) = self.waiting.iter().partition(|index| **index < end);
-        self.waiting = waiting;
-        released
+        if found == needed && own_among { flush } else { 0 }
     }
 
     /// What the sitter observes.
@@ -264,17 +283,14 @@ impl Postgres {
             Process::Starting { .. } => Server::Starting { for_ms: 0 },
             Process::Hung { since } => Server::Hung { for_ms: now - since },
             Process::Running if self.standby => Server::Standby(StandbyStatus {
-                received: self.has_streamed.then(|| WalPosition {
-                    timeline: Timeline(self.wal.timeline()),
-                    lsn: Lsn(lsn(self.wal.len()).0 + self.partial),
-                }),
+                received: self.has_streamed.then(|| self.received()),
                 replayed: lsn(self.replayed),
                 history: self.wal.history(),
                 streaming: self.receiver.is_some(),
-                upstream_silent_ms: self.receiver.map(|receiver| now - receiver.heard),
+                upstream_silent_ms: self.receiver.as_ref().map(|receiver| now - receiver.heard),
                 receiver_stopped: self.receiver.is_none(),
                 not_streaming_ms: if self.receiver.is_some() { 0 } else { now - self.not_streaming_since },
-                cannot_follow: self.cannot_follow.clone(),
+                cannot_follow: self.cannot_follow.map(str::to_owned),
                 downstreams: self.downstreams(),
             }),
             Process::Running => Server::Primary(PrimaryStatus {
@@ -284,20 +300,26 @@ impl Postgres {
         }
     }
 
+    /// What it has on disk, a half record included.
+    fn received(&self) -> WalPosition {
+        let partial = if self.flushed == self.wal.len() { self.partial } else { 0 };
+        let timeline = Timeline(self.wal.timeline_at(self.flushed));
+        WalPosition { timeline, lsn: Lsn(lsn(self.flushed).0 + partial) }
+    }
+
     fn downstreams(&self) -> Vec<Downstream> {
-        let senders = self.senders.iter();
-        senders
-            .map(|(&peer, sender)| {
-                let at = lsn(sender.flush);
-                let place = match sender.applied {
-                    Synchronous::Peer(name) => u32::from(name == peer),
-                    Synchronous::Both { new, .. } if new == peer => 1,
-                    Synchronous::Both { old, .. } if old == peer => 2,
-                    _ => 0,
-                };
-                Downstream { peer, streaming: true, sent: at, write: at, flush: at, replay: at, sync_priority: place }
-            })
-            .collect()
+        let downstream = |(number, sender): (usize, &Option<Sender>)| {
+            let sender = sender.as_ref()?;
+            let (peer, at) = (peer_id(number), lsn(sender.flush));
+            let sync_priority = match sender.applied {
+                Synchronous::Peer(name) => u32::from(name == peer),
+                Synchronous::Both { new, .. } if new == peer => 1,
+                Synchronous::Both { old, .. } if old == peer => 2,
+                _ => 0,
+            };
+            Some(Downstream { peer, streaming: true, sent: at, write: at, flush: at, replay: at, sync_priority })
+        };
+        self.senders.iter().enumerate().filter_map(downstream).collect()
     }
 
     /// A complete copy of what `source` has on disk, as a standby's directory.
@@ -306,18 +328,22 @@ impl Postgres {
         self.data = source.data.clone();
         self.wal = source.wal.clone();
         self.wal.truncate(source.flushed);
-        (self.flushed, self.replayed) = (self.wal.len(), 0);
+        (self.flushed, self.replayed, self.kept_from) = (self.wal.len(), 0, source.kept_from);
         self.standby = true;
         self.config = None;
+        self.record = None;
     }
 
     pub(super) fn initialise(&mut self, name: String) {
-        self.end(false);
-        self.wal = Wal::default();
+        self.lose_disk();
         (0..3).for_each(|id| self.wal.push(Record { timeline: 1, id }));
         self.flushed = self.wal.len();
-        self.standby = false;
         self.data = Data::Fresh(SystemIdentifier(name));
-        self.config = None;
+    }
+
+    /// Another disk, empty.
+    pub(super) fn lose_disk(&mut self) {
+        self.end(false);
+        *self = Self { full_until: self.full_until, slow_until: self.slow_until, ..Self::new() };
     }
 }

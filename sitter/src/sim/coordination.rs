@@ -1,0 +1,142 @@
+//! Sessions with ZooKeeper: expiry, late views, requests that arrive when nobody waits any more,
+//! and what becomes of a state that was lost.
+
+use manatee_shared::zk::{Session, StateNode};
+
+use super::world::{SESSION_MS, TICK, World};
+use crate::machine::local::Data;
+
+impl World {
+    pub(super) fn expire_sessions(&mut self) {
+        let now = self.now;
+        self.deliver_late_writes();
+        if !self.orphans.is_empty() && now >= self.network.zk_down_until {
+            self.orphans.retain(|(at, session)| {
+                if *at <= now {
+                    session.expire();
+                }
+                *at > now
+            });
+        }
+        for index in 0..self.hosts.len() {
+            let reaches = self.reaches_zk(index);
+            let Some(sitter) = &self.hosts[index].sitter else { continue };
+            if reaches && sitter.paused_until <= now {
+                self.zk_silent_since[index] = None;
+            } else if now >= self.network.zk_down_until {
+                let since = *self.zk_silent_since[index].get_or_insert(now);
+                if now - since >= SESSION_MS && (now - since - SESSION_MS) < TICK {
+                    sitter.session.expire();
+                    self.log(|| format!("p{index} session expires"));
+                }
+            }
+        }
+    }
+
+    /// Connection to ZooKeeper, and what is seen through it: late, but in order.
+    pub(super) fn keep_session(&mut self, index: usize) {
+        let now = self.now;
+        let reaches = self.reaches_zk(index);
+        let revision = self.zk.revision();
+        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
+        let link = sitter.session.link();
+        if reaches && link != Session::Connected && self.rng.u8(..) < 60 {
+            sitter.straggler = None;
+            sitter.session.connect();
+        } else if !reaches && link == Session::Connected && self.rng.u8(..) < 15 {
+            sitter.session.disconnect();
+        }
+        if now < sitter.blind_until {
+            return;
+        }
+        let link = sitter.session.link();
+        if link != Session::Connected {
+            if sitter.view.zk.session != link {
+                sitter.view.zk.session = link;
+                sitter.decides = sitter.decides.min(now + self.rng.u64(0..30));
+            }
+            return;
+        }
+        let stale = sitter.seen_revision != revision || sitter.view.zk.session != Session::Connected;
+        if reaches && (stale || sitter.uncertain) && self.rng.u8(..) < 150 {
+            sitter.seen_revision = revision;
+            let seen = sitter.session.view_now();
+            sitter.uncertain = false;
+            if sitter.view.zk != seen {
+                sitter.view.zk = seen;
+                sitter.decides = sitter.decides.min(now + self.rng.u64(0..30));
+            }
+            self.follow(index);
+        }
+    }
+
+    pub(super) fn deliver_straggler(&mut self, index: usize) {
+        let id = self.hosts[index].peer.id;
+        let now = self.now;
+        let zk_is_up = now >= self.network.zk_down_until;
+        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
+        let due = |straggler: &mut super::host::Straggler| straggler.arrives <= now && zk_is_up;
+        let Some(straggler) = sitter.straggler.take_if(due) else { return };
+        if self.zk.active().contains_key(&id) {
+            let hand = self.zk.session();
+            hand.connect();
+            let result = hand.write_now(straggler.expected, &straggler.state);
+            hand.close_now();
+            self.log(|| format!("p{index} late write arrives: {result:?}"));
+        }
+    }
+
+    /// Those of processes that died: in their sessions, so only while their election nodes exist.
+    pub(super) fn deliver_late_writes(&mut self) {
+        let now = self.now;
+        if now < self.network.zk_down_until {
+            return;
+        }
+        while let Some(place) = self.late_writes.iter().position(|(write, _)| write.arrives <= now) {
+            let (write, session) = self.late_writes.remove(place);
+            session.connect();
+            let result = session.write_now(write.expected, &write.state);
+            session.disconnect();
+            self.log(|| format!("a late write of a dead process arrives: {result:?}"));
+        }
+    }
+
+    /// The state is lost, or garbage. An operator restores it later.
+    pub(super) fn lose_state(&mut self, until: u64, garbage: bool) {
+        let Some((version, state)) = self.zk.state().valid().map(|(version, state)| (version, state.clone())) else {
+            return;
+        };
+        self.log(|| format!("!!!! the state is lost until {until}, garbage: {garbage}"));
+        self.lost_state = Some((until, version, state));
+        if garbage {
+            self.zk.tamper(StateNode::Corrupt { version: version + 1, problem: "not JSON".to_owned() });
+        } else {
+            // With no trace left, two peers without data that see nobody else might set it up anew.
+            let history_too = self.empty_hosts() <= 1;
+            self.zk.wipe(history_too);
+            self.lost_history = history_too;
+            if history_too {
+                self.oracle.seen_history = 0;
+            }
+        }
+    }
+
+    /// Hosts without data that was in use.
+    pub(super) fn empty_hosts(&self) -> usize {
+        let present = |host: &&super::host::Host| matches!(host.postgres.data, Data::Present(_));
+        self.hosts.len() - self.hosts.iter().filter(present).count()
+    }
+
+    /// By an operator, from a copy. A version that was never used: writes under way do not hit it.
+    pub(super) fn restore_state(&mut self) {
+        let now = self.now;
+        let Some((_, version, state)) = self.lost_state.take_if(|(until, ..)| *until <= now) else { return };
+        self.lost_history = false;
+        if self.zk.state().valid().is_some() {
+            // A write that was under way set the state up again.
+            return;
+        }
+        self.log(|| "!!!! operator: restores the state".to_owned());
+        self.zk.tamper(StateNode::Valid { version: version + 100, state });
+    }
+}

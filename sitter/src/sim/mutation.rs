@@ -1,0 +1,339 @@
+//! Bugs planted on purpose, to see that the simulation finds them. Each is what somebody might
+//! write, or what Manatee 2 did (H1–H11 of the list of its holes).
+//!
+//! Those of the core are played around it: by a view that hides what must be looked at, or by a
+//! changed decision. So nothing of them is in the sitter itself. The others change the model.
+
+use std::sync::Arc;
+
+use manatee_shared::cluster::{ClusterState, Role};
+use manatee_shared::lsn::Lsn;
+use manatee_shared::zk::{Session, StateNode};
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Fault, Kind, Operation, Plan, Target};
+use crate::machine::action::{Action, Decision};
+use crate::machine::decide::decide;
+use crate::machine::local::{Data, Gate, Recovery, Server, ServerConfig, Synchronous};
+use crate::machine::view::View;
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mutation {
+    /// H1: init_wal is what the new primary had replayed.
+    InitWalReplayed,
+    /// H2: the state names the new sync before it is required to acknowledge.
+    SyncNamedFirst,
+    /// The new sync is required instead of the old one, before the state names it (rule 3).
+    OldSyncDroppedFirst,
+    /// Nobody waits for the walsenders to apply the new priorities (rule 3).
+    PrioritiesNotAwaited,
+    /// H3, rule 7: a restarted primary lets clients in at once.
+    GateOpenAtStart,
+    /// H4: the sync acknowledges what it has not flushed.
+    RemoteWrite,
+    /// H5: a promotion goes on on the old timeline.
+    NoNewTimeline,
+    /// The timeline of a promotion is not reserved in the state.
+    TimelineNotReserved,
+    /// H7: a primary that is cut off goes on to serve readers.
+    StalePrimaryServes,
+    /// H8: a primary that was started while ZooKeeper was away is never told its sync.
+    SyncForgottenAfterOutage,
+    /// H11: a peer without data sets up a shard anew whose state was lost.
+    Reinitialise,
+    /// A takeover by a sync that is behind init_wal (rule 4).
+    TakeoverBehind,
+    /// A takeover while the shard is frozen (rule 5).
+    TakeoverFrozen,
+    /// The new state is written while the WAL receiver still runs (rule 4).
+    ReceiverNotStopped,
+    /// The own write is forgotten before it is seen.
+    OwnWriteNotAwaited,
+    /// A write whose outcome is not known counts as one that failed.
+    UncertainWriteForgotten,
+    /// The state is written over whatever is there (rule 1).
+    WriteAnyVersion,
+    /// A former primary is left running.
+    DeposedGoesOn,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::InitWalReplayed,
+        Self::SyncNamedFirst,
+        Self::OldSyncDroppedFirst,
+        Self::PrioritiesNotAwaited,
+        Self::GateOpenAtStart,
+        Self::RemoteWrite,
+        Self::NoNewTimeline,
+        Self::TimelineNotReserved,
+        Self::StalePrimaryServes,
+        Self::SyncForgottenAfterOutage,
+        Self::Reinitialise,
+        Self::TakeoverBehind,
+        Self::TakeoverFrozen,
+        Self::ReceiverNotStopped,
+        Self::OwnWriteNotAwaited,
+        Self::UncertainWriteForgotten,
+        Self::WriteAnyVersion,
+        Self::DeposedGoesOn,
+    ];
+
+    /// Its name, as `manatee-sim --mutation` takes it.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// What a core with this bug decides. `uncertain`: as the driver knows it, without the tracker.
+    pub(super) fn decide(self, view: &View, uncertain: bool) -> Decision {
+        let mut seen = view.clone();
+        self.blind(&mut seen, uncertain);
+        let decision = decide(&seen);
+        self.twist(view, &seen, decision)
+    }
+
+    /// Hides from the core what it should have looked at.
+    fn blind(self, view: &mut View, uncertain: bool) {
+        let role = view.zk.state.valid().map(|(_, state)| state.role_of(view.me.id));
+        match self {
+            Self::OwnWriteNotAwaited => view.uncertain_write = uncertain,
+            Self::UncertainWriteForgotten => view.uncertain_write = false,
+            Self::TakeoverBehind if role == Some(Role::Sync) => {
+                change(view, |state| (state.init_wal, state.init_wal_timeline) = (Lsn::ZERO, None));
+            }
+            Self::TakeoverFrozen if role == Some(Role::Sync) => change(view, |state| state.freeze = None),
+            Self::Reinitialise
+                if view.zk.state == StateNode::Absent && !matches!(view.local.data, Data::Present(_)) =>
+            {
+                view.zk.has_history = Some(false);
+                if let Some(own) = view.zk.active.get_mut(&view.me.id) {
+                    own.sequence = 0;
+                }
+                view.health.values_mut().for_each(|health| health.data = Some(Data::Absent));
+            }
+            Self::PrioritiesNotAwaited => {
+                if let (
+                    Server::Primary(primary),
+                    Some(ServerConfig { synchronous: Synchronous::Both { new, old }, .. }),
+                ) = (&mut view.local.server, &view.local.config)
+                {
+                    for down in &mut primary.downstreams {
+                        down.sync_priority = u32::from(down.peer == *new) + 2 * u32::from(down.peer == *old);
+                    }
+                }
+            }
+            Self::DeposedGoesOn if role == Some(Role::Deposed) => {
+                if let Server::Primary(_) = view.local.server {
+                    view.zk.state = StateNode::Unread;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Changes what the core decided.
+    fn twist(self, view: &View, seen: &View, decision: Decision) -> Decision {
+        let Decision { action, reason } = decision;
+        let me = view.me.id;
+        let action = match (self, action) {
+            (Self::InitWalReplayed, Action::WriteState { expected, mut state }) => {
+                if let (Server::Standby(standby), true) = (&view.local.server, state.primary.id == me) {
+                    Arc::make_mut(&mut state).init_wal = standby.replayed;
+                }
+                Action::WriteState { expected, state }
+            }
+            (Self::TakeoverFrozen, Action::WriteState { expected, mut state }) => {
+                let freeze = view.zk.state.valid().and_then(|(_, state)| state.freeze.clone());
+                Arc::make_mut(&mut state).freeze = freeze;
+                Action::WriteState { expected, state }
+            }
+            (Self::SyncNamedFirst, Action::Configure(config)) if is_overlap(&config) => {
+                pretend(seen, &config).map_or(Action::Configure(config), |decision| decision.action)
+            }
+            (Self::OldSyncDroppedFirst, Action::Configure(config)) => Action::Configure(drop_old(config)),
+            (Self::OldSyncDroppedFirst, wait) => match &view.local.config {
+                Some(config) => not_overlapping_yet(seen, config).unwrap_or(wait),
+                None => wait,
+            },
+            (Self::ReceiverNotStopped, Action::Configure(config)) if config.recovery == Recovery::Detached => {
+                pretend(seen, &config).map_or(Action::Configure(config), |decision| decision.action)
+            }
+            (Self::GateOpenAtStart, Action::Start(config)) => Action::Start(opened(config)),
+            (Self::GateOpenAtStart, Action::Configure(config)) => Action::Configure(opened(config)),
+            (Self::GateOpenAtStart, Action::Promote { config, timeline }) => {
+                Action::Promote { config: opened(config), timeline }
+            }
+            (Self::TimelineNotReserved, Action::Promote { config, .. }) => Action::Promote { config, timeline: None },
+            (Self::StalePrimaryServes, Action::Configure(config))
+                if config.recovery == Recovery::Primary
+                    && config.gate == Gate::Closed
+                    && view.local.config.as_ref().is_some_and(|now| now.gate == Gate::Open) =>
+            {
+                Action::Wait { for_ms: None }
+            }
+            (Self::SyncForgottenAfterOutage, Action::Start(mut config)) if view.zk.session != Session::Connected => {
+                config.synchronous = Synchronous::Impossible;
+                Action::Start(config)
+            }
+            (Self::SyncForgottenAfterOutage, Action::Configure(config))
+                if config.recovery == Recovery::Primary
+                    && view.local.config.as_ref().is_some_and(|now| now.synchronous == Synchronous::Impossible) =>
+            {
+                Action::Wait { for_ms: None }
+            }
+            (_, action) => action,
+        };
+        Decision { action, reason }
+    }
+
+    /// A run that brings about what this bug does harm to, differently for each seed.
+    pub fn plan(self, seed: u64) -> Plan {
+        let mut plan = Plan::quiet(seed, 3, 4_000);
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x5EED);
+        let mut add = |at_ms: u64, fault: Fault| plan.faults.push(super::plan::Timed { at_ms, fault });
+        let at = 4_000 + rng.u64(0..500);
+        let long = 3_000 + rng.u64(0..2_000);
+        let die = |who| Fault::PowerOff { who, for_ms: long };
+        let cut = Fault::Cut { from: Target::Primary, to: Target::Sync, both_ways: true, for_ms: long };
+        let ask = |who| Fault::Operate { operation: Operation::Promote(who) };
+        match self {
+            Self::RemoteWrite => add(at, Fault::SlowDisk { who: Target::Sync, for_ms: 1_000 }),
+            Self::InitWalReplayed | Self::ReceiverNotStopped | Self::TimelineNotReserved => {
+                plan.peers = 5;
+                add(at, Fault::StallReplay { who: Target::Sync, for_ms: 4_000 });
+                add(at, Fault::Lag { who: Target::Async, for_ms: 4_000 });
+                add(at + 600, if self == Self::ReceiverNotStopped { ask(Target::Sync) } else { die(Target::Primary) });
+                add(at + 500, Fault::Doom { after_ms: rng.u64(0..200), for_ms: long });
+            }
+            Self::OldSyncDroppedFirst => {
+                add(at, ask(Target::Async));
+                add(at + 150, Fault::CutZooKeeper { who: Target::Primary, for_ms: 3_000 });
+                add(at + 150, Fault::Lag { who: Target::Sync, for_ms: 3_000 });
+                add(at + rng.u64(800..1_500), die(Target::Primary));
+            }
+            Self::SyncNamedFirst | Self::PrioritiesNotAwaited => {
+                add(at, ask(Target::Async));
+                add(at + 120, Fault::LateViews { who: Target::Primary, for_ms: 2_000 });
+                add(at + rng.u64(120..400), Fault::Lag { who: Target::Async, for_ms: 3_000 });
+                add(at + rng.u64(300..1_300), die(Target::Primary));
+            }
+            Self::GateOpenAtStart => {
+                add(at, Fault::Lag { who: Target::Sync, for_ms: 2_000 });
+                add(at + 600, cut);
+                add(at + 650, Fault::KillPostgres { who: Target::Primary });
+            }
+            Self::TakeoverFrozen => {
+                add(at, Fault::Operate { operation: Operation::Freeze });
+                add(at + 200, die(Target::Primary));
+            }
+            Self::StalePrimaryServes => {
+                add(
+                    at,
+                    Fault::Isolate {
+                        who: Target::Primary,
+                        direction: super::plan::Direction::Both,
+                        zk: true,
+                        for_ms: 14_000,
+                    },
+                );
+                plan.faults_ms = plan.faults_ms.max(at + 14_000);
+            }
+            Self::SyncForgottenAfterOutage => {
+                add(at, Fault::ZooKeeperDown { for_ms: long });
+                add(at + 500, Fault::KillPostgres { who: Target::Primary });
+            }
+            Self::Reinitialise => {
+                add(at, Fault::WipeZooKeeper { for_ms: long });
+                add(at + 100, Fault::DiskLost { who: Target::Async, for_ms: 300 });
+            }
+            Self::TakeoverBehind => {
+                plan.peers = 4;
+                add(at, Fault::Lag { who: Target::Async, for_ms: 3_000 });
+                add(at + 300, die(Target::Primary));
+                add(at + 200, Fault::Doom { after_ms: rng.u64(200..700), for_ms: long });
+            }
+            // The old sync comes back just when the state names another: it must not be relied on again.
+            Self::OwnWriteNotAwaited | Self::UncertainWriteForgotten => {
+                let for_ms = rng.u64(1_100..1_700);
+                add(at, Fault::Cut { from: Target::Primary, to: Target::Sync, both_ways: true, for_ms });
+                add(at + 900, Fault::LateViews { who: Target::Primary, for_ms: 4_000 });
+                add(at + 900, Fault::LateViews { who: Target::Sync, for_ms: 4_000 });
+                add(at + for_ms, Fault::Lag { who: Target::Sync, for_ms: 4_000 });
+                add(at + for_ms, Fault::Lag { who: Target::Async, for_ms: 100 });
+                add(at + for_ms + rng.u64(600..1_500), die(Target::Primary));
+            }
+            Self::WriteAnyVersion => {
+                add(at, Fault::LateViews { who: Target::Primary, for_ms: 2_500 });
+                add(
+                    at + 10,
+                    Fault::CrashAt { action: Kind::Configure, step: 0, crash: super::plan::Crash::Sitter, for_ms: 300 },
+                );
+                add(at + 20, ask(Target::Sync));
+                add(at + 20, cut);
+            }
+            Self::NoNewTimeline | Self::DeposedGoesOn => {
+                let direction = super::plan::Direction::Both;
+                add(at, Fault::Isolate { who: Target::Primary, direction, zk: true, for_ms: long });
+            }
+        }
+        plan.faults_ms = plan.faults_ms.max(at + 8_000);
+        plan.faults.sort_by_key(|timed| timed.at_ms);
+        Plan { quick_setup: true, mutation: Some(self), ..plan }
+    }
+}
+
+fn change(view: &mut View, change: impl FnOnce(&mut ClusterState)) {
+    if let StateNode::Valid { state, .. } = &mut view.zk.state {
+        change(Arc::make_mut(state));
+    }
+}
+
+fn is_overlap(config: &ServerConfig) -> bool {
+    matches!(config.synchronous, Synchronous::Both { .. })
+}
+
+/// What is decided as if `config` were in effect already, everywhere.
+fn pretend(view: &View, config: &ServerConfig) -> Option<Decision> {
+    let mut view = view.clone();
+    view.local.config = Some(config.clone());
+    match &mut view.local.server {
+        Server::Primary(primary) => {
+            for down in &mut primary.downstreams {
+                down.sync_priority = match config.synchronous {
+                    Synchronous::Both { new, .. } if new == down.peer => 1,
+                    _ => 2,
+                };
+            }
+        }
+        Server::Standby(standby) => standby.receiver_stopped = true,
+        _ => {}
+    }
+    let decision = decide(&view);
+    matches!(decision.action, Action::WriteState { .. }).then_some(decision)
+}
+
+fn drop_old(config: ServerConfig) -> ServerConfig {
+    match config.synchronous {
+        Synchronous::Both { new, .. } => ServerConfig { synchronous: Synchronous::Peer(new), ..config },
+        _ => config,
+    }
+}
+
+/// With only the new sync required, goes on as if both were.
+fn not_overlapping_yet(view: &View, config: &ServerConfig) -> Option<Action> {
+    let (_, state) = view.zk.state.valid()?;
+    let old = state.sync_peer.as_ref()?.id;
+    let Synchronous::Peer(new) = config.synchronous else { return None };
+    if new == old || state.primary.id != view.me.id {
+        return None;
+    }
+    let overlap = ServerConfig { synchronous: Synchronous::Both { new, old }, ..config.clone() };
+    pretend(view, &overlap).map(|decision| decision.action)
+}
+
+fn opened(config: ServerConfig) -> ServerConfig {
+    if config.recovery == Recovery::Primary { ServerConfig { gate: Gate::Open, ..config } } else { config }
+}
