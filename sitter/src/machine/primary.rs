@@ -38,8 +38,7 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
             let recovery = if *standby { Recovery::Detached } else { Recovery::Primary };
             let mut config = base(situation, recovery, Gate::Closed);
             if view.uncertain_write {
-                // A replacement that may still be written relies on what was required.
-                config.synchronous = situation.config().map_or(Synchronous::Impossible, |config| config.synchronous);
+                config.synchronous = required_before(situation);
             }
             act(Action::Start(config), "primary: PostgreSQL is down, starting it with the gate closed (rule 7)")
         }
@@ -60,6 +59,13 @@ fn base(situation: Situation<'_>, recovery: Recovery, gate: Gate) -> ServerConfi
         None => Synchronous::Impossible,
     };
     ServerConfig { recovery, synchronous, gate, slots: situation.slots(Role::Primary) }
+}
+
+/// What was required when a state write whose outcome is not known was tried: a replacement of the
+/// sync that may still be written relies on it, also after PostgreSQL restarted.
+fn required_before(situation: Situation<'_>) -> Synchronous {
+    let given = situation.view.observed.given.as_ref();
+    situation.config().or(given).map_or(Synchronous::Impossible, |config| config.synchronous)
 }
 
 /// A PostgreSQL that lives but does not answer commits nothing: hand over if somebody is fit.
@@ -108,8 +114,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
         return decision;
     }
     let plan = replace::plan(situation, primary);
-    let gate = gate(situation, primary);
-    let mut desired = base(situation, Recovery::Primary, gate);
+    let mut desired = base(situation, Recovery::Primary, Gate::Closed);
     let mut overlaps = false;
     if let (Some(old), Some(new)) = (situation.sync(), plan.overlap()) {
         let both = Synchronous::Both { new, old };
@@ -123,10 +128,11 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     if let Some(new) = coming {
         desired.synchronous = Synchronous::Peer(new);
     }
-    if let (true, Some(config)) = (view.uncertain_write, situation.config()) {
-        // A replacement that may still be written relies on what is required now.
-        desired.synchronous = config.synchronous;
+    if view.uncertain_write {
+        desired.synchronous = required_before(situation);
     }
+    let gate = gate(situation, primary, desired.synchronous);
+    desired.gate = gate;
     if view.local.config.as_ref() != Some(&desired) {
         let reason = format!("primary: {}, gate {}", plan.reason(), if gate == Gate::Open { "open" } else { "closed" });
         return act(Action::Configure(desired), reason);
@@ -156,9 +162,9 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     ))
 }
 
-/// Rule 7: after a start nobody is let in until the sync has what was there at the start. Once
-/// open it stays open, except on a primary that may have been replaced without hearing of it.
-fn gate(situation: Situation<'_>, primary: &PrimaryStatus) -> Gate {
+/// Rule 7: after a start nobody is let in until whoever must acknowledge has what was there at the
+/// start. Once open it stays open, except on a primary that may have been replaced without hearing of it.
+fn gate(situation: Situation<'_>, primary: &PrimaryStatus, synchronous: Synchronous) -> Gate {
     let Situation { view, state, .. } = situation;
     if !situation.connected() && may_be_replaced(situation) {
         return Gate::Closed;
@@ -166,25 +172,41 @@ fn gate(situation: Situation<'_>, primary: &PrimaryStatus) -> Gate {
     if situation.gate() == Gate::Open {
         return Gate::Open;
     }
-    let Some(sync) = situation.sync() else {
-        return if state.one_node_write_mode && view.settings.one_node_write_mode { Gate::Open } else { Gate::Closed };
+    let first = view.observed.first_flush;
+    let has_everything = |peer: PeerId| {
+        let down = replace::downstream(primary, peer);
+        down.is_some_and(|down| down.streaming && first.is_some_and(|first| down.flush >= first))
     };
-    let caught_up = primary.downstreams.iter().any(|down| {
-        down.peer == sync && down.streaming && view.observed.first_flush.is_some_and(|first| down.flush >= first)
-    });
-    if caught_up { Gate::Open } else { Gate::Closed }
+    let open = match (synchronous, situation.sync()) {
+        (Synchronous::Impossible, _) => false,
+        // Also on the way out of one-node-write mode: nobody else can be primary.
+        (Synchronous::Nobody, _) | (Synchronous::Peer(_), None) => {
+            state.one_node_write_mode && view.settings.one_node_write_mode
+        }
+        (Synchronous::Peer(peer), Some(_)) => has_everything(peer),
+        // The new one counts only if it may be the state's by now.
+        (Synchronous::Both { new, old }, _) => has_everything(old) && (!view.uncertain_write || has_everything(new)),
+    };
+    if open { Gate::Open } else { Gate::Closed }
 }
 
 /// Without ZooKeeper: whether somebody else may be primary by now, which makes what this one shows
 /// old (H7). A takeover needs the sync and an async (rule 5); while it hears all asyncs, and
-/// nothing newer from anybody, there was none.
+/// nothing newer from anybody, there was none. A replacement that may have been written makes
+/// another peer the sync.
 fn may_be_replaced(situation: Situation<'_>) -> bool {
     let Situation { view, state, .. } = situation;
     if view.health.values().any(|health| health.generation.is_some_and(|seen| seen > state.generation)) {
         return true;
     }
-    let Some(sync) = situation.sync() else { return false };
-    let stalled_ms = view.observed.stalled_ms.get(&sync).copied().unwrap_or(0);
+    let coming = match required_before(situation) {
+        Synchronous::Both { new, .. } if view.uncertain_write => Some(new),
+        _ => None,
+    };
     let lost = |peer: PeerId| suspicion::is_suspect(view, peer);
-    lost(sync) && stalled_ms >= view.settings.suspicion_timeout_ms && state.async_peers.iter().any(|peer| lost(peer.id))
+    situation.sync().into_iter().chain(coming).any(|sync| {
+        let stalled_ms = view.observed.stalled_ms.get(&sync).copied().unwrap_or(0);
+        let mut others = state.chain().map(|peer| peer.id).filter(|peer| *peer != situation.me() && *peer != sync);
+        lost(sync) && stalled_ms >= view.settings.suspicion_timeout_ms && others.any(lost)
+    })
 }

@@ -92,6 +92,15 @@ fn nor_by_a_restart_while_the_write_may_still_happen() {
     assert_eq!(required(&view), both().synchronous);
     view.local.config = None;
     assert_eq!(required(&view), Synchronous::Impossible, "not known");
+    // It took long to start: the configuration is not confirmed, and the new one lacks what it found.
+    view.observed.given = Some(ServerConfig { gate: Gate::Closed, ..both() });
+    view.observed.first_flush = Some(Lsn(490));
+    view.zk.session = Session::Disconnected;
+    view.local.server = sync_gone().local.server;
+    primary(&mut view).downstreams = vec![downstream(2, 500, 2), downstream(3, 480, 1)];
+    acts(&view, Action::Configure(ServerConfig { gate: Gate::Closed, ..both() }));
+    primary(&mut view).downstreams = vec![downstream(2, 500, 2), downstream(3, 490, 1)];
+    acts(&view, Action::Configure(both()));
 }
 
 #[test]
