@@ -20,8 +20,8 @@ use super::local::{Downstream, PrimaryStatus, Synchronous};
 use super::situation::{Situation, wait};
 use super::suspicion::{self, NODE_GRACE_MS};
 
-/// A sync that its heartbeats show alive, but that does not follow or does not get any further,
-/// is replaced after this long (ms).
+/// A sync that its heartbeats show alive, but that does not follow, is replaced after this long (ms);
+/// and so is one that kept commits waiting for this long in all, if somebody is quicker.
 const SYNC_STALLED_MS: u64 = 5_000;
 
 /// What becomes of the sync.
@@ -66,33 +66,56 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
         return Plan::Keep(reason.to_owned());
     };
     let asked = asked_for(situation);
-    let Some(lost) = sync_lost(situation, primary, sync) else {
-        return match asked {
-            Some(new) if state.is_frozen() => {
-                Plan::Keep(format!("the sync {sync} is fit; {new} is not promoted while the shard is frozen"))
-            }
-            Some(new) if is_fit(situation, primary, new) => {
-                Plan::Replace { new, reason: "an operator asked for it".to_owned() }
-            }
-            Some(new) => Plan::Keep(format!("the sync {sync} is fit; {new} is to replace it, and does not follow yet")),
-            None => Plan::Keep(format!("the sync {sync} is fit")),
-        };
+    // One that was begun with stays the choice while it is fit.
+    let begun = begun(situation, sync);
+    let slow = is_slow(situation, sync, if begun.is_some() { SYNC_STALLED_MS / 2 } else { SYNC_STALLED_MS });
+    let gone = sync_lost(situation, primary, sync);
+    let lost = match gone.clone() {
+        None if slow => format!("the sync {sync} is slow to acknowledge"),
+        None => return fit_sync(situation, primary, sync, asked),
+        Some(lost) => lost,
     };
     if state.is_frozen() {
         return Plan::Keep(format!("writes may wait: {lost}; the shard is frozen"));
     }
-    // One that was begun with stays the choice while it is fit.
-    let begun = match situation.config().map(|config| config.synchronous) {
-        Some(Synchronous::Both { new, old }) if old == sync => Some(new),
-        _ => None,
-    };
     let fit = |peer: &PeerId| is_fit(situation, primary, *peer);
+    let quick = |peer: &PeerId| !is_slow(situation, *peer, situation.view.settings.suspicion_timeout_ms);
     let asyncs = || state.async_peers.iter().map(|peer| peer.id);
     let begun = begun.filter(|new| asyncs().any(|peer| peer == *new));
-    match begun.into_iter().chain(asked).chain(asyncs()).find(fit) {
+    let candidates = || begun.into_iter().chain(asked).chain(asyncs()).filter(fit);
+    // A slow one is no gain for another slow one, only for one that is gone.
+    match candidates().find(quick).or_else(|| candidates().next().filter(|_| gone.is_some())) {
         Some(new) => Plan::Replace { new, reason: lost },
         None => Plan::Keep(format!("writes may wait: {lost}; no async is fit to replace it")),
     }
+}
+
+/// What to do about a sync that is well.
+fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, asked: Option<PeerId>) -> Plan {
+    match asked {
+        Some(new) if situation.state.is_frozen() => {
+            Plan::Keep(format!("the sync {sync} is fit; {new} is not promoted while the shard is frozen"))
+        }
+        Some(new) if is_fit(situation, primary, new) => {
+            Plan::Replace { new, reason: "an operator asked for it".to_owned() }
+        }
+        Some(new) => Plan::Keep(format!("the sync {sync} is fit; {new} is to replace it, and does not follow yet")),
+        None => Plan::Keep(format!("the sync {sync} is fit")),
+    }
+}
+
+/// The peer that a replacement of `sync` was begun with.
+fn begun(situation: Situation<'_>, sync: PeerId) -> Option<PeerId> {
+    match situation.config().map(|config| config.synchronous) {
+        Some(Synchronous::Both { new, old }) if old == sync => Some(new),
+        _ => None,
+    }
+}
+
+/// Whether `peer` kept commits waiting for this long (ms) lately. What it acknowledges it has, only
+/// late; a disk that takes seconds for each flush makes progress all the time.
+fn is_slow(situation: Situation<'_>, peer: PeerId, for_ms: u64) -> bool {
+    situation.view.observed.slow_ms.get(&peer).is_some_and(|slow_ms| *slow_ms >= for_ms)
 }
 
 /// The first async, if an operator wants it for the sync.
@@ -147,7 +170,8 @@ fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) ->
 /// come to follow the primary, which is what makes them fit to replace it.
 pub(super) fn finds_sync_lost(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<PeerId> {
     let sync = situation.sync()?;
-    sync_lost(situation, primary, sync).map(|_| sync)
+    let slow = is_slow(situation, sync, SYNC_STALLED_MS / 2);
+    (slow || sync_lost(situation, primary, sync).is_some()).then_some(sync)
 }
 
 /// Whether `peer` follows from here closely enough to be waited for.

@@ -2,7 +2,7 @@
 //! view. One tracker belongs to one sitter process (or simulated one); its driver calls
 //! [`Tracker::complete`] on every view before `decide`, and [`Tracker::finished`] after every action.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::Lsn;
@@ -28,20 +28,70 @@ struct Failure {
     problem: String,
 }
 
-/// How far a peer that follows us was, and when that last was progress.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    flush: Lsn,
-    /// Our own end of WAL at that time: once the peer has it, it made progress.
-    target: Lsn,
-    at_ms: u64,
+/// Between two positions of which is kept when they were reached, ms.
+const OWED_EVERY_MS: u64 = 100;
+
+/// How many of those are kept for a peer: for longer than any patience with it.
+const MOST_OWED: usize = 100;
+
+/// A gap (ms) between two looks at a primary in which its followers are not judged: this process, or
+/// PostgreSQL, stood still.
+const UNWATCHED_MS: u64 = 500;
+
+/// Slowness that is long past counts no more than this (ms).
+const MOST_SLOW_MS: u64 = 10_000;
+
+/// How well a peer that follows us keeps up.
+#[derive(Clone, Debug, Default)]
+struct Following {
+    /// Since when it has not been streaming.
+    away: Option<u64>,
+    /// Ends of our WAL that it does not have on disk yet, and when each was ours.
+    owed: VecDeque<(Lsn, u64)>,
+    /// Time (ms) for which it kept commits waiting for too long; four times as much without that
+    /// makes up for it.
+    slow_ms: u64,
+    looked: u64,
+}
+
+impl Following {
+    /// Takes note of how far it is: None if it does not stream.
+    fn look(&mut self, now: u64, end: Lsn, flush: Option<Lsn>, patience_ms: u64) {
+        let passed = now.saturating_sub(std::mem::replace(&mut self.looked, now));
+        if passed > UNWATCHED_MS {
+            self.away = self.away.map(|since| since + passed);
+            self.owed.iter_mut().for_each(|(_, at)| *at += passed);
+        }
+        let Some(flush) = flush else {
+            self.away.get_or_insert(now);
+            return;
+        };
+        self.away = None;
+        while self.owed.front().is_some_and(|(owed, _)| *owed <= flush) {
+            self.owed.pop_front();
+        }
+        let due = self.owed.back().is_none_or(|(owed, at)| *owed < end && now >= at + OWED_EVERY_MS);
+        if end > flush && due && self.owed.len() < MOST_OWED {
+            self.owed.push_back((end, now));
+        }
+        let slow = self.stalled_ms(now) > patience_ms;
+        let passed = passed.min(UNWATCHED_MS);
+        self.slow_ms = if slow { self.slow_ms + passed } else { self.slow_ms.saturating_sub(passed / 4) };
+        self.slow_ms = self.slow_ms.min(MOST_SLOW_MS);
+    }
+
+    /// How old the oldest position is that it has not acknowledged, or how long it is away.
+    fn stalled_ms(&self, now: u64) -> u64 {
+        let oldest = self.owed.front().map(|(_, at)| *at);
+        [self.away, oldest].into_iter().flatten().map(|since| now.saturating_sub(since)).max().unwrap_or(0)
+    }
 }
 
 /// Memory of one sitter process.
 #[derive(Clone, Debug, Default)]
 pub struct Tracker {
     missing_since: BTreeMap<PeerId, u64>,
-    progress: BTreeMap<PeerId, Progress>,
+    following: BTreeMap<PeerId, Following>,
     down_since: Option<u64>,
     first_flush: Option<Lsn>,
     avoid_until: BTreeMap<PeerId, u64>,
@@ -91,14 +141,13 @@ impl Tracker {
         let unread = matches!(view.zk.state, StateNode::Unread);
         let ago = |since: &u64| now.saturating_sub(*since);
         let durations = |map: &BTreeMap<PeerId, u64>| map.iter().map(|(&peer, since)| (peer, ago(since))).collect();
+        let following = |value: &dyn Fn(&Following) -> u64| {
+            self.following.iter().map(|(&peer, of)| (peer, value(of))).filter(|(_, ms)| *ms > 0).collect()
+        };
         view.observed = Observed {
             missing_ms: durations(&self.missing_since),
-            stalled_ms: self
-                .progress
-                .iter()
-                .map(|(&peer, progress)| (peer, ago(&progress.at_ms)))
-                .filter(|(_, stalled_ms)| *stalled_ms > 0)
-                .collect(),
+            stalled_ms: following(&|following| following.stalled_ms(now)),
+            slow_ms: following(&|following| following.slow_ms),
             state_ms: self.version.map_or(0, |(_, since)| ago(&since)),
             drained: self.drained,
             postgres_down_ms: self.down_since.as_ref().map(ago),
@@ -213,7 +262,7 @@ impl Tracker {
             }
             Server::Standby(standby) => {
                 self.first_flush = None;
-                self.progress.clear();
+                self.following.clear();
                 if standby.streaming {
                     self.rejoins = 0;
                 }
@@ -228,7 +277,7 @@ impl Tracker {
             Server::Down { .. } | Server::Starting { .. } => {
                 self.down_since.get_or_insert(now);
                 self.first_flush = None;
-                self.progress.clear();
+                self.following.clear();
             }
             Server::Hung { for_ms } => {
                 self.down_since.get_or_insert(now.saturating_sub(*for_ms));
@@ -241,14 +290,12 @@ impl Tracker {
         let end = primary.flushed.lsn;
         let state = view.zk.state.valid().map(|(_, state)| state.clone());
         let chain: Vec<_> = state.iter().flat_map(|state| state.chain().map(|peer| peer.id)).collect();
-        self.progress.retain(|peer, _| chain.contains(peer));
+        self.following.retain(|peer, _| chain.contains(peer));
         for peer in chain.into_iter().filter(|peer| *peer != view.me.id) {
             let flush = primary.downstreams.iter().find(|down| down.peer == peer && down.streaming).map(|d| d.flush);
-            let fresh = Progress { flush: flush.unwrap_or_default(), target: end, at_ms: now };
-            let progress = self.progress.entry(peer).or_insert(fresh);
-            if flush.is_some_and(|flush| flush >= end || flush > progress.flush || flush >= progress.target) {
-                *progress = fresh;
-            }
+            let new = || Following { looked: now, ..Following::default() };
+            let following = self.following.entry(peer).or_insert_with(new);
+            following.look(now, end, flush, view.settings.suspicion_timeout_ms);
         }
     }
 }

@@ -92,9 +92,12 @@ pub struct Observed {
     /// How long (ms) the election node of each listed peer has been missing while we were
     /// connected; absent: it is there, or not known.
     pub missing_ms: BTreeMap<PeerId, u64>,
-    /// As primary: how long (ms) each peer of the chain has not followed us: not streaming, or
-    /// behind without getting any further. Absent: it follows.
+    /// As primary: how long (ms) each peer of the chain has not followed us: for how long it has not
+    /// been streaming, or how old the oldest WAL is that it has not acknowledged. Absent: it follows.
     pub stalled_ms: BTreeMap<PeerId, u64>,
+    /// As primary: how long (ms) lately each peer of the chain streamed, but more than the suspicion
+    /// timeout behind. Absent: never.
+    pub slow_ms: BTreeMap<PeerId, u64>,
     /// How long (ms) the newest version of the state has been known.
     pub state_ms: u64,
     /// The version of the state in which our clients were found at rest ([`Action::Drain`]).

@@ -111,6 +111,10 @@ impl World {
                 let who = self.resolve(who);
                 self.hosts[who].postgres.slow_until = now + for_ms;
             }
+            Fault::SlowFlushes { who, each_ms, for_ms } => {
+                let who = self.resolve(who);
+                self.hosts[who].postgres.slow_flushes = (now + for_ms, each_ms);
+            }
             Fault::DiskFull { who, for_ms } => {
                 let who = self.resolve(who);
                 self.hosts[who].postgres.full_until = now + for_ms;
@@ -187,6 +191,7 @@ impl World {
             postgres.hangs_until = postgres.hangs_until.map(|until| until.min(now));
             (postgres.slow_until, postgres.full_until, postgres.low_until) = (0, 0, 0);
             (postgres.replay_stalls_until, postgres.lags_until) = (0, 0);
+            (postgres.slow_flushes, postgres.flushing) = ((0, 0), None);
         }
     }
 

@@ -161,6 +161,12 @@ pub enum Fault {
         who: Target,
         for_ms: u64,
     },
+    /// Each flush takes this long.
+    SlowFlushes {
+        who: Target,
+        each_ms: u64,
+        for_ms: u64,
+    },
     /// PostgreSQL panics as soon as it writes, and does not start.
     DiskFull {
         who: Target,
@@ -455,6 +461,7 @@ impl Maker {
             25 => Fault::PauseSitter { who, for_ms },
             26 => Fault::PausePostgres { who, for_ms: self.rng.bool().then_some(for_ms) },
             27 => Fault::PauseBoth { who, for_ms },
+            28 if self.rng.bool() => Fault::SlowFlushes { who, each_ms: self.rng.u64(100..3_000), for_ms },
             28 => Fault::SlowDisk { who, for_ms },
             29 if self.rng.bool() => Fault::DiskLow { who, for_ms },
             29 => Fault::DiskFull { who, for_ms },

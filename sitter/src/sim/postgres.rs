@@ -95,6 +95,9 @@ pub(super) struct Postgres {
     /// Records before this one are not kept any more.
     pub(super) kept_from: usize,
     pub(super) slow_until: u64,
+    /// Until then each flush takes so many ms; and the one under way: when it ends, and what it covers.
+    pub(super) slow_flushes: (u64, u64),
+    pub(super) flushing: Option<(u64, usize)>,
     pub(super) full_until: u64,
     /// Less free space than the reserve.
     pub(super) low_until: u64,
@@ -133,6 +136,8 @@ impl Postgres {
             probes: 0,
             kept_from: 0,
             slow_until: 0,
+            slow_flushes: (0, 0),
+            flushing: None,
             full_until: 0,
             low_until: 0,
             found: 0,
@@ -158,13 +163,28 @@ impl Postgres {
 
     /// The process ends; what was not flushed is gone.
     pub(super) fn end(&mut self, crashed: bool) {
-        (self.process, self.hangs_until) = (Process::Down { crashed }, None);
+        (self.process, self.hangs_until, self.flushing) = (Process::Down { crashed }, None, None);
         self.wal.truncate(self.flushed);
         (self.partial, self.receiver, self.has_streamed) = (0, None, false);
         (self.cannot_follow, self.promotes) = (None, None);
         self.senders = [const { None }; MOST_PEERS];
         self.waiting.clear();
         (self.shown, self.told) = (0, 0);
+    }
+
+    /// What was written gets to the disk, if it is `able`, at once or slowly.
+    pub(super) fn flush(&mut self, now: u64, able: bool) {
+        let (until, takes_ms) = self.slow_flushes;
+        match self.flushing {
+            Some((ends, _)) if ends > now => {}
+            Some((_, end)) => {
+                self.flushed = self.flushed.max(end.min(self.wal.len()));
+                self.flushing = None;
+            }
+            None if !able || self.flushed == self.wal.len() => {}
+            None if now < until => self.flushing = Some((now + takes_ms, self.wal.len())),
+            None => self.flushed = self.wal.len(),
+        }
     }
 
     /// What `start` does to the directory before a postmaster runs.

@@ -77,9 +77,8 @@ impl World {
                 (sender.applied, sender.applies) = (synchronous, None);
             }
         }
-        if now >= postgres.slow_until && (!postgres.standby || self.rng.u8(..) < 200) {
-            postgres.flushed = postgres.wal.len();
-        }
+        let flushes = now >= postgres.slow_until && (!postgres.standby || self.rng.u8(..) < 200);
+        postgres.flush(now, flushes);
         if postgres.standby {
             let behind = postgres.flushed.saturating_sub(postgres.replayed);
             let stalls = now < postgres.replay_stalls_until || self.rng.u8(..) < 40;

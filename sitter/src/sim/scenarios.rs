@@ -174,6 +174,13 @@ fn row_11_and_34_a_lost_or_slow_sync_is_replaced() {
         assert_eq!(primary(world), before);
         writable_again_within(world, 9_000);
     });
+    // Each flush ends, too late: progress all the time.
+    let slow = Fault::SlowFlushes { who: Target::Sync, each_ms: 2_500, for_ms: 60_000 };
+    play(3, 40_000, &[(0, slow)], |world, before| {
+        assert_eq!(primary(world), before);
+        assert_eq!(changes(world).len(), 1, "{:?}", world.generations);
+        assert!(changes(world)[0].0 < AT + 25_000, "{:?}", world.generations);
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod disk;
 mod endings;
 mod first_setup;
+mod following;
 mod gate;
 mod membership;
 mod one_node_write;

@@ -104,6 +104,29 @@ fn nor_by_a_restart_while_the_write_may_still_happen() {
 }
 
 #[test]
+fn a_slow_one_is_replaced_if_somebody_is_quicker() {
+    let mut view = view(1);
+    primary(&mut view).downstreams = vec![downstream(2, 480, 1), downstream(3, 490, 0)];
+    view.observed.slow_ms.insert(id(2), 4_900);
+    waits(&view, "is fit");
+    view.observed.slow_ms.insert(id(2), 5_000);
+    acts(&view, Action::Configure(both()));
+    // Nothing is gained by another slow one.
+    let mut slow = view.clone();
+    slow.observed.slow_ms.insert(id(3), 1_000);
+    waits(&slow, "no async is fit");
+    gone(&mut slow, 2, 3);
+    acts(&slow, Action::Configure(both()));
+    // Not undone by a moment in which it is quick.
+    view.local.config = Some(both());
+    view.observed.slow_ms.insert(id(2), 4_500);
+    primary(&mut view).downstreams = vec![downstream(2, 480, 2), downstream(3, 490, 1)];
+    let state = writes(&view);
+    assert_eq!(state.sync_peer.as_ref().unwrap().id, id(3));
+    assert_eq!(ids(&state.async_peers), [id(2)], "it stays in the chain");
+}
+
+#[test]
 fn without_an_async_writes_wait() {
     let mut view = sync_gone();
     change(&mut view, |state| state.async_peers.clear());
