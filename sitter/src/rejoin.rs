@@ -149,6 +149,7 @@ pub(crate) async fn roll_back(inner: &Inner, storage: &dyn Storage, source: &Sou
 async fn finish(inner: &Inner, rung: Rung) -> Result<Rejoined, Error> {
     files::replace(&inner.layout.data().join("standby.signal"), "", &inner.user)?;
     files::remove(&inner.layout.incomplete())?;
+    inner.known().unfit = None;
     inner.known().last_position = None;
     inner.refresh().await;
     Ok(Rejoined::Held(rung))

@@ -269,7 +269,7 @@ pub(super) mod samples {
         let data = Data::Present(SystemIdentifier("7".to_owned()));
         let decision = Some(Decision { action: "wait".to_owned(), reason: "all is well".to_owned() });
         Ok(SitterStatus {
-            local: Local { data, server, config: None, last_position: None },
+            local: Local { data, server, config: None, unfit: None, last_position: None },
             decision,
             in_flight: None,
             last_failure: None,

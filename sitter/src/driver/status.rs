@@ -218,6 +218,7 @@ impl Status {
             data: Data::Absent,
             server: Server::Down { crashed: false, standby: false },
             config: None,
+            unfit: None,
             last_position: None,
         };
         Self {

@@ -189,6 +189,10 @@ pub struct Local {
     /// The configuration last applied and confirmed (also read back on adoption). None: unknown,
     /// not confirmed, or being changed just now. Kept for a server that is down.
     pub config: Option<ServerConfig>,
+    /// PostgreSQL ended by itself as a standby because its WAL lies on a timeline that it can not come
+    /// to: each further start would end so, only a rejoin helps. What it said, from its log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfit: Option<String>,
     /// Last WAL position known of a data directory whose server is down (`pg_controldata` or the
     /// last observation); for display.
     pub last_position: Option<WalPosition>,

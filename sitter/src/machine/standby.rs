@@ -13,6 +13,7 @@ use super::local::{Data, Gate, Recovery, Server, StandbyStatus};
 use super::situation::{Promotion, Situation, act, detached, follow, wait};
 use super::suspicion;
 use super::takeover::{self, Takeover};
+use super::view::View;
 
 /// A standby that has not answered for this long (ms) is restarted.
 const HUNG_MS: u64 = 10_000;
@@ -34,6 +35,9 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
     let view = situation.view;
     if !matches!(view.local.data, Data::Present(_)) {
         return bootstrap(situation, role);
+    }
+    if let (Server::Down { standby: true, .. }, Some(problem)) = (&view.local.server, &view.local.unfit) {
+        return rejoin(situation, unfollowing_rung(view), problem);
     }
     match &view.local.server {
         Server::Primary(_) => not_primary(situation),
@@ -143,16 +147,20 @@ fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbySta
     if let Some(problem) = &standby.cannot_follow
         && standby.not_streaming_ms >= CANNOT_FOLLOW_MS
     {
-        let from = match rejoins {
-            0 => Rung::Rewind,
-            1 => Rung::Rollback,
-            _ => Rung::Copy,
-        };
-        return Some(rejoin(situation, from, problem));
+        return Some(rejoin(situation, unfollowing_rung(view), problem));
     }
     let too_long = standby.not_streaming_ms >= view.settings.rejoin_after_ms && suspicion::is_serving(view, upstream);
     // Without a clear error never down to a full copy (H10).
     (too_long && rejoins == 0).then(|| rejoin(situation, Rung::Rewind, "it did not stream for long"))
+}
+
+/// Where to begin with data that can not follow: further down each time that it did not help.
+fn unfollowing_rung(view: &View) -> Rung {
+    match view.observed.rejoins {
+        0 => Rung::Rewind,
+        1 => Rung::Rollback,
+        _ => Rung::Copy,
+    }
 }
 
 fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {

@@ -212,6 +212,7 @@ pub(crate) async fn adopt_staged(inner: &Inner, storage: &dyn Storage, why: &'st
     files::remove(&inner.layout.fresh())?;
     storage.publish().await?;
     inner.known().crashed = false;
+    inner.known().unfit = None;
     inner.known().last_position = None;
     inner.refresh().await;
     Ok(())

@@ -46,6 +46,8 @@ pub(crate) struct Known {
     pub(crate) told_to_stop: bool,
     /// The last postmaster ended without having been told to.
     pub(crate) crashed: bool,
+    /// See [`Local::unfit`].
+    pub(crate) unfit: Option<String>,
     /// The configuration.
     pub(crate) record: Option<Record>,
     /// Rises with every change of `record` or `postmaster`: an observation that began under another
@@ -136,7 +138,7 @@ impl Inner {
             let mut known = self.known();
             known.postmaster = Some(postmaster);
             known.session = None;
-            (known.told_to_stop, known.crashed) = (false, false);
+            (known.told_to_stop, known.crashed, known.unfit) = (false, false, None);
             known.epoch += 1;
         }
         self.wake.notify_one();

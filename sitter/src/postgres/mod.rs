@@ -111,7 +111,7 @@ impl Postgres {
     /// A manager for the data under `settings.dir`. Needs a tokio runtime; changes nothing yet.
     pub fn new(settings: Settings, me: PeerId) -> Result<Self, Error> {
         let server = Server::Down { crashed: false, standby: false };
-        let local = Local { data: Data::Absent, server, config: None, last_position: None };
+        let local = Local { data: Data::Absent, server, config: None, unfit: None, last_position: None };
         let (inner, looks) = Inner::new(settings, me, local)?;
         let progress = Progress::new();
         let storage = storage(&inner, &progress);

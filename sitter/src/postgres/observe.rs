@@ -28,11 +28,12 @@ use tokio_postgres::Client;
 use super::conf::CONFIG_ID;
 use super::control;
 use super::error::Error;
+use super::files;
 use super::guard::Guard;
 use super::inner::Inner;
 use super::probe::Probe;
 use super::process::{self, Postmaster};
-use super::serverlog::Watcher;
+use super::serverlog::{self, Watcher};
 use super::session;
 use super::{PROXY_ROLE, REPLICATION_ROLE};
 use crate::machine::local::{
@@ -51,6 +52,8 @@ const HUNG_AFTER: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// Streaming for this long refutes what the log said before.
 const STEADY: Duration = Duration::from_secs(1);
+/// How much of the log is searched for why PostgreSQL ended.
+const LAST_WORDS_BYTES: u64 = 8192;
 /// Log at run time: above this it is cut. Rotation happens at starts.
 const LOG_LIMIT_BYTES: u64 = 512 << 20;
 
@@ -293,7 +296,10 @@ impl Observer {
             known.crashed = !known.told_to_stop;
             known.epoch += 1;
             let (pid, crashed) = (postmaster.pid(), known.crashed);
-            tracing::info!(pid, crashed, "PostgreSQL ended");
+            if crashed && self.inner.layout.data().join("standby.signal").exists() {
+                known.unfit = serverlog::unfit(&files::tail(&self.inner.layout.log(), LAST_WORDS_BYTES));
+            }
+            tracing::info!(pid, crashed, unfit = known.unfit, "PostgreSQL ended");
         }
         self.forget();
         self.publish_down();
@@ -571,7 +577,8 @@ impl Observer {
 
     fn publish_all(&self, data: Data, server: Server, config: Option<ServerConfig>) {
         let last_position = self.inner.known().last_position.filter(|_| !matches!(data, Data::Absent));
-        let new = Local { data, server, config, last_position };
+        let unfit = self.inner.known().unfit.clone();
+        let new = Local { data, server, config, unfit, last_position };
         self.inner.local.send_if_modified(|local| {
             let changed = *local != new;
             *local = new;

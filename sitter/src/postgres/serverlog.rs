@@ -36,6 +36,25 @@ const MESSAGES: &[(&str, Meaning)] = &[
     ("exceeded the maximum reserved size", Meaning::HopelessIfItLasts),
 ];
 
+/// Last words of a server whose WAL and timelines do not fit: xlogrecovery.c (`checkTimeLineSwitch`,
+/// `InitWalRecovery`), timeline.c, of PostgreSQL 13 to 18. It followed somebody who was promoted
+/// against the shard's will.
+const UNFIT: &[&str] = &[
+    "unexpected timeline ID",
+    "unexpected previous timeline ID",
+    "is not a child of this server's history",
+    "does not contain minimum recovery point",
+    "is not a child of database system timeline",
+];
+
+/// Why a standby that ended by itself would end so again, by the end of its log.
+pub(super) fn unfit(log: &str) -> Option<String> {
+    let last_run = log.rsplit("starting PostgreSQL ").next()?;
+    let fatal = |line: &&str| ["PANIC:  ", "FATAL:  "].iter().any(|level| line.contains(level));
+    let line = last_run.lines().filter(fatal).find(|line| UNFIT.iter().any(|text| line.contains(text)))?;
+    Some(line.split_once("] ").map_or(line, |(_, text)| text).trim().to_owned())
+}
+
 /// What a line of the log means, if anything.
 pub(super) fn meaning(line: &str) -> Option<Meaning> {
     MESSAGES.iter().find(|(text, _)| line.contains(text)).map(|(_, meaning)| *meaning)
@@ -140,6 +159,20 @@ mod tests {
         for (line, expected) in table {
             assert_eq!(meaning(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn last_words_count_of_the_last_run_only() {
+        let start = "x [1] LOG:  starting PostgreSQL 15.8 on x86_64";
+        let panic = "x [2] startup PANIC:  unexpected timeline ID 2 (after 1) in checkpoint record";
+        let end = "x [1] LOG:  startup process (PID 2) was terminated by signal 6: Aborted";
+        let log = |lines: &[&str]| lines.join("\n");
+        let said = unfit(&log(&[start, panic, end]));
+        assert_eq!(said.as_deref(), Some("startup PANIC:  unexpected timeline ID 2 (after 1) in checkpoint record"));
+        assert_eq!(unfit(&log(&[start, panic, end, start, end])), None, "an earlier run");
+        assert_eq!(unfit(&log(&[start, "x [2] PANIC:  could not write to file: No space left on device"])), None);
+        let note = "x [2] LOG:  unexpected timeline ID 2 in WAL segment";
+        assert_eq!(unfit(&log(&[start, note])), None, "not what it ended of");
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub(super) async fn initialise(inner: &Inner, storage: &dyn Storage) -> Result<S
     files::replace(&inner.layout.fresh(), &control.system.0, &inner.user)?;
     storage.publish().await?;
     inner.known().crashed = false;
+    inner.known().unfit = None;
     inner.known().last_position = None;
     tracing::info!(system = control.system.0, "made a new cluster");
     inner.refresh().await;

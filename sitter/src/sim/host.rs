@@ -91,6 +91,7 @@ impl Sitter {
                     data: postgres.data.clone(),
                     server: postgres.observe(now),
                     config: None,
+                    unfit: None,
                     last_position: None,
                 },
                 disk_full: false,

@@ -9,6 +9,7 @@ fn nothing(me: u8) -> View {
         data: Data::Absent,
         server: Server::Down { crashed: false, standby: false },
         config: None,
+        unfit: None,
         last_position: None,
     };
     view.health.values_mut().for_each(|health| health.data = Some(Data::Absent));

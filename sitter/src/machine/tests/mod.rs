@@ -145,7 +145,7 @@ fn view(me: u8) -> View {
             has_history: Some(true),
         },
         uncertain_write: false,
-        local: Local { data: present(), server, config: Some(config), last_position: None },
+        local: Local { data: present(), server, config: Some(config), unfit: None, last_position: None },
         disk_full: false,
         health: peers.into_iter().filter(|number| *number != me).map(|n| (id(n), healthy(present()))).collect(),
         in_flight: None,

@@ -23,6 +23,25 @@ fn data_is_copied_and_the_sync_copies_from_the_primary_only() {
     acts(&sync, Action::Bootstrap { source: id(1) });
 }
 
+/// Row 41: it followed a standby that was promoted by hand, and can not even start any more.
+#[test]
+fn wal_that_ends_every_start_is_rejoined() {
+    for me in [2, 3] {
+        let mut view = view(me);
+        view.local.server = Server::Down { crashed: true, standby: true };
+        assert!(matches!(decide(&view).action, Action::Start(_)));
+        view.local.unfit = Some("PANIC:  unexpected timeline ID".to_owned());
+        for (rejoins, rung) in [(0, Rung::Rewind), (1, Rung::Rollback), (2, Rung::Copy)] {
+            view.observed.rejoins = rejoins;
+            acts(&view, Action::Rejoin { source: id(1), from: rung, init: Some(at(1, 100)) });
+        }
+        health(&mut view, 1).silent_ms = Some(5_000);
+        waits(&view, "does not answer");
+        view.settings.manual_rejoin = true;
+        waits(&view, "operator");
+    }
+}
+
 #[test]
 fn an_async_looks_further_up() {
     type Change = fn(&mut View);
