@@ -9,6 +9,7 @@ pub mod config;
 pub mod ids;
 pub mod invariants;
 pub mod lsn;
+pub mod service;
 pub mod shutdown;
 pub mod telemetry;
 pub mod topology;

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -33,7 +34,13 @@ impl Ended {
 }
 
 async fn run(program: &Path, args: &[&str]) -> Ended {
-    let child = Command::new(program).args(args).env_clear().stdin(Stdio::null()).kill_on_drop(true).output();
+    run_with(program, args, &[]).await
+}
+
+async fn run_with(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Ended {
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(environment.iter().copied());
+    let child = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(LIMIT, child).await.expect("it did not end").expect("it can be started");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ended { success: output.status.success(), text }
@@ -222,8 +229,21 @@ async fn a_new_sitter_says_that_zookeeper_is_unreachable() {
     let config =
         fs::read_to_string(&config).expect("file").replace("[zookeeper]", "[zookeeper]\nsession_timeout = \"400ms\"");
     let config = place.write("sitter.toml", &config);
-    run(&binaries().sitter, &["--config", &config]).await.says(&["ZooKeeper", "127.0.0.1:1", "zookeeper.servers"]);
+    // Told to its service manager meanwhile: that it serves, and that its loop turns.
+    let manager = UnixDatagram::bind(place.folder.path().join("notify")).expect("socket");
+    let socket = place.folder.path().join("notify").display().to_string();
+    let environment = [("NOTIFY_SOCKET", socket.as_str()), ("WATCHDOG_USEC", "200000")];
+    let ended = run_with(&binaries().sitter, &["--config", &config], &environment).await;
+    ended.says(&["ZooKeeper", "127.0.0.1:1", "zookeeper.servers"]);
     assert!(!place.dir().join("data").exists(), "nothing was made");
+    manager.set_nonblocking(true).expect("socket");
+    let mut told = Vec::new();
+    let mut buffer = [0; 256];
+    while let Ok(length) = manager.recv(&mut buffer) {
+        told.push(String::from_utf8_lossy(&buffer[..length]).trim().to_owned());
+    }
+    assert_eq!(told.first().map(String::as_str), Some("READY=1"));
+    assert!(told.iter().filter(|message| *message == "WATCHDOG=1").count() > 1, "{told:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use manatee_shared::service;
 use manatee_shared::telemetry::PrometheusHandle;
 use manatee_shared::topology::TopologyWatcher;
 use pingora_core::server::configuration::{Opt, ServerConf};
@@ -122,6 +123,7 @@ impl Service for Sessions {
                 Err(error) => give_up(&error),
             }
         }
+        service::ready();
         // A hand-over: the successor accepts from now on. An error means that pingora is gone.
         let _ = shutdown.wait_for(|stop| *stop).await;
         self.shared.stop();

@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use manatee_shared::config::{Secret, ZkSettings};
+use manatee_shared::service::Watchdog;
 use manatee_shared::zk::client::ZkCoordination;
 use manatee_shared::zk::{Coordination, Session, StateNode, View};
-use manatee_shared::{shutdown, telemetry};
+use manatee_shared::{service, shutdown, telemetry};
 use manatee_sitter::api::{self, Api};
 use manatee_sitter::config::{Config, StorageKind, environment};
 use manatee_sitter::driver::{Driver, Parts};
@@ -120,6 +121,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
         newest_generation: memory::recall(&config.peer.dir, &postgres.local().borrow().data),
         stop: stop.clone(),
+        watchdog: Watchdog::of_environment(),
     });
     let rendering = prometheus.clone();
     let status = driver.status();
@@ -134,6 +136,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
 
     let snapshotter = Snapshotter::new(postgres.clone(), driver.status(), config.snapshotter());
     let bound = config.postgres.stop_timeout + STOP_SLACK;
+    service::ready();
     // Whatever ends first ends the process; what is dropped leaves PostgreSQL as it is.
     let result = tokio::select! {
         result = driver.run() => result.map_err(anyhow::Error::from),
@@ -150,7 +153,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         () = memory::keep(config.peer.dir.clone(), status) => Err(anyhow!("the driver has ended")),
         () = snapshotter.run() => Err(anyhow!("the snapshotter has ended")),
         () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
-        () = async { stop.cancelled().await; tokio::time::sleep(bound).await } => {
+        () = async { stop.cancelled().await; service::stopping(); tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
         }
     };

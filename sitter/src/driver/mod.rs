@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::ids::{PeerId, ShardName};
+use manatee_shared::service::Watchdog;
 use manatee_shared::zk::{self, Coordination, Session, ZkError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +81,8 @@ pub struct Parts {
     pub newest_generation: Option<u64>,
     /// Cancelled when the sitter is to stop in an orderly way.
     pub stop: CancellationToken,
+    /// Hears from every turn of the loop.
+    pub watchdog: Watchdog,
 }
 
 /// See the module.
@@ -145,6 +148,7 @@ impl Driver {
     pub async fn run(mut self) -> Result<(), Fatal> {
         loop {
             let now = Instant::now();
+            self.parts.watchdog.alive(now);
             let view = self.observe(now);
             let decision = decide(&view);
             self.note(&view, &decision, now);

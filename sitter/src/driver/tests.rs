@@ -70,6 +70,7 @@ fn start(failures: u32) -> Fixture {
         execute: fake.clone(),
         newest_generation: None,
         stop: stop.clone(),
+        watchdog: Default::default(),
     });
     let status = driver.status();
     Fixture { fake, status, stop, driver: tokio::spawn(driver.run()), local }
