@@ -2,7 +2,8 @@
 //!
 //! The registry is shared by all threads, but a session touches only its own slot in it, whose
 //! lock is uncontended. A server connection counts the cancels under way to it, so that the pool
-//! does not give it to somebody else meanwhile: the signal would hit the wrong request.
+//! does not give it to somebody else meanwhile: the signal would hit the wrong request. Keys of other
+//! proxies' clients are theirs to look up: [`fleet`].
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,8 +17,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::auth::random;
-use crate::error::Result;
+use crate::error::{ProxyError, Result};
 use crate::wire::startup::encode_cancel;
+
+pub mod fleet;
+
+use fleet::{CLIENT_BITS, Fleet};
 
 /// Cancels that may be under way at once; more are dropped, as a lost packet would be. The protocol
 /// promises nothing (manual, section 55.2.8).
@@ -44,6 +49,25 @@ impl CancelTarget {
         Arc::new(Self { address, pid, secret, in_flight: AtomicU32::new(0) })
     }
 
+    /// Has the server cancel what it runs, and waits until it has taken it. In clear: a server checks
+    /// neither TLS nor addresses here, and the key is good for this alone.
+    pub async fn deliver(&self) {
+        let deliver = async {
+            let mut stream = TcpStream::connect(self.address).await?;
+            let mut request = BytesMut::with_capacity(16);
+            encode_cancel(&mut request, self.pid, &self.secret);
+            stream.write_all(&request).await?;
+            // The server closes once it has sent the signal.
+            stream.read(&mut [0; 1]).await
+        };
+        // Dropping it half-way leaves the cancel in doubt, which is why the pool closes such servers.
+        match tokio::time::timeout(CANCEL_LIMIT, deliver).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, server = %self.address, "cancel not delivered"),
+            Err(_) => tracing::debug!(server = %self.address, "cancel not delivered in time"),
+        }
+    }
+
     /// Whether a cancel is under way to this server connection: it must not be given to another
     /// client before that is over (or at all).
     pub fn is_cancel_in_flight(&self) -> bool {
@@ -53,11 +77,19 @@ impl CancelTarget {
 
 type Slot = Arc<Mutex<Option<Arc<CancelTarget>>>>;
 
+/// A client's secret, and the server it has.
+type Entry = (Box<[u8]>, Slot);
+
+/// Bytes of a secret in protocol 3.0, where there is room for no more, and from 3.2 on.
+const SECRET_BYTES: usize = 4;
+const LONG_SECRET_BYTES: usize = 32;
+
 /// All clients that can be cancelled.
 #[derive(Debug, Default)]
 pub struct Registry {
-    clients: Mutex<HashMap<u32, ([u8; 4], Slot)>>,
+    clients: Mutex<HashMap<u32, Entry>>,
     in_flight: AtomicU32,
+    fleet: Fleet,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,22 +103,37 @@ impl Registry {
         Arc::default()
     }
 
-    /// Gives a new client its key: both halves are random, so neither tells anything.
+    /// One of several proxies.
+    pub fn of_fleet(fleet: Fleet) -> Arc<Self> {
+        Arc::new(Self { fleet, ..Self::default() })
+    }
+
+    /// The other proxies.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Gives a new client its key: our number, and the rest random. `long` if its protocol allows for it.
     ///
     /// # Errors
     /// When there is no randomness to be had.
-    pub fn register(self: &Arc<Self>) -> Result<Registration> {
-        let secret = random::<4>()?;
+    pub fn register(self: &Arc<Self>, long: bool) -> Result<Registration> {
+        let random_secret = random::<LONG_SECRET_BYTES>()?;
+        let secret: Box<[u8]> = random_secret[..if long { LONG_SECRET_BYTES } else { SECRET_BYTES }].into();
         let mut clients = lock(&self.clients);
-        // At most a few ten thousand of two thousand million are taken: this ends.
+        if clients.len() >= 1 << (CLIENT_BITS - 1) {
+            return Err(ProxyError::TooManyClients);
+        }
+        // At most half are taken: this ends.
         let pid = loop {
-            let pid = u32::from_be_bytes(random::<4>()?) & 0x7FFF_FFFF;
+            let client = u32::from_be_bytes(random::<4>()?) & ((1 << CLIENT_BITS) - 1);
+            let pid = self.fleet.number << CLIENT_BITS | client;
             if pid != 0 && !clients.contains_key(&pid) {
                 break pid;
             }
         };
         let slot = Slot::default();
-        clients.insert(pid, (secret, slot.clone()));
+        clients.insert(pid, (secret.clone(), slot.clone()));
         Ok(Registration { pid, secret, slot, registry: self.clone() })
     }
 
@@ -100,39 +147,35 @@ impl Registry {
         self.len() == 0
     }
 
+    /// A client's request: for one of ours, or for another proxy's. Whoever asked is told nothing.
+    pub async fn cancel_anywhere(&self, pid: u32, secret: &[u8]) {
+        if Fleet::number_of(pid) == self.fleet.number && self.is_key(pid, secret) {
+            return self.cancel(pid, secret).await;
+        }
+        let Some(_flight) = self.take_off() else { return };
+        self.fleet.forward(pid, secret).await;
+    }
+
+    /// Whether this is the key of a client of ours.
+    fn is_key(&self, pid: u32, secret: &[u8]) -> bool {
+        lock(&self.clients).get(&pid).is_some_and(|(expected, _)| bool::from(expected.ct_eq(secret)))
+    }
+
     /// Forwards a cancel request to the server that runs this client's request, if any, and waits
     /// until the server has taken it. A wrong key does nothing. Whoever asked is told nothing.
     pub async fn cancel(&self, pid: u32, secret: &[u8]) {
         let Some(target) = self.find(pid, secret) else { return };
         let _flight = target.flight;
-        let server = &target.server;
-        let deliver = async {
-            let mut stream = TcpStream::connect(server.address).await?;
-            let mut request = BytesMut::with_capacity(16);
-            encode_cancel(&mut request, server.pid, &server.secret);
-            stream.write_all(&request).await?;
-            // The server closes once it has sent the signal.
-            stream.read(&mut [0; 1]).await
-        };
-        // Dropping it half-way leaves the cancel in doubt, which is why the pool closes such servers.
-        match tokio::time::timeout(CANCEL_LIMIT, deliver).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, server = %server.address, "cancel not delivered"),
-            Err(_) => tracing::debug!(server = %server.address, "cancel not delivered in time"),
-        }
+        target.server.deliver().await;
     }
 
     fn find(&self, pid: u32, secret: &[u8]) -> Option<Found<'_>> {
         let slot = {
             let clients = lock(&self.clients);
             let (expected, slot) = clients.get(&pid)?;
-            bool::from(expected.as_slice().ct_eq(secret)).then(|| slot.clone())?
+            bool::from(expected.ct_eq(secret)).then(|| slot.clone())?
         };
-        if self.in_flight.fetch_add(1, Ordering::AcqRel) >= MAX_IN_FLIGHT {
-            self.in_flight.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        let total = Flight(&self.in_flight);
+        let total = self.take_off()?;
         // Counted under the slot's lock: after `detach` the pool sees every cancel that was found.
         let server = {
             let server = lock(&slot);
@@ -141,6 +184,14 @@ impl Registry {
             server
         };
         Some(Found { flight: (total, ServerFlight(server.clone())), server })
+    }
+}
+
+impl Registry {
+    /// Counts a cancel that is under way, if there are not too many.
+    fn take_off(&self) -> Option<Flight<'_>> {
+        let flight = Flight(&self.in_flight);
+        (self.in_flight.fetch_add(1, Ordering::AcqRel) < MAX_IN_FLIGHT).then_some(flight)
     }
 }
 
@@ -172,7 +223,7 @@ pub struct Registration {
     /// What the client was told in BackendKeyData.
     pub pid: u32,
     /// What the client was told in BackendKeyData.
-    pub secret: [u8; 4],
+    pub secret: Box<[u8]>,
     slot: Slot,
     registry: Arc<Registry>,
 }
@@ -205,10 +256,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let target = CancelTarget::new(listener.local_addr().expect("address"), 7, Bytes::from_static(b"abcd"));
         let registry = Registry::new();
-        let client = registry.register().expect("registered");
+        let client = registry.register(false).expect("registered");
         client.attach(&target);
         let cancel = tokio::spawn({
-            let (registry, pid, secret) = (registry.clone(), client.pid, client.secret);
+            let (registry, pid, secret) = (registry.clone(), client.pid, client.secret.clone());
             async move { registry.cancel(pid, &secret).await }
         });
         let (mut socket, _) = listener.accept().await.expect("accepted");
@@ -228,13 +279,56 @@ mod tests {
     async fn wrong_keys_and_idle_clients_do_nothing() {
         let target = CancelTarget::new("127.0.0.1:1".parse().expect("address"), 7, Bytes::new());
         let registry = Registry::new();
-        let client = registry.register().expect("registered");
+        let client = registry.register(false).expect("registered");
         assert!(registry.find(client.pid, &client.secret).is_none(), "idle");
         client.attach(&target);
-        let mut wrong = client.secret;
+        let mut wrong = client.secret.clone();
         wrong[0] ^= 1;
         assert!(registry.find(client.pid, &wrong).is_none());
         assert!(registry.find(client.pid, &client.secret[..3]).is_none());
         assert!(registry.find(client.pid, &client.secret).is_some());
+    }
+
+    #[tokio::test]
+    async fn another_proxys_client_is_cancelled_by_that_proxy() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let peer = listener.local_addr().expect("address");
+        let one = Registry::of_fleet(Fleet { number: 1, ..Fleet::default() });
+        let two = Registry::of_fleet(Fleet { number: 2, peers: [(1, peer)].into(), upgrade_socket: None });
+        let client = one.register(true).expect("registered");
+        assert_eq!((client.secret.len(), client.pid >> CLIENT_BITS), (LONG_SECRET_BYTES, 1));
+        let cancel = tokio::spawn({
+            let (pid, secret) = (client.pid, client.secret.clone());
+            async move { two.cancel_anywhere(pid, &secret).await }
+        });
+        let (mut socket, _) = listener.accept().await.expect("accepted");
+        let mut request = [0; 12 + LONG_SECRET_BYTES];
+        socket.read_exact(&mut request).await.expect("request");
+        assert_eq!(request[8..12], client.pid.to_be_bytes());
+        assert_eq!(request[12..], *client.secret);
+        drop(socket);
+        cancel.await.expect("done");
+    }
+
+    #[tokio::test]
+    async fn the_process_before_us_is_asked() {
+        let folder = tempfile::tempdir().expect("folder");
+        let upgrade_socket = Some(folder.path().join("upgrade"));
+        let before = Registry::of_fleet(Fleet { upgrade_socket: upgrade_socket.clone(), ..Fleet::default() });
+        let client = before.register(false).expect("registered");
+        // As another process would have it: in this one both have the same number.
+        let socket = folder.path().join("upgrade.cancel.1");
+        let listener = tokio::net::UnixListener::bind(socket).expect("bind");
+        let after = Registry::of_fleet(Fleet { upgrade_socket, ..Fleet::default() });
+        let cancel = tokio::spawn({
+            let (pid, secret) = (client.pid, client.secret.clone());
+            async move { after.cancel_anywhere(pid, &secret).await }
+        });
+        let (mut socket, _) = listener.accept().await.expect("accepted");
+        let mut request = [0; 16];
+        socket.read_exact(&mut request).await.expect("request");
+        assert_eq!(request[12..], *client.secret);
+        drop(socket);
+        cancel.await.expect("done");
     }
 }

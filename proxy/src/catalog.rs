@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::pool::Catalogs;
 use crate::route::Catalog;
 use crate::route::volatility::{CATALOG_SIGNATURE_SQL, CATALOG_SQL};
-use crate::topology::monitor::Settings;
+use crate::topology::monitor::{ConnectError, Settings};
 use crate::topology::{Node, Topology};
 
 /// How old what is known may be.
@@ -109,7 +109,7 @@ enum ReadError {
     #[error("no node can be asked")]
     NoNode,
     #[error("{node} cannot be asked")]
-    Node { node: String, source: tokio_postgres::Error },
+    Node { node: String, source: ConnectError },
     #[error("{node} did not answer within {ANSWER_LIMIT:?}")]
     Silent { node: String },
 }
@@ -175,12 +175,7 @@ async fn read(settings: &Settings, topology: &Topology, database: &str, signatur
 }
 
 /// What `node` says; no catalog if it has the same signature as before.
-async fn read_from(
-    settings: &Settings,
-    node: Node,
-    database: &str,
-    before: &str,
-) -> Result<Known, tokio_postgres::Error> {
+async fn read_from(settings: &Settings, node: Node, database: &str, before: &str) -> Result<Known, ConnectError> {
     let (client, driver) = settings.connect_to(node, database).await?;
     let result = async {
         let signature: String = client.query_one(CATALOG_SIGNATURE_SQL, &[]).await?.try_get(0)?;

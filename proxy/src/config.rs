@@ -1,5 +1,6 @@
 //! The proxy's configuration: `config/proxy.toml`, every key typed and checked.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,8 @@ mod entries;
 
 pub use entries::{Change, Entry};
 
+use crate::auth::Access;
+use crate::auth::hba::Network;
 use crate::pool::Mode;
 use crate::topology::consistency::Consistency;
 
@@ -33,13 +36,22 @@ pub struct Config {
     pub listen: Listen,
     /// How to reach ZooKeeper.
     pub zookeeper: ZkSettings,
-    /// Which shard.
+    /// The default shard.
     pub shard: Shard,
+    /// Further shards.
+    #[serde(default)]
+    pub shards: Shards,
+    /// Databases by the names clients use, where those say which shard is meant.
+    #[serde(default)]
+    pub databases: BTreeMap<String, Database>,
     /// How clients are authenticated.
     pub auth: Auth,
     /// TLS towards clients.
     #[serde(default)]
     pub tls: Tls,
+    /// TLS towards servers.
+    #[serde(default)]
+    pub server_tls: ServerTls,
     /// Server connections.
     #[serde(default)]
     pub pool: Pool,
@@ -49,6 +61,9 @@ pub struct Config {
     /// What happens while there is no primary.
     #[serde(default)]
     pub hold: Hold,
+    /// The other proxies.
+    #[serde(default)]
+    pub fleet: Fleet,
     /// The console.
     #[serde(default)]
     pub admin: Admin,
@@ -67,8 +82,26 @@ pub struct Listen {
     pub read_only: Option<SocketAddr>,
     /// Everything to the primary.
     pub primary_only: Option<SocketAddr>,
+    /// Folder of a Unix socket, named as PostgreSQL does for the port of `address`.
+    pub unix_directory: Option<PathBuf>,
+    /// Balancers that say by the PROXY protocol for whom they speak, and must.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<Network>,
     /// `/metrics`, `/healthz`, `/readyz`, `/topology`.
     pub http: Option<SocketAddr>,
+    /// How long clients may stay with a process that has handed its listeners over.
+    #[serde(default = "seconds::<60>", with = "humantime_serde")]
+    pub upgrade_drain: Duration,
+    /// Addresses of single shards.
+    #[serde(default)]
+    pub shards: Vec<ListenShard>,
+}
+
+impl Listen {
+    /// The Unix socket.
+    pub fn unix_socket(&self) -> Option<PathBuf> {
+        Some(self.unix_directory.as_ref()?.join(format!(".s.PGSQL.{}", self.address.port())))
+    }
 }
 
 /// `[shard]`
@@ -77,6 +110,39 @@ pub struct Listen {
 pub struct Shard {
     /// Its name in ZooKeeper.
     pub name: ShardName,
+}
+
+/// `[shards]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shards {
+    /// Serve every shard there is under `zookeeper.root`, also those that come later.
+    pub discover: bool,
+    /// Serve these.
+    pub names: Vec<ShardName>,
+}
+
+/// An entry of `[databases]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// Its shard.
+    pub shard: ShardName,
+    /// Its name there; the same if not said.
+    pub database: Option<String>,
+}
+
+/// An entry of `[[listen.shards]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenShard {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Their shard.
+    pub shard: ShardName,
+    /// What they ask for.
+    #[serde(default)]
+    pub access: Access,
 }
 
 /// `[auth]`
@@ -90,8 +156,21 @@ pub struct Auth {
     pub password_file: PathBuf,
     /// File with roles and secrets of their own, asked before the database.
     pub users_file: Option<PathBuf>,
-    /// How long a verifier may be used without asking again.
-    #[serde(default = "seconds::<30>", with = "humantime_serde")]
+    /// File with rules who may connect from where.
+    pub hba_file: Option<PathBuf>,
+    /// File with maps of names in certificates to roles.
+    pub ident_file: Option<PathBuf>,
+    /// Logins under way at most; one more makes the oldest leave.
+    #[serde(default = "default_max_logins")]
+    pub max_logins: usize,
+    /// Failed logins at once, for one role from one address; 0: no limit.
+    #[serde(default = "default_failure_burst")]
+    pub failure_burst: u32,
+    /// One of them is forgiven after this.
+    #[serde(default = "seconds::<3>", with = "humantime_serde")]
+    pub failure_forgiven_after: Duration,
+    /// How long what is known of a role may be used while no server can be asked.
+    #[serde(default = "seconds::<600>", with = "humantime_serde")]
     pub verifier_max_age: Duration,
     /// How long a client may take to log in.
     #[serde(default = "seconds::<30>", with = "humantime_serde")]
@@ -105,7 +184,12 @@ impl Auth {
             user: default_auth_user(),
             password_file,
             users_file: None,
-            verifier_max_age: seconds::<30>(),
+            hba_file: None,
+            ident_file: None,
+            max_logins: default_max_logins(),
+            failure_burst: default_failure_burst(),
+            failure_forgiven_after: seconds::<3>(),
+            verifier_max_age: seconds::<600>(),
             login_timeout: seconds::<30>(),
         }
     }
@@ -121,6 +205,41 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
     /// Refuse clients without TLS.
     pub required: bool,
+    /// Authorities of client certificates, PEM.
+    pub client_ca_file: Option<PathBuf>,
+    /// Client certificates that were revoked, PEM.
+    pub client_crl_file: Option<PathBuf>,
+}
+
+/// What is asked of servers, by libpq's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerTlsMode {
+    /// No TLS.
+    #[default]
+    Disable,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS, whoever it is.
+    Require,
+    /// TLS with a certificate of our authorities.
+    VerifyCa,
+    /// And it must name the address that is connected to.
+    VerifyFull,
+}
+
+/// `[server_tls]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerTls {
+    /// What is asked for.
+    pub mode: ServerTlsMode,
+    /// Authorities of the servers' certificates, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate chain, PEM.
+    pub certificate_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub key_file: Option<PathBuf>,
 }
 
 /// `[pool]`
@@ -133,6 +252,10 @@ pub struct Pool {
     pub size: usize,
     /// Clients at most.
     pub max_clients: usize,
+    /// Clients of one role at most; 0: any number.
+    pub max_clients_per_user: u32,
+    /// Clients of one database at most; 0: any number.
+    pub max_clients_per_database: u32,
     /// How long a transaction may wait for a server connection.
     #[serde(with = "humantime_serde")]
     pub query_wait_timeout: Duration,
@@ -150,6 +273,8 @@ impl Default for Pool {
             mode: Mode::Transaction,
             size: 40,
             max_clients: 10_000,
+            max_clients_per_user: 0,
+            max_clients_per_database: 0,
             query_wait_timeout: Duration::from_secs(120),
             server_idle_timeout: Duration::from_secs(600),
             server_lifetime: Duration::from_secs(3600),
@@ -203,6 +328,23 @@ impl Default for Hold {
     }
 }
 
+/// `[fleet]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fleet {
+    /// This proxy's number, each its own; 0: alone.
+    pub number: u32,
+    /// Where clients connect to the others, by number.
+    pub peers: BTreeMap<String, SocketAddr>,
+}
+
+impl Fleet {
+    /// The others, by number. Those that are no numbers were refused by [`Config::load`].
+    pub fn peers(&self) -> HashMap<u32, SocketAddr> {
+        self.peers.iter().filter_map(|(number, address)| Some((number.parse().ok()?, *address))).collect()
+    }
+}
+
 /// `[admin]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -219,6 +361,14 @@ impl Default for Admin {
     fn default() -> Self {
         Self { database: "manatee".to_owned(), admin_users: Vec::new(), stats_users: Vec::new() }
     }
+}
+
+fn default_max_logins() -> usize {
+    2000
+}
+
+fn default_failure_burst() -> u32 {
+    20
 }
 
 fn default_auth_user() -> String {
@@ -269,16 +419,31 @@ impl Config {
         if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
             return fail("tls", "needs both certificate_file and key_file, or neither");
         }
+        if self.tls.client_crl_file.is_some() && self.tls.client_ca_file.is_none() {
+            return fail("tls.client_crl_file", "needs client_ca_file");
+        }
+        if self.tls.client_ca_file.is_some() && self.tls.certificate_file.is_none() {
+            return fail("tls.client_ca_file", "is set but there is no certificate; set tls.certificate_file");
+        }
         if self.tls.required && self.tls.certificate_file.is_none() {
             return fail(
                 "tls.required",
                 "is true but there is no certificate; set tls.certificate_file and tls.key_file",
             );
         }
+        let servers = &self.server_tls;
+        if servers.certificate_file.is_some() != servers.key_file.is_some() {
+            return fail("server_tls", "needs both certificate_file and key_file, or neither");
+        }
+        let verifies = matches!(servers.mode, ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull);
+        if verifies && servers.ca_file.is_none() {
+            return fail("server_tls.mode", "verifies certificates; set server_tls.ca_file");
+        }
         for (key, number) in [
             ("pool.size", self.pool.size),
             ("pool.max_clients", self.pool.max_clients),
             ("hold.max_clients", self.hold.max_clients),
+            ("auth.max_logins", self.auth.max_logins),
         ] {
             if number == 0 {
                 return fail(key, "is 0, so nothing would ever be served; use at least 1");
@@ -286,12 +451,26 @@ impl Config {
         }
         for (key, duration) in [
             ("auth.login_timeout", self.auth.login_timeout),
+            ("auth.failure_forgiven_after", self.auth.failure_forgiven_after),
             ("pool.query_wait_timeout", self.pool.query_wait_timeout),
             ("routing.max_lag", self.routing.max_lag),
         ] {
             if duration.is_zero() {
                 return fail(key, "is zero, so nothing would ever be in time; use for example \"10s\"");
             }
+        }
+        let numbers = 1..=crate::cancel::fleet::MAX_NUMBER;
+        let fleet = &self.fleet;
+        if fleet.number != 0 && !numbers.contains(&fleet.number) {
+            return fail("fleet.number", "is above 4095; give each proxy a number of its own from 1 on");
+        }
+        if !fleet.peers.is_empty() && fleet.number == 0 {
+            return fail("fleet.number", "is missing; give each proxy a number of its own from 1 on");
+        }
+        let wrong =
+            |number: &String| !number.parse().is_ok_and(|number| numbers.contains(&number) && number != fleet.number);
+        if let Some(number) = fleet.peers.keys().find(|number| wrong(number)) {
+            return fail("fleet.peers", &format!("`{number}` is not the number of another proxy, from 1 to 4095"));
         }
         let sensible = Duration::from_millis(10)..=Duration::from_secs(10);
         if !sensible.contains(&self.routing.poll_interval) {
@@ -302,12 +481,13 @@ impl Config {
 
     fn check_addresses(&self) -> Result<(), (String, String)> {
         let listen = &self.listen;
-        let addresses = [
+        let mut addresses = vec![
             ("listen.address", Some(listen.address)),
             ("listen.read_only", listen.read_only),
             ("listen.primary_only", listen.primary_only),
             ("listen.http", listen.http),
         ];
+        addresses.extend(listen.shards.iter().map(|shard| ("listen.shards", Some(shard.address))));
         for (index, (key, address)) in addresses.iter().enumerate() {
             let earlier = addresses[..index]
                 .iter()

@@ -23,7 +23,6 @@ use crate::pool::{Server, Wanted, Worker, give_back};
 use crate::session::lost::How;
 use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step, TRIM_ABOVE_BYTES};
 use crate::topology::consistency::Requirement;
-use crate::wire::startup::encode_cancel;
 
 /// Read at once.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -304,8 +303,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if server.recall.poll(cx) {
                 return Poll::Ready(Event::ServerGone(None));
             }
-            let mut flushed = false;
-            if let Poll::Ready(Err(error)) = poll_write(&mut server.stream, self.session.to_server(), &mut flushed, cx)
+            if let Poll::Ready(Err(error)) =
+                poll_write(&mut server.stream, self.session.to_server(), &mut server.flush, cx)
             {
                 // It may have said why before it went.
                 return match poll_fill(&mut server.stream, &mut server.rx, cx) {
@@ -380,15 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 /// Cancels what a client that is gone left running; the server keeps its place in the pool until
 /// the cancel is delivered. A server reads its socket only between requests.
 async fn cancel_abandoned(server: Box<Server>) {
-    let deliver = async {
-        let mut stream = tokio::net::TcpStream::connect(server.cancel.address).await?;
-        let mut request = BytesMut::new();
-        encode_cancel(&mut request, server.cancel.pid, &server.cancel.secret);
-        stream.write_all(&request).await?;
-        // The server closes once it has sent the signal.
-        stream.read(&mut [0]).await
-    };
-    let _ = tokio::time::timeout(FAREWELL, deliver).await;
+    server.cancel.deliver().await;
 }
 
 /// While a session waits for a server: ready only when the client is gone.

@@ -65,6 +65,8 @@ impl SqlState {
     pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self(*b"22021");
     /// 26000
     pub const INVALID_SQL_STATEMENT_NAME: Self = Self(*b"26000");
+    /// 3D000
+    pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
     /// 42501
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 42601
@@ -192,9 +194,26 @@ pub enum ProxyError {
     /// The connection is not allowed, for example because it must use TLS.
     #[error("{0}")]
     NotAllowed(String),
+    /// A client asked for a shard that is not served here.
+    #[error("shard \"{0}\" does not exist")]
+    NoShard(String),
     /// An administrator keeps new clients out of this database.
     #[error("database \"{0}\" is not currently accepting connections")]
     DatabaseDisabled(String),
+    /// A certificate of somebody else.
+    #[error("certificate authentication failed for user \"{user}\": {cause}")]
+    CertificateFailed {
+        /// As the client named it.
+        user: String,
+        /// For the log only.
+        cause: String,
+    },
+    /// Too many wrong passwords from there.
+    #[error("too many failed logins: try again in {} s", .0.as_secs() + 1)]
+    TooManyFailures(Duration),
+    /// As many clients of this role or database as there may be.
+    #[error("too many connections for {0}")]
+    TooManyOf(String),
     /// `max_clients` reached.
     #[error("sorry, too many clients already")]
     TooManyClients,
@@ -234,6 +253,15 @@ pub enum ProxyError {
         /// Which server.
         target: String,
         /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A server without the TLS that is asked of it, or with a certificate that will not do.
+    #[error("no TLS with {target}")]
+    ServerTls {
+        /// Which server.
+        target: String,
+        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -280,6 +308,9 @@ impl ProxyError {
             Self::Protocol(_)
             | Self::ClientGone(_)
             | Self::PasswordFailed { .. }
+            | Self::CertificateFailed { .. }
+            | Self::TooManyFailures(_)
+            | Self::NoShard(_)
             | Self::NoLogin(_)
             | Self::NotAllowed(_)
             | Self::ReadOnly
@@ -287,6 +318,7 @@ impl ProxyError {
             Self::Unsupported(_)
             | Self::DatabaseDisabled(_)
             | Self::TooManyClients
+            | Self::TooManyOf(_)
             | Self::PoolTimeout(_)
             | Self::ShuttingDown
             | Self::Internal(_) => Origin::Proxy,
@@ -297,6 +329,7 @@ impl ProxyError {
             | Self::StatementInDoubt
             | Self::SessionLost
             | Self::Connect { .. }
+            | Self::ServerTls { .. }
             | Self::ConnectTimeout { .. }
             | Self::ServerProtocol { .. }
             | Self::Server { .. } => Origin::Server,
@@ -309,9 +342,12 @@ impl ProxyError {
             Self::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
             Self::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
             Self::PasswordFailed { .. } => SqlState::INVALID_PASSWORD,
-            Self::NoLogin(_) | Self::NotAllowed(_) => SqlState::INVALID_AUTHORIZATION,
+            Self::NoLogin(_) | Self::NotAllowed(_) | Self::CertificateFailed { .. } | Self::TooManyFailures(_) => {
+                SqlState::INVALID_AUTHORIZATION
+            }
+            Self::NoShard(_) => SqlState::INVALID_CATALOG_NAME,
             Self::DatabaseDisabled(_) => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Self::TooManyClients | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
+            Self::TooManyClients | Self::TooManyOf(_) | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
             Self::LoginTimeout(_) => SqlState::QUERY_CANCELED,
             Self::ReadOnly => SqlState::READ_ONLY_TRANSACTION,
             Self::HoldTimeout(_) => SqlState::CANNOT_CONNECT_NOW,
@@ -321,7 +357,7 @@ impl ProxyError {
             Self::ClientGone(_) | Self::StatementInDoubt | Self::SessionLost | Self::ServerProtocol { .. } => {
                 SqlState::CONNECTION_FAILURE
             }
-            Self::Connect { .. } | Self::ConnectTimeout { .. } => SqlState::CANNOT_CONNECT,
+            Self::Connect { .. } | Self::ServerTls { .. } | Self::ConnectTimeout { .. } => SqlState::CANNOT_CONNECT,
             Self::Server { error, .. } => error.code,
             Self::ShuttingDown => SqlState::ADMIN_SHUTDOWN,
             Self::Internal(_) => SqlState::INTERNAL_ERROR,
@@ -337,7 +373,11 @@ impl ProxyError {
             | Self::NoLogin(_)
             | Self::NotAllowed(_)
             | Self::DatabaseDisabled(_)
+            | Self::NoShard(_)
+            | Self::CertificateFailed { .. }
+            | Self::TooManyFailures(_)
             | Self::TooManyClients
+            | Self::TooManyOf(_)
             | Self::LoginTimeout(_)
             | Self::SessionLost
             | Self::ShuttingDown
@@ -351,6 +391,7 @@ impl ProxyError {
     pub fn retry_safe(&self) -> bool {
         match self {
             Self::TooManyClients
+            | Self::TooManyOf(_)
             | Self::PoolTimeout(_)
             | Self::HoldTimeout(_)
             | Self::HoldFull(_)
@@ -383,7 +424,10 @@ impl ProxyError {
     pub fn client_message(&self) -> String {
         match self {
             Self::PasswordFailed { user, .. } => format!("password authentication failed for user \"{user}\""),
-            Self::Connect { .. } | Self::ConnectTimeout { .. } => "cannot connect to a database server".to_owned(),
+            Self::CertificateFailed { user, .. } => format!("certificate authentication failed for user \"{user}\""),
+            Self::Connect { .. } | Self::ServerTls { .. } | Self::ConnectTimeout { .. } => {
+                "cannot connect to a database server".to_owned()
+            }
             Self::ServerProtocol { .. } => "unexpected answer of a database server".to_owned(),
             Self::Server { error, .. } => error.message.clone(),
             Self::TransactionLost => {

@@ -40,7 +40,7 @@ pub fn startup(data: &[u8]) {
                 let _ = Startup::parse(minor, &body[..length.min(body.len())]);
                 return;
             }
-            Ok(Header::Cancel { rest: length }) => {
+            Ok(Header::Cancel { rest: length } | Header::ForwardedCancel { rest: length }) => {
                 let _ = parse_cancel(&body[..length.min(body.len())]);
                 return;
             }

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod route;
 pub mod server;
 pub mod session;
+pub mod shards;
 pub mod tls;
 pub mod topology;
 pub mod upstream;

@@ -20,6 +20,7 @@ const PRIMARY_ABSENCE: &str = "manatee_proxy_primary_absence_seconds";
 const FIRST_WRITE: &str = "manatee_proxy_first_write_seconds";
 const STATE_CURRENT: &str = "manatee_proxy_state_current";
 const LAG: &str = "manatee_proxy_standby_lag_seconds";
+const LAG_BYTES: &str = "manatee_proxy_standby_lag_bytes";
 const FIT: &str = "manatee_proxy_standby_fit";
 
 /// Says what each metric means. Once, after the recorder is installed.
@@ -42,6 +43,7 @@ pub fn describe() {
     );
     metrics::describe_gauge!(STATE_CURRENT, "1 if ZooKeeper is connected and the state readable");
     metrics::describe_gauge!(LAG, Unit::Seconds, "How far a standby's replay is behind, by node");
+    metrics::describe_gauge!(LAG_BYTES, Unit::Bytes, "How far a standby's replay is behind, by node");
     metrics::describe_gauge!(FIT, "1 if a standby may serve reads, by node");
 }
 
@@ -66,24 +68,19 @@ pub struct SessionMetrics {
     pub opens_failed: Counter,
 }
 
-impl Default for SessionMetrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl SessionMetrics {
-    /// Makes the handles.
-    pub fn new() -> Self {
+    /// Makes the handles for a shard's sessions.
+    pub fn new(shard: &str) -> Self {
+        let shard = || shard.to_owned();
         Self {
-            on_primary: counter!(UNITS, "route" => "primary"),
-            on_standby: counter!(UNITS, "route" => "standby"),
-            held: gauge!(HELD),
-            hold_seconds: histogram!(HOLD_SECONDS),
-            replays: counter!(REPLAYS),
-            first_write_seconds: histogram!(FIRST_WRITE),
-            opens_ok: counter!(SERVER_OPENS, "result" => "ok"),
-            opens_failed: counter!(SERVER_OPENS, "result" => "failed"),
+            on_primary: counter!(UNITS, "shard" => shard(), "route" => "primary"),
+            on_standby: counter!(UNITS, "shard" => shard(), "route" => "standby"),
+            held: gauge!(HELD, "shard" => shard()),
+            hold_seconds: histogram!(HOLD_SECONDS, "shard" => shard()),
+            replays: counter!(REPLAYS, "shard" => shard()),
+            first_write_seconds: histogram!(FIRST_WRITE, "shard" => shard()),
+            opens_ok: counter!(SERVER_OPENS, "shard" => shard(), "result" => "ok"),
+            opens_failed: counter!(SERVER_OPENS, "shard" => shard(), "result" => "failed"),
         }
     }
 }
@@ -108,21 +105,27 @@ pub fn clients() -> Gauge {
     gauge!(CLIENTS)
 }
 
-/// Publishes what the shard looks like.
-pub fn show_topology(before: &Snapshot, after: &Snapshot) {
-    gauge!(GENERATION).set(after.generation as f64);
-    gauge!(PRIMARY).set(if after.primary.is_some() { 1.0 } else { 0.0 });
-    gauge!(STATE_CURRENT).set(if after.state_is_current { 1.0 } else { 0.0 });
+/// Publishes what a shard looks like.
+pub fn show_topology(shard: &str, before: &Snapshot, after: &Snapshot) {
+    let shard = || shard.to_owned();
+    gauge!(GENERATION, "shard" => shard()).set(after.generation as f64);
+    gauge!(PRIMARY, "shard" => shard()).set(if after.primary.is_some() { 1.0 } else { 0.0 });
+    gauge!(STATE_CURRENT, "shard" => shard()).set(if after.state_is_current { 1.0 } else { 0.0 });
     for standby in &after.standbys {
-        gauge!(LAG, "node" => standby.node.id.to_string()).set(standby.lag.as_secs_f64());
-        gauge!(FIT, "node" => standby.node.id.to_string()).set(if standby.fit { 1.0 } else { 0.0 });
+        let node = || standby.node.id.to_string();
+        gauge!(LAG, "shard" => shard(), "node" => node()).set(standby.lag.as_secs_f64());
+        if let Some(position) = after.positions.last() {
+            let behind = position.lsn.0.saturating_sub(standby.replayed.lsn.0);
+            gauge!(LAG_BYTES, "shard" => shard(), "node" => node()).set(behind as f64);
+        }
+        gauge!(FIT, "shard" => shard(), "node" => node()).set(if standby.fit { 1.0 } else { 0.0 });
     }
     for gone in before.standbys.iter().filter(|standby| after.standby(standby.node.id).is_none()) {
-        gauge!(FIT, "node" => gone.node.id.to_string()).set(0.0);
+        gauge!(FIT, "shard" => shard(), "node" => gone.node.id.to_string()).set(0.0);
     }
 }
 
 /// Records how long there was no primary.
-pub fn record_absence(absence: std::time::Duration) {
-    histogram!(PRIMARY_ABSENCE).record(absence.as_secs_f64());
+pub fn record_absence(shard: &str, absence: std::time::Duration) {
+    histogram!(PRIMARY_ABSENCE, "shard" => shard.to_owned()).record(absence.as_secs_f64());
 }

@@ -6,13 +6,16 @@
 //! a byte is read, so that it is registered with that thread's reactor. ZooKeeper, polling and
 //! HTTP have another runtime and never wait for sessions.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -21,23 +24,29 @@ use arc_swap::ArcSwap;
 use manatee_shared::ids::ShardName;
 
 use crate::admin::{self, Console};
-use crate::auth::users::Users;
-use crate::auth::{Access, Admission, Gatekeeper, Greetings, login, random, verifier};
+use crate::auth::{Admission, Entrance, Gatekeeper, Policy, login, random};
 use crate::cancel::Registry;
+use crate::cancel::fleet::Fleet;
 use crate::config::Config;
 use crate::error::ProxyError;
-use crate::pool::{Catalogs, Settings, Worker};
-use crate::tls::Certificates;
-use crate::topology::{self, Topology, monitor};
-use crate::{catalog, driver, metrics};
+use crate::pool::{Settings, Worker};
+use crate::shards::{self, Background, Shard, Shards};
+use crate::tls::servers::Servers;
+use crate::tls::{Certificates, ClientStream};
+use crate::topology::monitor;
+use crate::{driver, metrics};
 
 pub mod background;
 pub mod crew;
+mod follow;
 pub mod listen;
+mod pending;
 mod reload;
 pub mod run;
 
 use crew::{Action, Crew, Order, Target};
+use listen::{Accepted, Incoming};
+use pending::Pending;
 
 /// Accepted sockets that may wait for one thread.
 const MAX_WAITING: usize = 1024;
@@ -50,12 +59,12 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 pub struct Shared {
     /// The configuration, as last read.
     pub config: Arc<ArcSwap<Config>>,
-    /// The shard.
-    pub topology: Topology,
+    /// What clients can reach.
+    pub shards: Arc<Shards>,
     /// Logins.
     pub gate: Gatekeeper,
-    /// Functions of each database.
-    pub catalogs: Arc<dyn Catalogs>,
+    /// TLS towards servers.
+    pub servers: Arc<Servers>,
     /// What consoles share.
     pub console: Arc<Console>,
     /// Cancelled when nobody new is let in any more.
@@ -83,8 +92,8 @@ impl Shared {
 pub struct Proxy {
     /// For the session threads.
     pub shared: Arc<Shared>,
-    /// For the background runtime.
-    pub background: background::Background,
+    /// The default shard's, for the background runtime.
+    pub background: Background,
 }
 
 impl Proxy {
@@ -96,38 +105,36 @@ impl Proxy {
         config: Config,
         own: monitor::Settings,
         certificates: Certificates,
-        users: Users,
+        policy: Policy,
+        upgrade_socket: Option<PathBuf>,
     ) -> Result<Self, ProxyError> {
-        let (publisher, topology, suspicions) = topology::channel();
-        let cancels = Registry::new();
-        let max_age = config.auth.verifier_max_age;
-        let (verifiers, questions) = verifier::Verifiers::new(topology.clone(), max_age);
-        let (catalogs, wanted) = catalog::Loader::new();
-        let greetings = Greetings::new(topology.clone(), max_age);
+        let servers = own.servers.clone();
+        let (first, background) = shards::prepare(own, config.auth.verifier_max_age);
+        let shards = Arc::new(Shards::new(first));
+        let fleet = Fleet { number: config.fleet.number, peers: config.fleet.peers(), upgrade_socket };
+        let cancels = Registry::of_fleet(fleet);
         let config = Arc::new(ArcSwap::from_pointee(config));
         let console = Arc::<Console>::default();
-        let gate =
-            Gatekeeper::new(config.clone(), verifiers, greetings, cancels, certificates, users, console.clone())?;
+        let gate = Gatekeeper::new(config.clone(), shards.clone(), cancels, certificates, policy, console.clone())?;
         let shared = Arc::new(Shared {
             config,
-            topology,
+            shards,
             gate,
-            catalogs: Arc::new(catalogs),
+            servers,
             console,
             closed: CancellationToken::new(),
             drain: CancellationToken::new(),
             connections: AtomicUsize::new(0),
         });
-        let background = background::Background::new(shared.clone(), own, publisher, suspicions, questions, wanted);
         Ok(Self { shared, background })
     }
 }
 
 /// An accepted connection on its way to a thread.
 struct Arrival {
-    socket: std::net::TcpStream,
+    socket: Accepted,
     address: SocketAddr,
-    access: Access,
+    entrance: Entrance,
     room: bool,
     place: Place,
 }
@@ -187,16 +194,52 @@ impl Workers {
         Ok(Self { threads: threads.into() })
     }
 
-    /// Hands a connection to the thread with the fewest.
-    fn hand_over(&self, shared: &Arc<Shared>, socket: std::net::TcpStream, address: SocketAddr, access: Access) {
-        let Some((sender, count)) = self.threads.iter().min_by_key(|(_, count)| count.load(Ordering::Relaxed)) else {
-            return;
-        };
+    /// Hands a connection to the thread with the fewest, or to another if that one is behind. Waits if
+    /// all are: what is not accepted stays in the backlog, and nobody is turned away.
+    async fn hand_over(&self, shared: &Arc<Shared>, socket: Accepted, address: SocketAddr, entrance: Entrance) {
+        let mut threads: Vec<_> = self.threads.iter().collect();
+        threads.sort_by_key(|(_, count)| count.load(Ordering::Relaxed));
+        let with_room = threads.iter().find(|(sender, _)| sender.capacity() > 0);
+        let Some((sender, count)) = with_room.or_else(|| threads.first()) else { return };
         let room = shared.connections() < shared.config.load().pool.max_clients;
-        let arrival = Arrival { socket, address, access, room, place: Place::take(shared, count) };
-        if sender.try_send(arrival).is_err() {
-            tracing::warn!(%address, "connection dropped: too many are waiting to log in");
+        let arrival = Arrival { socket, address, entrance, room, place: Place::take(shared, count) };
+        if sender.send(arrival).await.is_err() {
+            tracing::warn!(%address, "connection dropped: a session thread is gone");
         }
+    }
+}
+
+/// A session thread: for each shard that its clients use, pools of its own.
+struct Thread {
+    shared: Arc<Shared>,
+    workers: RefCell<BTreeMap<ShardName, Rc<Worker>>>,
+    pending: Pending,
+    seed: u64,
+}
+
+impl Thread {
+    /// What this thread has for a shard.
+    fn worker(&self, shard: &Shard) -> Rc<Worker> {
+        if let Some(worker) = self.workers.borrow().get(&shard.name) {
+            return worker.clone();
+        }
+        let worker = Worker::new(
+            shard.name.as_str(),
+            settings(&self.shared.config.load()),
+            shard.topology.clone(),
+            self.shared.servers.clone(),
+            shard.catalogs.clone(),
+            self.seed,
+        );
+        let maintenance = tokio::task::spawn_local(worker.clone().maintain());
+        tokio::task::spawn_local(async move {
+            if maintenance.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("the maintenance of a session thread failed: aborting");
+                std::process::abort();
+            }
+        });
+        self.workers.borrow_mut().insert(shard.name.clone(), worker.clone());
+        worker
     }
 }
 
@@ -207,39 +250,51 @@ async fn work(
     mut orders: mpsc::Receiver<Order>,
     seed: u64,
 ) {
-    let settings = settings(&shared.config.load());
-    let worker = Worker::new(settings, shared.topology.clone(), shared.catalogs.clone(), seed);
-    let maintenance = tokio::task::spawn_local(worker.clone().maintain());
-    tokio::task::spawn_local(async move {
-        if maintenance.await.is_err_and(|error| error.is_panic()) {
-            tracing::error!("the maintenance of a session thread failed: aborting");
-            std::process::abort();
-        }
-    });
-    let shard = shared.config.load().shard.name.clone();
+    let thread = Rc::new(Thread { shared, workers: RefCell::default(), pending: Pending::default(), seed });
+    // So that whoever looks sees the default shard, with or without clients.
+    let default = thread.shared.config.load().shard.name.clone();
+    if let Some(shard) = thread.shared.shards.get(&default) {
+        thread.worker(&shard);
+    }
     loop {
         // Both are cancel-safe: what is not received stays queued.
         tokio::select! {
             arrival = arrivals.recv() => match arrival {
-                Some(arrival) => drop(tokio::task::spawn_local(receive(arrival, shared.clone(), worker.clone()))),
+                Some(arrival) => drop(tokio::task::spawn_local(receive(arrival, thread.clone()))),
                 None => return,
             },
-            Some(order) = orders.recv() => obey(order, &shard, &worker),
+            Some(order) = orders.recv() => obey(order, &thread.workers.borrow()),
         }
     }
 }
 
 /// Takes one connection from its first byte to its end.
-async fn receive(arrival: Arrival, shared: Arc<Shared>, worker: Rc<Worker>) {
-    let Arrival { socket, address, access, room, place } = arrival;
-    let socket = match TcpStream::from_std(socket) {
+async fn receive(arrival: Arrival, thread: Rc<Thread>) {
+    let Arrival { socket, address, entrance, room, place } = arrival;
+    let socket = match socket {
+        Accepted::Tcp(socket) => TcpStream::from_std(socket).map(ClientStream::Plain),
+        Accepted::Unix(socket) => UnixStream::from_std(socket).map(ClientStream::Unix),
+    };
+    let socket = match socket {
         Ok(socket) => socket,
         Err(error) => return tracing::warn!(%error, "cannot use an accepted connection"),
     };
-    match login(socket, address, access, room, &shared.gate, &shared.drain).await {
-        Ok(Admission::Session(stream, client)) => {
+    let shared = thread.shared.clone();
+    let outcome = {
+        let config = shared.config.load_full();
+        let ticket = thread.pending.enter(config.auth.max_logins.div_ceil(config.worker_count()));
+        // Dropping a login closes its connection; nothing outlives it.
+        tokio::select! {
+            outcome = login(socket, address, entrance, room, &shared.gate, &shared.drain) => outcome,
+            () = ticket.evicted() => return metrics::count_connection("evicted"),
+        }
+    };
+    match outcome {
+        Ok(Admission::Session(stream, client, entered)) => {
             metrics::count_connection("session");
+            let worker = thread.worker(&entered.shard);
             driver::run(stream, client, worker).await;
+            drop(entered);
         }
         Ok(Admission::Console(stream, rights)) => {
             metrics::count_connection("console");
@@ -261,14 +316,17 @@ async fn receive(arrival: Arrival, shared: Arc<Shared>, worker: Rc<Worker>) {
 }
 
 /// Carries out what the thread is told.
-fn obey(order: Order, shard: &ShardName, worker: &Worker) {
+fn obey(order: Order, workers: &BTreeMap<ShardName, Rc<Worker>>) {
     // Whoever asked may not wait any more.
     match order {
         Order::Report { all, reply } => {
-            let _ = reply.send(vec![(shard.clone(), worker.report(all, Instant::now()))]);
+            let report =
+                |(shard, worker): (&ShardName, &Rc<Worker>)| (shard.clone(), worker.report(all, Instant::now()));
+            let _ = reply.send(workers.iter().map(report).collect());
         }
         Order::Do(action, reply) => {
-            let _ = reply.send(act(action, shard, worker));
+            let done = workers.iter().map(|(shard, worker)| act(action.clone(), shard, worker));
+            let _ = reply.send(done.sum());
         }
     }
 }
@@ -308,13 +366,13 @@ pub(crate) fn settings(config: &Config) -> Settings {
 }
 
 /// Accepts until the proxy stops.
-pub async fn accept(listener: TcpListener, access: Access, shared: Arc<Shared>, workers: Workers) {
+pub async fn accept(listener: Incoming, entrance: Entrance, shared: Arc<Shared>, workers: Workers) {
     /// While there are no file descriptors to be had.
     const PAUSE: Duration = Duration::from_millis(50);
     // `accept` is cancel-safe: a connection not taken stays in the backlog.
     while let Some(accepted) = shared.closed.run_until_cancelled(listener.accept()).await {
-        match accepted.and_then(|(socket, address)| Ok((socket.into_std()?, address))) {
-            Ok((socket, address)) => workers.hand_over(&shared, socket, address, access),
+        match accepted {
+            Ok((socket, address)) => workers.hand_over(&shared, socket, address, entrance.clone()).await,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(PAUSE).await;

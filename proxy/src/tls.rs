@@ -1,4 +1,4 @@
-//! TLS towards clients: rustls by SSLRequest or direct, certificates reloaded without a restart.
+//! TLS, by rustls. Towards clients in this file: by SSLRequest or direct, certificates reloaded without a restart.
 
 use std::io;
 use std::path::Path;
@@ -9,11 +9,13 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -22,6 +24,7 @@ use crate::error::{ProxyError, Result};
 use crate::wire::startup::ALPN;
 
 pub mod certificate;
+pub mod servers;
 
 /// Why certificate and key cannot be used. One line, with the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +57,7 @@ impl Certificates {
     /// [`TlsError`]
     pub fn load(settings: &Tls) -> std::result::Result<Self, TlsError> {
         let config = match (&settings.certificate_file, &settings.key_file) {
-            (Some(certificate), Some(key)) => Some(Arc::new(serve(certificate, key)?)),
+            (Some(certificate), Some(key)) => Some(Arc::new(serve(certificate, key, settings)?)),
             _ => None,
         };
         Ok(Self { current: ArcSwapOption::new(config), required: AtomicBool::new(settings.required) })
@@ -95,8 +98,44 @@ impl Certificates {
     }
 }
 
-fn serve(certificate_file: &Path, key: &Path) -> std::result::Result<Served, TlsError> {
-    let fail = |file: &Path, problem: String| TlsError { file: file.display().to_string(), problem };
+fn fail(file: &Path, problem: String) -> TlsError {
+    TlsError { file: file.display().to_string(), problem }
+}
+
+/// Certificates of authorities.
+fn authorities(file: &Path) -> std::result::Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+        .map_err(|error| fail(file, format!("cannot read the authorities: {error}; it must be PEM")))?;
+    for certificate in certificates {
+        roots.add(certificate).map_err(|error| fail(file, format!("has an unusable certificate: {error}")))?;
+    }
+    if roots.is_empty() {
+        return Err(fail(file, "has no certificate; it must be PEM".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Who may come with a certificate; whoever has none is not turned away here.
+fn client_verifier(ca: &Path, crl: Option<&Path>) -> std::result::Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let roots = Arc::new(authorities(ca)?);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider).allow_unauthenticated();
+    if let Some(crl) = crl {
+        let lists = CertificateRevocationListDer::pem_file_iter(crl)
+            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+            .map_err(|error| fail(crl, format!("cannot read the revocation list: {error}; it must be PEM")))?;
+        builder = builder.with_crls(lists).allow_unknown_revocation_status();
+    }
+    builder.build().map_err(|error| fail(ca, format!("cannot be used: {error}")))
+}
+
+/// A certificate chain, and its key.
+fn identity(
+    certificate_file: &Path,
+    key: &Path,
+) -> std::result::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
     let chain = CertificateDer::pem_file_iter(certificate_file)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
         .map_err(|error| {
@@ -107,11 +146,20 @@ fn serve(certificate_file: &Path, key: &Path) -> std::result::Result<Served, Tls
     }
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| fail(key, format!("cannot read the private key: {error}; it must be PEM, unencrypted")))?;
+    Ok((chain, private))
+}
+
+fn serve(certificate_file: &Path, key: &Path, settings: &Tls) -> std::result::Result<Served, TlsError> {
+    let (chain, private) = identity(certificate_file, key)?;
     let own = chain.first().map(AsRef::as_ref).unwrap_or_default();
     let (end_point, expires) = (certificate::end_point(own).map(Arc::from), certificate::expires(own));
+    let clients = match &settings.client_ca_file {
+        Some(ca) => client_verifier(ca, settings.client_crl_file.as_deref())?,
+        None => WebPkiClientVerifier::no_client_auth(),
+    };
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
+        .and_then(|builder| builder.with_client_cert_verifier(clients).with_single_cert(chain, private))
         .map_err(|error| fail(key, format!("cannot be used with {}: {error}", certificate_file.display())))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Served { config: Arc::new(config), end_point, expires })
@@ -122,6 +170,8 @@ fn serve(certificate_file: &Path, key: &Path) -> std::result::Result<Served, Tls
 pub enum ClientStream {
     /// Without TLS.
     Plain(TcpStream),
+    /// Over a Unix socket, without TLS.
+    Unix(UnixStream),
     /// With TLS, and what a login can be bound to. Boxed: its state is about a kilobyte.
     Tls(Box<TlsStream<TcpStream>>, Option<Arc<[u8]>>),
 }
@@ -135,7 +185,7 @@ impl ClientStream {
     /// The version of TLS.
     pub fn tls_version(&self) -> Option<&'static str> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Unix(_) => None,
             Self::Tls(stream, _) => Some(match stream.get_ref().1.protocol_version() {
                 Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
                 _ => "TLSv1.3",
@@ -143,19 +193,35 @@ impl ClientStream {
         }
     }
 
+    /// Who the operating system says is at the other end of a Unix socket.
+    pub fn peer_uid(&self) -> Option<u32> {
+        match self {
+            Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| credentials.uid()),
+            Self::Plain(_) | Self::Tls(..) => None,
+        }
+    }
+
+    /// The client's certificate, if it has one.
+    pub fn client_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) | Self::Unix(_) => None,
+            Self::Tls(stream, _) => stream.get_ref().1.peer_certificates()?.first().map(AsRef::as_ref),
+        }
+    }
+
     /// The address it came to.
     pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
         match self {
-            Self::Plain(stream) => stream.local_addr(),
-            Self::Tls(stream, _) => stream.get_ref().0.local_addr(),
+            Self::Plain(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+            Self::Tls(stream, _) => stream.get_ref().0.local_addr().ok(),
         }
-        .ok()
     }
 
     /// The hash of our certificate, for channel binding.
     pub fn end_point(&self) -> Option<Arc<[u8]>> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Unix(_) => None,
             Self::Tls(_, end_point) => end_point.clone(),
         }
     }
@@ -163,7 +229,7 @@ impl ClientStream {
     /// The protocol agreed on by ALPN.
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Unix(_) => None,
             Self::Tls(stream, _) => stream.get_ref().1.alpn_protocol(),
         }
     }
@@ -173,6 +239,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         }
     }
@@ -182,6 +249,7 @@ impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_write(cx, buf),
         }
     }
@@ -189,6 +257,7 @@ impl AsyncWrite for ClientStream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
@@ -196,6 +265,7 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
@@ -207,6 +277,7 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream, _) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
         }
     }
@@ -214,6 +285,7 @@ impl AsyncWrite for ClientStream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
             Self::Tls(stream, _) => stream.is_write_vectored(),
         }
     }
@@ -229,7 +301,7 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("empty.crt"), "").expect("write");
         let load = |name: &str| {
-            let settings = Tls { certificate_file: Some(path(name)), key_file: Some(path("key")), required: false };
+            let settings = Tls { certificate_file: Some(path(name)), key_file: Some(path("key")), ..Tls::default() };
             Certificates::load(&settings).expect_err("unusable").to_string()
         };
         assert!(load("missing.crt").contains("missing.crt"));

@@ -11,8 +11,9 @@ use tokio::net::TcpStream;
 use crate::auth::{Identity, Secret, nonce};
 use crate::cancel::CancelTarget;
 use crate::error::{ProxyError, Result, ServerError};
+use crate::tls::servers::{HandshakeError, ServerStream, Servers};
 use crate::topology::Node;
-use crate::wire::scram::{Channel, ClientExchange, ClientProof, Credential, MECHANISM};
+use crate::wire::scram::{Channel, ClientExchange, ClientProof, Credential, MECHANISM, MECHANISM_PLUS};
 use crate::wire::startup::{encode_password, encode_sasl_initial, encode_startup};
 
 /// A server says little before it is ready; more than this is not a PostgreSQL.
@@ -23,8 +24,8 @@ const DEAD_HOST: Duration = Duration::from_secs(10);
 /// A server connection, ready for queries.
 #[derive(Debug)]
 pub struct Upstream {
-    /// The socket (TCP_NODELAY and keepalive set).
-    pub stream: TcpStream,
+    /// The connection (TCP_NODELAY and keepalive set).
+    pub stream: ServerStream,
     /// Whom it leads to.
     pub node: Node,
     /// For cancel requests.
@@ -55,22 +56,37 @@ impl Upstream {
 /// server's own words, [`ProxyError::ServerProtocol`]. Ask [`ProxyError::is_server_unready`]
 /// whether another try may help.
 pub async fn connect(
+    servers: &Servers,
     node: Node,
     identity: &Identity,
     parameters: &[(String, String)],
     limit: Duration,
 ) -> Result<Upstream> {
     // Dropping the attempt closes its socket; the server notices.
-    match tokio::time::timeout(limit, attempt(node, identity, parameters)).await {
+    match tokio::time::timeout(limit, attempt(servers, node, identity, parameters)).await {
         Ok(result) => result,
         Err(_) => Err(ProxyError::ConnectTimeout { target: node.id.to_string(), waited: limit }),
     }
 }
 
-async fn attempt(node: Node, identity: &Identity, parameters: &[(String, String)]) -> Result<Upstream> {
+async fn attempt(
+    servers: &Servers,
+    node: Node,
+    identity: &Identity,
+    parameters: &[(String, String)],
+) -> Result<Upstream> {
     let failed = |source| ProxyError::Connect { target: node.id.to_string(), source };
     let stream = TcpStream::connect(node.address).await.map_err(failed)?;
     tune(&stream).map_err(failed)?;
+    let stream = servers.secure(stream).await.map_err(|error| match error {
+        // The other side went: another try may do. Everything else stays as it is.
+        HandshakeError::Io(source) if is_loss(&source) => failed(source),
+        HandshakeError::Io(source) => ProxyError::ServerTls { target: node.id.to_string(), source },
+        HandshakeError::NotOffered => {
+            let source = std::io::Error::other(HandshakeError::NotOffered.to_string());
+            ProxyError::ServerTls { target: node.id.to_string(), source }
+        }
+    })?;
     let mut opening = Opening {
         stream,
         node,
@@ -93,6 +109,12 @@ async fn attempt(node: Node, identity: &Identity, parameters: &[(String, String)
         parameters: opening.parameters,
         unread: opening.input,
     })
+}
+
+/// Whether the other side went, rather than said something wrong.
+fn is_loss(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof)
 }
 
 /// Settings every connection of ours has: no Nagle, and dead hosts are noticed.
@@ -121,7 +143,7 @@ enum Exchange {
 
 /// A connection being opened.
 struct Opening<'a> {
-    stream: TcpStream,
+    stream: ServerStream,
     node: Node,
     identity: &'a Identity,
     input: BytesMut,
@@ -176,21 +198,33 @@ impl Opening<'_> {
                 encode_password(&mut answer, &zero_terminated(&hash.response(salt)));
             }
             (10, Exchange::None) => {
-                if !body.split(|&byte| byte == 0).any(|mechanism| mechanism == MECHANISM.as_bytes()) {
-                    return Err(self.unexpected("no SASL mechanism in common"));
-                }
-                let (exchange, message) = ClientExchange::begin(&nonce()?, Channel::Unbound);
-                encode_sasl_initial(&mut answer, MECHANISM, message.as_bytes());
+                let offered = |wanted: &str| body.split(|&byte| byte == 0).any(|name| name == wanted.as_bytes());
+                let end_point = self.stream.end_point();
+                let (mechanism, channel) = match &end_point {
+                    Some(end_point) if offered(MECHANISM_PLUS) => (MECHANISM_PLUS, Channel::Bound(end_point)),
+                    Some(_) if offered(MECHANISM) => (MECHANISM, Channel::Declined),
+                    None if offered(MECHANISM) => (MECHANISM, Channel::Unbound),
+                    _ => return Err(self.unexpected("no SASL mechanism in common")),
+                };
+                let (exchange, message) = ClientExchange::begin(&nonce()?, channel);
+                encode_sasl_initial(&mut answer, mechanism, message.as_bytes());
                 self.exchange = Exchange::First(exchange);
             }
             (11, Exchange::First(exchange)) => {
-                let credential = match &self.identity.secret {
-                    Secret::Scram { client_key, server_key } => Credential::Keys { client_key, server_key },
-                    Secret::Password(password) => Credential::Password(password),
+                let proved = match &self.identity.secret {
+                    Secret::Scram { client_key, server_key } => {
+                        exchange.prove(&body, &Credential::Keys { client_key, server_key })
+                    }
+                    Secret::Password(password) => {
+                        let password = password.clone();
+                        // Thousands of hashes: not on a session thread.
+                        tokio::task::spawn_blocking(move || exchange.prove(&body, &Credential::Password(&password)))
+                            .await
+                            .map_err(|error| ProxyError::Internal(error.to_string()))?
+                    }
                     _ => return Err(self.unexpected("asked for SCRAM, for which this role has no secret here")),
                 };
-                let (proof, message) =
-                    exchange.prove(&body, &credential).map_err(|error| self.unexpected(&error.to_string()))?;
+                let (proof, message) = proved.map_err(|error| self.unexpected(&error.to_string()))?;
                 encode_password(&mut answer, message.as_bytes());
                 self.exchange = Exchange::Proved(proof);
             }
@@ -242,7 +276,9 @@ impl Opening<'_> {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).await.map_err(|source| self.broken(source))
+        self.stream.write_all(bytes).await.map_err(|source| self.broken(source))?;
+        // TLS keeps what the socket did not take.
+        self.stream.flush().await.map_err(|source| self.broken(source))
     }
 
     fn broken(&self, source: std::io::Error) -> ProxyError {

@@ -25,6 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn settings() -> monitor::Settings {
     monitor::Settings {
+        shard: "test".parse().expect("name"),
+        servers: std::sync::Arc::default(),
         user: "postgres".to_owned(),
         password: String::new().into(),
         poll_interval: Duration::from_millis(100),

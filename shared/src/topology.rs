@@ -31,7 +31,7 @@ use crate::config::ZkSettings;
 use crate::ids::{PeerId, ShardName};
 use crate::lsn::{Lsn, Timeline, WalPosition};
 use crate::zk::client::{ConnectError, ZkCoordination};
-use crate::zk::{Coordination, Session, StateNode, Version, View};
+use crate::zk::{Coordination, Session, StateNode, Version, View, ZkError};
 
 /// Whether what is shown is known to be current.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +177,14 @@ impl TopologyWatcher {
     /// ZooKeeper as seen: tells an absent or unreadable state from a missing connection.
     pub fn view(&self) -> watch::Receiver<View> {
         self.coordination.view()
+    }
+
+    /// Names of all shards under the root, sorted; not all need be shards.
+    ///
+    /// # Errors
+    /// When ZooKeeper does not answer.
+    pub async fn shards(&self) -> Result<Vec<String>, ZkError> {
+        self.coordination.shards().await
     }
 
     /// Ends the session in an orderly way.

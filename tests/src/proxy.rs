@@ -55,8 +55,12 @@ servers = {zookeeper:?}
 session_timeout = "{session_timeout}"
 [shard]
 name = "{shard}"
+[shards]
+discover = true
 [auth]
 password_file = "{secrets}/proxy.password"
+[admin]
+admin_users = ["app"]
 [log]
 filter = "info"
 "#,

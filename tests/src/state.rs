@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use manatee_shared::cluster::ClusterState;
 use manatee_shared::invariants;
 use tokio::sync::Mutex;
-use zookeeper_client::{Client, Error};
+use zookeeper_client::{Acls, Client, CreateMode, Error};
 
 /// How long one reading may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -51,6 +51,15 @@ impl StateReader {
         let before = self.read(&path).await?.context("the shard has no state yet")?;
         within(self.client().await?.set_data(&path, bytes, None)).await?;
         Ok(before)
+    }
+
+    /// Makes another shard of the same peers, by copying the state: for what only looks at it.
+    pub async fn copy_to(&self, shard: &str) -> Result<()> {
+        let client = self.client().await?;
+        let bytes = self.read(&format!("{}/state", self.shard_path)).await?.context("there is no state to copy")?;
+        let options = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        within(client.create(&format!("/manatee/{shard}"), b"", &options)).await?;
+        within(client.create(&format!("/manatee/{shard}/state"), &bytes, &options)).await.map(drop)
     }
 
     /// All states that ever were, in order.

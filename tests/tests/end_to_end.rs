@@ -35,6 +35,7 @@ async fn steps(lab: &mut Lab) -> Result<()> {
     logins(lab).await.context("logins")?;
     garbage(lab).await.context("garbage on the proxy's port")?;
     operators_tool(lab).await.context("manatee-adm")?;
+    a_later_shard(lab).await.context("a shard that appears later")?;
     new_to_the_standbys(lab).await.context("a database that the standbys have not replayed yet")?;
     if lab.network.has_namespaces() {
         never_back_in_time(lab).await.context("a session that moves from a standby to the primary")?;
@@ -105,6 +106,29 @@ async fn garbage(lab: &Lab) -> Result<()> {
         ensure!(answer.first().is_none_or(|&tag| tag == b'E'), "the proxy answered {answer:?}");
     }
     bystander.simple_query("select 1").await.map(drop).context("a bystander was hurt")
+}
+
+/// A shard that is created while the proxy runs can be reached at once. (It has the same peers.)
+async fn a_later_shard(lab: &mut Lab) -> Result<()> {
+    let mut config = lab.client_config(0);
+    config.options("-c manatee.shard=later");
+    ensure!(refused(&config).await? == "3D000", "a shard that is not there");
+    lab.state.copy_to("later").await?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    lab.until(deadline, "the new shard is not served", async |lab| {
+        let topology = lab.proxies[0].http("/topology?shard=later").await?;
+        ensure!(topology.contains("\"timeline\""), "{topology}");
+        Ok(())
+    })
+    .await?;
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    client.simple_query("create temporary table t (x int)").await?;
+    let (console, connection) = lab.client_config(0).dbname("manatee").connect(NoTls).await?;
+    tokio::spawn(connection);
+    let shards: Vec<String> = console.query("SHOW CLIENTS", &[]).await?.iter().map(|row| row.get("database")).collect();
+    ensure!(shards.contains(&"later/app".to_owned()), "SHOW CLIENTS: {shards:?}");
+    Ok(())
 }
 
 async fn operators_tool(lab: &mut Lab) -> Result<()> {

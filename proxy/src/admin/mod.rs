@@ -5,14 +5,15 @@
 //! Stats users may look; admin users may do everything. Consoles are not counted as clients, so that
 //! a full proxy, or one that waits for its clients to leave, can still be talked to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use manatee_shared::ids::ShardName;
 use tokio::sync::watch;
 
-use crate::config::Admin;
+use crate::config::{Admin, Config};
 use crate::error::SqlState;
 use crate::pool::control::Scope;
 use crate::server::Shared;
@@ -185,7 +186,8 @@ fn facts(shared: &Shared, reports: &show::Reports) -> Facts {
         max_clients: config.pool.max_clients,
         threads: config.worker_count(),
         default_shard: config.shard.name.clone(),
-        shards: vec![(config.shard.name.clone(), shared.topology.snapshot())],
+        aliases: aliases(&config),
+        shards: shared.shards.all().iter().map(|shard| (shard.name.clone(), shard.topology.snapshot())).collect(),
     }
 }
 
@@ -322,14 +324,26 @@ async fn show_subject(subject: Subject, shared: &Arc<Shared>) -> Table {
     }
 }
 
-/// Which sessions a database's name means.
+/// Names that clients use for databases, by shard and name there.
+fn aliases(config: &Config) -> BTreeMap<(ShardName, String), String> {
+    let alias = |(alias, database): (&String, &crate::config::Database)| {
+        let name = database.database.clone().unwrap_or_else(|| alias.clone());
+        ((database.shard.clone(), name), alias.clone())
+    };
+    config.databases.iter().map(alias).collect()
+}
+
+/// Which sessions a database's name means: as the tables show it.
 impl Shared {
     pub(crate) fn target(&self, database: Option<&str>) -> Target {
-        match database {
-            None => Target { shard: None, scope: Scope::All },
-            Some(name) => {
-                Target { shard: Some(self.config.load().shard.name.clone()), scope: Scope::Database(name.to_owned()) }
-            }
-        }
+        let Some(name) = database else { return Target { shard: None, scope: Scope::All } };
+        let config = self.config.load();
+        let (shard, database) = if let Some(mapped) = config.databases.get(name) {
+            (mapped.shard.clone(), mapped.database.clone().unwrap_or_else(|| name.to_owned()))
+        } else {
+            let split = name.split_once('/').and_then(|(shard, rest)| Some((shard.parse().ok()?, rest.to_owned())));
+            split.unwrap_or_else(|| (config.shard.name.clone(), name.to_owned()))
+        };
+        Target { shard: Some(shard), scope: Scope::Database(database) }
     }
 }

@@ -40,7 +40,7 @@ pub fn welcome(out: &mut BytesMut) {
         backend::put_parameter_status(out, name.as_bytes(), value.as_bytes());
     }
     // Nothing that a console runs can be cancelled.
-    encode_backend_key(out, 0, [0; 4]);
+    encode_backend_key(out, 0, &[0; 4]);
     backend::put_ready(out, TxStatus::Idle);
 }
 

@@ -30,6 +30,8 @@ pub struct Facts {
     pub threads: usize,
     /// The shard whose databases go by their own name.
     pub default_shard: ShardName,
+    /// Names that clients use for databases, by shard and name there.
+    pub aliases: BTreeMap<(ShardName, String), String>,
     /// What is known of each shard.
     pub shards: Vec<(ShardName, std::sync::Arc<Snapshot>)>,
 }
@@ -37,7 +39,11 @@ pub struct Facts {
 impl Facts {
     /// The name under which a database is shown.
     pub fn database(&self, shard: &ShardName, database: &str) -> String {
-        if *shard == self.default_shard { database.to_owned() } else { format!("{shard}/{database}") }
+        match self.aliases.get(&(shard.clone(), database.to_owned())) {
+            Some(alias) => alias.clone(),
+            None if *shard == self.default_shard => database.to_owned(),
+            None => format!("{shard}/{database}"),
+        }
     }
 
     fn is_paused(&self, database: &str) -> bool {
@@ -385,7 +391,8 @@ pub fn clients(reports: &Reports, facts: &Facts) -> Table {
             client.facts.identity.user.to_string(),
             facts.database(shard, &client.facts.identity.database),
             state,
-            client.facts.address.ip().to_string(),
+            // As Incoming::accept says it.
+            if client.facts.address.port() == 0 { "unix".to_owned() } else { client.facts.address.ip().to_string() },
             client.facts.address.port(),
             client.facts.local.map(|local| local.ip().to_string()),
             client.facts.local.map(|local| local.port()),

@@ -35,6 +35,7 @@ fn facts() -> Facts {
         max_clients: 100,
         threads: 2,
         default_shard: "demo".parse().expect("name"),
+        aliases: BTreeMap::new(),
         shards: vec![("demo".parse().expect("name"), std::sync::Arc::new(Snapshot::unknown()))],
     }
 }

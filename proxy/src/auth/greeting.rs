@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use super::{Access, Identity};
 use crate::error::{ProxyError, Result};
+use crate::tls::servers::Servers;
 use crate::topology::{Node, Topology};
 use crate::upstream::{Upstream, connect};
 
 /// Greetings remembered at most.
 const MAX_ENTRIES: usize = 10_000;
+/// How long a greeting is believed.
+const MAX_AGE: Duration = Duration::from_secs(30);
 /// Longest wait for one server to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Between attempts while servers are there but not ready.
@@ -32,15 +35,15 @@ type Key = (Arc<str>, Arc<str>, Vec<(String, String)>);
 /// Remembers greetings. Shared by all threads; not on the hot path.
 pub struct Greetings {
     topology: Topology,
-    max_age: Duration,
+    servers: Arc<Servers>,
     #[allow(clippy::type_complexity)]
     remembered: Mutex<HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>>,
 }
 
 impl Greetings {
-    /// Empty. Entries are believed for `max_age`, and for longer while no server is reachable.
-    pub fn new(topology: Topology, max_age: Duration) -> Self {
-        Self { topology, max_age, remembered: Mutex::default() }
+    /// Empty. Entries are believed for [`MAX_AGE`], and for longer while no server is reachable.
+    pub fn new(topology: Topology, servers: Arc<Servers>) -> Self {
+        Self { topology, servers, remembered: Mutex::default() }
     }
 
     /// What to tell a client that asks for `settings` in its startup message.
@@ -58,7 +61,7 @@ impl Greetings {
         let key = (identity.user.clone(), identity.database.clone(), judged);
         let remembered = self.lock().get(&key).cloned();
         if let Some((learned, parameters)) = &remembered
-            && learned.elapsed() <= self.max_age
+            && learned.elapsed() <= MAX_AGE
         {
             return Ok(Greeting { parameters: addressed(parameters, &known, access), opened: None });
         }
@@ -96,7 +99,7 @@ impl Greetings {
             }
             for node in nodes {
                 let left = deadline.saturating_duration_since(Instant::now()).min(CONNECT_LIMIT);
-                match connect(node, identity, judged, left).await {
+                match connect(&self.servers, node, identity, judged, left).await {
                     Ok(upstream) => return Ok((node, upstream)),
                     Err(error) if error.is_server_unready() => {
                         tracing::debug!(node = %node.id, %error, "server not ready for a login");

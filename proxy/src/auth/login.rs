@@ -4,25 +4,32 @@
 //! or when the session takes over.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use manatee_shared::ids::ShardName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
-use super::greeting::{Greeting, Greetings};
-use super::secret::{Secret, nonce, random};
-use super::users::Users;
-use super::verifier::{Role, Stored, Verifiers};
-use super::{Access, Client, Identity};
+use super::failures::{Failures, Limit};
+use super::greeting::Greeting;
+use super::hba::{ClientCertificate, Method, Origin, Verdict};
+use super::places::{Most, Places, Taken};
+use super::policy::Policy;
+use super::secret::{Md5Hash, Secret, nonce, random};
+use super::usermap::UserMaps;
+use super::verifier::{Role, Stored};
+use super::{Client, Entrance, Identity};
 use crate::admin::{self, Console, Rights};
 use crate::cancel::Registry;
-use crate::config::Config;
+use crate::config::{Auth, Config};
 use crate::error::{ProxyError, Result};
-use crate::tls::{Certificates, ClientStream};
+use crate::shards::{Shard, Shards};
+use crate::tls::{Certificates, ClientStream, certificate};
+use crate::wire::proxy_protocol::{self, Next};
 use crate::wire::scram::{Channel, MECHANISM, MECHANISM_PLUS, Proven, ScramError, ServerExchange, Verifier};
 use crate::wire::startup::{
     ALPN, Authentication, HEADER_BYTES, Header, Startup, TLS_HANDSHAKE, encode_backend_key, encode_negotiate,
@@ -32,17 +39,20 @@ use crate::wire::startup::{
 /// Longest password or SASL message taken from somebody unknown (PG_MAX_AUTH_TOKEN_LENGTH is 65535;
 /// we know no mechanism that needs more than this).
 const MAX_PASSWORD_BYTES: usize = 4096;
+/// By which a client says which shard it means, in its startup message or `options`.
+const SHARD_SETTING: &str = "manatee.shard";
 /// What is kept of the login time to tell the client why it failed.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Everything a login needs. Shared by all threads.
 pub struct Gatekeeper {
     config: Arc<ArcSwap<Config>>,
-    verifiers: Verifiers,
-    greetings: Greetings,
+    shards: Arc<Shards>,
     cancels: Arc<Registry>,
     certificates: Certificates,
-    users: Users,
+    policy: ArcSwap<Policy>,
+    failures: Mutex<Failures>,
+    places: Arc<Places>,
     console: Arc<Console>,
     mock_secret: [u8; 32],
 }
@@ -52,7 +62,7 @@ pub struct Gatekeeper {
 #[allow(clippy::large_enum_variant)]
 pub enum Admission {
     /// A session begins.
-    Session(ClientStream, Client),
+    Session(ClientStream, Client, Entered),
     /// A console begins.
     Console(ClientStream, Rights),
     /// Nothing more to do: a cancel request, or the other side left.
@@ -64,20 +74,33 @@ impl Gatekeeper {
     /// When there is no randomness to be had.
     pub fn new(
         config: Arc<ArcSwap<Config>>,
-        verifiers: Verifiers,
-        greetings: Greetings,
+        shards: Arc<Shards>,
         cancels: Arc<Registry>,
         certificates: Certificates,
-        users: Users,
+        policy: Policy,
         console: Arc<Console>,
     ) -> Result<Self> {
-        let mock_secret = random()?;
-        Ok(Self { config, verifiers, greetings, cancels, certificates, users, console, mock_secret })
+        Ok(Self {
+            config,
+            shards,
+            cancels,
+            certificates,
+            policy: ArcSwap::from_pointee(policy),
+            failures: Mutex::default(),
+            places: Arc::default(),
+            console,
+            mock_secret: random()?,
+        })
     }
 
-    /// Roles from a file.
-    pub fn users(&self) -> &Users {
-        &self.users
+    /// Other users, rules and maps from now on.
+    pub fn follow(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Clients that can be cancelled.
+    pub fn cancels(&self) -> &Arc<Registry> {
+        &self.cancels
     }
 
     /// The certificates clients see.
@@ -92,9 +115,9 @@ impl Gatekeeper {
 /// # Errors
 /// Why the login failed; the client has been told.
 pub async fn login(
-    socket: TcpStream,
+    socket: ClientStream,
     address: SocketAddr,
-    access: Access,
+    entrance: Entrance,
     room: bool,
     gate: &Gatekeeper,
     stop: &CancellationToken,
@@ -102,17 +125,25 @@ pub async fn login(
     let limit = gate.config.load().auth.login_timeout;
     let deadline = Instant::now() + limit;
     // What is kept back is for telling the client why.
-    let entering = Entering { address, access, room, gate, stop, deadline: deadline - FAREWELL.min(limit / 2) };
+    let mut entering = Entering { address, entrance, room, gate, stop, deadline: deadline - FAREWELL.min(limit / 2) };
     // Dropping a login closes the connection; nothing outlives it.
-    match tokio::time::timeout_at(deadline.into(), attempt(socket, &entering)).await {
+    match tokio::time::timeout_at(deadline.into(), attempt(socket, &mut entering)).await {
         Ok(result) => result,
         Err(_) => Err(ProxyError::LoginTimeout(limit)),
     }
 }
 
-async fn attempt(socket: TcpStream, entering: &Entering<'_>) -> Result<Admission> {
+async fn attempt(mut socket: ClientStream, entering: &mut Entering<'_>) -> Result<Admission> {
     let gate = entering.gate;
-    crate::upstream::tune(&socket).map_err(ProxyError::ClientGone)?;
+    if let ClientStream::Plain(socket) = &socket {
+        crate::upstream::tune(socket).map_err(ProxyError::ClientGone)?;
+    }
+    if gate.config.load().listen.proxy_protocol_from.iter().any(|network| network.contains(entering.address.ip()))
+        && !matches!(socket, ClientStream::Unix(_))
+        && let Some(address) = read_proxy_header(&mut socket).await?
+    {
+        entering.address = address;
+    }
     let (mut stream, request) = match negotiate(socket, &gate.certificates).await {
         Ok(negotiated) => negotiated,
         Err((stream, error)) => return Err(farewell(stream, error).await),
@@ -121,6 +152,12 @@ async fn attempt(socket: TcpStream, entering: &Entering<'_>) -> Result<Admission
         Request::Nothing => return Ok(Admission::Done),
         Request::Cancel(body) => {
             if let Some((pid, secret)) = parse_cancel(&body) {
+                gate.cancels.cancel_anywhere(pid, secret).await;
+            }
+            return Ok(Admission::Done);
+        }
+        Request::ForwardedCancel(body) => {
+            if let Some((pid, secret)) = parse_cancel(&body) {
                 gate.cancels.cancel(pid, secret).await;
             }
             return Ok(Admission::Done);
@@ -128,8 +165,8 @@ async fn attempt(socket: TcpStream, entering: &Entering<'_>) -> Result<Admission
         Request::Startup(startup) => startup,
     };
     match entering.enter(&mut stream, startup).await {
-        Ok(Entered::Client(client)) => Ok(Admission::Session(stream, client)),
-        Ok(Entered::Console(rights)) => Ok(Admission::Console(stream, rights)),
+        Ok(Guest::Client(client, entered)) => Ok(Admission::Session(stream, client, entered)),
+        Ok(Guest::Console(rights)) => Ok(Admission::Console(stream, rights)),
         Err(error) => Err(farewell(Some(stream), error).await),
     }
 }
@@ -152,6 +189,7 @@ async fn farewell(stream: Option<ClientStream>, error: ProxyError) -> ProxyError
 enum Request {
     Startup(Startup),
     Cancel(Vec<u8>),
+    ForwardedCancel(Vec<u8>),
     Nothing,
 }
 
@@ -159,16 +197,17 @@ type Refusal = (Option<ClientStream>, ProxyError);
 
 /// Settles encryption and reads what the client wants.
 async fn negotiate(
-    socket: TcpStream,
+    mut stream: ClientStream,
     certificates: &Certificates,
 ) -> std::result::Result<(ClientStream, Request), Refusal> {
     let mut first = [0; 1];
-    match socket.peek(&mut first).await {
-        Ok(0) => return Ok((ClientStream::Plain(socket), Request::Nothing)),
-        Ok(_) => {}
-        Err(error) => return Err((None, ProxyError::ClientGone(error))),
+    if let ClientStream::Plain(socket) = &stream {
+        match socket.peek(&mut first).await {
+            Ok(0) => return Ok((stream, Request::Nothing)),
+            Ok(_) => {}
+            Err(error) => return Err((None, ProxyError::ClientGone(error))),
+        }
     }
-    let mut stream = ClientStream::Plain(socket);
     if first[0] == TLS_HANDSHAKE {
         // Direct TLS: the client must have named the protocol, or it may be somebody's browser.
         stream = start_tls(stream, certificates).await?;
@@ -187,11 +226,13 @@ async fn negotiate(
         match header {
             Header::Ssl if !asked_tls && !stream.is_tls() => {
                 asked_tls = true;
-                let answer = if certificates.is_available() { b"S" } else { b"N" };
+                // Over a Unix socket there is nothing to protect from, as PostgreSQL sees it.
+                let available = certificates.is_available() && matches!(stream, ClientStream::Plain(_));
+                let answer = if available { b"S" } else { b"N" };
                 if let Err(error) = stream.write_all(answer).await {
                     return Err((None, ProxyError::ClientGone(error)));
                 }
-                if certificates.is_available() {
+                if available {
                     stream = start_tls(stream, certificates).await?;
                 }
             }
@@ -210,13 +251,19 @@ async fn negotiate(
                     Err(error) => Err((None, error)),
                 };
             }
+            Header::ForwardedCancel { rest } => {
+                return match read_rest(&mut stream, rest).await {
+                    Ok(body) => Ok((stream, Request::ForwardedCancel(body))),
+                    Err(error) => Err((None, error)),
+                };
+            }
             Header::Startup { minor, rest } => {
                 let startup = match read_rest(&mut stream, rest).await {
                     Ok(body) => Startup::parse(minor, &body),
                     Err(error) => Err(error),
                 };
                 return match startup {
-                    Ok(_) if certificates.required() && !stream.is_tls() => {
+                    Ok(_) if certificates.required() && matches!(stream, ClientStream::Plain(_)) => {
                         let text = "connection requires TLS; connect with sslmode=require".to_owned();
                         Err((Some(stream), ProxyError::NotAllowed(text)))
                     }
@@ -231,7 +278,25 @@ async fn negotiate(
 async fn start_tls(stream: ClientStream, certificates: &Certificates) -> std::result::Result<ClientStream, Refusal> {
     match stream {
         ClientStream::Plain(socket) => certificates.accept(socket).await.map_err(|error| (None, error)),
-        ClientStream::Tls(..) => Err((Some(stream), ProxyError::Protocol("TLS within TLS".to_owned()))),
+        ClientStream::Unix(_) | ClientStream::Tls(..) => {
+            Err((Some(stream), ProxyError::Protocol("TLS within another".to_owned())))
+        }
+    }
+}
+
+/// Whom a balancer speaks for. Exactly the header is read.
+async fn read_proxy_header(stream: &mut ClientStream) -> Result<Option<SocketAddr>> {
+    let mut header = Vec::new();
+    loop {
+        match proxy_protocol::next(&header) {
+            Ok(Next::Done(address)) => return Ok(address),
+            Ok(Next::Read(count)) => {
+                let start = header.len();
+                header.resize(start + count, 0);
+                stream.read_exact(&mut header[start..]).await.map_err(ProxyError::ClientGone)?;
+            }
+            Err(error) => return Err(ProxyError::Protocol(error.to_string())),
+        }
     }
 }
 
@@ -252,18 +317,25 @@ async fn read_rest(stream: &mut ClientStream, count: usize) -> Result<Vec<u8>> {
     Ok(body)
 }
 
+/// Where a client has got to; to be kept as long as it is there.
+pub struct Entered {
+    /// Its shard.
+    pub shard: Arc<Shard>,
+    _taken: Taken,
+}
+
 /// Who has logged in.
 // One per connection and moved at once: no use in boxing.
 #[allow(clippy::large_enum_variant)]
-enum Entered {
-    Client(Client),
+enum Guest {
+    Client(Client, Entered),
     Console(Rights),
 }
 
 /// A login whose startup message is known.
 struct Entering<'a> {
     address: SocketAddr,
-    access: Access,
+    entrance: Entrance,
     room: bool,
     gate: &'a Gatekeeper,
     stop: &'a CancellationToken,
@@ -271,7 +343,7 @@ struct Entering<'a> {
 }
 
 impl Entering<'_> {
-    async fn enter(&self, stream: &mut ClientStream, startup: Startup) -> Result<Entered> {
+    async fn enter(&self, stream: &mut ClientStream, mut startup: Startup) -> Result<Guest> {
         if startup.replication {
             return Err(ProxyError::Unsupported("replication connections through the proxy".to_owned()));
         }
@@ -282,68 +354,168 @@ impl Entering<'_> {
         }
         if startup.needs_negotiation() {
             let mut out = BytesMut::new();
-            encode_negotiate(&mut out, &startup.protocol_options);
+            encode_negotiate(&mut out, startup.spoken_minor(), &startup.protocol_options);
             send(stream, &out).await?;
         }
         let mut out = BytesMut::with_capacity(1024);
-        let secret = self.authenticate(stream, &startup.user, &mut out).await?;
+        let asked = startup.clone();
+        let shard = self.find_shard(&mut startup, &config, for_console)?;
+        let proved = self.authenticate(stream, &asked, &shard, &config.auth, &mut out).await?;
         if for_console {
             let Some(rights) = Rights::of(&config.admin, &startup.user) else {
                 return Err(ProxyError::NotAllowed(format!("role \"{}\" may not use the console", startup.user)));
             };
             admin::session::welcome(&mut out);
             send(stream, &out).await?;
-            return Ok(Entered::Console(rights));
+            return Ok(Guest::Console(rights));
         }
-        if self.gate.console.is_disabled(&startup.database) {
-            return Err(ProxyError::DatabaseDisabled(startup.database));
+        if self.gate.console.is_disabled(&asked.database) {
+            return Err(ProxyError::DatabaseDisabled(asked.database));
         }
-        let identity = Arc::new(Identity { user: startup.user.into(), database: startup.database.into(), secret });
+        let has_long_key = startup.spoken_minor() >= 2;
+        let (user, database): (Arc<str>, Arc<str>) = (startup.user.into(), startup.database.into());
+        let any = |most: u32| (most > 0).then_some(most);
+        let most = Most {
+            of_role: [any(config.pool.max_clients_per_user), proved.connection_limit].into_iter().flatten().min(),
+            of_database: any(config.pool.max_clients_per_database),
+        };
+        let taken = self.gate.places.take(&shard.name, &user, &database, most)?;
+        let identity = Arc::new(Identity { user, database, secret: proved.secret });
         let Greeting { parameters, opened } =
-            self.gate.greetings.greet(&identity, &startup.settings, self.access, self.deadline).await?;
-        let cancel = self.gate.cancels.register()?;
+            shard.greetings.greet(&identity, &startup.settings, self.entrance.access, self.deadline).await?;
+        let cancel = self.gate.cancels.register(has_long_key)?;
         Authentication::Ok.encode(&mut out);
         for (name, value) in &parameters {
             encode_parameter_status(&mut out, name, value);
         }
-        encode_backend_key(&mut out, cancel.pid, cancel.secret);
+        encode_backend_key(&mut out, cancel.pid, &cancel.secret);
         encode_ready(&mut out);
         send(stream, &out).await?;
-        Ok(Entered::Client(Client {
+        let client = Client {
             address: self.address,
             local: stream.local_addr(),
             tls: stream.tls_version(),
-            access: self.access,
+            access: self.entrance.access,
             identity,
             startup: startup.settings,
             reported: parameters,
             stop: self.stop.clone(),
             cancel,
             opened,
-        }))
+        };
+        Ok(Guest::Client(client, Entered { shard, _taken: taken }))
     }
 
-    /// Lets the client prove itself. What is to be sent before AuthenticationOk is left in `out`.
-    async fn authenticate(&self, stream: &mut ClientStream, user: &str, out: &mut BytesMut) -> Result<Secret> {
-        let role = match self.gate.users.role(user).await? {
-            Some(role) => Some(Arc::new(role)),
-            None => self.gate.verifiers.lookup(user, self.deadline).await?,
+    /// The shard that the client means, by where it connected to, by what it says, or by the database;
+    /// and the database's name there.
+    fn find_shard(&self, startup: &mut Startup, config: &Config, for_console: bool) -> Result<Arc<Shard>> {
+        let said = startup.settings.iter().position(|(name, _)| name == SHARD_SETTING);
+        let said = said.map(|index| startup.settings.remove(index).1);
+        let unknown = |name: &str| ProxyError::NoShard(name.to_owned());
+        let said = said.map(|name| name.parse::<ShardName>().map_err(|_| unknown(&name))).transpose()?;
+        let mapped = config.databases.get(&startup.database).filter(|_| !for_console);
+        let name = self
+            .entrance
+            .shard
+            .clone()
+            .or(said)
+            .or_else(|| mapped.map(|mapped| mapped.shard.clone()))
+            .unwrap_or_else(|| config.shard.name.clone());
+        if let Some(mapped) = mapped.filter(|mapped| mapped.shard == name)
+            && let Some(database) = &mapped.database
+        {
+            startup.database.clone_from(database);
+        }
+        self.gate.shards.get(&name).ok_or_else(|| unknown(name.as_str()))
+    }
+
+    /// Lets the client prove itself as the rules say. What is to be sent before AuthenticationOk is left
+    /// in `out`.
+    async fn authenticate(
+        &self,
+        stream: &mut ClientStream,
+        startup: &Startup,
+        shard: &Shard,
+        settings: &Auth,
+        out: &mut BytesMut,
+    ) -> Result<Proved> {
+        let user = &startup.user;
+        let policy = self.gate.policy.load_full();
+        let verdict = self.rule(stream, startup, &policy)?;
+        let limit = Limit { burst: settings.failure_burst, forgiven_after: settings.failure_forgiven_after };
+        let from = self.address.ip();
+        let failures = || self.gate.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wait) = failures().wait(from, user, limit, Instant::now()) {
+            return Err(ProxyError::TooManyFailures(wait));
+        }
+        let result = self.prove(stream, user, shard, &verdict, &policy, out).await;
+        match &result {
+            Ok(_) => failures().forgive(from, user),
+            Err(ProxyError::PasswordFailed { .. } | ProxyError::CertificateFailed { .. }) => {
+                failures().note(from, user, limit, Instant::now());
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// The rule for this client.
+    fn rule(&self, stream: &ClientStream, startup: &Startup, policy: &Policy) -> Result<Verdict> {
+        let tls = stream.is_tls();
+        let origin = match stream {
+            ClientStream::Unix(_) => Origin::Local,
+            _ => Origin::Host { address: self.address.ip(), tls },
         };
-        let failed = |cause| {
-            self.gate.verifiers.doubt(user);
-            ProxyError::PasswordFailed { user: user.to_owned(), cause }
+        let (user, database, address) = (&startup.user, &startup.database, self.address.ip());
+        let host = if origin == Origin::Local { "[local]".to_owned() } else { address.to_string() };
+        let encryption = if tls { "SSL encryption" } else { "no encryption" };
+        match policy.rules.find(origin, database, user) {
+            Some(verdict) if verdict.method == Method::Reject => Err(ProxyError::NotAllowed(format!(
+                "pg_hba.conf rejects connection for host \"{host}\", user \"{user}\", database \"{database}\", {encryption}"
+            ))),
+            Some(verdict) => Ok(verdict.clone()),
+            None => Err(ProxyError::NotAllowed(format!(
+                "no pg_hba.conf entry for host \"{host}\", user \"{user}\", database \"{database}\", {encryption}"
+            ))),
+        }
+    }
+
+    async fn prove(
+        &self,
+        stream: &mut ClientStream,
+        user: &str,
+        shard: &Shard,
+        verdict: &Verdict,
+        policy: &Policy,
+        out: &mut BytesMut,
+    ) -> Result<Proved> {
+        check_certificate(stream, user, verdict, &policy.maps)?;
+        let own = policy.users.role(user).await?.map(Arc::new);
+        if verdict.method == Method::Peer {
+            check_peer(stream, user, verdict, &policy.maps)?;
+        }
+        if matches!(verdict.method, Method::Trust | Method::Certificate | Method::Peer) {
+            // Servers are persuaded by the file's password, or trust us.
+            let password = own.and_then(|role| role.password.clone());
+            return Ok(Proved { secret: password.map_or(Secret::None, Secret::Password), connection_limit: None });
+        }
+        let role = match own {
+            Some(role) => Some(role),
+            None => shard.verifiers.lookup(user, self.deadline).await?,
         };
+        let failed = |cause| ProxyError::PasswordFailed { user: user.to_owned(), cause };
         let stored = role.as_deref().map_or(&Stored::Nothing, |role| &role.stored);
-        let secret = match stored {
-            Stored::Md5(hash) => {
+        let secret = match (verdict.method, stored) {
+            (Method::Password, stored) => self.clear_text(stream, user, stored).await?,
+            (Method::Md5, Stored::Md5(hash)) => {
                 let salt = random::<4>()?;
                 let response = ask(stream, Authentication::Md5(salt)).await?;
                 let response = response.strip_suffix(b"\0").unwrap_or(&response);
                 hash.accepts(salt, response).then(|| Secret::Md5(hash.clone()))
             }
-            Stored::Scram(verifier) => self.exchange(stream, verifier.clone(), out).await?,
+            (_, Stored::Scram(verifier)) => self.exchange(stream, verifier.clone(), out).await?,
             // Strangers get the same questions as everybody.
-            Stored::Nothing => {
+            (_, Stored::Nothing | Stored::Md5(_)) => {
                 self.exchange(stream, Verifier::mock(user, &self.gate.mock_secret), out).await?;
                 None
             }
@@ -351,15 +523,39 @@ impl Entering<'_> {
         match (role.as_deref(), secret) {
             (None, _) => Err(failed("role does not exist")),
             (Some(Role { stored: Stored::Nothing, .. }), _) => Err(failed("role has no usable password")),
-            (Some(_), None) => Err(failed("wrong password")),
+            (Some(_), None) => Err(failed("wrong password, or of another kind than the rules ask for")),
             (Some(role), Some(_)) if role.is_expired(SystemTime::now()) => Err(failed("password has expired")),
-            (Some(role), Some(_)) if !role.can_login => {
-                self.gate.verifiers.doubt(user);
-                Err(ProxyError::NoLogin(user.to_owned()))
-            }
-            (Some(Role { password: Some(password), .. }), Some(_)) => Ok(Secret::Password(password.clone())),
-            (Some(_), Some(secret)) => Ok(secret),
+            (Some(role), Some(_)) if !role.can_login => Err(ProxyError::NoLogin(user.to_owned())),
+            (Some(role), Some(secret)) => Ok(Proved {
+                secret: role.password.clone().map_or(secret, Secret::Password),
+                connection_limit: role.connection_limit,
+            }),
         }
+    }
+
+    /// A password in clear; None if it is wrong.
+    async fn clear_text(&self, stream: &mut ClientStream, user: &str, stored: &Stored) -> Result<Option<Secret>> {
+        let response = ask(stream, Authentication::Cleartext).await?;
+        let text = response.strip_suffix(b"\0").unwrap_or(&response);
+        let Ok(password) = std::str::from_utf8(text).map(|text| Zeroizing::new(text.to_owned())) else {
+            return Ok(None);
+        };
+        let right = match stored {
+            Stored::Md5(hash) => *hash == Md5Hash::of(&password, user),
+            Stored::Scram(_) | Stored::Nothing => {
+                let verifier = match stored {
+                    Stored::Scram(verifier) => verifier.clone(),
+                    // The same work for strangers.
+                    _ => Verifier::mock(user, &self.gate.mock_secret),
+                };
+                let password = password.clone();
+                // Thousands of hashes: not on a session thread.
+                tokio::task::spawn_blocking(move || verifier.accepts(&password))
+                    .await
+                    .map_err(|error| ProxyError::Internal(error.to_string()))?
+            }
+        };
+        Ok(right.then_some(Secret::Password(password)))
     }
 
     /// SCRAM; None if the proof is wrong.
@@ -395,6 +591,44 @@ impl Entering<'_> {
             Err(error) => Err(refused(error)),
         }
     }
+}
+
+/// Whether the client has the certificate that the rule asks for.
+fn check_certificate(stream: &ClientStream, user: &str, verdict: &Verdict, maps: &UserMaps) -> Result<()> {
+    let named = verdict.method == Method::Certificate || verdict.certificate == ClientCertificate::Named;
+    if !named && verdict.certificate == ClientCertificate::Optional {
+        return Ok(());
+    }
+    // rustls has verified it, or there would be no connection.
+    let Some(certificate) = stream.client_certificate() else {
+        return Err(ProxyError::NotAllowed("connection requires a valid client certificate".to_owned()));
+    };
+    if !named {
+        return Ok(());
+    }
+    let name = certificate::common_name(certificate).unwrap_or_default();
+    if !name.is_empty() && maps.allows(verdict.map.as_deref(), &name, user) {
+        return Ok(());
+    }
+    Err(ProxyError::CertificateFailed { user: user.to_owned(), cause: format!("the certificate is of \"{name}\"") })
+}
+
+/// Whether the client's operating system user may be this role.
+fn check_peer(stream: &ClientStream, user: &str, verdict: &Verdict, maps: &UserMaps) -> Result<()> {
+    let found = stream.peer_uid().and_then(|uid| nix::unistd::User::from_uid(uid.into()).ok().flatten());
+    let name = found.map(|found| found.name).unwrap_or_default();
+    match !name.is_empty() && maps.allows(verdict.map.as_deref(), &name, user) {
+        true => Ok(()),
+        false => Err(ProxyError::NotAllowed(format!("Peer authentication failed for user \"{user}\""))),
+    }
+}
+
+/// What a client has proved.
+struct Proved {
+    /// For servers.
+    secret: Secret,
+    /// The role's own limit.
+    connection_limit: Option<u32>,
 }
 
 fn refused(error: ScramError) -> ProxyError {

@@ -4,16 +4,24 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+mod failures;
 mod greeting;
+pub mod hba;
 mod login;
+mod places;
+mod policy;
 mod secret;
+pub mod usermap;
 pub mod users;
 pub mod verifier;
 
 pub use greeting::Greetings;
-pub use login::{Admission, Gatekeeper, login};
+pub use login::{Admission, Entered, Gatekeeper, login};
+pub use places::Taken;
+pub use policy::{Policy, PolicyError};
 pub use secret::{Md5Hash, Secret, nonce, random};
 
+use manatee_shared::ids::ShardName;
 use tokio_util::sync::CancellationToken;
 
 use crate::cancel::Registration;
@@ -48,14 +56,32 @@ impl Hash for Identity {
 }
 
 /// What the address a client connected to asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Writes to the primary, reads to standbys.
+    #[default]
     ReadWrite,
     /// Everything read-only, to a standby.
     ReadOnly,
     /// Everything to the primary.
     PrimaryOnly,
+}
+
+/// What is settled by where a client connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entrance {
+    /// What it asks for.
+    pub access: Access,
+    /// The shard, if it is one's own.
+    pub shard: Option<ShardName>,
+}
+
+impl From<Access> for Entrance {
+    /// Into any shard.
+    fn from(access: Access) -> Self {
+        Self { access, shard: None }
+    }
 }
 
 /// A client that has logged in: AuthenticationOk, ParameterStatus, BackendKeyData and the first

@@ -4,9 +4,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
 use super::secret::{Md5Hash, random};
@@ -48,10 +47,10 @@ enum Entry {
     Password(Zeroizing<String>, OnceLock<Verifier>),
 }
 
-/// The file's roles, replaceable while serving.
+/// The file's roles.
 #[derive(Default)]
 pub struct Users {
-    entries: ArcSwap<HashMap<String, Entry>>,
+    entries: HashMap<String, Entry>,
 }
 
 impl Users {
@@ -60,27 +59,13 @@ impl Users {
     /// # Errors
     /// [`UsersError`]
     pub fn load(path: Option<&Path>) -> std::result::Result<Self, UsersError> {
-        let users = Self::default();
-        users.reload(path)?;
-        Ok(users)
-    }
-
-    /// Reads it again; on an error the old content stays in use.
-    ///
-    /// # Errors
-    /// [`UsersError`]
-    pub fn reload(&self, path: Option<&Path>) -> std::result::Result<(), UsersError> {
-        let Some(path) = path else {
-            self.entries.store(Arc::default());
-            return Ok(());
-        };
+        let Some(path) = path else { return Ok(Self::default()) };
         let path = || path.to_owned();
         let text = std::fs::read_to_string(path())
             .map(Zeroizing::new)
             .map_err(|source| UsersError::Read { path: path(), source })?;
         let entries = parse(&text).map_err(|(line, problem)| UsersError::Line { path: path(), line, problem })?;
-        self.entries.store(Arc::new(entries));
-        Ok(())
+        Ok(Self { entries })
     }
 
     /// A role of the file.
@@ -88,8 +73,7 @@ impl Users {
     /// # Errors
     /// When there is no randomness to be had.
     pub async fn role(&self, user: &str) -> Result<Option<Role>> {
-        let entries = self.entries.load_full();
-        let (stored, password) = match entries.get(user) {
+        let (stored, password) = match self.entries.get(user) {
             None => return Ok(None),
             Some(Entry::Stored(stored)) => (stored.clone(), None),
             Some(Entry::Password(password, verifier)) => {

@@ -1,8 +1,9 @@
-//! What pg_authid says of a role, asked through one function by our own role, and remembered.
+//! What pg_authid says of a role, asked through one function by our own role.
 //!
-//! One task owns the connections for this; logins ask it through a bounded queue. The cache serves
-//! while an entry is young, and while no node can be asked. An entry that a login failed with is
-//! asked for again at the next login, from the primary, so that a new password works at once.
+//! Every login asks, the primary first: a new password, NOLOGIN or a new role counts at once, and known
+//! and unknown roles take the same time. Questions that wait are asked together, each role once, over one
+//! connection. What was answered last is remembered for when no node can be asked, for a bounded time.
+//! One task owns the connections.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use manatee_shared::ids::PeerId;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -22,12 +23,18 @@ use crate::wire::scram::Verifier;
 
 /// Roles remembered at most.
 const MAX_ENTRIES: usize = 10_000;
-/// That a role does not exist is believed for so long only: it may be created any time.
-const ABSENT_MAX_AGE: Duration = Duration::from_secs(1);
 /// Questions that may wait.
 const MAX_QUESTIONS: usize = 1024;
+/// Series of questions under way at once.
+const MAX_SERIES: usize = 16;
 /// Longest wait for one node's answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How long an answer is waited for before what is remembered will do.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Between two attempts while no node can be asked.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// A node that could not be asked is asked last for so long.
+const AVOID_FOR: Duration = Duration::from_secs(1);
 
 /// The sitter creates this function; `verifier` is pg_authid's rolpassword.
 const QUESTION: &str = "SELECT verifier, can_login, \
@@ -75,25 +82,23 @@ type Answer = Option<Arc<Role>>;
 struct Remembered {
     answer: Answer,
     asked: Instant,
-    doubted: bool,
 }
+
+type Reply = oneshot::Sender<std::result::Result<Answer, Unreachable>>;
 
 struct Question {
     user: String,
-    /// Ask the primary first: a standby may not know yet.
-    doubted: bool,
-    reply: oneshot::Sender<std::result::Result<Answer, Unreachable>>,
+    reply: Reply,
 }
 
 /// No node could be asked.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Unreachable;
 
-/// The cache and the way to ask. Shared by all threads; not on the hot path.
+/// The way to ask, and what was answered. Shared by all threads; not on the hot path.
 pub struct Verifiers {
     remembered: Mutex<HashMap<String, Remembered>>,
     questions: mpsc::Sender<Question>,
-    topology: Topology,
     max_age: Duration,
 }
 
@@ -101,10 +106,11 @@ pub struct Verifiers {
 pub struct Questions(mpsc::Receiver<Question>);
 
 impl Verifiers {
-    /// An empty cache. [`serve`] must run for it.
-    pub fn new(topology: Topology, max_age: Duration) -> (Self, Questions) {
+    /// Nothing remembered yet. [`serve`] must run for it. What is remembered is used for `max_age`,
+    /// while no node can be asked.
+    pub fn new(max_age: Duration) -> (Self, Questions) {
         let (questions, receiver) = mpsc::channel(MAX_QUESTIONS);
-        (Self { remembered: Mutex::default(), questions, topology, max_age }, Questions(receiver))
+        (Self { remembered: Mutex::default(), questions, max_age }, Questions(receiver))
     }
 
     /// The role, if it exists. Waits for a node that can be asked until `deadline`.
@@ -113,64 +119,52 @@ impl Verifiers {
     /// [`ProxyError::HoldTimeout`] if none appeared and nothing is remembered.
     pub async fn lookup(&self, user: &str, deadline: Instant) -> Result<Answer> {
         let begun = Instant::now();
-        let mut changes = self.topology.changes();
         loop {
-            let (remembered, doubted) = match self.recall(user, Instant::now()) {
-                Recalled::Young(answer) => return Ok(answer),
-                Recalled::Old { answer, doubted } => (Some(answer), doubted),
-                Recalled::Nothing => (None, false),
+            let patience = match self.recall(user, Instant::now()) {
+                Some(_) => deadline.min(begun + PATIENCE),
+                None => deadline,
             };
-            // Cancel-safe throughout: a reply nobody waits for any more is dropped by the task.
-            let asked = tokio::time::timeout_at(deadline.into(), self.ask(user, doubted)).await;
-            match (asked, remembered) {
-                (Ok(Ok(answer)), _) => return Ok(answer),
-                (_, Some(answer)) => return Ok(answer),
-                (Err(_), None) => return Err(ProxyError::HoldTimeout(begun.elapsed())),
-                (Ok(Err(Unreachable)), None) => {}
+            // Cancel-safe: a reply nobody waits for any more is dropped by the task.
+            if let Ok(Ok(answer)) = tokio::time::timeout_at(patience.into(), self.ask(user)).await {
+                return Ok(answer);
             }
-            let changed = tokio::time::timeout_at(deadline.into(), changes.changed()).await;
-            if !matches!(changed, Ok(Ok(()))) {
+            if let Some(answer) = self.recall(user, Instant::now()) {
+                return Ok(answer);
+            }
+            if Instant::now() + RETRY_INTERVAL >= deadline {
                 return Err(ProxyError::HoldTimeout(begun.elapsed()));
             }
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
-    /// Says that a login failed with what is remembered.
-    pub fn doubt(&self, user: &str) {
-        if let Some(remembered) = self.lock().get_mut(user) {
-            remembered.doubted = true;
-        }
-    }
-
-    async fn ask(&self, user: &str, doubted: bool) -> std::result::Result<Answer, Unreachable> {
+    async fn ask(&self, user: &str) -> std::result::Result<Answer, Unreachable> {
         let (reply, answer) = oneshot::channel();
-        let question = Question { user: user.to_owned(), doubted, reply };
+        let question = Question { user: user.to_owned(), reply };
         self.questions.send(question).await.map_err(|_| Unreachable)?;
         let answer = answer.await.map_err(|_| Unreachable)??;
         self.remember(user, answer.clone());
         Ok(answer)
     }
 
-    fn recall(&self, user: &str, now: Instant) -> Recalled {
-        match self.lock().get(user) {
-            None => Recalled::Nothing,
-            Some(Remembered { answer, asked, doubted }) => {
-                let max_age = if answer.is_some() { self.max_age } else { self.max_age.min(ABSENT_MAX_AGE) };
-                match !doubted && now.saturating_duration_since(*asked) <= max_age {
-                    true => Recalled::Young(answer.clone()),
-                    false => Recalled::Old { answer: answer.clone(), doubted: *doubted },
-                }
-            }
-        }
+    fn recall(&self, user: &str, now: Instant) -> Option<Answer> {
+        let remembered = self.lock();
+        let remembered = remembered.get(user)?;
+        (now.saturating_duration_since(remembered.asked) <= self.max_age).then(|| remembered.answer.clone())
     }
 
     fn remember(&self, user: &str, answer: Answer) {
         let mut remembered = self.lock();
+        if answer.is_none() {
+            // Names are for the guessing: those that are none take no room.
+            remembered.remove(user);
+            return;
+        }
         if remembered.len() >= MAX_ENTRIES && !remembered.contains_key(user) {
             let oldest = remembered.iter().min_by_key(|(_, entry)| entry.asked).map(|(user, _)| user.clone());
             oldest.and_then(|oldest| remembered.remove(&oldest));
         }
-        remembered.insert(user.to_owned(), Remembered { answer, asked: Instant::now(), doubted: false });
+        remembered.insert(user.to_owned(), Remembered { answer, asked: Instant::now() });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Remembered>> {
@@ -178,79 +172,126 @@ impl Verifiers {
     }
 }
 
-enum Recalled {
-    Young(Answer),
-    Old { answer: Answer, doubted: bool },
-    Nothing,
-}
-
 /// Answers questions until `stop`, on the background runtime.
 pub async fn serve(settings: Settings, topology: Topology, mut questions: Questions, stop: CancellationToken) {
-    let mut connections = Connections { settings, open: HashMap::new() };
-    // `recv` is cancel-safe. An answer under way when stopping is not needed any more.
-    while let Some(Some(question)) = stop.run_until_cancelled(questions.0.recv()).await {
-        if question.reply.is_closed() {
-            continue;
+    let mut connections = Connections { settings, open: HashMap::new(), failed: HashMap::new() };
+    let mut series = JoinSet::new();
+    loop {
+        // All are cancel-safe. An answer under way when stopping is not needed any more.
+        let first = tokio::select! {
+            () = stop.cancelled() => return,
+            Some(result) = series.join_next(), if !series.is_empty() => {
+                if let Ok(Some(node)) = result {
+                    connections.give_up(node);
+                }
+                continue;
+            }
+            first = questions.0.recv(), if series.len() < MAX_SERIES => match first {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        let mut asked: HashMap<String, Vec<Reply>> = HashMap::new();
+        asked.entry(first.user).or_default().push(first.reply);
+        while let Ok(more) = questions.0.try_recv() {
+            asked.entry(more.user).or_default().push(more.reply);
         }
-        let answer = connections.answer(&topology, &question).await;
-        let _ = question.reply.send(answer);
+        match connections.get(&topology).await {
+            Some((node, client)) => drop(series.spawn(answer(node, client, asked))),
+            // Whoever asked tries again.
+            None => drop(asked),
+        }
     }
+}
+
+/// Asks for all of them at once. The node, if it could not be asked.
+async fn answer(
+    node: PeerId,
+    client: Arc<tokio_postgres::Client>,
+    asked: HashMap<String, Vec<Reply>>,
+) -> Option<PeerId> {
+    let one = |(user, replies): (String, Vec<Reply>)| {
+        let client = client.clone();
+        async move {
+            let answer = match tokio::time::timeout(ANSWER_LIMIT, ask(&client, &user)).await {
+                Ok(Ok(role)) => Ok(role.map(Arc::new)),
+                Ok(Err(error)) => {
+                    tracing::warn!(%node, %error, cause = ?std::error::Error::source(&error), "cannot look up roles");
+                    Err(Unreachable)
+                }
+                Err(_) => {
+                    tracing::warn!(%node, "no answer to the look-up of a role");
+                    Err(Unreachable)
+                }
+            };
+            for reply in replies {
+                let _ = reply.send(answer.clone());
+            }
+            answer.is_err()
+        }
+    };
+    // tokio-postgres sends them all before it waits for the first answer.
+    let failed = futures_util::future::join_all(asked.into_iter().map(one)).await;
+    failed.contains(&true).then_some(node)
 }
 
 struct Connections {
     settings: Settings,
-    open: HashMap<PeerId, (tokio_postgres::Client, JoinHandle<()>)>,
+    open: HashMap<PeerId, Arc<tokio_postgres::Client>>,
+    failed: HashMap<PeerId, Instant>,
 }
 
 impl Connections {
-    async fn answer(&mut self, topology: &Topology, question: &Question) -> std::result::Result<Answer, Unreachable> {
+    /// A connection to the node that knows best: the primary, or else a standby.
+    async fn get(&mut self, topology: &Topology) -> Option<(PeerId, Arc<tokio_postgres::Client>)> {
         let snapshot = topology.snapshot();
         let standbys = snapshot.standbys.iter().map(|standby| standby.node);
-        let mut nodes: Vec<Node> = standbys.chain(snapshot.primary()).collect();
-        if question.doubted {
-            nodes.reverse();
-        }
-        self.open.retain(|id, (client, _)| !client.is_closed() && nodes.iter().any(|node| node.id == *id));
-        let mut absent = false;
+        let mut nodes: Vec<Node> = snapshot.primary().into_iter().chain(standbys).collect();
+        self.open.retain(|id, client| !client.is_closed() && nodes.iter().any(|node| node.id == *id));
+        self.failed.retain(|_, since| since.elapsed() < AVOID_FOR);
+        nodes.sort_by_key(|node| self.failed.contains_key(&node.id));
         for node in nodes {
-            match tokio::time::timeout(ANSWER_LIMIT, self.ask(node, &question.user)).await {
-                Ok(Ok(Some(role))) => return Ok(Some(Arc::new(role))),
-                // A standby may not have heard of a new role: the others are asked too.
-                Ok(Ok(None)) => absent = true,
+            if let Some(client) = self.open.get(&node.id) {
+                return Some((node.id, client.clone()));
+            }
+            match tokio::time::timeout(ANSWER_LIMIT, self.settings.connect(node)).await {
+                Ok(Ok((client, _driver))) => {
+                    let client = Arc::new(client);
+                    self.open.insert(node.id, client.clone());
+                    return Some((node.id, client));
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(node = %node.id, %error, cause = ?std::error::Error::source(&error), "cannot look up roles");
-                    self.open.remove(&node.id);
                 }
-                Err(_) => {
-                    tracing::warn!(node = %node.id, "no answer to the look-up of a role");
-                    self.open.remove(&node.id);
-                }
+                Err(_) => tracing::warn!(node = %node.id, "no connection for looking up roles"),
             }
+            self.give_up(node.id);
         }
-        if absent { Ok(None) } else { Err(Unreachable) }
+        None
     }
 
-    async fn ask(&mut self, node: Node, user: &str) -> std::result::Result<Option<Role>, tokio_postgres::Error> {
-        if !self.open.contains_key(&node.id) {
-            let connection = self.settings.connect(node).await?;
-            self.open.insert(node.id, connection);
-        }
-        let Some((client, _)) = self.open.get(&node.id) else { return Ok(None) };
-        let Some(row) = client.query_opt(QUESTION, &[&user]).await? else { return Ok(None) };
-        let verifier: Option<&str> = row.try_get(0)?;
-        let stored = match verifier {
-            Some(text) => Verifier::parse(text)
-                .map(Stored::Scram)
-                .or_else(|| Md5Hash::parse(text).map(Stored::Md5))
-                .unwrap_or(Stored::Nothing),
-            None => Stored::Nothing,
-        };
-        Ok(Some(Role {
-            stored,
-            can_login: row.try_get::<_, Option<bool>>(1)?.unwrap_or(false),
-            valid_until_unix_s: row.try_get(2)?,
-            connection_limit: row.try_get::<_, Option<i32>>(3)?.and_then(|limit| u32::try_from(limit).ok()),
-            password: None,
-        }))
+    fn give_up(&mut self, node: PeerId) {
+        self.open.remove(&node);
+        self.failed.insert(node, Instant::now());
     }
+}
+
+async fn ask(client: &tokio_postgres::Client, user: &str) -> std::result::Result<Option<Role>, tokio_postgres::Error> {
+    let rows = client.query_typed(QUESTION, &[(&user, tokio_postgres::types::Type::TEXT)]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let verifier: Option<&str> = row.try_get(0)?;
+    let stored = match verifier {
+        Some(text) => Verifier::parse(text)
+            .map(Stored::Scram)
+            .or_else(|| Md5Hash::parse(text).map(Stored::Md5))
+            .unwrap_or(Stored::Nothing),
+        None => Stored::Nothing,
+    };
+    Ok(Some(Role {
+        stored,
+        can_login: row.try_get::<_, Option<bool>>(1)?.unwrap_or(false),
+        valid_until_unix_s: row.try_get(2)?,
+        connection_limit: row.try_get::<_, Option<i32>>(3)?.and_then(|limit| u32::try_from(limit).ok()),
+        password: None,
+    }))
 }

@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use manatee_proxy::auth::users::Users;
+use manatee_proxy::auth::Policy;
 use manatee_proxy::config::Config;
 use manatee_proxy::metrics;
 use manatee_proxy::server::Proxy;
 use manatee_proxy::server::run::{Listeners, Start, run};
 use manatee_proxy::tls::Certificates;
+use manatee_proxy::tls::servers::Servers;
 use manatee_proxy::topology::monitor;
 use manatee_shared::{config, telemetry};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Speaks the PostgreSQL protocol, sends writes to the primary and reads to the standbys, and
 /// carries clients through a failover.
@@ -49,7 +52,8 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     let password = config::read_secret(&config.auth.password_file).context("`auth.password_file`")?;
     let certificates = Certificates::load(&config.tls).context("`tls`")?;
-    let users = Users::load(config.auth.users_file.as_deref()).context("`auth.users_file`")?;
+    let servers = Servers::load(&config.server_tls).context("`server_tls`")?;
+    let policy = Policy::load(&config)?;
     if arguments.check_config {
         println!("{}: ok", arguments.config.display());
         return Ok(());
@@ -60,16 +64,35 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let recorder = telemetry::install_recorder()?;
     metrics::describe();
     abort_on_panic();
+    raise_file_limit(&config);
     let own = monitor::Settings {
+        shard: config.shard.name.clone(),
         user: config.auth.user.clone(),
         password: password.expose().to_owned().into(),
         poll_interval: config.routing.poll_interval,
         max_lag: config.routing.max_lag,
+        servers: Arc::new(servers),
     };
     let shard = config.shard.name.clone();
-    let proxy = Proxy::new(config, own, certificates, users)?;
+    let proxy = Proxy::new(config, own, certificates, policy, arguments.upgrade_socket.clone())?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %shard, "starting");
     run(proxy, listeners, &start, arguments.upgrade_socket.as_deref(), recorder)
+}
+
+/// As many files as the system lets us have: each client is one, each server connection too.
+fn raise_file_limit(config: &Config) {
+    let wanted = config.pool.max_clients as u64 * 2;
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(soft.max(hard))
+    });
+    match limit {
+        Ok(limit) if limit < wanted => {
+            tracing::warn!(limit, wanted, "too few file descriptors for `pool.max_clients`: raise LimitNOFILE");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
+    }
 }
 
 /// The error and its causes, each said once: many of ours already quote their cause.

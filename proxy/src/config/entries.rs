@@ -5,18 +5,30 @@ use serde_json::Value;
 use super::{Config, Pool};
 
 /// What changes with a reload; everything else needs a restart.
-const LIVE: [&str; 12] = [
+const LIVE: [&str; 24] = [
     "admin.",
+    "auth.failure_burst",
+    "auth.failure_forgiven_after",
+    "auth.hba_file",
+    "auth.ident_file",
     "auth.login_timeout",
+    "auth.max_logins",
     "auth.users_file",
+    "databases.",
     "hold.",
+    "listen.proxy_protocol_from",
+    "listen.upgrade_drain",
     "pool.max_clients",
+    "pool.max_clients_per_database",
+    "pool.max_clients_per_user",
     "pool.query_wait_timeout",
     "pool.server_idle_timeout",
     "pool.server_lifetime",
     "pool.size",
     "routing.consistency",
     "routing.split",
+    "server_tls.",
+    "shards.",
     "tls.",
 ];
 
@@ -75,12 +87,25 @@ impl Config {
         Self {
             path: self.path.clone(),
             workers: 0,
-            listen: super::Listen { read_only: None, primary_only: None, http: None, ..self.listen.clone() },
+            listen: super::Listen {
+                address: self.listen.address,
+                read_only: None,
+                primary_only: None,
+                unix_directory: None,
+                proxy_protocol_from: Vec::new(),
+                http: None,
+                upgrade_drain: std::time::Duration::from_secs(60),
+                shards: Vec::new(),
+            },
+            shards: super::Shards::default(),
+            databases: std::collections::BTreeMap::new(),
             auth: super::Auth::with_password(self.auth.password_file.clone()),
             tls: super::Tls::default(),
+            server_tls: super::ServerTls::default(),
             pool: Pool::default(),
             routing: super::Routing::default(),
             hold: super::Hold::default(),
+            fleet: super::Fleet::default(),
             admin: super::Admin::default(),
             log: manatee_shared::telemetry::LogSettings::default(),
             ..self.clone()
@@ -116,6 +141,9 @@ fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
+        Value::Object(keys) => {
+            keys.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(",")
+        }
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }

@@ -9,10 +9,10 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use manatee_shared::topology::Topology as State;
 use serde_json::json;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Sources;
+use crate::shards::StateWatch;
 
 /// A comment is sent so often, so that whoever is gone is noticed on both sides.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ fn urls(state: &State) -> Vec<String> {
 }
 
 /// The chain, at once if it is known, then with every change of it.
-pub(super) fn topology(state: watch::Receiver<Option<State>>) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
+pub(super) fn topology(state: StateWatch) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
     let first = (state, None::<Vec<String>>, true);
     sse(unfold(first, async |(mut state, sent, first)| {
         let mut look_first = first;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
@@ -12,24 +12,19 @@ use manatee_shared::cluster::Role;
 use manatee_shared::ids::ShardName;
 use manatee_shared::telemetry::PrometheusHandle;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::server::Shared;
+use crate::shards::Shard;
 use crate::topology::Snapshot;
 
 mod events;
 mod exposition;
-
-/// The cluster state as it was last read.
-pub type StateWatch = watch::Receiver<Option<manatee_shared::topology::Topology>>;
 
 /// What the answers are made from.
 #[derive(Clone)]
 pub struct Sources {
     /// The proxy.
     pub shared: Arc<Shared>,
-    /// The shard's state in ZooKeeper.
-    pub state: StateWatch,
     /// Metrics.
     pub metrics: PrometheusHandle,
 }
@@ -40,12 +35,16 @@ pub fn router(sources: Sources) -> Router {
         .route("/", get(async || Html(include_str!("status.html"))))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(async |State(sources): State<Sources>| ready(&sources, Ready::Any)))
-        .route("/readyz/primary", get(async |State(sources): State<Sources>| ready(&sources, Ready::Primary)))
-        .route("/readyz/standby", get(async |State(sources): State<Sources>| ready(&sources, Ready::Standby)))
+        .route("/readyz", get(async |sources: State<Sources>, which: Query<Which>| ready(sources, which, Ready::Any)))
+        .route(
+            "/readyz/primary",
+            get(async |sources: State<Sources>, which: Query<Which>| ready(sources, which, Ready::Primary)),
+        )
+        .route(
+            "/readyz/standby",
+            get(async |sources: State<Sources>, which: Query<Which>| ready(sources, which, Ready::Standby)),
+        )
         .route("/topology", get(topology))
-        .route("/topology/events", get(async |State(sources): State<Sources>| events::topology(sources.state)))
-        .route("/topology/{shard}", get(topology_of))
         .route("/status", get(async |State(sources): State<Sources>| Json(status(&sources).await)))
         .route("/status/events", get(async |State(sources): State<Sources>| events::status(sources)))
         .with_state(sources)
@@ -71,13 +70,39 @@ enum Ready {
     Standby,
 }
 
-/// 200 while new clients can be served in that way, so that a balancer may send some.
-fn ready(sources: &Sources, wanted: Ready) -> (StatusCode, &'static str) {
-    let no = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
-    if sources.shared.closed.is_cancelled() {
-        return no("shutting down\n");
+/// Which shard is meant.
+#[derive(serde::Deserialize)]
+struct Which {
+    shard: Option<String>,
+}
+
+impl Which {
+    /// The one that is named, or the default one.
+    fn find(&self, shared: &Shared) -> Option<Arc<Shard>> {
+        let name = match &self.shard {
+            Some(name) => name.parse().ok()?,
+            None => shared.config.load().shard.name.clone(),
+        };
+        shared.shards.get(&name)
     }
-    let snapshot = sources.shared.topology.snapshot();
+}
+
+/// 200 while new clients can be served in that way, so that a balancer may send some: those of the shard
+/// that is named, or else of any.
+fn ready(State(sources): State<Sources>, Query(which): Query<Which>, wanted: Ready) -> (StatusCode, &'static str) {
+    if sources.shared.closed.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+    }
+    let shards = match &which.shard {
+        None => sources.shared.shards.all(),
+        Some(_) => which.find(&sources.shared).into_iter().collect(),
+    };
+    let answers = shards.iter().map(|shard| ready_in(&shard.topology.snapshot(), wanted));
+    answers.min_by_key(|(status, _)| *status).unwrap_or((StatusCode::NOT_FOUND, "no such shard\n"))
+}
+
+fn ready_in(snapshot: &Snapshot, wanted: Ready) -> (StatusCode, &'static str) {
+    let no = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
     let (primary, standby) = (snapshot.primary.is_some(), snapshot.fit_standbys().next().is_some());
     match (wanted, primary, standby) {
         (Ready::Any | Ready::Primary, true, _) | (Ready::Standby, _, true) => (StatusCode::OK, "ok\n"),
@@ -90,20 +115,17 @@ fn ready(sources: &Sources, wanted: Ready) -> (StatusCode, &'static str) {
 }
 
 /// JSON, or events for whoever accepts those.
-async fn topology(State(sources): State<Sources>, headers: HeaderMap) -> Response {
+async fn topology(State(sources): State<Sources>, Query(which): Query<Which>, headers: HeaderMap) -> Response {
+    let Some(shard) = which.find(&sources.shared) else {
+        return (StatusCode::NOT_FOUND, "no such shard\n").into_response();
+    };
     let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if accepted.contains("text/event-stream") {
-        return events::topology(sources.state).into_response();
+    if !accepted.contains("text/event-stream") {
+        return Json(describe(&shard.name, &shard.topology.snapshot())).into_response();
     }
-    let shard = sources.shared.config.load().shard.name.clone();
-    Json(describe(&shard, &sources.shared.topology.snapshot())).into_response()
-}
-
-async fn topology_of(State(sources): State<Sources>, Path(shard): Path<String>) -> Response {
-    let name = sources.shared.config.load().shard.name.clone();
-    match name.to_string() == shard {
-        true => Json(describe(&name, &sources.shared.topology.snapshot())).into_response(),
-        false => (StatusCode::NOT_FOUND, "no such shard\n").into_response(),
+    match shard.state() {
+        Some(state) => events::topology(state).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the shard is not watched yet\n").into_response(),
     }
 }
 
@@ -113,14 +135,15 @@ async fn status(sources: &Sources) -> Value {
     let reports = shared.console.crew().report(false).await;
     let pools = || reports.iter().flat_map(|(_, report)| &report.pools);
     let nodes = pools().flat_map(|pool| &pool.nodes);
-    let shard = shared.config.load().shard.name.clone();
+    let shards: Vec<Value> =
+        shared.shards.all().iter().map(|shard| describe(&shard.name, &shard.topology.snapshot())).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "clients": pools().map(|pool| pool.clients_active + pool.clients_waiting).sum::<usize>(),
         "waiting": pools().map(|pool| pool.clients_waiting).sum::<usize>(),
         "held": reports.iter().map(|(_, report)| report.held).sum::<usize>(),
         "servers": nodes.map(|node| node.in_use + node.idle + node.opening).sum::<usize>(),
-        "shards": [describe(&shard, &shared.topology.snapshot())],
+        "shards": shards,
     })
 }
 

@@ -246,7 +246,7 @@ impl Worker {
         served_by: ServedBy,
         place: Place,
     ) -> Result<Box<Server>, Refusal> {
-        let connect = upstream::connect(node, wanted.identity, &[], self.settings().connect_timeout);
+        let connect = upstream::connect(&self.servers, node, wanted.identity, &[], self.settings().connect_timeout);
         tokio::pin!(connect);
         let opened = loop {
             // Dropping the attempt closes its socket.

@@ -17,6 +17,7 @@ use crate::route::{Catalog, Classifier};
 use crate::session::profile::Profiles;
 use crate::session::statements::Interner;
 use crate::session::{ServedBy, Shared};
+use crate::tls::servers::Servers;
 use crate::topology::consistency::Consistency;
 use crate::topology::{Node, Reader, Reign, Snapshot, Topology};
 use crate::upstream::Upstream;
@@ -79,6 +80,7 @@ pub struct Worker {
     /// Counters.
     pub metrics: SessionMetrics,
     topology: Topology,
+    servers: Arc<Servers>,
     newest: RefCell<Reader>,
     /// Told after every change of the topology.
     changed: Notify,
@@ -118,14 +120,22 @@ const MISSING_LIMIT: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// For one thread. `seed` is random; it keys hashes and spreads reads.
-    pub fn new(settings: Settings, topology: Topology, catalogs: Arc<dyn Catalogs>, seed: u64) -> Rc<Self> {
+    /// For one shard's sessions on one thread. `seed` is random; it keys hashes and spreads reads.
+    pub fn new(
+        shard: &str,
+        settings: Settings,
+        topology: Topology,
+        servers: Arc<Servers>,
+        catalogs: Arc<dyn Catalogs>,
+        seed: u64,
+    ) -> Rc<Self> {
         let newest = RefCell::new(topology.reader());
         Rc::new(Self {
             settings: RefCell::new(Rc::new(settings)),
             topology,
+            servers,
             newest,
-            metrics: SessionMetrics::new(),
+            metrics: SessionMetrics::new(shard),
             changed: Notify::new(),
             catalogs,
             seed,

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::cancel::CancelTarget;
 use crate::error::ProxyError;
 use crate::session::{Cleanup, Mark, ServedBy, ServerState, Shared};
+use crate::tls::servers::ServerStream;
 use crate::topology::Node;
 use crate::upstream::Upstream;
 use crate::wire::{backend, complete, frontend};
@@ -73,8 +73,10 @@ impl Drop for Place {
 /// A server connection.
 #[derive(Debug)]
 pub struct Server {
-    /// Socket.
-    pub stream: TcpStream,
+    /// Connection.
+    pub stream: ServerStream,
+    /// Something was written and not flushed (TLS keeps what the socket did not take).
+    pub flush: bool,
     /// Received and not yet looked at.
     pub rx: BytesMut,
     /// What sessions know of it; away while a session has it.
@@ -98,6 +100,7 @@ impl Server {
         let Upstream { stream, node, cancel, parameters, unread } = upstream;
         Self {
             stream,
+            flush: false,
             rx: unread,
             state: Some(ServerState::new(parameters, shared)),
             cancel,
@@ -118,10 +121,7 @@ impl Server {
     /// Whether nothing speaks against another use: a byte nobody asked for, a closed connection and
     /// a cancel under way all do.
     fn is_fit(&self, lifetime: Duration, now: Instant) -> bool {
-        let mut byte = [0];
-        let silent =
-            matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
-        silent
+        self.stream.is_silent()
             && self.rx.is_empty()
             && !self.recall.is_recalled()
             && !self.cancel.is_cancel_in_flight()
@@ -153,6 +153,7 @@ impl Server {
         frontend::put_query(&mut request, b"DISCARD ALL");
         let talk = async {
             self.stream.write_all(&request).await.map_err(|error| failed(&error.to_string()))?;
+            self.stream.flush().await.map_err(|error| failed(&error.to_string()))?;
             loop {
                 while let Some((header, body)) = complete(&self.rx).map_err(|error| failed(&error.to_string()))? {
                     let (tag, idle) = (header.tag, body == b"I");

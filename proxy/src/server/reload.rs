@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::crew::Action;
 use super::{Shared, settings};
+use crate::auth::Policy;
 use crate::config::Config;
+use crate::tls::servers::Servers;
 
 impl Shared {
     /// Takes over what can change without a restart, and says what cannot. All or nothing: on an
@@ -41,7 +43,10 @@ impl Shared {
             false => Config::load(&old.path).map_err(|error| error.to_string())?,
         };
         let certificates = crate::tls::Certificates::load(&new.tls).map_err(|error| error.to_string())?;
-        self.gate.users().reload(new.auth.users_file.as_deref()).map_err(|error| error.to_string())?;
+        let servers = Servers::load(&new.server_tls).map_err(|error| error.to_string())?;
+        let policy = Policy::load(&new).map_err(|error| error.to_string())?;
+        self.gate.follow(policy);
+        self.servers.replace(servers);
         self.gate.certificates().replace(certificates);
         // The threads there are stay as they are.
         new.workers = old.worker_count();

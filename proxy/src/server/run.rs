@@ -14,12 +14,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::background::{Background, follow_hangups, serve_http};
-use super::listen::{ListenError, Listener};
+use super::background::{follow_hangups, serve_http};
+use super::follow::follow_shards;
+use super::listen::{Address, ListenError, Listener};
 use super::{Proxy, Shared, Workers, accept};
 use crate::admin;
 use crate::admin::command::Ending;
-use crate::auth::Access;
+use crate::auth::{Access, Entrance};
+use crate::cancel::fleet::serve_neighbours;
+use crate::shards::Background;
 
 /// How long transactions may go on after SIGTERM or a hand-over.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -37,7 +40,7 @@ pub enum Start {
 
 /// The listeners of a proxy.
 pub struct Listeners {
-    sessions: Vec<(Listener, Access)>,
+    sessions: Vec<(Listener, Entrance)>,
     http: Option<Listener>,
 }
 
@@ -47,18 +50,26 @@ impl Listeners {
     /// # Errors
     /// [`ListenError`]
     pub fn prepare(listen: &crate::config::Listen, start: &Start) -> Result<Self, ListenError> {
-        let prepare = |key, address| match start {
+        let prepare = |key, address: Address| match start {
             Start::Fresh => Listener::bind(key, address),
             Start::TakeOver => Ok(Listener::inherit(key, address)),
         };
-        let mut sessions = vec![(prepare("listen.address", listen.address)?, Access::ReadWrite)];
+        let tcp = |key, address| prepare(key, Address::Tcp(address));
+        let mut sessions = vec![(tcp("listen.address", listen.address)?, Access::ReadWrite.into())];
         if let Some(address) = listen.read_only {
-            sessions.push((prepare("listen.read_only", address)?, Access::ReadOnly));
+            sessions.push((tcp("listen.read_only", address)?, Access::ReadOnly.into()));
         }
         if let Some(address) = listen.primary_only {
-            sessions.push((prepare("listen.primary_only", address)?, Access::PrimaryOnly));
+            sessions.push((tcp("listen.primary_only", address)?, Access::PrimaryOnly.into()));
         }
-        let http = listen.http.map(|address| prepare("listen.http", address)).transpose()?;
+        if let Some(path) = listen.unix_socket() {
+            sessions.push((prepare("listen.unix_directory", Address::Unix(path))?, Access::ReadWrite.into()));
+        }
+        for listen in &listen.shards {
+            let entrance = Entrance { access: listen.access, shard: Some(listen.shard.clone()) };
+            sessions.push((tcp("listen.shards", listen.address)?, entrance));
+        }
+        let http = listen.http.map(|address| tcp("listen.http", address)).transpose()?;
         Ok(Self { sessions, http })
     }
 }
@@ -77,7 +88,9 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let Proxy { shared, background } = proxy;
     let workers = Workers::start(&shared)?;
-    let mut conf = ServerConf { grace_period_seconds: Some(DRAIN_LIMIT.as_secs()), ..ServerConf::default() };
+    // After a hand-over; the sessions' service ends the process before that.
+    let grace = shared.config.load().listen.upgrade_drain + 2 * DRAIN_LIMIT;
+    let mut conf = ServerConf { grace_period_seconds: Some(grace.as_secs()), ..ServerConf::default() };
     conf.graceful_shutdown_timeout_seconds = Some(1);
     conf.threads = 1;
     if let Some(path) = upgrade_socket {
@@ -105,20 +118,35 @@ fn give_up(problem: &dyn std::fmt::Display) -> ! {
 
 /// Accepts clients.
 struct Sessions {
-    listeners: Vec<(Listener, Access)>,
+    listeners: Vec<(Listener, Entrance)>,
     shared: Arc<Shared>,
     workers: Workers,
+}
+
+impl Sessions {
+    /// Until there are no clients, or the time is over.
+    async fn wait_until_empty(&self, limit: Duration) {
+        let begun = Instant::now();
+        while self.shared.connections() > 0 && begun.elapsed() < limit {
+            tokio::time::sleep(DRAIN_INTERVAL).await;
+        }
+    }
 }
 
 #[async_trait]
 impl Service for Sessions {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
         let mut tasks = Vec::new();
-        for (listener, access) in &mut self.listeners {
+        for (listener, entrance) in &mut self.listeners {
             match listener.open(fds.as_ref()) {
                 Ok(socket) => {
-                    tracing::info!(address = listener.name(), ?access, "listening");
-                    tasks.push(tokio::spawn(accept(socket, *access, self.shared.clone(), self.workers.clone())));
+                    tracing::info!(address = listener.name(), ?entrance, "listening");
+                    tasks.push(tokio::spawn(accept(
+                        socket,
+                        entrance.clone(),
+                        self.shared.clone(),
+                        self.workers.clone(),
+                    )));
                 }
                 Err(error) => give_up(&error),
             }
@@ -126,10 +154,19 @@ impl Service for Sessions {
         service::ready();
         // A hand-over: the successor accepts from now on. An error means that pingora is gone.
         let _ = shutdown.wait_for(|stop| *stop).await;
-        self.shared.stop();
+        self.shared.closed.cancel();
         for task in tasks {
             let _ = task.await;
         }
+        // Nobody is cut off at once: those who stay are sent away at the end of their time.
+        let stay = self.shared.config.load().listen.upgrade_drain;
+        tracing::info!(clients = self.shared.connections(), ?stay, "handed over: clients may stay for a while");
+        self.wait_until_empty(stay).await;
+        self.shared.stop();
+        self.wait_until_empty(DRAIN_LIMIT).await;
+        tracing::info!(clients = self.shared.connections(), "stopped");
+        // pingora would sleep through all of its own time.
+        std::process::exit(0)
     }
 
     fn name(&self) -> &str {
@@ -165,17 +202,20 @@ impl Service for Beside {
         let stop = CancellationToken::new();
         tokio::spawn(follow_hangups(self.shared.clone()));
         tokio::spawn(admin::sample(self.shared.clone()));
+        tokio::spawn(serve_neighbours(self.shared.gate.cancels().clone()));
         if let Some(http) = &mut self.http {
-            match http.open(fds.as_ref()) {
+            match http.open_tcp(fds.as_ref()) {
                 Ok(listener) => {
-                    tokio::spawn(serve_http(listener, self.shared.clone(), watcher.topology(), metrics, stop.clone()));
+                    tokio::spawn(serve_http(listener, self.shared.clone(), metrics, stop.clone()));
                 }
                 Err(error) => give_up(&error),
             }
         }
+        let (state, own) = (watcher.topology(), background.settings().clone());
+        tokio::spawn(follow_shards(self.shared.clone(), own, watcher, stop.clone()));
         // Sessions that are being drained still need to know who is primary: this goes on to the end.
         tokio::select! {
-            () = background.run(watcher.topology(), stop.clone()) => {}
+            () = background.run(state, stop.clone()) => {}
             () = async {
                 let _ = shutdown.wait_for(|stop| *stop).await;
                 std::future::pending::<()>().await;

@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use manatee_shared::ids::PeerId;
+use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::lsn::{Lsn, Timeline};
 use manatee_shared::topology::Topology as State;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
+use tokio_postgres::config::SslMode;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -21,6 +22,7 @@ use super::knowledge::{Answer, Knowledge, Outcome};
 use super::snapshot::Node;
 use super::{Publisher, Snapshot};
 use crate::metrics;
+use crate::tls::servers::{HandshakeError, Servers};
 
 /// Between two questions to a named primary that is not confirmed yet.
 const QUICK_INTERVAL: Duration = Duration::from_millis(5);
@@ -42,6 +44,8 @@ const MAX_RESULTS: usize = 256;
 /// How to ask.
 #[derive(Clone)]
 pub struct Settings {
+    /// Which shard.
+    pub shard: ShardName,
     /// Role with the right to log in to database `postgres`.
     pub user: String,
     /// Its password.
@@ -50,6 +54,22 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// Standbys further behind are not fit.
     pub max_lag: Duration,
+    /// TLS.
+    pub servers: Arc<Servers>,
+}
+
+/// Why our own role has no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Not even an open one.
+    #[error("cannot connect: {0}")]
+    Open(#[from] HandshakeError),
+    /// It took too long.
+    #[error("no connection within {CONNECT_LIMIT:?}")]
+    Late,
+    /// The server refused, or what it was asked failed.
+    #[error(transparent)]
+    Server(#[from] tokio_postgres::Error),
 }
 
 impl Settings {
@@ -57,8 +77,8 @@ impl Settings {
     /// when the connection does.
     ///
     /// # Errors
-    /// As tokio-postgres says; bounded by [`CONNECT_LIMIT`] for the connection itself.
-    pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
+    /// [`ConnectError`]; bounded by [`CONNECT_LIMIT`] for the connection itself.
+    pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
         self.connect_to(node, "postgres").await
     }
 
@@ -70,17 +90,19 @@ impl Settings {
         &self,
         node: Node,
         database: &str,
-    ) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
+    ) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
+        // Dropping the attempt closes the socket.
+        let stream = tokio::time::timeout(CONNECT_LIMIT, self.servers.connect(node.address))
+            .await
+            .map_err(|_| ConnectError::Late)??;
+        // Encryption is settled by now.
         let (client, connection) = tokio_postgres::Config::new()
-            .host(node.address.ip().to_string())
-            .port(node.address.port())
             .user(&self.user)
             .password(self.password.as_str())
             .dbname(database)
             .application_name("manatee-proxy")
-            .connect_timeout(CONNECT_LIMIT)
-            .keepalives_idle(Duration::from_secs(5))
-            .connect(NoTls)
+            .ssl_mode(SslMode::Disable)
+            .connect_raw(stream, NoTls)
             .await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -151,12 +173,12 @@ pub async fn run(
         if snapshot.primary.is_some() || is_news(&last, &snapshot) || now >= published + NO_NEWS_INTERVAL {
             published = now;
             report(&last, &snapshot);
-            metrics::show_topology(&last, &snapshot);
+            metrics::show_topology(settings.shard.as_str(), &last, &snapshot);
             match (last.primary.is_some(), snapshot.primary.is_some()) {
                 (true, false) => lost_at = Some(now),
                 (false, true) => {
                     if let Some(lost_at) = lost_at.take() {
-                        metrics::record_absence(now - lost_at);
+                        metrics::record_absence(settings.shard.as_str(), now - lost_at);
                     }
                 }
                 _ => {}
@@ -331,7 +353,7 @@ async fn poll(node: Node, settings: &Settings, slot: &mut Option<Connection>) ->
             let connect = async {
                 let (client, driver) = settings.connect(node).await?;
                 let question = client.prepare(QUESTION).await?;
-                Ok::<_, tokio_postgres::Error>(Connection { client, question, position: Lsn::ZERO, driver })
+                Ok::<_, ConnectError>(Connection { client, question, position: Lsn::ZERO, driver })
             };
             // Dropping the attempt closes the socket.
             match tokio::time::timeout(CONNECT_LIMIT, connect).await {
@@ -380,8 +402,8 @@ fn read(row: &tokio_postgres::Row) -> Result<Answer, tokio_postgres::Error> {
 }
 
 /// With the cause, which tokio-postgres keeps apart.
-fn describe(error: &tokio_postgres::Error) -> String {
-    match std::error::Error::source(error) {
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }

@@ -6,6 +6,7 @@ use bytes::{BufMut, BytesMut};
 
 pub mod backend;
 pub mod frontend;
+pub mod proxy_protocol;
 pub mod scram;
 pub mod startup;
 

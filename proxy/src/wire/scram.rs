@@ -88,6 +88,12 @@ impl Verifier {
         Self { iterations, salt: salt.to_vec(), stored_key: Zeroizing::new(hash(&client_key)), server_key }
     }
 
+    /// Whether it was made of this password: thousands of hashes.
+    pub fn accepts(&self, password: &str) -> bool {
+        let (client_key, _) = derive_keys(password, &self.salt, self.iterations);
+        hash(&client_key).ct_eq(&*self.stored_key).into()
+    }
+
     /// For a role that does not exist or has no password: always the same salt for the same name,
     /// as `mock_scram_secret()` of PostgreSQL, and no proof fits.
     pub fn mock(user: &str, process_secret: &[u8; 32]) -> Self {
@@ -99,6 +105,13 @@ impl Verifier {
             server_key: derive(b"server key"),
         }
     }
+}
+
+/// ClientKey and ServerKey of a password for the salt of this stored verifier; for clients that log in
+/// often. None if it is no verifier.
+pub fn keys_of(verifier: &str, password: &str) -> Option<(Key, Key)> {
+    let verifier = Verifier::parse(verifier)?;
+    Some(derive_keys(password, &verifier.salt, verifier.iterations))
 }
 
 /// What a client proved: enough to open server connections in its name.

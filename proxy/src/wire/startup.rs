@@ -22,9 +22,11 @@ pub const TLS_HANDSHAKE: u8 = 0x16;
 pub const ALPN: &[u8] = b"postgresql";
 
 const CANCEL_CODE: u32 = 80_877_102;
+/// Our own: a cancel from another proxy, which is not passed on again.
+const FORWARDED_CANCEL_CODE: u32 = 1234 << 16 | 0x4D41;
 const SSL_CODE: u32 = 80_877_103;
 const GSSENC_CODE: u32 = 80_877_104;
-/// The version we speak: 3.0.
+/// The version servers are spoken to in. Clients may have 3.2 too, which differs in longer keys.
 const VERSION_3_0: u32 = 3 << 16;
 
 /// What the first eight bytes announce.
@@ -39,6 +41,11 @@ pub enum Header {
         /// Bytes still to read.
         rest: usize,
     },
+    /// A CancelRequest that another proxy passes on; `rest` more bytes follow: pid and secret.
+    ForwardedCancel {
+        /// Bytes still to read.
+        rest: usize,
+    },
     /// StartupMessage of protocol 3; `rest` more bytes follow.
     Startup {
         /// Minor version asked for.
@@ -47,6 +54,9 @@ pub enum Header {
         rest: usize,
     },
 }
+
+/// SSLRequest, as it is sent to servers.
+pub const SSL_REQUEST: [u8; HEADER_BYTES] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 
 impl Header {
     /// Reads the header.
@@ -65,7 +75,8 @@ impl Header {
             (SSL_CODE, _) if rest == 0 => Ok(Self::Ssl),
             (GSSENC_CODE, _) if rest == 0 => Ok(Self::GssEnc),
             (CANCEL_CODE, _) if rest >= 5 && length <= MAX_CANCEL_BYTES => Ok(Self::Cancel { rest }),
-            (SSL_CODE | GSSENC_CODE | CANCEL_CODE, _) => {
+            (FORWARDED_CANCEL_CODE, _) if rest >= 5 && length <= MAX_CANCEL_BYTES => Ok(Self::ForwardedCancel { rest }),
+            (SSL_CODE | GSSENC_CODE | CANCEL_CODE | FORWARDED_CANCEL_CODE, _) => {
                 Err(ProxyError::Protocol("invalid length of startup packet".to_owned()))
             }
             (_, 3) => Ok(Self::Startup { minor: (code & 0xFFFF) as u16, rest }),
@@ -145,9 +156,14 @@ impl Startup {
         Ok(startup)
     }
 
+    /// The minor version spoken: 2 to whoever asks for it or more; there is no 1.
+    pub fn spoken_minor(&self) -> u16 {
+        if self.minor >= 2 { 2 } else { 0 }
+    }
+
     /// Whether the client asked for more than we speak and must be told (NegotiateProtocolVersion).
     pub fn needs_negotiation(&self) -> bool {
-        self.minor > 0 || !self.protocol_options.is_empty()
+        self.minor != self.spoken_minor() || !self.protocol_options.is_empty()
     }
 }
 
@@ -207,18 +223,27 @@ pub fn encode_startup(out: &mut BytesMut, user: &str, database: &str, settings: 
 
 /// Appends a CancelRequest for a server.
 pub fn encode_cancel(out: &mut BytesMut, pid: u32, secret: &[u8]) {
+    encode_key(out, CANCEL_CODE, pid, secret);
+}
+
+/// Appends a cancel for another proxy.
+pub fn encode_forwarded_cancel(out: &mut BytesMut, pid: u32, secret: &[u8]) {
+    encode_key(out, FORWARDED_CANCEL_CODE, pid, secret);
+}
+
+fn encode_key(out: &mut BytesMut, code: u32, pid: u32, secret: &[u8]) {
     let start = out.len();
     out.put_u32(0);
-    out.put_u32(CANCEL_CODE);
+    out.put_u32(code);
     out.put_u32(pid);
     out.put_slice(secret);
     patch_length(out, start);
 }
 
-/// Appends NegotiateProtocolVersion: 3.0, and the options we do not know.
-pub fn encode_negotiate(out: &mut BytesMut, unknown: &[String]) {
+/// Appends NegotiateProtocolVersion: the version spoken, and the options we do not know.
+pub fn encode_negotiate(out: &mut BytesMut, minor: u16, unknown: &[String]) {
     message(out, b'v', |out| {
-        out.put_u32(VERSION_3_0);
+        out.put_u32(VERSION_3_0 | u32::from(minor));
         out.put_u32(u32::try_from(unknown.len()).unwrap_or(0));
         for name in unknown {
             put_string(out, name);
@@ -308,10 +333,10 @@ pub fn encode_parameter_status(out: &mut BytesMut, name: &str, value: &str) {
 }
 
 /// Appends BackendKeyData.
-pub fn encode_backend_key(out: &mut BytesMut, pid: u32, secret: [u8; 4]) {
+pub fn encode_backend_key(out: &mut BytesMut, pid: u32, secret: &[u8]) {
     message(out, b'K', |out| {
         out.put_u32(pid);
-        out.put_slice(&secret);
+        out.put_slice(secret);
     });
 }
 
@@ -355,6 +380,7 @@ mod tests {
     #[test]
     fn headers() {
         assert_eq!(header(8, SSL_CODE).expect("ssl"), Header::Ssl);
+        assert_eq!(Header::parse(SSL_REQUEST).expect("ssl"), Header::Ssl);
         assert_eq!(header(8, GSSENC_CODE).expect("gss"), Header::GssEnc);
         assert_eq!(header(16, CANCEL_CODE).expect("cancel"), Header::Cancel { rest: 8 });
         assert_eq!(header(268, CANCEL_CODE).expect("long key"), Header::Cancel { rest: 260 });
@@ -383,6 +409,11 @@ mod tests {
         let startup = Startup::parse(2, body).expect("valid");
         assert_eq!((startup.user.as_str(), startup.database.as_str()), ("alice", "alice"));
         assert!(startup.needs_negotiation() && !startup.replication);
+        let spoken = [0, 1, 2, 3].map(|minor| {
+            let startup = Startup { minor, protocol_options: Vec::new(), ..startup.clone() };
+            (startup.spoken_minor(), startup.needs_negotiation())
+        });
+        assert_eq!(spoken, [(0, false), (0, true), (2, false), (2, true)]);
         assert_eq!(startup.protocol_options, ["_pq_.x"]);
         let settings: Vec<_> = startup.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(settings, ["geqo=off", "work_mem=1MB", "lock_timeout=5 s", "DateStyle=ISO"]);

@@ -315,7 +315,7 @@ async fn serve(listener: StdListener, setup: Setup, topology: Topology, catalogs
         hold_max_clients: 100,
         hold_max_bytes: 1 << 20,
     };
-    let worker = Worker::new(settings, topology, catalogs, 42);
+    let worker = Worker::new("test", settings, topology, Arc::default(), catalogs, 42);
     tokio::task::spawn_local(worker.clone().maintain());
     let registry = Registry::new();
     loop {
@@ -363,7 +363,7 @@ async fn admit(
                         startup.push((name, value));
                     }
                 }
-                let cancel = registry.register()?;
+                let cancel = registry.register(false)?;
                 let mut out = BytesMut::new();
                 put_message(&mut out, b'R', |out| out.extend_from_slice(&[0; 4]));
                 let reported: Vec<_> = [

@@ -1,0 +1,101 @@
+//! How many clients of one role, or of one database, of a shard there may be at this proxy.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use manatee_shared::ids::ShardName;
+
+use crate::error::{ProxyError, Result};
+
+/// What is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Role(ShardName, Arc<str>),
+    Database(ShardName, Arc<str>),
+}
+
+/// The counts. Shared by all threads; touched at login and at the end only.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    taken: Mutex<HashMap<Key, u32>>,
+}
+
+/// A client's places; given back when dropped.
+#[derive(Debug)]
+pub struct Taken {
+    places: Arc<Places>,
+    keys: [Key; 2],
+}
+
+/// Limits for one client; None: any number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Most {
+    /// Clients of its role.
+    pub(super) of_role: Option<u32>,
+    /// Clients of its database.
+    pub(super) of_database: Option<u32>,
+}
+
+impl Places {
+    /// Takes a client's places, if there are any left.
+    ///
+    /// # Errors
+    /// [`ProxyError::TooManyOf`] as PostgreSQL says it.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        shard: &ShardName,
+        role: &Arc<str>,
+        database: &Arc<str>,
+        most: Most,
+    ) -> Result<Taken> {
+        let keys = [Key::Role(shard.clone(), role.clone()), Key::Database(shard.clone(), database.clone())];
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, most) in keys.iter().zip([most.of_role, most.of_database]) {
+            let full = |most: u32| taken.get(key).copied().unwrap_or(0) >= most;
+            if most.is_some_and(full) {
+                return Err(match key {
+                    Key::Role(_, role) => ProxyError::TooManyOf(format!("role \"{role}\"")),
+                    Key::Database(_, database) => ProxyError::TooManyOf(format!("database \"{database}\"")),
+                });
+            }
+        }
+        for key in &keys {
+            *taken.entry(key.clone()).or_default() += 1;
+        }
+        Ok(Taken { places: self.clone(), keys })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in &self.keys {
+            match taken.get_mut(key) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(taken.remove(key)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_and_given_back() {
+        let places = Arc::new(Places::default());
+        let (alice, app): (Arc<str>, Arc<str>) = ("alice".into(), "app".into());
+        let demo: ShardName = "demo".parse().expect("name");
+        let two = Most { of_role: Some(2), of_database: Some(3) };
+        let first = places.take(&demo, &alice, &app, two).expect("one");
+        let _second = places.take(&demo, &alice, &app, two).expect("two");
+        let refused = places.take(&demo, &alice, &app, two).expect_err("three");
+        assert_eq!(refused.to_string(), "too many connections for role \"alice\"");
+        let _bob = places.take(&demo, &"bob".into(), &app, two).expect("another role");
+        assert!(places.take(&demo, &"carol".into(), &app, two).is_err(), "the database is full");
+        drop(first);
+        let _again = places.take(&demo, &alice, &app, Most::default()).expect("given back");
+        assert_eq!(places.taken.lock().expect("lock").len(), 3);
+    }
+}
