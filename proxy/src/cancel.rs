@@ -27,6 +27,8 @@ use fleet::{CLIENT_BITS, Fleet};
 /// Cancels that may be under way at once; more are dropped, as a lost packet would be. The protocol
 /// promises nothing (manual, section 55.2.8).
 const MAX_IN_FLIGHT: u32 = 256;
+/// The same for those that are passed on: their keys are not known here, so that anybody can send them.
+const MAX_FORWARDED: u32 = 64;
 /// Longest wait for a server to take a cancel.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 
@@ -40,6 +42,7 @@ pub struct CancelTarget {
     pub pid: u32,
     /// Secret from its BackendKeyData: 4 bytes in protocol 3.0.
     pub secret: Bytes,
+    /// Those whose delivery broke off half-way are counted for ever.
     in_flight: AtomicU32,
 }
 
@@ -50,26 +53,34 @@ impl CancelTarget {
     }
 
     /// Has the server cancel what it runs, and waits until it has taken it. In clear: a server checks
-    /// neither TLS nor addresses here, and the key is good for this alone.
-    pub async fn deliver(&self) {
+    /// neither TLS nor addresses here, and the key is good for this alone. False if it may still be on its
+    /// way: in the server's backlog, for example.
+    pub async fn deliver(&self) -> bool {
         let deliver = async {
-            let mut stream = TcpStream::connect(self.address).await?;
+            let mut stream = match TcpStream::connect(self.address).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, server = %self.address, "no connection for a cancel");
+                    // Nothing was asked of it.
+                    return Ok(0);
+                }
+            };
             let mut request = BytesMut::with_capacity(16);
             encode_cancel(&mut request, self.pid, &self.secret);
             stream.write_all(&request).await?;
             // The server closes once it has sent the signal.
             stream.read(&mut [0; 1]).await
         };
-        // Dropping it half-way leaves the cancel in doubt, which is why the pool closes such servers.
         match tokio::time::timeout(CANCEL_LIMIT, deliver).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => return true,
             Ok(Err(error)) => tracing::debug!(%error, server = %self.address, "cancel not delivered"),
             Err(_) => tracing::debug!(server = %self.address, "cancel not delivered in time"),
         }
+        false
     }
 
-    /// Whether a cancel is under way to this server connection: it must not be given to another
-    /// client before that is over (or at all).
+    /// Whether a cancel is under way to this server connection, or may be: it must not be given to
+    /// another client.
     pub fn is_cancel_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0
     }
@@ -89,6 +100,7 @@ const LONG_SECRET_BYTES: usize = 32;
 pub struct Registry {
     clients: Mutex<HashMap<u32, Entry>>,
     in_flight: AtomicU32,
+    forwarded: AtomicU32,
     fleet: Fleet,
 }
 
@@ -152,7 +164,7 @@ impl Registry {
         if Fleet::number_of(pid) == self.fleet.number && self.is_key(pid, secret) {
             return self.cancel(pid, secret).await;
         }
-        let Some(_flight) = self.take_off() else { return };
+        let Some(_flight) = Flight::take_off(&self.forwarded, MAX_FORWARDED) else { return };
         self.fleet.forward(pid, secret).await;
     }
 
@@ -164,9 +176,11 @@ impl Registry {
     /// Forwards a cancel request to the server that runs this client's request, if any, and waits
     /// until the server has taken it. A wrong key does nothing. Whoever asked is told nothing.
     pub async fn cancel(&self, pid: u32, secret: &[u8]) {
-        let Some(target) = self.find(pid, secret) else { return };
-        let _flight = target.flight;
-        target.server.deliver().await;
+        let Some(Found { server, flight: (_total, flight) }) = self.find(pid, secret) else { return };
+        // Dropped before it is over, or in doubt, it stays in flight: the pool closes such servers.
+        if server.deliver().await {
+            flight.land();
+        }
     }
 
     fn find(&self, pid: u32, secret: &[u8]) -> Option<Found<'_>> {
@@ -175,7 +189,7 @@ impl Registry {
             let (expected, slot) = clients.get(&pid)?;
             bool::from(expected.ct_eq(secret)).then(|| slot.clone())?
         };
-        let total = self.take_off()?;
+        let total = Flight::take_off(&self.in_flight, MAX_IN_FLIGHT)?;
         // Counted under the slot's lock: after `detach` the pool sees every cancel that was found.
         let server = {
             let server = lock(&slot);
@@ -187,14 +201,6 @@ impl Registry {
     }
 }
 
-impl Registry {
-    /// Counts a cancel that is under way, if there are not too many.
-    fn take_off(&self) -> Option<Flight<'_>> {
-        let flight = Flight(&self.in_flight);
-        (self.in_flight.fetch_add(1, Ordering::AcqRel) < MAX_IN_FLIGHT).then_some(flight)
-    }
-}
-
 /// A cancel under way.
 struct Found<'a> {
     server: Arc<CancelTarget>,
@@ -203,16 +209,27 @@ struct Found<'a> {
 
 struct Flight<'a>(&'a AtomicU32);
 
+impl<'a> Flight<'a> {
+    /// Counts one more, if there are not too many.
+    fn take_off(count: &'a AtomicU32, most: u32) -> Option<Self> {
+        let before = count.fetch_add(1, Ordering::AcqRel);
+        let flight = Self(count);
+        (before < most).then_some(flight)
+    }
+}
+
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
+/// Counted at the server until it has landed.
+#[must_use]
 struct ServerFlight(Arc<CancelTarget>);
 
-impl Drop for ServerFlight {
-    fn drop(&mut self) {
+impl ServerFlight {
+    fn land(self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -287,6 +304,26 @@ mod tests {
         assert!(registry.find(client.pid, &wrong).is_none());
         assert!(registry.find(client.pid, &client.secret[..3]).is_none());
         assert!(registry.find(client.pid, &client.secret).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_cancel_that_may_be_under_way_still_is_never_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let target = CancelTarget::new(listener.local_addr().expect("address"), 7, Bytes::from_static(b"abcd"));
+        let registry = Registry::new();
+        let client = registry.register(false).expect("registered");
+        client.attach(&target);
+        // It waits in the server's backlog when whoever sent it gives up.
+        let cancel = registry.cancel(client.pid, &client.secret);
+        assert!(tokio::time::timeout(Duration::from_millis(50), cancel).await.is_err());
+        client.detach();
+        assert!(target.is_cancel_in_flight(), "the server may take it at any time");
+        drop(listener);
+        // Nobody listens any more: that one is over.
+        let next = CancelTarget::new(target.address, 8, Bytes::from_static(b"abcd"));
+        client.attach(&next);
+        registry.cancel(client.pid, &client.secret).await;
+        assert!(!next.is_cancel_in_flight());
     }
 
     #[tokio::test]

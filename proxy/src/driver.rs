@@ -379,7 +379,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 /// Cancels what a client that is gone left running; the server keeps its place in the pool until
 /// the cancel is delivered. A server reads its socket only between requests.
 async fn cancel_abandoned(server: Box<Server>) {
-    server.cancel.deliver().await;
+    // The connection is not used again, whatever became of it.
+    let _ = server.cancel.deliver().await;
 }
 
 /// While a session waits for a server: ready only when the client is gone.

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -22,6 +23,8 @@ pub const CLIENT_BITS: u32 = 19;
 pub const MAX_NUMBER: u32 = (1 << (31 - CLIENT_BITS)) - 1;
 /// Processes of one number at once: more than two only if upgrades follow quickly.
 const MAX_NEIGHBOURS: usize = 8;
+/// Before accepting is tried again after a failure.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The other proxies.
 #[derive(Debug, Default)]
@@ -110,7 +113,11 @@ pub async fn serve_neighbours(registry: std::sync::Arc<Registry>) {
     };
     loop {
         // One at a time: each is short, and there are few.
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No file descriptors to be had, for example.
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
         let _ = tokio::time::timeout(CANCEL_LIMIT, take(stream, &registry)).await;
     }
 }
