@@ -121,6 +121,11 @@ impl Shards {
         self.table.load().values().cloned().collect()
     }
 
+    /// Whether there is no room for another.
+    pub fn is_full(&self) -> bool {
+        self.table.load().len() >= MAX_SHARDS
+    }
+
     /// Adds one. Whether it was new and there was room.
     pub fn add(&self, shard: Arc<Shard>) -> bool {
         let table = self.table.load();

@@ -32,7 +32,7 @@ pub(super) async fn follow_shards(
 ) {
     // Dropping a watcher ends it: they live as long as this does.
     let mut watchers: HashMap<ShardName, TopologyWatcher> = HashMap::new();
-    let mut is_full = false;
+    let mut warned = false;
     loop {
         let config = shared.config.load_full();
         let mut wanted = named(&config);
@@ -44,6 +44,12 @@ pub(super) async fn follow_shards(
             }
         }
         for name in wanted.into_iter().filter(|name| shared.shards.get(name).is_none()) {
+            if shared.shards.is_full() {
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(shard = %name, limit = shards::MAX_SHARDS, "too many shards: not served");
+                }
+                continue;
+            }
             let watcher = match TopologyWatcher::spawn(&config.zookeeper, &name) {
                 Ok(watcher) => watcher,
                 Err(error) => {
@@ -54,9 +60,6 @@ pub(super) async fn follow_shards(
             let settings = monitor::Settings { shard: name.clone(), ..own.clone() };
             let (shard, background) = shards::prepare(settings, config.auth.verifier_max_age);
             if !shared.shards.add(shard) {
-                if !std::mem::replace(&mut is_full, true) {
-                    tracing::warn!(shard = %name, limit = shards::MAX_SHARDS, "too many shards: not served");
-                }
                 continue;
             }
             tracing::info!(shard = %name, "serving another shard");

@@ -196,7 +196,13 @@ impl ServerStream {
     /// is lost: the connection is of no use any more.
     pub fn is_silent(&self) -> bool {
         let mut byte = [0];
-        matches!(self.socket().try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        let nothing_decrypted = match self {
+            Self::Plain(_) => true,
+            // It wants more only when what it has was taken.
+            Self::Tls(stream) => stream.get_ref().1.wants_read(),
+        };
+        nothing_decrypted
+            && matches!(self.socket().try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// What a login at this server can be bound to; none without TLS.
