@@ -19,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use arc_swap::ArcSwap;
 use manatee_shared::ids::ShardName;
@@ -71,6 +72,10 @@ pub struct Shared {
     pub closed: CancellationToken,
     /// Cancelled when the proxy stops, `closed` before it: idle clients are sent away.
     pub drain: CancellationToken,
+    /// Cancelled when a successor has the listeners: it alone answers HTTP from then on.
+    pub handed_over: CancellationToken,
+    /// HTTP, which ends once the requests it has taken are answered.
+    pub answers: TaskTracker,
     /// Connections, logins included.
     connections: AtomicUsize,
 }
@@ -124,6 +129,8 @@ impl Proxy {
             console,
             closed: CancellationToken::new(),
             drain: CancellationToken::new(),
+            handed_over: CancellationToken::new(),
+            answers: TaskTracker::new(),
             connections: AtomicUsize::new(0),
         });
         Ok(Self { shared, background })

@@ -1,15 +1,17 @@
 //! Server-sent events. `topology`: an array of PostgreSQL URLs, primary, sync, asyncs, at once and
-//! with every change: what node-manatee's `topology` event gave. `status`: what the status page shows.
+//! with every change: what node-manatee's `topology` event gave. `status`: what the status page shows. Both
+//! end when a successor takes over: browsers and other clients then ask it.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::Stream;
 use futures_util::stream::unfold;
+use futures_util::{Stream, StreamExt as _};
 use manatee_shared::topology::Topology as State;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Sources;
 use crate::shards::StateWatch;
@@ -21,11 +23,11 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 type Events<S> = Sse<axum::response::sse::KeepAliveStream<S>>;
 
-fn sse<S>(events: S) -> Events<S>
-where
-    S: Stream<Item = Result<Event, Infallible>> + Send + 'static,
-{
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+fn sse(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+    stop: CancellationToken,
+) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
+    Sse::new(events.take_until(stop.cancelled_owned())).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
 /// What is sent for a state: its URLs, in replication order.
@@ -34,9 +36,12 @@ fn urls(state: &State) -> Vec<String> {
 }
 
 /// The chain, at once if it is known, then with every change of it.
-pub(super) fn topology(state: StateWatch) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
+pub(super) fn topology(
+    state: StateWatch,
+    stop: CancellationToken,
+) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
     let first = (state, None::<Vec<String>>, true);
-    sse(unfold(first, async |(mut state, sent, first)| {
+    let events = unfold(first, async |(mut state, sent, first)| {
         let mut look_first = first;
         loop {
             if !std::mem::take(&mut look_first) && state.changed().await.is_err() {
@@ -51,16 +56,18 @@ pub(super) fn topology(state: StateWatch) -> Events<impl Stream<Item = Result<Ev
                 return Some((Ok(event), (state, Some(urls), false)));
             }
         }
-    }))
+    });
+    sse(events, stop)
 }
 
 /// Everything the status page shows, every second.
 pub(super) fn status(sources: Sources) -> Events<impl Stream<Item = Result<Event, Infallible>>> {
-    let first = (sources, Instant::now());
-    sse(unfold(first, async |(sources, due)| {
+    let stop = sources.shared.handed_over.clone();
+    let events = unfold((sources, Instant::now()), async |(sources, due)| {
         // Cancel-safe: a client that leaves ends the stream between two events.
         tokio::time::sleep_until(due).await;
         let data = super::status(&sources).await.to_string();
         Some((Ok(Event::default().event("status").data(data)), (sources, Instant::now() + STATUS_EVERY)))
-    }))
+    });
+    sse(events, stop)
 }

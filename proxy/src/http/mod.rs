@@ -124,7 +124,7 @@ async fn topology(State(sources): State<Sources>, Query(which): Query<Which>, he
         return Json(describe(&shard.name, &shard.topology.snapshot())).into_response();
     }
     match shard.state() {
-        Some(state) => events::topology(state).into_response(),
+        Some(state) => events::topology(state, sources.shared.handed_over.clone()).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the shard is not watched yet\n").into_response(),
     }
 }

@@ -28,6 +28,8 @@ use crate::shards::Background;
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is looked whether everybody has left.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+/// How long HTTP answers that are under way at a hand-over are waited for at the end.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// How the process begins.
 #[derive(Clone, Debug)]
@@ -155,6 +157,8 @@ impl Service for Sessions {
         // A hand-over: the successor accepts from now on. An error means that pingora is gone.
         let _ = shutdown.wait_for(|stop| *stop).await;
         self.shared.closed.cancel();
+        self.shared.handed_over.cancel();
+        self.shared.answers.close();
         for task in tasks {
             let _ = task.await;
         }
@@ -164,6 +168,8 @@ impl Service for Sessions {
         self.wait_until_empty(stay).await;
         self.shared.stop();
         self.wait_until_empty(DRAIN_LIMIT).await;
+        // Whoever is still being answered then reads too slowly.
+        let _ = tokio::time::timeout(ANSWER_LIMIT, self.shared.answers.wait()).await;
         tracing::info!(clients = self.shared.connections(), "stopped");
         // pingora would sleep through all of its own time.
         std::process::exit(0)
@@ -206,7 +212,9 @@ impl Service for Beside {
         if let Some(http) = &mut self.http {
             match http.open_tcp(fds.as_ref()) {
                 Ok(listener) => {
-                    tokio::spawn(serve_http(listener, self.shared.clone(), metrics, stop.clone()));
+                    let stop = self.shared.handed_over.clone();
+                    let serve = serve_http(listener, self.shared.clone(), metrics, stop);
+                    tokio::spawn(self.shared.answers.track_future(serve));
                 }
                 Err(error) => give_up(&error),
             }
