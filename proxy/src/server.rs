@@ -142,7 +142,6 @@ struct Arrival {
     socket: Accepted,
     address: SocketAddr,
     entrance: Entrance,
-    room: bool,
     place: Place,
 }
 
@@ -208,8 +207,7 @@ impl Workers {
         threads.sort_by_key(|(_, count)| count.load(Ordering::Relaxed));
         let with_room = threads.iter().find(|(sender, _)| sender.capacity() > 0);
         let Some((sender, count)) = with_room.or_else(|| threads.first()) else { return };
-        let room = shared.connections() < shared.config.load().pool.max_clients;
-        let arrival = Arrival { socket, address, entrance, room, place: Place::take(shared, count) };
+        let arrival = Arrival { socket, address, entrance, place: Place::take(shared, count) };
         if sender.send(arrival).await.is_err() {
             tracing::warn!(%address, "connection dropped: a session thread is gone");
         }
@@ -277,7 +275,7 @@ async fn work(
 
 /// Takes one connection from its first byte to its end.
 async fn receive(arrival: Arrival, thread: Rc<Thread>) {
-    let Arrival { socket, address, entrance, room, place } = arrival;
+    let Arrival { socket, address, entrance, place } = arrival;
     let socket = match socket {
         Accepted::Tcp(socket) => TcpStream::from_std(socket).map(ClientStream::Plain),
         Accepted::Unix(socket) => UnixStream::from_std(socket).map(ClientStream::Unix),
@@ -290,9 +288,10 @@ async fn receive(arrival: Arrival, thread: Rc<Thread>) {
     let outcome = {
         let config = shared.config.load_full();
         let ticket = thread.pending.enter(config.auth.max_logins.div_ceil(config.worker_count()));
+        let proved = || ticket.settle();
         // Dropping a login closes its connection; nothing outlives it.
         tokio::select! {
-            outcome = login(socket, address, entrance, room, &shared.gate, &shared.drain) => outcome,
+            outcome = login(socket, address, entrance, &shared.gate, &shared.drain, &proved) => outcome,
             () = ticket.evicted() => return metrics::count_connection("evicted"),
         }
     };

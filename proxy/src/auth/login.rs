@@ -109,8 +109,8 @@ impl Gatekeeper {
     }
 }
 
-/// Takes a new connection through its login. `room` says whether another client is admitted; cancel
-/// requests are served either way.
+/// Takes a new connection through its login. `proved` is called once the client is known to be who it says:
+/// what it waits for from then on is up to us.
 ///
 /// # Errors
 /// Why the login failed; the client has been told.
@@ -118,14 +118,14 @@ pub async fn login(
     socket: ClientStream,
     address: SocketAddr,
     entrance: Entrance,
-    room: bool,
     gate: &Gatekeeper,
     stop: &CancellationToken,
+    proved: &dyn Fn(),
 ) -> Result<Admission> {
     let limit = gate.config.load().auth.login_timeout;
     let deadline = Instant::now() + limit;
     // What is kept back is for telling the client why.
-    let mut entering = Entering { address, entrance, room, gate, stop, deadline: deadline - FAREWELL.min(limit / 2) };
+    let mut entering = Entering { address, entrance, gate, stop, proved, deadline: deadline - FAREWELL.min(limit / 2) };
     // Dropping a login closes the connection; nothing outlives it.
     match tokio::time::timeout_at(deadline.into(), attempt(socket, &mut entering)).await {
         Ok(result) => result,
@@ -336,9 +336,9 @@ enum Guest {
 struct Entering<'a> {
     address: SocketAddr,
     entrance: Entrance,
-    room: bool,
     gate: &'a Gatekeeper,
     stop: &'a CancellationToken,
+    proved: &'a dyn Fn(),
     deadline: Instant,
 }
 
@@ -349,9 +349,6 @@ impl Entering<'_> {
         }
         let config = self.gate.config.load_full();
         let for_console = startup.database == config.admin.database;
-        if !self.room && !for_console {
-            return Err(ProxyError::TooManyClients);
-        }
         if startup.needs_negotiation() {
             let mut out = BytesMut::new();
             encode_negotiate(&mut out, startup.spoken_minor(), &startup.protocol_options);
@@ -361,6 +358,7 @@ impl Entering<'_> {
         let asked = startup.clone();
         let shard = self.find_shard(&mut startup, &config, for_console)?;
         let proved = self.authenticate(stream, &asked, &shard, &config.auth, &mut out).await?;
+        (self.proved)();
         if for_console {
             let Some(rights) = Rights::of(&config.admin, &startup.user) else {
                 return Err(ProxyError::NotAllowed(format!("role \"{}\" may not use the console", startup.user)));
@@ -376,6 +374,7 @@ impl Entering<'_> {
         let (user, database): (Arc<str>, Arc<str>) = (startup.user.into(), startup.database.into());
         let any = |most: u32| (most > 0).then_some(most);
         let most = Most {
+            of_all: Some(config.pool.max_clients),
             of_role: [any(config.pool.max_clients_per_user), proved.connection_limit].into_iter().flatten().min(),
             of_database: any(config.pool.max_clients_per_database),
         };
@@ -407,17 +406,21 @@ impl Entering<'_> {
     }
 
     /// The shard that the client means, by where it connected to, by what it says, or by the database;
-    /// and the database's name there.
+    /// and the database's name there. The console, which has a say in all of them, believes nobody but the
+    /// default shard's roles.
     fn find_shard(&self, startup: &mut Startup, config: &Config, for_console: bool) -> Result<Arc<Shard>> {
         let said = startup.settings.iter().position(|(name, _)| name == SHARD_SETTING);
         let said = said.map(|index| startup.settings.remove(index).1);
         let unknown = |name: &str| ProxyError::NoShard(name.to_owned());
         let said = said.map(|name| name.parse::<ShardName>().map_err(|_| unknown(&name))).transpose()?;
-        let mapped = config.databases.get(&startup.database).filter(|_| !for_console);
-        let name = self
-            .entrance
-            .shard
-            .clone()
+        let listened = self.entrance.shard.clone();
+        if for_console {
+            // The table has had it from the beginning.
+            let name = &config.shard.name;
+            return self.gate.shards.get(name).ok_or_else(|| unknown(name.as_str()));
+        }
+        let mapped = config.databases.get(&startup.database);
+        let name = listened
             .or(said)
             .or_else(|| mapped.map(|mapped| mapped.shard.clone()))
             .unwrap_or_else(|| config.shard.name.clone());
@@ -443,16 +446,16 @@ impl Entering<'_> {
         let policy = self.gate.policy.load_full();
         let verdict = self.rule(stream, startup, &policy)?;
         let limit = Limit { burst: settings.failure_burst, forgiven_after: settings.failure_forgiven_after };
-        let from = self.address.ip();
+        let (from, role) = (self.address.ip(), (shard.name.as_str(), user.as_str()));
         let failures = || self.gate.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(wait) = failures().wait(from, user, limit, Instant::now()) {
+        if let Some(wait) = failures().wait(from, role, limit, Instant::now()) {
             return Err(ProxyError::TooManyFailures(wait));
         }
         let result = self.prove(stream, user, shard, &verdict, &policy, out).await;
         match &result {
-            Ok(_) => failures().forgive(from, user),
+            Ok(_) => failures().forgive(from, role),
             Err(ProxyError::PasswordFailed { .. } | ProxyError::CertificateFailed { .. }) => {
-                failures().note(from, user, limit, Instant::now());
+                failures().note(from, role, limit, Instant::now());
             }
             Err(_) => {}
         }
@@ -492,7 +495,7 @@ impl Entering<'_> {
         check_certificate(stream, user, verdict, &policy.maps)?;
         let own = policy.users.role(user).await?.map(Arc::new);
         if verdict.method == Method::Peer {
-            check_peer(stream, user, verdict, &policy.maps)?;
+            check_peer(stream, user, verdict, &policy.maps).await?;
         }
         if matches!(verdict.method, Method::Trust | Method::Certificate | Method::Peer) {
             // Servers are persuaded by the file's password, or trust us.
@@ -614,9 +617,16 @@ fn check_certificate(stream: &ClientStream, user: &str, verdict: &Verdict, maps:
 }
 
 /// Whether the client's operating system user may be this role.
-fn check_peer(stream: &ClientStream, user: &str, verdict: &Verdict, maps: &UserMaps) -> Result<()> {
-    let found = stream.peer_uid().and_then(|uid| nix::unistd::User::from_uid(uid.into()).ok().flatten());
-    let name = found.map(|found| found.name).unwrap_or_default();
+async fn check_peer(stream: &ClientStream, user: &str, verdict: &Verdict, maps: &UserMaps) -> Result<()> {
+    let name = match stream.peer_uid() {
+        // The system may have to ask a directory elsewhere: not on a session thread.
+        Some(uid) => tokio::task::spawn_blocking(move || nix::unistd::User::from_uid(uid.into()).ok().flatten())
+            .await
+            .map_err(|error| ProxyError::Internal(error.to_string()))?
+            .map(|found| found.name),
+        None => None,
+    };
+    let name = name.unwrap_or_default();
     match !name.is_empty() && maps.allows(verdict.map.as_deref(), &name, user) {
         true => Ok(()),
         false => Err(ProxyError::NotAllowed(format!("Peer authentication failed for user \"{user}\""))),

@@ -1,4 +1,5 @@
-//! How many clients of one role, or of one database, of a shard there may be at this proxy.
+//! How many clients there may be at this proxy, and how many of one role or of one database of a shard.
+//! Counted are those that have proved themselves: connections that have not keep nobody out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,13 @@ enum Key {
 /// The counts. Shared by all threads; touched at login and at the end only.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    taken: Mutex<HashMap<Key, u32>>,
+    taken: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    of: HashMap<Key, u32>,
 }
 
 /// A client's places; given back when dropped.
@@ -30,6 +37,8 @@ pub struct Taken {
 /// Limits for one client; None: any number.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Most {
+    /// Clients altogether.
+    pub(super) of_all: Option<usize>,
     /// Clients of its role.
     pub(super) of_role: Option<u32>,
     /// Clients of its database.
@@ -40,7 +49,7 @@ impl Places {
     /// Takes a client's places, if there are any left.
     ///
     /// # Errors
-    /// [`ProxyError::TooManyOf`] as PostgreSQL says it.
+    /// [`ProxyError::TooManyClients`], [`ProxyError::TooManyOf`] as PostgreSQL says it.
     pub(super) fn take(
         self: &Arc<Self>,
         shard: &ShardName,
@@ -50,8 +59,11 @@ impl Places {
     ) -> Result<Taken> {
         let keys = [Key::Role(shard.clone(), role.clone()), Key::Database(shard.clone(), database.clone())];
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if most.of_all.is_some_and(|most| taken.all >= most) {
+            return Err(ProxyError::TooManyClients);
+        }
         for (key, most) in keys.iter().zip([most.of_role, most.of_database]) {
-            let full = |most: u32| taken.get(key).copied().unwrap_or(0) >= most;
+            let full = |most: u32| taken.of.get(key).copied().unwrap_or(0) >= most;
             if most.is_some_and(full) {
                 return Err(match key {
                     Key::Role(_, role) => ProxyError::TooManyOf(format!("role \"{role}\"")),
@@ -60,8 +72,9 @@ impl Places {
             }
         }
         for key in &keys {
-            *taken.entry(key.clone()).or_default() += 1;
+            *taken.of.entry(key.clone()).or_default() += 1;
         }
+        taken.all += 1;
         Ok(Taken { places: self.clone(), keys })
     }
 }
@@ -69,10 +82,11 @@ impl Places {
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all = taken.all.saturating_sub(1);
         for key in &self.keys {
-            match taken.get_mut(key) {
+            match taken.of.get_mut(key) {
                 Some(count) if *count > 1 => *count -= 1,
-                _ => drop(taken.remove(key)),
+                _ => drop(taken.of.remove(key)),
             }
         }
     }
@@ -87,7 +101,7 @@ mod tests {
         let places = Arc::new(Places::default());
         let (alice, app): (Arc<str>, Arc<str>) = ("alice".into(), "app".into());
         let demo: ShardName = "demo".parse().expect("name");
-        let two = Most { of_role: Some(2), of_database: Some(3) };
+        let two = Most { of_role: Some(2), of_database: Some(3), of_all: None };
         let first = places.take(&demo, &alice, &app, two).expect("one");
         let _second = places.take(&demo, &alice, &app, two).expect("two");
         let refused = places.take(&demo, &alice, &app, two).expect_err("three");
@@ -96,6 +110,8 @@ mod tests {
         assert!(places.take(&demo, &"carol".into(), &app, two).is_err(), "the database is full");
         drop(first);
         let _again = places.take(&demo, &alice, &app, Most::default()).expect("given back");
-        assert_eq!(places.taken.lock().expect("lock").len(), 3);
+        let full = Most { of_all: Some(3), ..Most::default() };
+        assert!(matches!(places.take(&demo, &"dave".into(), &"other".into(), full), Err(ProxyError::TooManyClients)));
+        assert_eq!(places.taken.lock().expect("lock").of.len(), 3);
     }
 }

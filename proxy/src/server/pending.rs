@@ -2,7 +2,7 @@
 //!
 //! Whoever floods us with connections and says nothing holds the oldest ones, while a real login takes
 //! milliseconds: so the flood evicts itself. (A fixed limit would keep real clients out until
-//! `auth.login_timeout`.)
+//! `auth.login_timeout`.) Whoever has proved itself and waits for a server has nothing to fear.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -40,15 +40,20 @@ impl Ticket<'_> {
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
-}
 
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
+    /// Gives the place up: the client is known, and nobody makes it leave any more.
+    pub(super) fn settle(&self) {
         // Logins end about in the order they began: near the front.
         let mut queue = self.pending.0.borrow_mut();
         if let Some(index) = queue.iter().position(|other| Rc::ptr_eq(other, &self.evicted)) {
             queue.remove(index);
         }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 
@@ -68,7 +73,11 @@ mod tests {
         drop(fourth);
         let _fifth = pending.enter(3);
         assert_eq!(pending.0.borrow().len(), 3, "a place that was given up is free");
+        tickets[2].settle();
+        let _more = [pending.enter(3), pending.enter(3), pending.enter(3)];
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(1), tickets[2].evicted()).await;
+        assert!(waits.is_err(), "it had settled");
         drop(tickets);
-        assert_eq!(pending.0.borrow().len(), 1);
+        assert_eq!(pending.0.borrow().len(), 3);
     }
 }

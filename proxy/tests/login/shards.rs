@@ -75,6 +75,15 @@ pub(crate) async fn two_shards(bench: &Bench) {
         tokio::time::timeout(PATIENCE, waiting).await.expect("in time").expect("resumed");
     }
 
+    // Whoever may make roles in another shard is not thereby let into the console.
+    other.run("ALTER ROLE watcher PASSWORD 'guessed'").await;
+    let mut config_there = bench.client("watcher", "guessed");
+    assert_eq!(bench.refused(config_there.dbname("manatee").options("-c manatee.shard=other")).await.0, "28P01");
+    assert_eq!(port(&open(config_there.dbname("elsewhere").options("")).await).await, other.port);
+    by_address.user("watcher").password("guessed").dbname("manatee");
+    assert_eq!(bench.refused(&by_address).await.0, "28P01");
+    connect(bench, "watcher", "secret", "manatee").await;
+
     // An outage of one.
     drop(other);
     let gone = async {

@@ -1,7 +1,7 @@
 //! Many logins at once: how many a thread does, and that each gets in.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use manatee_proxy::wire::scram::{Channel, ClientExchange, Credential, Key};
@@ -9,11 +9,14 @@ use manatee_proxy::wire::startup::{encode_password, encode_sasl_initial, encode_
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 
 use crate::Bench;
 use crate::console::connect;
 use crate::rules::configure;
 
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Logins, and how many of them at once.
 const LOGINS: usize = 2000;
 const AT_ONCE: usize = 100;
@@ -106,7 +109,8 @@ async fn everybody_at_once(bench: &Bench) {
 
 /// Connections that say nothing, more than may log in at once, keep nobody out.
 async fn silent_flood(bench: &Bench) {
-    configure(bench, &[("auth", "max_logins = 50".to_owned())]).await;
+    let settings = [("auth", "max_logins = 50".to_owned()), ("pool", "max_clients = 5".to_owned())];
+    configure(bench, &settings).await;
     let mut silent = Vec::new();
     for _ in 0..50 {
         let mut stream = TcpStream::connect(bench.proxy).await.expect("connect");
@@ -114,13 +118,24 @@ async fn silent_flood(bench: &Bench) {
         stream.write_all(&[0, 0, 0, 50, 0, 3]).await.expect("write");
         silent.push(stream);
     }
+    // Nor do they count as clients.
     for _ in 0..20 {
-        connect(bench, "alice", "secret", "postgres").await;
+        until_there_is_room(bench).await;
     }
     // The oldest had to leave.
-    let end = tokio::time::timeout(std::time::Duration::from_secs(20), silent[0].read(&mut [0; 1])).await;
+    let end = tokio::time::timeout(PATIENCE, silent[0].read(&mut [0; 1])).await;
     assert!(matches!(end.expect("in time"), Ok(0) | Err(_)));
     configure(bench, &[]).await;
+}
+
+/// A client comes and goes; the one before may not have gone yet.
+async fn until_there_is_room(bench: &Bench) {
+    let begun = Instant::now();
+    while let Err(error) = bench.client("alice", "secret").connect(NoTls).await {
+        assert_eq!(error.code().map(SqlState::code), Some("53300"), "{error}");
+        assert!(begun.elapsed() < PATIENCE, "nobody gets in");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn rate(bench: &Bench) {
