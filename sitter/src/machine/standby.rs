@@ -167,7 +167,9 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
     let Situation { view, state, .. } = situation;
     let source = state.primary.id;
     if view.settings.manual_rejoin {
-        return wait(format!("this data can not follow: {why}; an operator must rebuild it (rejoin = \"manual\")"));
+        return wait(format!(
+            "this data can not follow: {why}; rejoin = \"manual\" leaves it to an operator: run `manatee-adm rebuild` here"
+        ));
     }
     if !situation.connected() {
         return wait("a rejoin is needed, but ZooKeeper does not answer");

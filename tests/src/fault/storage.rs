@@ -35,6 +35,11 @@ pub(super) const ROWS: &[Row] = &[
                 script: |stage| Box::pin(diverge(stage, Harm::None)),
             },
             LOST_WAL,
+            Play {
+                name: "the old primary wrote on, and nobody but an operator may replace its data (rejoin = \"manual\")",
+                clients: Clients::MayFail,
+                script: |stage| Box::pin(diverge_by_hand(stage)),
+            },
         ],
     },
     Row {
@@ -90,16 +95,7 @@ enum Harm {
 async fn diverge(stage: &mut Stage<'_>, harm: Harm) -> Result<()> {
     let host = stage.host(Role::Primary)?;
     let before = rungs(stage.lab, host).await?;
-    stage.begin("cut off", host);
-    stage.lab.cut(host)?;
-    stage.expect(Change::Takeover).await?;
-    stage.served().await?;
-    {
-        let alone = stage.lab.hosts[host].superuser(APP).await?;
-        let write = "set synchronous_commit = local; drop table if exists alone; \
-                     create table alone as select g, repeat(md5(g::text), 8) from generate_series(1, 30000) g; checkpoint";
-        alone.batch_execute(write).await.context("writing to the cut off primary")?;
-    }
+    write_alone(stage, host).await?;
     if harm == Harm::LoseWal {
         stage.lab.hosts[host].kill();
         lose_wal(&stage.lab.hosts[host].data_dir().join("pg_wal"))?;
@@ -116,6 +112,65 @@ async fn diverge(stage: &mut Stage<'_>, harm: Harm) -> Result<()> {
         stage.fail(format!("{harm:?}: {wanted} was expected to bring the data in line, it was {rung}"));
     }
     Ok(())
+}
+
+/// Cuts the primary off, and writes to it once another one serves.
+async fn write_alone(stage: &mut Stage<'_>, host: usize) -> Result<()> {
+    stage.begin("cut off", host);
+    stage.lab.cut(host)?;
+    stage.expect(Change::Takeover).await?;
+    stage.served().await?;
+    let alone = stage.lab.hosts[host].superuser(APP).await?;
+    let write = "set synchronous_commit = local; drop table if exists alone; \
+                 create table alone as select g, repeat(md5(g::text), 8) from generate_series(1, 30000) g; checkpoint";
+    alone.batch_execute(write).await.context("writing to the cut off primary")
+}
+
+/// With `rejoin = "manual"` diverged data stays as it is, and the sitter says what to do, until it is done.
+async fn diverge_by_hand(stage: &mut Stage<'_>) -> Result<()> {
+    let host = stage.host(Role::Primary)?;
+    let config = stage.lab.hosts[host].config_path();
+    let automatic = std::fs::read_to_string(&config)?;
+    reconfigure(stage, host, &format!("rejoin = \"manual\"\n{automatic}")).await?;
+    write_alone(stage, host).await?;
+    stage.heal().await?;
+    let deadline = Instant::now() + REJOINED;
+    let what = "the sitter did not say that an operator is needed";
+    stage
+        .lab
+        .until(deadline, what, async |lab| {
+            let status: Value = reqwest::get(url(lab, host, "/status")).await?.json().await?;
+            let reason = status["decision"]["reason"].as_str().unwrap_or_default();
+            ensure!(reason.contains("manatee-adm rebuild"), "{reason}");
+            Ok(())
+        })
+        .await?;
+    let done = rungs(stage.lab, host).await?;
+    ensure!(done.is_empty(), "something was done to the data although nobody ordered it: {done:?}");
+    rebuild(stage.lab, host).await?;
+    let rung = rejoined(stage.lab, host, &BTreeMap::new()).await?;
+    if rung != "copy" {
+        stage.fail(format!("a full copy was ordered, it was {rung}"));
+    }
+    stage.lab.whole(REJOINED).await?;
+    reconfigure(stage, host, &automatic).await
+}
+
+/// Gives a sitter another configuration; its PostgreSQL notices nothing.
+async fn reconfigure(stage: &mut Stage<'_>, host: usize, text: &str) -> Result<()> {
+    let peer = &mut stage.lab.hosts[host];
+    std::fs::write(peer.config_path(), text)?;
+    peer.replace_sitter().await?;
+    let deadline = Instant::now() + REJOINED;
+    stage
+        .lab
+        .until(deadline, "the sitter did not find its role again", async |lab| {
+            let status: Value = reqwest::get(url(lab, host, "/status")).await?.json().await?;
+            let role = status["role"].as_str().unwrap_or_default();
+            ensure!(["primary", "sync", "async"].iter().any(|known| role.starts_with(known)), "{role}");
+            Ok(())
+        })
+        .await
 }
 
 /// All segments go: so does the one where the histories parted.
@@ -238,8 +293,9 @@ async fn ballast(stage: &mut Stage<'_>) -> Result<()> {
     let primary = stage.host(Role::Primary)?;
     let client = stage.lab.hosts[primary].superuser(APP).await?;
     client.batch_execute("create table if not exists ballast (g int, x text)").await?;
-    // In pieces: four hosts on one zfs-fuse must not seem hung.
-    for _ in 0..20 {
+    let there: i64 = client.query_one("select count(*) from ballast", &[]).await?.get(0);
+    // Once, and in pieces: four hosts on one zfs-fuse must not seem hung.
+    for _ in there / 5000..20 {
         let write = "insert into ballast select g, repeat(md5(random()::text), 10) from generate_series(1, 5000) g";
         client.batch_execute(write).await.context("writing ballast")?;
     }
