@@ -154,6 +154,16 @@ impl Zfs {
         Ok(())
     }
 
+    /// Renames a dataset that is not mounted. What counts is what is there afterwards: zfs-fuse may say that one
+    /// is busy and have renamed it all the same.
+    async fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+        let renamed = self.commands.run_once_free(&["rename", from, to]).await;
+        if renamed.is_err() && self.find(from).await?.is_none() && self.find(to).await?.is_some() {
+            return Ok(());
+        }
+        renamed.map(drop)
+    }
+
     /// Gives the top folder of a mounted dataset to PostgreSQL's user.
     fn own(&self, path: &Path) -> Result<(), Error> {
         files::make_folder(path, &self.user)
@@ -249,7 +259,7 @@ impl Storage for Zfs {
         if staged.origin.is_some() {
             self.commands.run_once_free(&["promote", &staging]).await?;
         }
-        self.commands.run_once_free(&["rename", &staging, &self.data()]).await?;
+        self.rename(&staging, &self.data()).await?;
         self.mount(&self.data(), &self.layout.data()).await
     }
 
@@ -266,7 +276,7 @@ impl Storage for Zfs {
         let time = Self::free_time(&taken.iter().filter_map(time).collect());
         let name = format!("{time}-{why}");
         let (place, dataset) = (self.layout.isolated().join(&name), format!("{}/{name}", self.isolated()));
-        self.commands.run_once_free(&["rename", &self.data(), &dataset]).await?;
+        self.rename(&self.data(), &dataset).await?;
         files::make_folder(&self.layout.isolated(), &self.user)?;
         if let Err(error) = self.mount(&dataset, &place).await {
             // For people only.
