@@ -85,14 +85,17 @@ impl Server {
 async fn what_changes_data_needs_the_token() {
     let open = Server::start(None).await;
     open.become_role(Role::Async(0));
-    let (code, answer) = open.post("/rebuild", Some("anything")).await;
-    assert_eq!(code, 403);
-    assert!(answer["error"].as_str().unwrap().contains("api.token_file"), "{answer}");
+    for path in ["/rebuild", "/backup"] {
+        let (code, answer) = open.post(path, Some("anything")).await;
+        assert_eq!(code, 403, "{path}");
+        assert!(answer["error"].as_str().unwrap().contains("api.token_file"), "{answer}");
+    }
 
     let server = Server::start(Some("s3cret")).await;
     server.become_role(Role::Async(0));
     for token in [None, Some("wrong"), Some(""), Some("s3cre"), Some("s3cret2")] {
         assert_eq!(server.post("/rebuild", token).await.0, 401, "{token:?}");
+        assert_eq!(server.post("/backup", token).await.0, 401, "{token:?}");
     }
     assert_eq!(server.fake.condemned.load(Ordering::SeqCst) + open.fake.condemned.load(Ordering::SeqCst), 0);
     assert_eq!(server.post("/rebuild", Some("s3cret")).await.0, 202);
