@@ -1,10 +1,10 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz clean
+.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz test-openzfs clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
 
 install: ## Debian packages for building, testing and the demo
 	@config/dev/install.sh
@@ -52,6 +52,9 @@ drivers: build ## a smoke program of each driver that can be had, through a prox
 
 fuzz: install ## mutated conversations through everything that reads what strangers send, for SECONDS
 	MANATEE_FUZZ_SECONDS=$(or $(SECONDS),3600) $(CARGO) test -p manatee-proxy --test fuzz --locked -- --nocapture
+
+test-openzfs: install ## storage and the rejoin ladder on genuine OpenZFS, in an emulated Debian (root; not part of test)
+	tests/openzfs/run.sh
 
 clean:
 	$(CARGO) clean
