@@ -456,7 +456,11 @@ mod tests {
         let all: String = SAMPLE
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(key) if key.contains(" = ") && !key.contains(": ") => format!("{key}\n"),
+                Some(key)
+                    if key.starts_with('[') && key.ends_with(']') || key.contains(" = ") && !key.contains(": ") =>
+                {
+                    format!("{key}\n")
+                }
                 _ => format!("{line}\n"),
             })
             .collect();
