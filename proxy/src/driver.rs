@@ -16,7 +16,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::auth::Client;
+use crate::auth::{Client, Opened};
 use crate::error::ProxyError;
 use crate::pool::census::{Activity, Seat, add, micros};
 use crate::pool::{Server, Wanted, Worker, give_back};
@@ -45,7 +45,7 @@ where
     let seat = worker.seat(&client);
     let Client { address, access, identity, startup, reported, stop, cancel, opened, .. } = client;
     let shared = worker.shared(&identity.database);
-    if let Some((_, upstream)) = opened {
+    if let Opened::ForAll(upstream) = opened {
         worker.adopt(&identity, upstream, &shared);
     }
     let settings = worker.settings();

@@ -12,6 +12,7 @@ pub mod fuzzing;
 pub mod http;
 pub mod metrics;
 pub mod pool;
+pub mod relay;
 pub mod route;
 pub mod server;
 pub mod session;

@@ -95,7 +95,7 @@ pub fn count_sqlstate(sqlstate: &str, origin: &'static str) {
     counter!(ERRORS, "sqlstate" => sqlstate.to_owned(), "origin" => origin).increment(1);
 }
 
-/// Counts what became of a connection: `session`, `done` or `refused`.
+/// Counts what became of a connection: `session`, `replication`, `done`, `refused` ….
 pub fn count_connection(result: &'static str) {
     counter!(CONNECTIONS, "result" => result).increment(1);
 }

@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use manatee_shared::ids::ShardName;
 
 use crate::admin::{self, Console};
-use crate::auth::{Admission, Entrance, Gatekeeper, Policy, login, random};
+use crate::auth::{Admission, Client, Entrance, Gatekeeper, Opened, Policy, login, random};
 use crate::cancel::Registry;
 use crate::cancel::fleet::Fleet;
 use crate::config::Config;
@@ -35,7 +35,7 @@ use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::servers::Servers;
 use crate::tls::{Certificates, ClientStream};
 use crate::topology::monitor;
-use crate::{driver, metrics};
+use crate::{driver, metrics, relay};
 
 pub mod background;
 pub mod crew;
@@ -296,10 +296,18 @@ async fn receive(arrival: Arrival, thread: Rc<Thread>) {
         }
     };
     match outcome {
-        Ok(Admission::Session(stream, client, entered)) => {
-            metrics::count_connection("session");
+        Ok(Admission::Session(stream, mut client, entered)) => {
             let worker = thread.worker(&entered.shard);
-            driver::run(stream, client, worker).await;
+            match std::mem::take(&mut client.opened) {
+                Opened::Relay(upstream) => {
+                    metrics::count_connection("replication");
+                    relay::run(stream, client, upstream, worker).await;
+                }
+                opened => {
+                    metrics::count_connection("session");
+                    driver::run(stream, Client { opened, ..client }, worker).await;
+                }
+            }
             drop(entered);
         }
         Ok(Admission::Console(stream, rights)) => {

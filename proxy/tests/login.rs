@@ -31,6 +31,8 @@ mod console;
 mod front;
 #[path = "login/postgres.rs"]
 mod postgres;
+#[path = "login/replication.rs"]
+mod replication;
 #[path = "login/rules.rs"]
 mod rules;
 #[path = "login/servers.rs"]
@@ -230,7 +232,6 @@ async fn logins() {
     encryption(&bench);
     garbage(&bench).await;
     injected_plain_text(&bench).await;
-    replication(&bench).await;
     console::console(&bench).await;
     rules::rules(&bench).await;
     front::front(&bench).await;
@@ -238,6 +239,11 @@ async fn logins() {
     servers::servers(&bench).await;
     shards::two_shards(&bench).await;
     storm::storm(&bench).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn replication_connections() {
+    replication::replication(&Bench::start().await).await;
 }
 
 async fn passwords(bench: &Bench) {
@@ -322,12 +328,6 @@ async fn injected_plain_text(bench: &Bench) {
     let answer = say(bench, &bytes).await;
     assert_eq!(answer.first(), Some(&b'S'));
     assert!(!answer.contains(&b'R'), "no login may begin: {answer:?}");
-}
-
-async fn replication(bench: &Bench) {
-    let answer = say(bench, b"\0\0\0\x25\0\x03\0\0user\0alice\0replication\0true\0\0").await;
-    let text = String::from_utf8_lossy(&answer);
-    assert!(text.contains("0A000") && text.contains("replication"), "{text}");
 }
 
 async fn say(bench: &Bench, bytes: &[u8]) -> Vec<u8> {

@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Access, Identity};
+use super::{Access, Identity, Opened};
 use crate::error::{ProxyError, Result};
 use crate::tls::servers::Servers;
-use crate::topology::{Node, Topology};
+use crate::topology::{Node, Snapshot, Topology};
 use crate::upstream::{Upstream, connect};
+use crate::wire::startup::Replication;
 
 /// Greetings remembered at most.
 const MAX_ENTRIES: usize = 10_000;
@@ -25,8 +26,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 pub struct Greeting {
     /// ParameterStatus values for the client.
     pub parameters: Vec<(String, String)>,
-    /// The connection it was learned from, if it can be used by anybody.
-    pub opened: Option<(Node, Upstream)>,
+    /// The connection it was learned from, if it is of use.
+    pub opened: Opened,
 }
 
 /// User, database, and the settings a server has to judge.
@@ -63,44 +64,70 @@ impl Greetings {
         if let Some((learned, parameters)) = &remembered
             && learned.elapsed() <= MAX_AGE
         {
-            return Ok(Greeting { parameters: addressed(parameters, &known, access), opened: None });
+            return Ok(Greeting { parameters: addressed(parameters, &known, access), opened: Opened::Nothing });
         }
-        let (node, upstream) = match self.open(identity, &key.2, access, deadline, remembered.is_some()).await {
-            Ok(opened) => opened,
+        let nodes = |snapshot: &Snapshot| likeliest(snapshot, access);
+        let upstream = match self.open(identity, &key.2, &nodes, |_| true, deadline, remembered.is_some()).await {
+            Ok(upstream) => upstream,
             Err(error) => match remembered {
                 Some((_, parameters)) if error.is_server_unready() || matches!(error, ProxyError::HoldTimeout(_)) => {
-                    return Ok(Greeting { parameters: addressed(&parameters, &known, access), opened: None });
+                    return Ok(Greeting {
+                        parameters: addressed(&parameters, &known, access),
+                        opened: Opened::Nothing,
+                    });
                 }
                 _ => return Err(error),
             },
         };
         let parameters = Arc::new(upstream.parameters.clone());
-        let opened = key.2.is_empty().then_some((node, upstream));
+        let opened = if key.2.is_empty() { Opened::ForAll(upstream) } else { Opened::Nothing };
         self.remember(key, parameters.clone());
         Ok(Greeting { parameters: addressed(&parameters, &known, access), opened })
     }
 
-    /// Opens a connection wherever one can be had, the likeliest to be used first.
+    /// Opens a connection that replicates, for its client alone: to the primary, or to a standby for who came
+    /// to a read-only address.
+    ///
+    /// # Errors
+    /// As [`Greetings::greet`].
+    pub async fn relay(
+        &self,
+        identity: &Identity,
+        settings: &[(String, String)],
+        replication: Replication,
+        access: Access,
+        deadline: Instant,
+    ) -> Result<Greeting> {
+        let kind = replication.value().map(|value| ("replication".to_owned(), value.to_owned()));
+        let settings: Vec<_> = settings.iter().cloned().chain(kind).collect();
+        let from_standby = access == Access::ReadOnly;
+        let nodes = |snapshot: &Snapshot| match from_standby {
+            true => snapshot.fit_standbys().map(|standby| standby.node).collect(),
+            false => snapshot.primary().into_iter().collect(),
+        };
+        // A node that was taken for the primary has the last word.
+        let fits = |upstream: &Upstream| from_standby || upstream.in_hot_standby() != Some(true);
+        let upstream = self.open(identity, &settings, &nodes, fits, deadline, false).await?;
+        Ok(Greeting { parameters: upstream.parameters.clone(), opened: Opened::Relay(upstream) })
+    }
+
+    /// Opens a connection to the first of the `nodes` that takes one and `fits`.
     async fn open(
         &self,
         identity: &Identity,
         judged: &[(String, String)],
-        access: Access,
+        nodes: &(dyn Fn(&Snapshot) -> Vec<Node> + Sync),
+        fits: impl Fn(&Upstream) -> bool,
         deadline: Instant,
         once: bool,
-    ) -> Result<(Node, Upstream)> {
+    ) -> Result<Upstream> {
         let begun = Instant::now();
         loop {
-            let snapshot = self.topology.snapshot();
-            let standbys = snapshot.standbys.iter().map(|standby| standby.node);
-            let mut nodes: Vec<Node> = snapshot.primary().into_iter().chain(standbys).collect();
-            if access == Access::ReadOnly {
-                nodes.reverse();
-            }
-            for node in nodes {
+            for node in nodes(&self.topology.snapshot()) {
                 let left = deadline.saturating_duration_since(Instant::now()).min(CONNECT_LIMIT);
                 match connect(&self.servers, node, identity, judged, left).await {
-                    Ok(upstream) => return Ok((node, upstream)),
+                    Ok(upstream) if fits(&upstream) => return Ok(upstream),
+                    Ok(_) => self.topology.suspect(node.id),
                     Err(error) if error.is_server_unready() => {
                         tracing::debug!(node = %node.id, %error, "server not ready for a login");
                         self.topology.suspect(node.id);
@@ -128,6 +155,16 @@ impl Greetings {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Wherever a connection can be had, the likeliest to be used first.
+fn likeliest(snapshot: &Snapshot, access: Access) -> Vec<Node> {
+    let standbys = snapshot.standbys.iter().map(|standby| standby.node);
+    let mut nodes: Vec<Node> = snapshot.primary().into_iter().chain(standbys).collect();
+    if access == Access::ReadOnly {
+        nodes.reverse();
+    }
+    nodes
 }
 
 /// Settings whose reported value we know without asking.

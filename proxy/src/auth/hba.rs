@@ -100,6 +100,7 @@ enum Kind {
 enum Name {
     All,
     SameUser,
+    Replication,
     Exactly(String),
 }
 
@@ -153,7 +154,7 @@ impl Default for Rules {
         let verdict = Verdict { method: Method::Md5, certificate: ClientCertificate::Optional, map: None };
         let rule = |kind| Rule {
             kind,
-            databases: vec![Name::All],
+            databases: vec![Name::All, Name::Replication],
             users: vec![Name::All],
             network: None,
             verdict: verdict.clone(),
@@ -197,8 +198,9 @@ impl Rules {
         self.0.iter().any(|rule| wants(&rule.verdict))
     }
 
-    /// What the first rule that fits says; none if none does, and then nobody gets in.
-    pub fn find(&self, origin: Origin, database: &str, user: &str) -> Option<&Verdict> {
+    /// What the first rule that fits says; none if none does, and then nobody gets in. Who replicates without
+    /// a database is meant by `replication` and by nothing else, as in PostgreSQL.
+    pub fn find(&self, origin: Origin, database: Option<&str>, user: &str) -> Option<&Verdict> {
         let fits = |rule: &&Rule| {
             let kind = match (rule.kind, origin) {
                 (Kind::Local, Origin::Local) | (Kind::Host, Origin::Host { .. }) => true,
@@ -210,14 +212,15 @@ impl Rules {
                 (Some(network), Origin::Host { address, .. }) => network.contains(address),
                 _ => true,
             };
-            let names = |names: &[Name], wanted: &str| {
+            let names = |names: &[Name], wanted: Option<&str>| {
                 names.iter().any(|name| match name {
-                    Name::All => true,
-                    Name::SameUser => wanted == user,
-                    Name::Exactly(name) => name == wanted,
+                    Name::All => wanted.is_some(),
+                    Name::SameUser => wanted == Some(user),
+                    Name::Replication => wanted.is_none(),
+                    Name::Exactly(name) => wanted == Some(name.as_str()),
                 })
             };
-            kind && from && names(&rule.databases, database) && names(&rule.users, user)
+            kind && from && names(&rule.databases, database) && names(&rule.users, Some(user))
         };
         self.0.iter().find(fits).map(|rule| &rule.verdict)
     }
@@ -341,6 +344,7 @@ fn names(field: Option<&Vec<Word>>, what: &str, of_databases: bool) -> Result<Ve
     let name = |(word, quoted): &Word| match (word.as_str(), quoted) {
         ("all", false) => Ok(Name::All),
         ("sameuser", false) if of_databases => Ok(Name::SameUser),
+        ("replication", false) if of_databases => Ok(Name::Replication),
         ("samerole" | "samegroup", false) if of_databases => {
             Err(format!("`{word}` is not supported: memberships are not known here; list the databases"))
         }

@@ -18,7 +18,7 @@ fn the_first_rule_that_fits_decides() {
          host all all 127.0.0.1/32 password\n",
     )
     .expect("valid");
-    let method = |origin, database, user| rules.find(origin, database, user).map(|verdict| verdict.method);
+    let method = |origin, database, user| rules.find(origin, Some(database), user).map(|verdict| verdict.method);
     assert_eq!(method(Origin::Local, "x", "y"), Some(Method::Trust));
     assert_eq!(method(host("1.2.3.4", true), "x", "carol"), Some(Method::Certificate));
     assert_eq!(method(host("1.2.3.4", false), "x", "carol"), None, "needs TLS");
@@ -28,13 +28,28 @@ fn the_first_rule_that_fits_decides() {
     assert_eq!(method(host("fd00::1", false), "eve", "eve"), Some(Method::Reject));
     assert_eq!(method(host("fd00::1", true), "eve", "eve"), Some(Method::Md5));
     assert_eq!(method(host("::ffff:127.0.0.1", false), "x", "y"), Some(Method::Password), "IPv4 in IPv6");
-    let verdict = rules.find(host("fd00::1", true), "eve", "eve").expect("fits");
+    let verdict = rules.find(host("fd00::1", true), Some("eve"), "eve").expect("fits");
     assert_eq!(verdict.certificate, ClientCertificate::Named);
-    let verdict = rules.find(host("1.2.3.4", true), "x", "carol").expect("fits");
+    let verdict = rules.find(host("1.2.3.4", true), Some("x"), "carol").expect("fits");
     assert_eq!(verdict.map.as_deref(), Some("people"));
     assert!(rules.want_certificates() && !Rules::default().want_certificates());
-    assert_eq!(Rules::parse("").expect("valid").find(Origin::Local, "x", "y"), None, "an empty file lets nobody in");
-    assert!(Rules::default().find(host("1.2.3.4", false), "x", "y").is_some());
+    assert_eq!(
+        Rules::parse("").expect("valid").find(Origin::Local, Some("x"), "y"),
+        None,
+        "an empty file lets nobody in"
+    );
+    assert!(Rules::default().find(host("1.2.3.4", false), Some("x"), "y").is_some());
+}
+
+#[test]
+fn replication_without_a_database_has_rules_of_its_own() {
+    let rules = Rules::parse("local all,\"replication\" all trust\nhost replication keeper all md5\n").expect("valid");
+    assert_eq!(rules.find(Origin::Local, None, "keeper"), None);
+    let from = host("1.2.3.4", false);
+    assert!(rules.find(from, None, "keeper").is_some());
+    assert_eq!(rules.find(from, None, "other"), None);
+    assert_eq!(rules.find(from, Some("replication"), "keeper"), None, "a database of that name");
+    assert!(Rules::default().find(from, None, "keeper").is_some(), "the database's own rules decide");
 }
 
 #[test]

@@ -32,8 +32,8 @@ use crate::tls::{Certificates, ClientStream, certificate};
 use crate::wire::proxy_protocol::{self, Next};
 use crate::wire::scram::{Channel, MECHANISM, MECHANISM_PLUS, Proven, ScramError, ServerExchange, Verifier};
 use crate::wire::startup::{
-    ALPN, Authentication, HEADER_BYTES, Header, Startup, TLS_HANDSHAKE, encode_backend_key, encode_negotiate,
-    encode_parameter_status, encode_ready, parse_cancel, parse_sasl_initial,
+    ALPN, Authentication, HEADER_BYTES, Header, Replication, Startup, TLS_HANDSHAKE, encode_backend_key,
+    encode_negotiate, encode_parameter_status, encode_ready, parse_cancel, parse_sasl_initial,
 };
 
 /// Longest password or SASL message taken from somebody unknown (PG_MAX_AUTH_TOKEN_LENGTH is 65535;
@@ -344,11 +344,9 @@ struct Entering<'a> {
 
 impl Entering<'_> {
     async fn enter(&self, stream: &mut ClientStream, mut startup: Startup) -> Result<Guest> {
-        if startup.replication {
-            return Err(ProxyError::Unsupported("replication connections through the proxy".to_owned()));
-        }
         let config = self.gate.config.load_full();
-        let for_console = startup.database == config.admin.database;
+        let replication = startup.replication;
+        let for_console = startup.database == config.admin.database && replication == Replication::No;
         if startup.needs_negotiation() {
             let mut out = BytesMut::new();
             encode_negotiate(&mut out, startup.spoken_minor(), &startup.protocol_options);
@@ -380,8 +378,11 @@ impl Entering<'_> {
         };
         let taken = self.gate.places.take(&shard.name, &user, &database, most)?;
         let identity = Arc::new(Identity { user, database, secret: proved.secret });
-        let Greeting { parameters, opened } =
-            shard.greetings.greet(&identity, &startup.settings, self.entrance.access, self.deadline).await?;
+        let (greetings, access) = (&shard.greetings, self.entrance.access);
+        let Greeting { parameters, opened } = match replication {
+            Replication::No => greetings.greet(&identity, &startup.settings, access, self.deadline).await?,
+            _ => greetings.relay(&identity, &startup.settings, replication, access, self.deadline).await?,
+        };
         let cancel = self.gate.cancels.register(has_long_key)?;
         Authentication::Ok.encode(&mut out);
         for (name, value) in &parameters {
@@ -472,7 +473,8 @@ impl Entering<'_> {
         let (user, database, address) = (&startup.user, &startup.database, self.address.ip());
         let host = if origin == Origin::Local { "[local]".to_owned() } else { address.to_string() };
         let encryption = if tls { "SSL encryption" } else { "no encryption" };
-        match policy.rules.find(origin, database, user) {
+        let wanted = (startup.replication != Replication::Physical).then_some(database.as_str());
+        match policy.rules.find(origin, wanted, user) {
             Some(verdict) if verdict.method == Method::Reject => Err(ProxyError::NotAllowed(format!(
                 "pg_hba.conf rejects connection for host \"{host}\", user \"{user}\", database \"{database}\", {encryption}"
             ))),

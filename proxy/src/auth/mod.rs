@@ -25,7 +25,6 @@ use manatee_shared::ids::ShardName;
 use tokio_util::sync::CancellationToken;
 
 use crate::cancel::Registration;
-use crate::topology::Node;
 use crate::upstream::Upstream;
 
 /// In whose name and to which database a server connection is: the key of a pool. Equality and
@@ -108,7 +107,19 @@ pub struct Client {
     pub stop: CancellationToken,
     /// Its entry in the cancel registry.
     pub cancel: Registration,
-    /// A connection that the login opened to see that the database may be used: for the pool. It was
-    /// opened with no startup parameters beyond user and database.
-    pub opened: Option<(Node, Upstream)>,
+    /// What the login opened on the way.
+    pub opened: Opened,
+}
+
+/// A server connection that was opened by a login.
+#[derive(Debug, Default)]
+pub enum Opened {
+    /// None.
+    #[default]
+    Nothing,
+    /// To see that the database may be used: for the pool. It was opened with no startup parameters beyond
+    /// user and database.
+    ForAll(Upstream),
+    /// For this client alone, which replicates: everything is passed on as it is.
+    Relay(Upstream),
 }

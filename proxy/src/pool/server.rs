@@ -113,6 +113,24 @@ impl Server {
         }
     }
 
+    /// A connection of one client's own, beside the pools.
+    pub fn beside(upstream: Upstream, served_by: ServedBy, now: Instant) -> Self {
+        let Upstream { stream, node, cancel, unread, .. } = upstream;
+        Self {
+            stream,
+            flush: false,
+            rx: unread,
+            state: None,
+            cancel,
+            node,
+            recall: Rc::default(),
+            served_by: Cell::new(served_by),
+            opened: now,
+            idle_since: now,
+            place: Place { pool: None },
+        }
+    }
+
     /// When it was opened.
     pub(super) fn opened(&self) -> Instant {
         self.opened

@@ -94,6 +94,43 @@ pub fn parse_cancel(body: &[u8]) -> Option<(u32, &[u8])> {
     (!secret.is_empty()).then_some((u32::from_be_bytes(*pid), secret))
 }
 
+/// Whether a client wants to replicate (manual, section 55.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replication {
+    /// An ordinary connection.
+    #[default]
+    No,
+    /// Connected to no database: streams WAL, takes base backups.
+    Physical,
+    /// Connected to a database: decodes its changes.
+    Logical,
+}
+
+impl Replication {
+    /// As a startup message says it; none for an ordinary connection.
+    pub fn value(self) -> Option<&'static str> {
+        match self {
+            Self::No => None,
+            Self::Physical => Some("true"),
+            Self::Logical => Some("database"),
+        }
+    }
+
+    /// `database`, or any spelling of a boolean (`ProcessStartupPacket`).
+    fn parse(value: &str) -> Result<Self> {
+        if value == "database" {
+            return Ok(Self::Logical);
+        }
+        match parse_bool(value) {
+            Some(true) => Ok(Self::Physical),
+            Some(false) => Ok(Self::No),
+            None => Err(ProxyError::Protocol(format!(
+                "invalid value for parameter \"replication\": \"{value}\"; it is false, 0, true, 1 or database"
+            ))),
+        }
+    }
+}
+
 /// A StartupMessage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
@@ -104,7 +141,7 @@ pub struct Startup {
     /// Database; the role's name if none was given.
     pub database: String,
     /// Whether a replication connection is wanted.
-    pub replication: bool,
+    pub replication: Replication,
     /// Names of protocol options (`_pq_.…`); none is known here.
     pub protocol_options: Vec<String>,
     /// Everything else, in order, `options` (command-line switches) already taken apart.
@@ -115,7 +152,7 @@ impl Startup {
     /// Reads what follows the header.
     ///
     /// # Errors
-    /// 08P01 for a malformed packet, 28000 without a user, 0A000 for unknown switches.
+    /// 08P01 for a malformed packet or an unknown kind of replication, 28000 without a user, 0A000 for unknown switches.
     pub fn parse(minor: u16, body: &[u8]) -> Result<Self> {
         let malformed =
             || ProxyError::Protocol("invalid startup packet layout: expected terminator as last byte".to_owned());
@@ -124,7 +161,7 @@ impl Startup {
             minor,
             user: String::new(),
             database: String::new(),
-            replication: false,
+            replication: Replication::No,
             protocol_options: Vec::new(),
             settings: Vec::new(),
         };
@@ -141,7 +178,7 @@ impl Startup {
                 "" => return Err(malformed()),
                 "user" => startup.user = value,
                 "database" => startup.database = value,
-                "replication" => startup.replication = !is_false(&value),
+                "replication" => startup.replication = Replication::parse(&value)?,
                 "options" => startup.settings.extend(parse_options(&value)?),
                 _ if name.starts_with("_pq_.") => startup.protocol_options.push(name),
                 _ => startup.settings.push((name, value)),
@@ -167,10 +204,17 @@ impl Startup {
     }
 }
 
-/// Spellings of false that `parse_bool` takes (any unambiguous prefix).
-fn is_false(value: &str) -> bool {
+/// The spellings PostgreSQL takes: any unambiguous beginning (`parse_bool`).
+fn parse_bool(value: &str) -> Option<bool> {
     let value = value.to_ascii_lowercase();
-    matches!(value.as_str(), "0" | "of" | "off" | "n" | "no") || (!value.is_empty() && "false".starts_with(&value))
+    let begins = |word: &str| !value.is_empty() && word.starts_with(&value);
+    match value.as_str() {
+        "1" | "on" => Some(true),
+        "0" | "of" | "off" => Some(false),
+        _ if begins("true") || begins("yes") => Some(true),
+        _ if begins("false") || begins("no") => Some(false),
+        _ => None,
+    }
 }
 
 /// Takes `-c name=value --name=value` apart; a backslash escapes (`pg_split_opts`). `-` in the names
@@ -408,7 +452,7 @@ mod tests {
             b"user\0alice\0_pq_.x\0y\0options\0-c geqo=off -cwork_mem=1MB --lock-timeout=5\\ s\0DateStyle\0ISO\0\0";
         let startup = Startup::parse(2, body).expect("valid");
         assert_eq!((startup.user.as_str(), startup.database.as_str()), ("alice", "alice"));
-        assert!(startup.needs_negotiation() && !startup.replication);
+        assert!(startup.needs_negotiation() && startup.replication == Replication::No);
         let spoken = [0, 1, 2, 3].map(|minor| {
             let startup = Startup { minor, protocol_options: Vec::new(), ..startup.clone() };
             (startup.spoken_minor(), startup.needs_negotiation())
@@ -444,11 +488,15 @@ mod tests {
 
     #[test]
     fn replication_is_recognised() {
-        for (value, wanted) in
-            [("true", true), ("database", true), ("1", true), ("false", false), ("off", false), ("0", false)]
-        {
-            let body = format!("user\0a\0replication\0{value}\0\0");
-            assert_eq!(Startup::parse(0, body.as_bytes()).expect("valid").replication, wanted, "{value}");
+        use Replication::{Logical, No, Physical};
+        let parse = |value: &str| Startup::parse(0, format!("user\0a\0replication\0{value}\0\0").as_bytes());
+        let known = [("true", Physical), ("1", Physical), ("YES", Physical), ("on", Physical), ("database", Logical)];
+        let not = ["false", "off", "of", "0", "n"].map(|value| (value, No));
+        for (value, wanted) in known.into_iter().chain(not) {
+            assert_eq!(parse(value).expect("valid").replication, wanted, "{value}");
+        }
+        for value in ["o", "maybe", "", "2"] {
+            assert_eq!(parse(value).expect_err("unknown").sqlstate(), SqlState::PROTOCOL_VIOLATION, "{value}");
         }
     }
 

@@ -17,7 +17,7 @@ fn bin_dir() -> PathBuf {
 }
 
 /// A program of PostgreSQL's, as a user it accepts to run as.
-fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     let path = bin_dir().join(name);
     if !nix::unistd::geteuid().is_root() {
         return Command::new(path);
@@ -49,7 +49,7 @@ impl Postgres {
         assert!(initdb.expect("initdb").success());
         std::fs::write(
             data.join("pg_hba.conf"),
-            "local all all trust\nhost all oldtimer 127.0.0.1/32 md5\nhost all all 127.0.0.1/32 scram-sha-256\n",
+            "local all all trust\nhost all oldtimer 127.0.0.1/32 md5\nhost all,replication all 127.0.0.1/32 scram-sha-256\n",
         )
         .expect("hba");
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("free").port();
@@ -58,7 +58,7 @@ impl Postgres {
             .arg(&data)
             .arg("-k")
             .arg(folder.path())
-            .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-F"])
+            .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-F", "-c", "wal_level=logical"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

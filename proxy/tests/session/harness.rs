@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
-use manatee_proxy::auth::{Access, Client, Identity, Secret};
+use manatee_proxy::auth::{Access, Client, Identity, Opened, Secret};
 use manatee_proxy::cancel::Registry;
 use manatee_proxy::driver;
 use manatee_proxy::pool::{Catalogs, Mode, Settings, Worker};
@@ -395,7 +395,7 @@ async fn admit(
                     reported,
                     stop: CancellationToken::new(),
                     cancel,
-                    opened: None,
+                    opened: Opened::Nothing,
                 };
                 return Ok(Some((stream, client)));
             }

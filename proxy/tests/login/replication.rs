@@ -1,0 +1,96 @@
+//! PostgreSQL's own programs that replicate, through the proxy: a base backup, a WAL stream, logical decoding.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::NoTls;
+
+use crate::postgres::{self, Postgres};
+use crate::{Bench, one_node};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program of PostgreSQL's with its connection options.
+fn program(bench: &Bench, name: &str, user: &str) -> Command {
+    let mut command = postgres::program(name);
+    command.args(["-h", "127.0.0.1", "-U", user, "-p", &bench.proxy.port().to_string()]);
+    command.env("PGPASSWORD", "secret").env("PGSSLMODE", "disable");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().expect("started");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn ask(bench: &Bench, user: &str, kind: &str, sql: &str) -> Output {
+    let conninfo = format!(
+        "host=127.0.0.1 port={} user={user} dbname=postgres replication={kind} sslmode=disable",
+        bench.proxy.port()
+    );
+    Command::new("psql").arg(conninfo).args(["-XAtc", sql]).env("PGPASSWORD", "secret").output().expect("psql")
+}
+
+pub(crate) async fn replication(bench: &Bench) {
+    bench.postgres.run("CREATE ROLE keeper LOGIN REPLICATION PASSWORD 'secret'").await;
+    let folder = bench.postgres.folder();
+
+    // Walsenders answer; who may not replicate is told so in the server's words.
+    let known = ask(bench, "keeper", "true", "IDENTIFY_SYSTEM");
+    assert!(String::from_utf8_lossy(&known.stdout).contains("|1|"), "{known:?}");
+    let logical = ask(bench, "keeper", "database", "SELECT current_database()");
+    assert_eq!(String::from_utf8_lossy(&logical.stdout).trim(), "postgres", "{logical:?}");
+    let refused = ask(bench, "alice", "true", "IDENTIFY_SYSTEM");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("walsender"), "{refused:?}");
+
+    let copy = folder.join("copy");
+    run(program(bench, "pg_basebackup", "keeper").args(["-c", "fast", "-X", "stream", "-D"]).arg(&copy));
+    run(postgres::program("pg_verifybackup").arg(&copy));
+
+    let decode = || {
+        let mut command = program(bench, "pg_recvlogical", "keeper");
+        command.args(["-d", "postgres", "-S", "changes"]);
+        command
+    };
+    run(decode().args(["--create-slot", "-P", "test_decoding"]));
+    bench.postgres.run("CREATE TABLE decoded AS SELECT 'a row' AS text").await;
+    let admin = bench.postgres.admin().await.expect("connection");
+    let end: String = admin.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("position").get(0);
+    let output = run(decode().args(["--start", "-n", "-f", "-", "--endpos", &end]));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("a row"), "{output:?}");
+    run(decode().arg("--drop-slot"));
+    // The others still get in.
+    assert!(bench.client("alice", "secret").connect(NoTls).await.is_ok());
+
+    when_the_primary_is_another(bench, folder).await;
+}
+
+/// A stream does not go on from a node that is no longer the primary.
+async fn when_the_primary_is_another(bench: &Bench, folder: &Path) {
+    let wal = folder.join("wal");
+    std::fs::create_dir(&wal).expect("folder");
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").expect("users").expect("user postgres");
+        nix::unistd::chown(&wal, Some(user.uid), Some(user.gid)).expect("chown");
+    }
+    let mut receive = program(bench, "pg_receivewal", "keeper");
+    let mut receiving = receive.args(["-n", "-D"]).arg(&wal).spawn().expect("pg_receivewal");
+    let admin = bench.postgres.admin().await.expect("connection");
+    let streams = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'";
+    let begun = Instant::now();
+    while admin.query_opt(streams, &[]).await.expect("asked").is_none() {
+        assert!(begun.elapsed() < PATIENCE, "it does not stream");
+    }
+    let other = Postgres::start().await;
+    other.run(crate::ROLES).await;
+    let mut state = one_node(other.port);
+    (state.version, state.generation) = (2, 2);
+    bench.state.send_replace(Some(state));
+    let begun = Instant::now();
+    while receiving.try_wait().expect("waited").is_none() {
+        assert!(begun.elapsed() < PATIENCE, "it goes on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
