@@ -32,6 +32,9 @@ const BACKLOG_BYTES: usize = 256 << 10;
 const READ_AHEAD_BYTES: usize = 64 << 10;
 /// How long the last words to a client may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long an idle client keeps its server because it may ask for its own sequence values, as it does right
+/// after it has made some.
+const LINGER: Duration = Duration::from_millis(200);
 /// A node that was taken for the primary and is a standby: the topology will say so soon.
 const MISTAKEN_PAUSE: Duration = Duration::from_millis(50);
 
@@ -78,6 +81,7 @@ where
         seat,
         attached: began,
         asked: None,
+        linger: None,
         flush: false,
         stop: Box::pin(stop.cancelled_owned()),
     };
@@ -105,6 +109,8 @@ struct Driver<S> {
     attached: Instant,
     /// When what is outstanding at the server was sent.
     asked: Option<Instant>,
+    /// Runs while the client keeps its server for a moment only.
+    linger: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
     flush: bool,
     /// The proxy stops: the client is sent away as soon as it is idle.
@@ -125,6 +131,8 @@ enum Event {
     Stop,
     /// An administrator ended the connection.
     Killed,
+    /// The client has kept its server for long enough.
+    Lingered,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -144,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         tracing::debug!(?error, "server connection lost");
                         self.lose_server(How::Gone);
                     }
+                    Event::Lingered => self.session.end_linger(),
                     Event::Stop | Event::Killed => self.session.end_with(&ProxyError::ShuttingDown),
                     Event::ClientGone(error) => return error.map_or(Ok(()), Err),
                 },
@@ -164,6 +173,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     async fn next(&mut self) -> Event {
         if self.asked.is_none() && self.session.is_outstanding() {
             self.asked = Some(Instant::now());
+        }
+        match self.session.is_lingering() {
+            false => self.linger = None,
+            true if self.linger.is_none() => self.linger = Some(Box::pin(tokio::time::sleep(LINGER))),
+            true => {}
         }
         poll_fn(|cx| self.poll(cx)).await
     }
@@ -344,6 +358,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if self.rx.is_empty() && self.rx.capacity() > TRIM_ABOVE_BYTES {
                 self.rx = BytesMut::new();
             }
+        }
+        if self.linger.as_mut().is_some_and(|linger| linger.as_mut().poll(cx).is_ready()) {
+            self.linger = None;
+            return Poll::Ready(Event::Lingered);
         }
         if self.session.is_idle() && self.stop.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Event::Stop);

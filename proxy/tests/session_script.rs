@@ -402,6 +402,17 @@ fn own_sequence_values_are_asked_of_their_server_only() {
     assert!(pair.attached.is_some());
     pair.send(&query("select lastval()"));
     assert_eq!(ran(&pair, "DISCARD SEQUENCES"), 0);
+    // For a moment only. On another server there are none.
+    assert!(pair.session.is_lingering());
+    pair.session.end_linger();
+    pair.send(&query("select lastval()"));
+    assert_eq!(ran(&pair, "DISCARD SEQUENCES"), 1);
+    // Their loss ends no session.
+    assert!(pair.attached.is_some());
+    pair.read();
+    pair.lose(How::Gone);
+    pair.send(&query("select 1"));
+    assert_eq!(pair.read(), "T D SELECT_1 ZI");
 }
 
 #[test]

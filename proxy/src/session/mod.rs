@@ -416,6 +416,8 @@ impl Session {
         self.to_server.clear();
         self.ledger.clear();
         let passing = std::mem::take(&mut self.passing);
+        // Sequence values are gone with it: whoever asks for them is told that there are none.
+        self.pins = self.pins.minus(Effects::SEQUENCE_READ);
         match self.phase {
             Phase::Acquire | Phase::SkipToSync | Phase::Ended => return,
             _ if !self.pins.is_empty() => return self.end_with(&ProxyError::SessionLost),
@@ -512,6 +514,24 @@ impl Session {
     /// Whether the client may be left alone: no transaction and nothing under way.
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Gather && self.status == TxStatus::Idle && self.unit.end == 0
+    }
+
+    /// Whether the idle client keeps its server only because it may ask for its own sequence values: for a
+    /// moment, for others may need the server.
+    pub fn is_lingering(&self) -> bool {
+        self.server.is_some()
+            && self.is_idle()
+            && self.config.mode == Mode::Transaction
+            && self.pins == Effects::SEQUENCE_READ
+    }
+
+    /// That moment is over: the server is given back. What the session left there it finds again, unless
+    /// another one needs the server meanwhile.
+    pub fn end_linger(&mut self) {
+        if self.is_lingering() {
+            self.pins = Effects::NONE;
+            self.phase = Phase::Release;
+        }
     }
 
     /// Whether requests are outstanding at the server.
