@@ -250,6 +250,12 @@ pub struct Pool {
     pub mode: Mode,
     /// Server connections per user, database and node, shared among the session threads.
     pub size: usize,
+    /// Server connections to one node at most, shared among the session threads; 0: any number.
+    pub max_servers_per_node: usize,
+    /// The same of one database.
+    pub max_servers_per_database: usize,
+    /// The same of one role.
+    pub max_servers_per_user: usize,
     /// Clients at most.
     pub max_clients: usize,
     /// Clients of one role at most; 0: any number.
@@ -272,6 +278,9 @@ impl Default for Pool {
         Self {
             mode: Mode::Transaction,
             size: 40,
+            max_servers_per_node: 0,
+            max_servers_per_database: 0,
+            max_servers_per_user: 0,
             max_clients: 10_000,
             max_clients_per_user: 0,
             max_clients_per_database: 0,

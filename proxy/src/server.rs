@@ -30,7 +30,7 @@ use crate::cancel::Registry;
 use crate::cancel::fleet::Fleet;
 use crate::config::Config;
 use crate::error::ProxyError;
-use crate::pool::{Settings, Worker};
+use crate::pool::{Limits, Settings, Worker};
 use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::servers::Servers;
 use crate::tls::{Certificates, ClientStream};
@@ -364,9 +364,16 @@ fn act(action: Action, shard: &ShardName, worker: &Worker) -> usize {
 
 /// The part of the configuration for one thread.
 pub(crate) fn settings(config: &Config) -> Settings {
+    let share = |all: usize| (all / config.worker_count()).max(1);
+    let limit = |most: usize| if most == 0 { usize::MAX } else { share(most) };
     Settings {
         mode: config.pool.mode,
-        size: (config.pool.size / config.worker_count()).max(1),
+        size: share(config.pool.size),
+        limits: Limits {
+            per_node: limit(config.pool.max_servers_per_node),
+            per_database: limit(config.pool.max_servers_per_database),
+            per_user: limit(config.pool.max_servers_per_user),
+        },
         query_wait_timeout: config.pool.query_wait_timeout,
         server_idle_timeout: config.pool.server_idle_timeout,
         server_lifetime: config.pool.server_lifetime,

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Config, Pool};
 
 /// What changes with a reload; everything else needs a restart.
-const LIVE: [&str; 24] = [
+const LIVE: [&str; 27] = [
     "admin.",
     "auth.failure_burst",
     "auth.failure_forgiven_after",
@@ -21,6 +21,9 @@ const LIVE: [&str; 24] = [
     "pool.max_clients",
     "pool.max_clients_per_database",
     "pool.max_clients_per_user",
+    "pool.max_servers_per_database",
+    "pool.max_servers_per_node",
+    "pool.max_servers_per_user",
     "pool.query_wait_timeout",
     "pool.server_idle_timeout",
     "pool.server_lifetime",

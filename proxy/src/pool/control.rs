@@ -49,6 +49,10 @@ impl Worker {
         for pool in self.pools.borrow().values() {
             pool.resize(settings.size);
         }
+        self.quotas.resize(settings.limits);
+        for pool in self.pools.borrow().values() {
+            pool.offer_places();
+        }
         *self.settings.borrow_mut() = Rc::new(settings);
     }
 

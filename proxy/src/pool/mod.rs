@@ -25,9 +25,11 @@ use crate::upstream::Upstream;
 mod acquire;
 pub mod census;
 pub mod control;
+mod quota;
 mod server;
 
 pub use acquire::Wanted;
+pub use quota::{Limits, Quota};
 pub use server::{Grant, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
 
 /// When a server connection goes back to the pool.
@@ -48,6 +50,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Server connections per identity and node on this thread: `pool.size` divided by the threads, at least 1.
     pub size: usize,
+    /// `pool.max_servers_…`, divided alike.
+    pub limits: Limits,
     /// `pool.query_wait_timeout`
     pub query_wait_timeout: Duration,
     /// `pool.server_idle_timeout`
@@ -88,6 +92,7 @@ pub struct Worker {
     seed: u64,
     sessions: Cell<usize>,
     pools: RefCell<Pools>,
+    quotas: quota::Quotas,
     databases: RefCell<HashMap<Arc<str>, Rc<RefCell<Shared>>>>,
     /// Servers that sessions have, to be recalled when the topology changes.
     in_use: RefCell<Slab<census::InUse>>,
@@ -141,6 +146,7 @@ impl Worker {
             seed,
             sessions: Cell::new(0),
             pools: RefCell::default(),
+            quotas: quota::Quotas::default(),
             databases: RefCell::default(),
             in_use: RefCell::default(),
             present: RefCell::default(),
@@ -238,7 +244,8 @@ impl Worker {
         if let Some(pool) = self.pools.borrow().get(&key) {
             return pool.clone();
         }
-        let pool = NodePool::new(self.settings().size);
+        let settings = self.settings();
+        let pool = NodePool::new(settings.size, self.quotas.of(identity, node, settings.limits));
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }
@@ -284,6 +291,7 @@ impl Worker {
         }
         // A pool that is held by nobody else has nothing open: open places hold it.
         self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1);
+        self.quotas.sweep();
     }
 
     /// Gives up connections to nodes that are no longer what they were taken for. A host that lost

@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
+use super::quota::Quota;
 use crate::cancel::CancelTarget;
 use crate::error::ProxyError;
 use crate::session::{Cleanup, Mark, ServedBy, ServerState, Shared};
@@ -65,7 +66,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some(pool) = &self.pool {
             pool.open.set(pool.open.get() - 1);
-            pool.offer_place();
+            pool.quotas.iter().for_each(|quota| quota.give_back());
+            pool.offer_places();
         }
     }
 }
@@ -225,20 +227,25 @@ pub struct NodePool {
     // Boxed because they travel: to a session, to the next one in the queue, back.
     #[allow(clippy::vec_box)]
     idle: RefCell<Vec<Box<Server>>>,
-    /// First come, first served.
-    waiting: RefCell<VecDeque<oneshot::Sender<Grant>>>,
+    /// First come, first served; and since when they wait.
+    waiting: RefCell<VecDeque<(Instant, oneshot::Sender<Grant>)>>,
+    /// What it shares with other pools.
+    quotas: Vec<Rc<Quota>>,
 }
 
 impl NodePool {
-    /// An empty pool for at most `size` connections.
-    pub fn new(size: usize) -> Rc<Self> {
-        Rc::new(Self {
+    /// An empty pool for at most `size` connections, and for no more than the `quotas` allow.
+    pub fn new(size: usize, quotas: Vec<Rc<Quota>>) -> Rc<Self> {
+        let pool = Rc::new(Self {
             size: Cell::new(size),
             renewed: Cell::new(None),
             open: Cell::new(0),
             idle: RefCell::default(),
             waiting: RefCell::default(),
-        })
+            quotas,
+        });
+        pool.quotas.iter().for_each(|quota| quota.enter(&pool));
+        pool
     }
 
     /// A server or a place for this session, if there is one and nobody waits for it. Best is the
@@ -248,16 +255,79 @@ impl NodePool {
             return None;
         }
         loop {
-            let room = self.open.get() < self.size.get();
+            let room = self.has_room();
             // Not `while let`: the borrow must end before an unfit server is dropped.
             let server = take_idle(&mut self.idle.borrow_mut(), mark, room);
             match server {
                 Some(server) if !server.is_fit(lifetime, now) || self.is_outdated(&server) => drop(server),
                 Some(server) if server.is_clean() || server.is_of(mark) => return Some(Grant::Server(server)),
                 Some(server) => return Some(Grant::Unclean(server)),
-                None => return self.try_place().map(Grant::Place),
+                None => return self.make_room().then(|| self.try_place()).flatten().map(Grant::Place),
             }
         }
+    }
+
+    /// Whether another connection may be opened.
+    fn has_room(&self) -> bool {
+        self.open.get() < self.size.get() && self.quotas.iter().all(|quota| quota.has_room())
+    }
+
+    /// Has idle connections of other pools closed until another one may be opened here. False if that
+    /// does not help, or if somebody waits for the same already.
+    fn make_room(&self) -> bool {
+        while !self.has_room() {
+            if self.open.get() >= self.size.get() {
+                return false;
+            }
+            let Some(full) = self.quotas.iter().find(|quota| !quota.has_room()) else { return false };
+            let pools = full.pools();
+            let under_it = std::slice::from_ref(full);
+            if pools.iter().any(|pool| pool.waits_since().is_some() && pool.is_held_up_only_by(under_it)) {
+                return false;
+            }
+            let idlest =
+                pools.iter().filter_map(|pool| Some((pool.idle_longest()?, pool))).min_by_key(|(since, _)| *since);
+            let Some((_, pool)) = idlest else { return false };
+            let closed = pool.idle.borrow_mut().remove(0);
+            drop(closed);
+        }
+        true
+    }
+
+    /// Whether nothing but some of these limits keeps it from opening another connection.
+    fn is_held_up_only_by(&self, quotas: &[Rc<Quota>]) -> bool {
+        let among = |quota: &Rc<Quota>| quotas.iter().any(|one| Rc::ptr_eq(one, quota));
+        self.open.get() < self.size.get() && self.quotas.iter().all(|quota| quota.has_room() || among(quota))
+    }
+
+    /// Since when the connection that comes first in the list is idle: the one unused longest.
+    fn idle_longest(&self) -> Option<Instant> {
+        self.idle.borrow().first().map(|server| server.idle_since)
+    }
+
+    /// Since when the first in the queue waits.
+    fn waits_since(&self) -> Option<Instant> {
+        let mut waiting = self.waiting.borrow_mut();
+        while waiting.front().is_some_and(|(_, waiter)| waiter.is_closed()) {
+            waiting.pop_front();
+        }
+        waiting.front().map(|(since, _)| *since)
+    }
+
+    /// Whether somebody has waited longer in another pool, and could be served if one connection less
+    /// were open here.
+    fn is_needed_elsewhere(&self) -> bool {
+        let full = || self.quotas.iter().filter(|quota| !quota.has_room());
+        if full().next().is_none() {
+            return false;
+        }
+        let own = self.waits_since();
+        let would_do = |other: &Rc<Self>| {
+            !std::ptr::eq(Rc::as_ptr(other), self)
+                && other.waits_since().is_some_and(|since| own.is_none_or(|own| since < own))
+                && other.is_held_up_only_by(&self.quotas)
+        };
+        full().any(|quota| quota.pools().iter().any(would_do))
     }
 
     /// Takes out what sessions that are gone left something on.
@@ -275,14 +345,15 @@ impl NodePool {
     /// Waits for a server or a place, in turn.
     pub fn wait(self: &Rc<Self>) -> Waiting {
         let (sender, receiver) = oneshot::channel();
-        self.waiting.borrow_mut().push_back(sender);
+        self.waiting.borrow_mut().push_back((Instant::now(), sender));
         Waiting { pool: self.clone(), receiver }
     }
 
     /// A place, if one is free.
     pub fn try_place(self: &Rc<Self>) -> Option<Place> {
-        (self.open.get() < self.size.get()).then(|| {
+        self.has_room().then(|| {
             self.open.set(self.open.get() + 1);
+            self.quotas.iter().for_each(|quota| quota.take());
             Place { pool: Some(self.clone()) }
         })
     }
@@ -304,7 +375,9 @@ impl NodePool {
     }
 
     fn is_outdated(&self, server: &Server) -> bool {
-        self.renewed.get().is_some_and(|renewed| server.opened <= renewed) || self.open.get() > self.size.get()
+        self.renewed.get().is_some_and(|renewed| server.opened <= renewed)
+            || self.open.get() > self.size.get()
+            || self.quotas.iter().any(|quota| quota.is_exceeded())
     }
 
     /// Looks at every idle connection.
@@ -314,13 +387,14 @@ impl NodePool {
 
     /// Takes a server back that needs no cleaning.
     pub(super) fn put(&self, mut server: Box<Server>, now: Instant) {
-        if self.is_outdated(&server) {
+        // Closing it gives its place to whoever has waited longest.
+        if self.is_outdated(&server) || self.is_needed_elsewhere() {
             return;
         }
         server.idle_since = now;
         loop {
             let next = self.waiting.borrow_mut().pop_front();
-            let Some(waiter) = next else { break };
+            let Some((_, waiter)) = next else { break };
             match waiter.send(Grant::Server(server)) {
                 Err(Grant::Server(returned)) => server = returned,
                 Ok(()) | Err(Grant::Unclean(_) | Grant::Place(_)) => return,
@@ -329,19 +403,25 @@ impl NodePool {
         self.idle.borrow_mut().push(server);
     }
 
-    fn offer_place(self: &Rc<Self>) {
+    /// Places that have become free go to those who have waited longest, here and under the same limits.
+    pub(super) fn offer_places(self: &Rc<Self>) {
         loop {
-            if self.waiting.borrow().is_empty() {
-                return;
-            }
-            let Some(place) = self.try_place() else { return };
-            let next = self.waiting.borrow_mut().pop_front();
-            match next.map(|waiter| waiter.send(Grant::Place(place))) {
+            let mut pools: Vec<Rc<Self>> = self.quotas.iter().flat_map(|quota| quota.pools()).collect();
+            pools.push(self.clone());
+            let oldest = |pool: &Rc<Self>| pool.has_room().then(|| pool.waits_since()).flatten();
+            let waits =
+                pools.into_iter().filter_map(|pool| Some((oldest(&pool)?, pool))).min_by_key(|(since, _)| *since);
+            let Some((_, pool)) = waits else { return };
+            let Some(place) = pool.try_place() else { return };
+            let next = pool.waiting.borrow_mut().pop_front();
+            match next.map(|(_, waiter)| waiter.send(Grant::Place(place))) {
                 // Without its Drop, which would come back here.
                 Some(Err(Grant::Place(mut place))) => {
                     place.pool = None;
-                    self.open.set(self.open.get() - 1);
+                    pool.open.set(pool.open.get() - 1);
+                    pool.quotas.iter().for_each(|quota| quota.give_back());
                 }
+                Some(Ok(())) => {}
                 _ => return,
             }
         }

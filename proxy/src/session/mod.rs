@@ -72,6 +72,13 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Mark(());
 
+impl Mark {
+    /// Another one.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self(()))
+    }
+}
+
 /// What is known about one server connection; it travels with it through the pool.
 #[derive(Debug)]
 pub struct ServerState {
@@ -300,7 +307,7 @@ impl Session {
         let profile = shared.profiles.intern(entries);
         let mut session = Self {
             config,
-            mark: Rc::new(Mark(())),
+            mark: Mark::new(),
             phase: Phase::Gather,
             status: TxStatus::Idle,
             unit: Unit::default(),
@@ -471,7 +478,7 @@ impl Session {
     /// The client is gone: what it left on servers is nobody's any more. Says how strictly the one
     /// that the session has must be cleaned.
     pub fn disown(&mut self) -> Cleanup {
-        self.mark = Rc::new(Mark(()));
+        self.mark = Mark::new();
         // A server process keeps its temporary schema, even if emptied, and what it has loaded.
         let lasting = self.pins.intersects(Effects::TEMP_OBJECT.union(Effects::LOAD));
         if lasting { Cleanup::Close } else { Cleanup::DiscardAll }

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use manatee_proxy::auth::{Access, Client, Identity, Opened, Secret};
 use manatee_proxy::cancel::Registry;
 use manatee_proxy::driver;
-use manatee_proxy::pool::{Catalogs, Mode, Settings, Worker};
+use manatee_proxy::pool::{Catalogs, Limits, Mode, Settings, Worker};
 use manatee_proxy::route::Catalog;
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::topology::{self, Node, Primary, Publisher, Reign, Sample, Snapshot, Standby, Topology};
@@ -305,6 +305,7 @@ async fn serve(listener: StdListener, setup: Setup, topology: Topology, catalogs
     let settings = Settings {
         mode: setup.mode,
         size: setup.size,
+        limits: Limits::NONE,
         query_wait_timeout: setup.query_wait_timeout,
         server_idle_timeout: Duration::from_secs(60),
         server_lifetime: Duration::from_secs(600),
