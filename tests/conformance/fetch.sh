@@ -1,7 +1,7 @@
 #!/bin/sh
 # Brings PostgreSQL's own regression suite, of the installed version, into a folder: from Debian's
 # source package, through apt with lists and a cache of its own, so that the system's sources stay
-# as they are. Also builds the suite's C functions against the headers of that version.
+# as they are. Also builds the suite's C functions and the tests of pipelines against the headers of that version.
 #
 #   fetch.sh FOLDER        leaves FOLDER/suite and the driver's path in FOLDER/pg_regress
 set -eu
@@ -16,7 +16,7 @@ package=$(dpkg-query -W -f '${Version}' "postgresql-$version")
 driver=/usr/lib/postgresql/$version/lib/pgxs/src/test/regress/pg_regress
 [ -x "$driver" ] || { echo "$driver is missing: apt-get install postgresql-client-$version" >&2; exit 1; }
 echo "$driver" > "$folder/pg_regress"
-if [ "$(cat "$folder/suite/.version" 2>/dev/null)" = "$package" ]; then
+if [ "$(cat "$folder/suite/.version" 2>/dev/null)" = "$package" ] && [ -x "$folder/suite/libpq_pipeline" ]; then
     exit 0
 fi
 
@@ -45,12 +45,16 @@ private() {
 cd "$apt"
 private apt-get update
 private apt-get source --download-only "postgresql-$version=$package"
-private apt-get download "postgresql-server-dev-$version=$package"
+private apt-get download "postgresql-server-dev-$version=$package" libpq-dev
 
-tar -xf postgresql-*.orig.tar.* --strip-components=1 --wildcards '*/src/test/regress'
+tar -xf postgresql-*.orig.tar.* --strip-components=1 --wildcards '*/src/test/regress' '*/src/test/modules/libpq_pipeline'
 dpkg -x "postgresql-server-dev-$version"_*.deb unpacked
+dpkg -x libpq-dev_*.deb unpacked
 cc -O1 -fPIC -shared -I "unpacked/usr/include/postgresql/$version/server" \
     -o src/test/regress/regress.so src/test/regress/regress.c
+cc -O1 -I "unpacked/usr/include/postgresql/$version/server" -I unpacked/usr/include/postgresql \
+    -o src/test/regress/libpq_pipeline src/test/modules/libpq_pipeline/libpq_pipeline.c \
+    -L "unpacked/usr/lib/postgresql/$version/lib" -l:libpq.so.5 -lpgcommon -lpgport -lm
 # Two more libraries are looked for beside it.
 cp "/usr/lib/postgresql/$version/lib/autoinc.so" "/usr/lib/postgresql/$version/lib/refint.so" src/test/regress/
 echo "$package" > src/test/regress/.version

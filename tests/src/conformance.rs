@@ -1,5 +1,5 @@
-//! `manatee-lab conformance`: PostgreSQL's own regression suite, straight to a primary and through
-//! the proxy, and where the results of the two runs differ.
+//! `manatee-lab conformance`: PostgreSQL's own regression suite, and its tests of pipelines, straight to a
+//! primary and through the proxy, and where the results of the two runs differ.
 //!
 //! Each run has a shard of its own, fresh, with the same settings: what one leaves behind (roles,
 //! tablespaces) must not be seen by the other. The suite is run as a superuser, as it has to be; the
@@ -21,6 +21,14 @@ use crate::lab::{self, Lab};
 
 /// The suite runs as the superuser that owns the system catalogs: a few tests rely on that.
 const USER: &str = "postgres";
+/// By which the tests of pipelines are asked for.
+const PIPELINES: &str = "libpq_pipeline";
+/// Rows that they insert.
+const PIPELINE_ROWS: &str = "700";
+/// Those whose messages come in an order that depends on the kernel's buffers.
+const PIPELINES_UNORDERED: [&str; 2] = ["pipelined_insert", "uniqviol"];
+/// A test of pipelines; each takes a second.
+const PIPELINE_LIMIT: Duration = Duration::from_secs(60);
 /// A whole run; direct ones take a minute or two.
 const RUN_LIMIT: Duration = Duration::from_secs(30 * 60);
 
@@ -34,7 +42,7 @@ pub struct Options {
     /// Compare with the direct run of the last time
     #[arg(long)]
     pub reuse_direct: bool,
-    /// Only these tests, behind test_setup; default: the whole schedule
+    /// Only these tests, behind test_setup (`libpq_pipeline`: those of pipelines); default: all
     pub tests: Vec<String>,
     /// The shards.
     #[command(flatten)]
@@ -126,7 +134,10 @@ async fn in_lab(options: &Options, way: Way, lab: &mut Lab) -> Result<f64> {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))?;
     }
     let begun = Instant::now();
-    let status = pg_regress(options, &work, &host, port, &lab.password, way).await;
+    let mut status = pg_regress(options, &work, &host, port, &lab.password, way).await;
+    if status.is_ok() && (options.tests.is_empty() || options.tests.iter().any(|test| test == PIPELINES)) {
+        status = pipelines(&work, &host, port, &lab.password).await;
+    }
     let took = begun.elapsed().as_secs_f64();
     let kept = options.folder.join(way.name());
     if kept.exists() {
@@ -158,7 +169,7 @@ async fn pg_regress(options: &Options, work: &Path, host: &str, port: u16, passw
     if options.tests.is_empty() {
         command.args(["--schedule", "parallel_schedule"]);
     } else {
-        command.arg("test_setup").args(&options.tests);
+        command.arg("test_setup").args(options.tests.iter().filter(|test| *test != PIPELINES));
     }
     // Dropped with the lab when the limit is reached: the run is void then.
     let status = tokio::time::timeout(RUN_LIMIT, command.status()).await.context("the suite hangs")??;
@@ -168,6 +179,39 @@ async fn pg_regress(options: &Options, work: &Path, host: &str, port: u16, passw
         "pg_regress: {status}; see {}",
         options.folder.join(format!("{}.log", way.name())).display()
     );
+    Ok(())
+}
+
+/// Runs PostgreSQL's tests of pipelines. The result of each is what it says, and every message both ways.
+async fn pipelines(work: &Path, host: &str, port: u16, password: &str) -> Result<()> {
+    let program = || {
+        let mut command = Command::new(work.join("libpq_pipeline"));
+        command.env("PGPASSWORD", password).env("PGSSLMODE", "disable").current_dir(work);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    };
+    let names = program().arg("tests").output().await.context("libpq_pipeline: run tests/conformance/fetch.sh")?;
+    let server = format!("host={host} port={port} user={USER} dbname=postgres");
+    for name in String::from_utf8_lossy(&names.stdout).split_whitespace() {
+        let trace = work.join("results").join(format!("libpq_pipeline_{name}.trace"));
+        let mut test = program();
+        test.args(["-r", PIPELINE_ROWS]);
+        if !PIPELINES_UNORDERED.contains(&name) {
+            test.arg("-t").arg(&trace);
+        }
+        test.args([name, &server]);
+        // Dropped when it hangs, which is a result, too.
+        let result = match tokio::time::timeout(PIPELINE_LIMIT, test.output()).await {
+            Ok(output) => {
+                let output = output?;
+                let words = String::from_utf8_lossy(&output.stderr).into_owned();
+                format!("{}\n{}", output.status, if output.status.success() { "" } else { &words })
+            }
+            Err(_) => "it hangs\n".to_owned(),
+        };
+        let said = fs::read(&trace).unwrap_or_default();
+        fs::write(trace.with_extension("out"), [result.as_bytes(), &said].concat())?;
+    }
     Ok(())
 }
 
