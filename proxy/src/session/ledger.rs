@@ -1,7 +1,10 @@
-//! What has been asked of a server and is not answered yet, in order.
+//! What has been asked of a server and is not answered yet, in order. A pipeline may have a hundred thousand
+//! requests under way: nothing here looks through all of them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+
+use foldhash::fast::RandomState;
 
 use super::statements::Statement;
 use crate::wire::frontend::Kind;
@@ -78,19 +81,51 @@ pub(super) enum Expect {
     Refused(Box<[u8]>),
 }
 
+/// A kind of name, the name, and what it leads to.
+type Change<'a> = (Kind, &'a [u8], Option<&'a Rc<Statement>>);
+
+impl Expect {
+    /// The name whose meaning it changes, and what that is going to lead to.
+    fn change(&self) -> Option<Change<'_>> {
+        match self {
+            Self::Parse { name, statement } | Self::KnownParse { name, statement } => {
+                Some((Kind::Statement, name, Some(statement)))
+            }
+            Self::KnownClose { name } => Some((Kind::Statement, name, None)),
+            Self::Close { kind, name } => Some((*kind, name, None)),
+            Self::Bind { portal, statement } => Some((Kind::Portal, portal, statement.as_ref())),
+            _ => None,
+        }
+    }
+}
+
+/// What a name leads to once all is answered, and how many requests change that on the way.
+#[derive(Debug)]
+struct Pending {
+    changes: usize,
+    last: Option<Rc<Statement>>,
+}
+
+/// By name.
+type Names = HashMap<Box<[u8]>, Pending, RandomState>;
+
 /// The outstanding requests of one unit.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(VecDeque<Expect>);
+pub(super) struct Ledger {
+    expected: VecDeque<Expect>,
+    statements: Names,
+    portals: Names,
+}
 
 impl Ledger {
     /// Nothing is outstanding.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.expected.is_empty()
     }
 
     /// The oldest.
     pub(super) fn head(&self) -> Option<&Expect> {
-        self.0.front()
+        self.expected.front()
     }
 
     /// The oldest is a Query of the proxy itself.
@@ -100,12 +135,28 @@ impl Ledger {
 
     /// Appends a request.
     pub(super) fn push(&mut self, expect: Expect) {
-        self.0.push_back(expect);
+        if let Some((kind, name, statement)) = expect.change() {
+            let names = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
+            let last = statement.cloned();
+            match names.get_mut(name) {
+                Some(pending) => *pending = Pending { changes: pending.changes + 1, last },
+                None => drop(names.insert(name.into(), Pending { changes: 1, last })),
+            }
+        }
+        self.expected.push_back(expect);
     }
 
     /// The oldest was answered.
     pub(super) fn pop(&mut self) -> Option<Expect> {
-        self.0.pop_front()
+        let expect = self.expected.pop_front()?;
+        if let Some((kind, name, _)) = expect.change() {
+            let names = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
+            match names.get_mut(name) {
+                Some(pending) if pending.changes > 1 => pending.changes -= 1,
+                _ => drop(names.remove(name)),
+            }
+        }
+        Some(expect)
     }
 
     /// Takes the oldest if it is answered without the server.
@@ -128,36 +179,51 @@ impl Ledger {
     /// A server that enters copy-in mode ignores a Sync sent behind the Execute (manual, section
     /// 55.2.6): it will not be answered.
     pub(super) fn drop_trailing_sync(&mut self) {
-        if matches!(self.0.back(), Some(Expect::Sync)) {
-            self.0.pop_back();
+        if matches!(self.expected.back(), Some(Expect::Sync)) {
+            self.expected.pop_back();
         }
     }
 
-    /// What the client's statement `name` is going to be: `Some(None)` if it is going to be closed.
+    /// What the client's statement `wanted` is going to be: `Some(None)` if it is going to be closed.
     pub(super) fn pending_statement(&self, wanted: &[u8]) -> Option<Option<&Rc<Statement>>> {
-        self.0.iter().rev().find_map(|expect| match expect {
-            Expect::Parse { name, statement } | Expect::KnownParse { name, statement } if **name == *wanted => {
-                Some(Some(statement))
-            }
-            Expect::KnownClose { name } | Expect::Close { kind: Kind::Statement, name } if **name == *wanted => {
-                Some(None)
-            }
-            _ => None,
-        })
+        self.statements.get(wanted).map(|pending| pending.last.as_ref())
     }
 
     /// What the portal `wanted` is going to run: `Some(None)` if it is going to be closed, or if its
     /// statement is not known.
     pub(super) fn pending_portal(&self, wanted: &[u8]) -> Option<Option<&Rc<Statement>>> {
-        self.0.iter().rev().find_map(|expect| match expect {
-            Expect::Bind { portal, statement } if **portal == *wanted => Some(statement.as_ref()),
-            Expect::Close { kind: Kind::Portal, name } if **name == *wanted => Some(None),
-            _ => None,
-        })
+        self.portals.get(wanted).map(|pending| pending.last.as_ref())
     }
 
     /// Forgets everything: the server is gone.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.expected.clear();
+        self.statements.clear();
+        self.portals.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_where_the_last_request_takes_them() {
+        let mut ledger = Ledger::default();
+        let close = |kind| Expect::Close { kind, name: Box::from(&b"a"[..]) };
+        let bind = || Expect::Bind { portal: Box::from(&b"a"[..]), statement: None };
+        assert!(ledger.pending_portal(b"a").is_none());
+        for expect in [bind(), close(Kind::Statement), bind(), Expect::Sync] {
+            ledger.push(expect);
+        }
+        assert!(ledger.pending_portal(b"a").is_some() && ledger.pending_statement(b"a").is_some());
+        ledger.pop();
+        assert!(ledger.pending_portal(b"a").is_some(), "there is another one");
+        ledger.pop();
+        assert!(ledger.pending_statement(b"a").is_none());
+        assert!(ledger.pop_skipped().is_some() && ledger.pending_portal(b"a").is_none());
+        ledger.push(bind());
+        ledger.clear();
+        assert!(ledger.is_empty() && ledger.pending_portal(b"a").is_none());
     }
 }
