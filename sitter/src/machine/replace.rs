@@ -24,6 +24,9 @@ use super::suspicion::{self, NODE_GRACE_MS};
 /// and so is one that kept commits waiting for this long in all, if somebody is quicker.
 const SYNC_STALLED_MS: u64 = 5_000;
 
+/// Somebody is quicker than a slow sync if it was late for at most one of so many parts of its time.
+const QUICKER: u64 = 4;
+
 /// What becomes of the sync.
 pub(super) enum Plan {
     /// It stays; the text says how it is.
@@ -79,7 +82,8 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
         return Plan::Keep(format!("writes may wait: {lost}; the shard is frozen"));
     }
     let fit = |peer: &PeerId| is_fit(situation, primary, *peer);
-    let quick = |peer: &PeerId| !is_slow(situation, *peer, situation.view.settings.suspicion_timeout_ms);
+    let slow_ms = |peer: PeerId| situation.view.observed.slow_ms.get(&peer).copied().unwrap_or(0);
+    let quick = |peer: &PeerId| slow_ms(*peer) * QUICKER <= slow_ms(sync);
     let asyncs = || state.async_peers.iter().map(|peer| peer.id);
     let begun = begun.filter(|new| asyncs().any(|peer| peer == *new));
     let candidates = || begun.into_iter().chain(asked).chain(asyncs()).filter(fit);

@@ -62,8 +62,10 @@ impl Following {
             self.away = self.away.map(|since| since + passed);
             self.owed.iter_mut().for_each(|(_, at)| *at += passed);
         }
+        let passed = passed.min(UNWATCHED_MS);
         let Some(flush) = flush else {
             self.away.get_or_insert(now);
+            self.slow_ms = self.slow_ms.saturating_sub(passed / 4);
             return;
         };
         self.away = None;
@@ -75,7 +77,6 @@ impl Following {
             self.owed.push_back((end, now));
         }
         let slow = self.stalled_ms(now) > patience_ms;
-        let passed = passed.min(UNWATCHED_MS);
         self.slow_ms = if slow { self.slow_ms + passed } else { self.slow_ms.saturating_sub(passed / 4) };
         self.slow_ms = self.slow_ms.min(MOST_SLOW_MS);
     }

@@ -113,7 +113,7 @@ fn a_slow_one_is_replaced_if_somebody_is_quicker() {
     acts(&view, Action::Configure(both()));
     // Nothing is gained by another slow one.
     let mut slow = view.clone();
-    slow.observed.slow_ms.insert(id(3), 1_000);
+    slow.observed.slow_ms.insert(id(3), 1_300);
     waits(&slow, "no async is fit");
     gone(&mut slow, 2, 3);
     acts(&slow, Action::Configure(both()));
