@@ -177,15 +177,12 @@ fn gate(situation: Situation<'_>, primary: &PrimaryStatus, synchronous: Synchron
         let down = replace::downstream(primary, peer);
         down.is_some_and(|down| down.streaming && first.is_some_and(|first| down.flush >= first))
     };
-    let open = match (synchronous, situation.sync()) {
-        (Synchronous::Impossible, _) => false,
-        // Also on the way out of one-node-write mode: nobody else can be primary.
-        (Synchronous::Nobody, _) | (Synchronous::Peer(_), None) => {
-            state.one_node_write_mode && view.settings.one_node_write_mode
-        }
-        (Synchronous::Peer(peer), Some(_)) => has_everything(peer),
+    let open = match synchronous {
+        Synchronous::Impossible => false,
+        Synchronous::Nobody => state.one_node_write_mode && view.settings.one_node_write_mode,
+        Synchronous::Peer(peer) => has_everything(peer),
         // The new one counts only if it may be the state's by now.
-        (Synchronous::Both { new, old }, _) => has_everything(old) && (!view.uncertain_write || has_everything(new)),
+        Synchronous::Both { new, old } => has_everything(old) && (!view.uncertain_write || has_everything(new)),
     };
     if open { Gate::Open } else { Gate::Closed }
 }

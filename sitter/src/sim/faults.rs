@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole, Role};
+use manatee_shared::lsn::Timeline;
 
 use super::host::Straggler;
 use super::network::Flapping;
@@ -178,6 +179,7 @@ impl World {
         }
         self.restore_state();
         self.operate(Operation::Unfreeze);
+        self.operate(Operation::LeaveOneNodeWriteMode);
         for host in &mut self.hosts {
             host.clock_jump_ms = 0;
             if let Some(at) = &mut host.returns {
@@ -318,6 +320,14 @@ impl World {
         self.take_disk(host, for_ms);
     }
 
+    /// The setting in the sitter's own configuration, which must agree.
+    fn set_one_node(&mut self, host: usize, on: bool) {
+        self.hosts[host].one_node = on;
+        if let Some(sitter) = self.hosts[host].sitter.as_mut() {
+            sitter.view.settings.one_node_write_mode = on;
+        }
+    }
+
     /// An operator's hand: a change of the state by compare-and-set.
     fn operate(&mut self, operation: Operation) {
         let now = self.now;
@@ -327,8 +337,24 @@ impl World {
             return;
         }
         let mut state = ClusterState::clone(state);
+        let frozen = Freeze::Flag(true);
         match operation {
-            Operation::Freeze => state.freeze = Some(Freeze::Flag(true)),
+            Operation::EnterOneNodeWriteMode => {
+                if state.one_node_write_mode {
+                    return;
+                }
+                state.generation += 1;
+                state.init_wal_timeline = state.init_wal_timeline.or(Some(Timeline(1)));
+                (state.sync_peer, state.promote) = (None, None);
+                state.async_peers.clear();
+                (state.one_node_write_mode, state.freeze) = (true, Some(frozen));
+                let primary = number(state.primary.id);
+                self.set_one_node(primary, true);
+            }
+            Operation::LeaveOneNodeWriteMode if state.one_node_write_mode => state.set_leaves_one_node_write_mode(true),
+            Operation::LeaveOneNodeWriteMode => return,
+            Operation::Unfreeze if state.one_node_write_mode => return,
+            Operation::Freeze => state.freeze = Some(frozen),
             Operation::Unfreeze => state.freeze = None,
             Operation::ClearPromote => state.promote = None,
             Operation::Reap(target) => {

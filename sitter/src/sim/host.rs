@@ -168,6 +168,8 @@ pub(super) struct Host {
     pub(super) postgres: Postgres,
     /// The sitter (and the machine) come back at this time.
     pub(super) returns: Option<u64>,
+    /// Its configuration allows one-node-write mode.
+    pub(super) one_node: bool,
     /// How wrong its wall clock is.
     pub(super) clock_jump_ms: i64,
 }

@@ -58,6 +58,10 @@ pub enum Operation {
     ClearPromote,
     /// `reap` of a deposed peer.
     Reap(Target),
+    /// `set-onwm -m on`, for the primary.
+    EnterOneNodeWriteMode,
+    /// `set-onwm -m off`.
+    LeaveOneNodeWriteMode,
 }
 
 /// Something that breaks, or that somebody does. Durations in milliseconds.
@@ -348,8 +352,15 @@ impl Maker {
             } else {
                 let fault = self.fault();
                 plan.faults.push(Timed { at_ms: now, fault });
-                if fault == (Fault::Operate { operation: Operation::Freeze }) {
-                    let fault = Fault::Operate { operation: Operation::Unfreeze };
+                let undone_by = match fault {
+                    Fault::Operate { operation: Operation::Freeze } => Some(Operation::Unfreeze),
+                    Fault::Operate { operation: Operation::EnterOneNodeWriteMode } => {
+                        Some(Operation::LeaveOneNodeWriteMode)
+                    }
+                    _ => None,
+                };
+                if let Some(operation) = undone_by {
+                    let fault = Fault::Operate { operation };
                     plan.faults.push(Timed { at_ms: now + self.rng.u64(300..4_000), fault });
                 }
             }
@@ -481,6 +492,7 @@ impl Maker {
                 Fault::CrashAt { action, step, crash: self.crash(), for_ms }
             }
             44 => Fault::Operate { operation: Operation::Freeze },
+            45 if self.rng.bool() => Fault::Operate { operation: Operation::EnterOneNodeWriteMode },
             45 => Fault::Operate { operation: Operation::Unfreeze },
             46 => Fault::Operate {
                 operation: if self.rng.bool() { Operation::ClearPromote } else { Operation::Reap(other) },

@@ -116,6 +116,7 @@ impl World {
             sitter: None,
             postgres: Postgres::new(),
             returns: Some(0),
+            one_node: false,
             clock_jump_ms: 0,
         };
         Self {
@@ -331,7 +332,9 @@ impl World {
                 let session = self.zk.session();
                 let host = &mut self.hosts[index];
                 (host.returns, host.up) = (None, true);
-                host.sitter = Some(Sitter::new(session, &host.peer, &host.postgres, now));
+                let mut sitter = Sitter::new(session, &host.peer, &host.postgres, now);
+                sitter.view.settings.one_node_write_mode = host.one_node;
+                host.sitter = Some(sitter);
                 self.log(|| format!("p{index} sitter started"));
             }
         }

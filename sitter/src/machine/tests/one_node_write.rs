@@ -118,6 +118,21 @@ fn it_is_undone_while_nothing_was_written() {
     acts(&taken_back, Action::Configure(nobody()));
 }
 
+/// Rule 7: the way out may be written already, and then the coming sync may take over.
+#[test]
+fn a_restart_while_that_may_be_written_shows_only_what_the_coming_sync_has() {
+    let required = |gate| config(Recovery::Primary, Synchronous::Peer(id(3)), gate, &[2, 3]);
+    let mut view = leaving(1);
+    (view.uncertain_write, view.zk.session) = (true, Session::Disconnected);
+    view.local.config = None;
+    view.observed.given = Some(required(Gate::Closed));
+    view.observed.first_flush = Some(Lsn(490));
+    primary(&mut view).downstreams = vec![downstream(3, 480, 1)];
+    acts(&view, Action::Configure(required(Gate::Closed)));
+    primary(&mut view).downstreams = vec![downstream(3, 490, 1)];
+    acts(&view, Action::Configure(required(Gate::Open)));
+}
+
 #[test]
 fn nobody_with_other_data_ends_it() {
     let mut view = leaving(1);
