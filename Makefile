@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz test-openzfs clean
+.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz test-openzfs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -55,6 +55,14 @@ fuzz: install ## mutated conversations through everything that reads what strang
 
 test-openzfs: install ## storage and the rejoin ladder on genuine OpenZFS, in an emulated Debian (root; not part of test)
 	tests/openzfs/run.sh
+
+# What is measured, and whom and how long: `make bench BENCH="proxies load --clients 16 --targets pgbouncer,manatee"`,
+# `make bench BENCH=growth`; options by `target/release/manatee-bench --help`.
+BENCH ?= proxies
+bench: build ## proxies side by side, a table and bench.json; installs what it measures against
+	@config/dev/install-bench.sh
+	$(CARGO) build --release --locked -p manatee-proxy -p manatee-bench
+	target/release/manatee-bench $(BENCH)
 
 clean:
 	$(CARGO) clean

@@ -1,30 +1,91 @@
-//! CPU time of another process, from the kernel's accounting.
+//! What other processes use, from the kernel's accounting: CPU time and memory of a process with
+//! all its descendants (Pgpool-II is a hundred processes).
+
+use std::collections::HashMap;
+use std::fs;
 
 use anyhow::{Context, Result};
 
-/// CPU seconds (user and system, all threads) that process `pid` has used so far: fields 14 and 15
-/// of `/proc/PID/stat` (proc(5)), in clock ticks. Resolution: one tick, usually 10 ms.
-pub fn seconds_used(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = std::fs::read_to_string(&path).with_context(|| format!("reading {path}: is the process there?"))?;
-    // The command name, field 2, is in parentheses and may hold anything; count from its end.
-    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest).with_context(|| format!("{path} is malformed"))?;
-    let ticks: Vec<u64> =
-        after_name.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>().context(path)?;
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
-    Ok(ticks.iter().sum::<u64>() as f64 / per_second as f64)
+/// Nanoseconds on a CPU that process `pid` and its descendants have used. `/proc/PID/schedstat` of
+/// each thread (Documentation/scheduler/sched-stats.rst): exact, where `/proc/PID/stat` counts
+/// ticks of 10 ms. Threads that have ended are not counted.
+pub fn nanoseconds(pid: u32) -> Result<u64> {
+    family(pid)?.into_iter().map(process_nanoseconds).sum::<Option<u64>>().with_context(|| gone(pid))
+}
+
+fn process_nanoseconds(pid: u32) -> Option<u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let of_thread = |thread: fs::DirEntry| {
+        // A thread may end between the two.
+        let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(0)
+    };
+    Some(threads.filter_map(Result::ok).map(of_thread).sum())
+}
+
+/// Memory of process `pid` and its descendants, in bytes: proportional set size.
+pub fn memory_bytes(pid: u32) -> Result<u64> {
+    let of_process = |pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    let kilobytes = family(pid)?.into_iter().map(of_process).sum::<Option<u64>>().with_context(|| gone(pid))?;
+    Ok(kilobytes * 1024)
+}
+
+fn gone(pid: u32) -> String {
+    format!("process {pid} is gone")
+}
+
+/// `pid` and everything descended from it.
+pub fn family(pid: u32) -> Result<Vec<u32>> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if let Some(parent) = parent_of(child) {
+            children.entry(parent).or_default().push(child);
+        }
+    }
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(&member) = family.get(next) {
+        family.extend(children.remove(&member).unwrap_or_default());
+        next += 1;
+    }
+    Ok(family)
+}
+
+/// The fourth field of `/proc/PID/stat`; the second, the name, is in parentheses and may hold
+/// anything.
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn our_own_cpu_time_grows() {
+    fn our_own_cpu_time_grows_and_we_have_memory() {
         let pid = std::process::id();
-        let before = super::seconds_used(pid).unwrap();
+        let before = nanoseconds(pid).unwrap();
         let mut sum = 0_u64;
-        while super::seconds_used(pid).unwrap() < before + 0.02 {
+        while nanoseconds(pid).unwrap() < before + 20_000_000 {
             sum = sum.wrapping_add(std::hint::black_box(1));
         }
         assert!(sum > 0);
+        assert!(memory_bytes(pid).unwrap() > 100_000);
+        assert!(nanoseconds(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn children_belong_to_the_family() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let family = family(std::process::id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(family.contains(&child.id()));
     }
 }

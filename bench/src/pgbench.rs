@@ -1,51 +1,83 @@
 //! One round of pgbench, and what it said.
 
-use std::process::Command;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
-use crate::cpu;
-use crate::target::Target;
+use crate::{cpu, quantile};
 
-/// Query mode, pgbench's `-M`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// One Query message.
+pub enum Workload {
+    /// `pgbench -S`, one Query message.
     Simple,
-    /// Parse, Bind, Execute each time.
+    /// `pgbench -S`; Parse, Bind, Execute each time.
     Extended,
-    /// Parse once, then Bind and Execute.
+    /// `pgbench -S`; Parse once, then Bind and Execute.
     Prepared,
+    /// `pgbench -N`: an update, a select, an update and an insert in one transaction, simple protocol.
+    Writes,
 }
 
-impl Mode {
-    /// pgbench's name.
+impl Workload {
+    /// pgbench's options for it.
+    pub(crate) fn options(self) -> [&'static str; 3] {
+        match self {
+            Self::Simple => ["-S", "-M", "simple"],
+            Self::Extended => ["-S", "-M", "extended"],
+            Self::Prepared => ["-S", "-M", "prepared"],
+            Self::Writes => ["-N", "-M", "simple"],
+        }
+    }
+
+    /// Name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Simple => "simple",
             Self::Extended => "extended",
             Self::Prepared => "prepared",
+            Self::Writes => "writes",
         }
     }
 }
 
-/// The load.
-#[derive(Clone, Debug)]
+/// The load of one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Load {
-    /// Query mode.
-    pub mode: Mode,
+    /// What is run.
+    pub workload: Workload,
     /// Concurrent clients.
     pub clients: u32,
-    /// Length of a round.
-    pub seconds: u32,
-    /// pgbench's script option: `-S` or `-N`.
-    pub script: &'static str,
-    /// Database.
-    pub database: String,
-    /// Role; its password comes from `PGPASSWORD` or `~/.pgpass`, as for any libpq program.
+    /// Clients use TLS.
+    pub tls: bool,
+}
+
+/// How to run pgbench.
+#[derive(Clone, Debug)]
+pub struct Pgbench {
+    /// Folder of PostgreSQL's programs.
+    pub programs: PathBuf,
+    /// Role and database.
     pub user: String,
+    /// Its password.
+    pub password: String,
+    /// For logs of latencies; removed after each round.
+    pub scratch: PathBuf,
+}
+
+/// Where a round runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Address {
+    /// Where it listens.
+    pub at: SocketAddr,
+    /// Process that is charged for it, with its descendants.
+    pub pid: Option<u32>,
 }
 
 /// Figures of one round.
@@ -53,56 +85,134 @@ pub struct Load {
 pub struct Round {
     /// Transactions per second.
     pub tps: f64,
-    /// CPU of the target's process per transaction, µs.
+    /// CPU of the proxy per transaction, µs.
     pub cpu_us: Option<f64>,
-    /// Transactions done.
-    pub transactions: u64,
+    /// Latency of transactions, median.
+    pub p50_ms: f64,
+    /// Latency of transactions: 99 of 100 are below.
+    pub p99_ms: f64,
 }
 
-/// Runs `load` once against `target`. Any failed transaction or aborted client is an error.
-pub fn run(pgbench: &str, target: &Target, load: &Load) -> Result<Round> {
-    let before = target.pid.map(cpu::seconds_used).transpose()?;
-    let output = Command::new(pgbench)
-        .args(["-n", load.script, "-M", load.mode.name()])
-        .args(["-c", &load.clients.to_string(), "-j", "1", "-T", &load.seconds.to_string()])
-        .args(["-h", &target.host, "-p", &target.port.to_string(), "-U", &load.user, &load.database])
-        .output()
-        .with_context(|| format!("running {pgbench}: name it with --pgbench"))?;
-    let after = target.pid.map(cpu::seconds_used).transpose()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!("pgbench against {} failed: {}", target.name, String::from_utf8_lossy(&output.stderr).trim());
+/// A moment at which pgbench reported its progress.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Progress {
+    at_s: f64,
+    /// Since the report before.
+    tps: f64,
+}
+
+impl Pgbench {
+    /// One of PostgreSQL's programs, to connect to `at`; output piped.
+    pub fn command(&self, program: &str, at: SocketAddr) -> Command {
+        let mut command = Command::new(self.programs.join(program));
+        command
+            .args(["-h", &at.ip().to_string(), "-p", &at.port().to_string(), "-U", &self.user])
+            .env("PGPASSWORD", &self.password)
+            .env("PGSSLMODE", "disable")
+            .env("PGCONNECT_TIMEOUT", "30")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
     }
-    let figures = parse(&text).with_context(|| format!("pgbench against {} said: {text}", target.name))?;
-    let cpu_us = before.zip(after).map(|(before, after)| (after - before) * 1e6 / figures.1.max(1) as f64);
-    Ok(Round { tps: figures.0, cpu_us, transactions: figures.1 })
+
+    /// Runs `load` for one second to warm up and at least `seconds` that count. Any failed transaction or
+    /// aborted client is an error.
+    pub async fn run(&self, address: Address, load: Load, seconds: u32) -> Result<Round> {
+        let prefix = self.scratch.join("latencies");
+        let mut command = self.command("pgbench", address.at);
+        if load.tls {
+            command.env("PGSSLMODE", "require");
+        }
+        command
+            .args(["-n", "-P", "1", "-l"])
+            .arg(format!("--log-prefix={}", prefix.display()))
+            .args(load.workload.options())
+            // The last report may be missing: it falls together with the end.
+            .args(["-c", &load.clients.to_string(), "-T", &(seconds + 2).to_string()])
+            .arg(&self.user);
+        let mut child = command.spawn().context("running pgbench")?;
+        let pid = child.id().unwrap_or_default();
+        let stderr = child.stderr.take().context("pgbench's output")?;
+        let mut lines = BufReader::new(stderr).lines();
+        let (mut reports, mut noise) = (Vec::new(), Vec::new());
+        while let Some(line) = lines.next_line().await? {
+            match progress(&line) {
+                Some(progress) => reports.push((progress, address.pid.map(cpu::nanoseconds).transpose()?)),
+                None => noise.push(line),
+            }
+        }
+        let output = child.wait_with_output().await?;
+        let log = prefix.with_extension(pid.to_string());
+        let latencies = std::fs::read_to_string(&log);
+        let _ = std::fs::remove_file(&log);
+        ensure!(output.status.success(), "pgbench failed: {}", noise.join("; "));
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(!has_failures(&text), "transactions failed: {text}");
+        let latencies = latencies.with_context(|| format!("pgbench's log {}", log.display()))?;
+        figures(&reports, &latencies).with_context(|| format!("pgbench said too little: {text} {noise:?}"))
+    }
 }
 
-/// `(tps, transactions)` from pgbench's report; None when it is not there or transactions failed.
-fn parse(text: &str) -> Option<(f64, u64)> {
-    let after = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
-    let first_number = |text: &str| text.split([' ', '/']).find(|word| !word.is_empty()).map(str::to_owned);
-    if let Some(failed) = after("number of failed transactions: ").and_then(first_number)
-        && failed != "0"
-    {
+/// From the first progress report, which ends the warm-up, to the last.
+fn figures(reports: &[(Progress, Option<u64>)], latencies: &str) -> Option<Round> {
+    let ((first, first_cpu), (last, last_cpu)) = (reports.first()?, reports.last()?);
+    let seconds = last.at_s - first.at_s;
+    let done: f64 = reports.windows(2).map(|pair| pair[1].0.tps * (pair[1].0.at_s - pair[0].0.at_s)).sum();
+    if seconds <= 0.0 || done < 1.0 {
         return None;
     }
-    let tps = after("tps = ").and_then(first_number)?.parse().ok()?;
-    let transactions = after("number of transactions actually processed: ").and_then(first_number)?.parse().ok()?;
-    Some((tps, transactions))
+    // client_id transaction_no time script_no time_epoch time_us (manual, pgbench).
+    let mut all = Vec::new();
+    for line in latencies.lines() {
+        let fields: Vec<f64> = line.split(' ').filter_map(|field| field.parse().ok()).collect();
+        let &[_, _, latency_us, _, epoch_s, epoch_us, ..] = fields.as_slice() else { continue };
+        all.push((epoch_s + epoch_us / 1e6, latency_us));
+    }
+    let begin = all.iter().map(|(at, _)| *at).reduce(f64::min)? + 1.0;
+    let counted = || all.iter().filter(|(at, _)| *at >= begin).map(|(_, latency_us)| latency_us / 1000.0);
+    let cpu_us = first_cpu.zip(*last_cpu).map(|(first, last)| last.saturating_sub(first) as f64 / 1000.0 / done);
+    Some(Round { tps: done / seconds, cpu_us, p50_ms: quantile(counted(), 0.5)?, p99_ms: quantile(counted(), 0.99)? })
+}
+
+/// `progress: 1.0 s, 2345.6 tps, lat 6.8 ms stddev 1.2, 0 failed`
+fn progress(line: &str) -> Option<Progress> {
+    let (at, rest) = line.strip_prefix("progress: ")?.split_once(" s, ")?;
+    let (tps, _) = rest.split_once(" tps")?;
+    Some(Progress { at_s: at.parse().ok()?, tps: tps.parse().ok()? })
+}
+
+fn has_failures(report: &str) -> bool {
+    report
+        .lines()
+        .filter_map(|line| line.strip_prefix("number of failed transactions: "))
+        .any(|rest| !rest.starts_with("0 "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const REPORT: &str = "transaction type: <builtin: select only>\nnumber of transactions actually processed: 5021\n\
-        number of failed transactions: 0 (0.000%)\nlatency average = 0.398 ms\ntps = 2511.5 (without initial connection time)\n";
+    #[test]
+    fn the_first_second_does_not_count() {
+        let report = |line: &str, cpu| (progress(line).unwrap(), Some(cpu));
+        let reports = [
+            report("progress: 1.0 s, 100.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 1_000_000),
+            report("progress: 2.0 s, 2000.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 11_000_000),
+            report("progress: 3.0 s, 1000.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 31_000_000),
+        ];
+        let log = "0 1 9000 0 1700000000 0\n0 2 1000 0 1700000001 0\n0 3 3000 0 1700000002 500\n";
+        let round = figures(&reports, log).unwrap();
+        assert_eq!((round.tps, round.cpu_us), (1500.0, Some(10.0)));
+        assert_eq!((round.p50_ms, round.p99_ms), (1.0, 1.0));
+        assert_eq!(figures(&reports[..1], log), None);
+    }
 
     #[test]
-    fn reports_are_read_and_failures_are_not_hidden() {
-        assert_eq!(parse(REPORT), Some((2511.5, 5021)));
-        assert_eq!(parse(&REPORT.replace("failed transactions: 0", "failed transactions: 3")), None);
-        assert_eq!(parse("pgbench: error"), None);
+    fn failures_are_not_hidden() {
+        assert!(!has_failures("number of failed transactions: 0 (0.000%)\ntps = 1"));
+        assert!(has_failures("number of failed transactions: 3 (0.100%)\ntps = 1"));
+        assert_eq!(progress("pgbench: error: client 0 aborted"), None);
     }
 }

@@ -1,81 +1,217 @@
-//! `manatee-bench`: pgbench against several addresses, side by side.
+//! `manatee-bench`: everybody side by side in front of one shard. `make bench` runs it.
 
-use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use clap::Parser;
-use manatee_bench::median;
-use manatee_bench::pgbench::{self, Load, Mode, Round};
-use manatee_bench::target::Target;
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use manatee_bench::contender::{Kind, POOL_SIZE, Programs};
+use manatee_bench::measure::{Field, bulk, crowd, goals, load, syscalls};
+use manatee_bench::pgbench::{Load, Workload};
+use manatee_bench::report::Report;
+use manatee_bench::shard::Shard;
+use manatee_bench::{growth, raise_file_limit};
+use manatee_shared::shutdown;
 
-/// Runs the same pgbench load against each target in turn, several rounds, and prints medians.
-/// The database must have been initialised (`pgbench -i`). Only ratios within one run mean anything.
+/// Measures Manatee beside its peers. Only ratios within one run mean anything
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// NAME=HOST:PORT[:PID]; with the proxy's process id, its CPU per query is measured.
-    #[arg(long = "target", required = true)]
-    targets: Vec<Target>,
-    /// Query modes.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["simple", "extended", "prepared"])]
-    modes: Vec<Mode>,
-    /// Concurrent clients.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    clients: u32,
-    /// Seconds per round.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3_600))]
-    seconds: u32,
-    /// Interleaved rounds.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// Writes (pgbench -N) instead of reads (-S).
-    #[arg(long)]
-    writes: bool,
-    /// Database.
-    #[arg(long, default_value = "app")]
-    database: String,
-    /// Role; its password comes from PGPASSWORD.
-    #[arg(long, default_value = "app")]
-    user: String,
-    /// The pgbench program.
-    #[arg(long, default_value = "pgbench")]
-    pgbench: String,
-    /// One JSON object per line instead of a table.
-    #[arg(long)]
-    json: bool,
+    #[command(subcommand)]
+    command: Action,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let mut rounds: BTreeMap<(usize, usize), Vec<Round>> = BTreeMap::new();
-    for _ in 0..arguments.rounds {
-        for (mode_index, &mode) in arguments.modes.iter().enumerate() {
-            for (target_index, target) in arguments.targets.iter().enumerate() {
-                let load = Load {
-                    mode,
-                    clients: arguments.clients,
-                    seconds: arguments.seconds,
-                    script: if arguments.writes { "-N" } else { "-S" },
-                    database: arguments.database.clone(),
-                    user: arguments.user.clone(),
-                };
-                let round = pgbench::run(&arguments.pgbench, target, &load)?;
-                rounds.entry((mode_index, target_index)).or_default().push(round);
+#[derive(Subcommand)]
+enum Action {
+    /// Proxies side by side in front of one primary and two standbys, in interleaved rounds: medians
+    Proxies(Box<Proxies>),
+    /// How CPU per query and memory of manatee-proxy grow with clients, pool and prepared statements
+    Growth(Common),
+}
+
+#[derive(Args)]
+struct Proxies {
+    /// What to measure
+    #[arg(value_enum, default_values_t = [Part::Load, Part::Syscalls, Part::Bulk, Part::Logins, Part::Idle, Part::Crowd])]
+    parts: Vec<Part>,
+    /// Whom to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::ALL)]
+    targets: Vec<Kind>,
+    /// What is run
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Workload::Simple, Workload::Extended, Workload::Prepared, Workload::Writes])]
+    workloads: Vec<Workload>,
+    /// Concurrent clients
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 1000])]
+    clients: Vec<u32>,
+    /// With TLS or without
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tls::Off, Tls::On])]
+    tls: Vec<Tls>,
+    /// Interleaved rounds
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every run of proxies needs to know.
+#[derive(Args)]
+struct Common {
+    /// Seconds of a round that count; one more warms up
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Session threads of manatee-proxy and of the relay; one is what PgBouncer has. 0: as they choose
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+    /// Folder of manatee-sitter and manatee-adm; default: target/debug beside this program's
+    #[arg(long)]
+    sitters: Option<PathBuf>,
+    /// A manatee-proxy other than the one beside this program
+    #[arg(long)]
+    proxy: Option<PathBuf>,
+    /// A PgBouncer other than Debian's
+    #[arg(long, env = "MANATEE_BENCH_PGBOUNCER", default_value = "/usr/sbin/pgbouncer")]
+    pgbouncer: PathBuf,
+    /// Where to write everything as JSON
+    #[arg(long, default_value = "bench.json")]
+    json: PathBuf,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Throughput, CPU per query and latencies under pgbench
+    Load,
+    /// System calls per query
+    Syscalls,
+    /// Large answers and COPY
+    Bulk,
+    /// Logins
+    Logins,
+    /// Memory of idle clients
+    Idle,
+    /// 64 clients beside 10,000 idle ones
+    Crowd,
+}
+
+/// Whether clients use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tls {
+    Off,
+    On,
+}
+
+impl Proxies {
+    /// All combinations asked for; of TLS and of a thousand clients only those that say something new.
+    fn loads(&self) -> Vec<Load> {
+        let mut loads = Vec::new();
+        for &workload in &self.workloads {
+            for &clients in &self.clients {
+                for &tls in &self.tls {
+                    let tls = tls == Tls::On;
+                    let usual = clients == 16;
+                    let writes = workload == Workload::Writes;
+                    if (usual || (!tls && !writes)) && (clients <= 64 || workload == Workload::Simple) {
+                        loads.push(Load { workload, clients, tls });
+                    }
+                }
             }
         }
+        loads
     }
-    if !arguments.json {
-        println!("{:<10} {:<16} {:>10} {:>14}", "mode", "target", "tps", "cpu us/query");
+}
+
+impl Common {
+    fn programs(&self) -> Result<Programs> {
+        let executable = std::env::current_exe().context("cannot tell where this program is")?;
+        let beside = |name: &str| executable.with_file_name(name);
+        let programs = Programs {
+            proxy: self.proxy.clone().unwrap_or_else(|| beside("manatee-proxy")),
+            relay: beside("manatee-relay"),
+            pgbouncer: self.pgbouncer.clone(),
+            pool_size: POOL_SIZE,
+            threads: self.threads,
+        };
+        for program in [&programs.proxy, &programs.relay] {
+            anyhow::ensure!(program.is_file(), "{} is not there: run `make bench`", program.display());
+        }
+        Ok(programs)
     }
-    for ((mode, target), rounds) in &rounds {
-        let (mode, target) = (arguments.modes[*mode].name(), &arguments.targets[*target].name);
-        let tps = median(rounds.iter().map(|round| round.tps).collect());
-        let cpu_us = median(rounds.iter().filter_map(|round| round.cpu_us).collect());
-        if arguments.json {
-            println!("{}", serde_json::json!({ "mode": mode, "target": target, "tps": tps, "cpu_us": cpu_us }));
-        } else {
-            let cell = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
-            println!("{mode:<10} {target:<16} {:>10} {:>14}", cell(tps), cell(cpu_us));
+
+    fn sitters(&self) -> Option<PathBuf> {
+        self.sitters.clone().or_else(debug_folder)
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new("error,zookeeper_client=off"))
+        .with_writer(std::io::stderr)
+        .init();
+    // What runs owns the shard and everybody in front of it: dropping it ends them all.
+    let stop = shutdown::on_signals()?;
+    tokio::select! {
+        result = run(Arguments::parse().command) => result,
+        () = stop.cancelled() => anyhow::bail!("told to stop: ended everything"),
+    }
+}
+
+async fn run(action: Action) -> Result<()> {
+    match action {
+        Action::Proxies(arguments) => proxies(&arguments).await,
+        Action::Growth(arguments) => grow(&arguments).await,
+    }
+}
+
+async fn proxies(arguments: &Proxies) -> Result<()> {
+    raise_file_limit();
+    let mut report = Report::begin();
+    let programs = arguments.common.programs()?;
+    let shard = Shard::up(arguments.common.sitters()).await?;
+    let mut field = Field::start(shard, &arguments.targets, programs).await?;
+    field.describe(&mut report);
+    let result = measure(arguments, &mut field, &mut report).await;
+    goals::judge(&mut report);
+    finish(&report, &arguments.common.json)?;
+    result
+}
+
+async fn grow(arguments: &Common) -> Result<()> {
+    raise_file_limit();
+    let mut report = Report::begin();
+    let programs = arguments.programs()?;
+    let shard = Shard::up(arguments.sitters()).await?;
+    let result = growth::run(&shard, &programs, &mut report, arguments.seconds).await;
+    finish(&report, &arguments.json)?;
+    result
+}
+
+/// Prints and writes what there is, also of a run that failed.
+fn finish(report: &Report, json: &Path) -> Result<()> {
+    println!("{}", report.tables());
+    let text = serde_json::to_string_pretty(report)?;
+    std::fs::write(json, text).with_context(|| format!("writing {}", json.display()))
+}
+
+/// Where sitters of the usual build are: target/debug beside this program's target/release.
+fn debug_folder() -> Option<PathBuf> {
+    let executable = std::env::current_exe().ok()?;
+    Some(executable.parent()?.parent()?.join("debug"))
+}
+
+async fn measure(arguments: &Proxies, field: &mut Field, report: &mut Report) -> Result<()> {
+    let loads = arguments.loads();
+    let (seconds, rounds) = (arguments.common.seconds, arguments.rounds);
+    for part in &arguments.parts {
+        match part {
+            Part::Load => load::run(field, report, &loads, seconds, rounds).await?,
+            Part::Syscalls => {
+                let counted: Vec<Load> = loads.iter().copied().filter(|load| load.clients == 16 && !load.tls).collect();
+                syscalls::run(field, report, &counted).await?;
+            }
+            Part::Bulk => bulk::run(field, report, rounds).await?,
+            Part::Logins => crowd::logins(field, report, rounds).await?,
+            Part::Idle => crowd::idle(field, report, rounds).await?,
+            Part::Crowd => crowd::crowd(field, report, seconds, rounds).await?,
         }
     }
     Ok(())
