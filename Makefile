@@ -57,7 +57,7 @@ test-openzfs: install ## storage and the rejoin ladder on genuine OpenZFS, in an
 	tests/openzfs/run.sh
 
 # What is measured, and whom and how long: `make bench BENCH="proxies load --clients 16 --targets pgbouncer,manatee"`,
-# `make bench BENCH=growth`; options by `target/release/manatee-bench --help`.
+# `make bench BENCH=growth`, `make bench BENCH=failover`; options by `target/release/manatee-bench --help`.
 BENCH ?= proxies
 bench: build ## proxies side by side, a table and bench.json; installs what it measures against
 	@config/dev/install-bench.sh

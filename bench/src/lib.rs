@@ -7,6 +7,7 @@
 pub mod client;
 pub mod contender;
 pub mod cpu;
+pub mod failover;
 pub mod growth;
 pub mod measure;
 pub mod pgbench;

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use manatee_bench::contender::{Kind, POOL_SIZE, Programs};
+use manatee_bench::failover::{self, Fault};
 use manatee_bench::measure::{Field, bulk, crowd, goals, load, syscalls};
 use manatee_bench::pgbench::{Load, Workload};
 use manatee_bench::report::Report;
 use manatee_bench::shard::Shard;
 use manatee_bench::{growth, raise_file_limit};
 use manatee_shared::shutdown;
+use manatee_tests::lab::Options;
 
 /// Measures Manatee beside its peers. Only ratios within one run mean anything
 #[derive(Parser)]
@@ -26,6 +28,24 @@ enum Action {
     Proxies(Box<Proxies>),
     /// How CPU per query and memory of manatee-proxy grow with clients, pool and prepared statements
     Growth(Common),
+    /// How long clients cannot write and read when a primary goes; beside Patroni with HAProxy
+    Failover {
+        /// What happens to the primary
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Fault::ALL)]
+        faults: Vec<Fault>,
+        /// Rounds of each against Manatee
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+        /// Rounds of each against Patroni, which take a minute each
+        #[arg(long, default_value_t = 5)]
+        patroni_rounds: u32,
+        /// Folder of Manatee's programs; default: target/debug beside this program's
+        #[arg(long)]
+        bin_dir: Option<PathBuf>,
+        /// Where to write everything as JSON
+        #[arg(long, default_value = "failover.json")]
+        json: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -159,6 +179,13 @@ async fn run(action: Action) -> Result<()> {
     match action {
         Action::Proxies(arguments) => proxies(&arguments).await,
         Action::Growth(arguments) => grow(&arguments).await,
+        Action::Failover { faults, rounds, patroni_rounds, bin_dir, json } => {
+            let options = Options { bin_dir: bin_dir.or_else(debug_folder), ..Options::default() };
+            let mut report = Report::begin();
+            let result = failover::run(&options, &mut report, &faults, rounds, patroni_rounds).await;
+            finish(&report, &json)?;
+            result
+        }
     }
 }
 
