@@ -108,6 +108,8 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         bail!("`peer.dir`: the data directory in {} can not be used: {problem}", config.peer.dir.display());
     }
 
+    // In a statement of its own: what is borrowed of `local` locks it, and the driver looks at it as well.
+    let newest_generation = memory::recall(&config.peer.dir, &postgres.local().borrow().data);
     let zookeeper = config.zookeeper.clone();
     let zk = Arc::new(ZkCoordination::connect(&zookeeper, &config.shard)?);
     let driver = Driver::new(Parts {
@@ -119,7 +121,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         condition: postgres.condition(),
         heartbeats: Heartbeats::new(config.timing()),
         execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
-        newest_generation: memory::recall(&config.peer.dir, &postgres.local().borrow().data),
+        newest_generation,
         stop: stop.clone(),
         watchdog: Watchdog::of_environment(),
     });
