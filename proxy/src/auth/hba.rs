@@ -32,6 +32,16 @@ pub enum RulesError {
     },
 }
 
+/// What `parse` makes of the file; the default without one.
+pub(super) fn load<T: Default>(
+    path: Option<&Path>,
+    parse: impl FnOnce(&str) -> Result<T, (usize, String)>,
+) -> Result<T, RulesError> {
+    let Some(path) = path else { return Ok(T::default()) };
+    let text = std::fs::read_to_string(path).map_err(|source| RulesError::Read { path: path.to_owned(), source })?;
+    parse(&text).map_err(|(line, problem)| RulesError::Line { path: path.to_owned(), line, problem })
+}
+
 /// How somebody proves themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -169,10 +179,7 @@ impl Rules {
     /// # Errors
     /// [`RulesError`]
     pub fn load(path: Option<&Path>) -> Result<Self, RulesError> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| RulesError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|(line, problem)| RulesError::Line { path: path.to_owned(), line, problem })
+        load(path, Self::parse)
     }
 
     /// Reads rules; on an error the line, from 1, and the problem.

@@ -22,10 +22,7 @@ impl UserMaps {
     /// # Errors
     /// [`RulesError`]
     pub fn load(path: Option<&Path>) -> Result<Self, RulesError> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| RulesError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|(line, problem)| RulesError::Line { path: path.to_owned(), line, problem })
+        super::hba::load(path, Self::parse)
     }
 
     /// Reads maps; on an error the line, from 1, and the problem.
