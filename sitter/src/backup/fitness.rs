@@ -34,29 +34,13 @@ mod tests {
     use std::time::Instant;
 
     use manatee_shared::cluster::Peer;
-    use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 
     use super::*;
-    use crate::machine::local::{PrimaryStatus, StandbyStatus, SystemIdentifier};
-
-    fn standby(streaming: bool) -> Server {
-        Server::Standby(StandbyStatus {
-            received: None,
-            replayed: Lsn(1),
-            history: TimelineHistory::default(),
-            streaming,
-            upstream_silent_ms: None,
-            receiver_stopped: false,
-            not_streaming_ms: 0,
-            cannot_follow: None,
-            downstreams: vec![],
-        })
-    }
+    use crate::driver::status::samples::{primary, standby};
+    use crate::machine::local::SystemIdentifier;
 
     #[test]
     fn only_the_shards_own_data_is_given() {
-        let flushed = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
-        let primary = || Server::Primary(PrimaryStatus { flushed, downstreams: vec![] });
         let down = || Server::Down { crashed: false, standby: true };
         let me = Peer::new("10.0.0.1:5432:12345".parse().unwrap(), "a");
         let mut status = Status::nothing(me, "demo".parse().unwrap(), Instant::now());

@@ -276,13 +276,39 @@ impl Status {
     }
 }
 
+/// Servers for tests of what is decided by a [`Status`].
+#[cfg(test)]
+pub(crate) mod samples {
+    use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
+
+    use crate::machine::local::{PrimaryStatus, Server, StandbyStatus};
+
+    pub(crate) fn primary() -> Server {
+        let flushed = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
+        Server::Primary(PrimaryStatus { flushed, downstreams: vec![] })
+    }
+
+    pub(crate) fn standby(streaming: bool) -> Server {
+        Server::Standby(StandbyStatus {
+            received: None,
+            replayed: Lsn(1),
+            history: TimelineHistory::default(),
+            streaming,
+            upstream_silent_ms: None,
+            receiver_stopped: false,
+            not_streaming_ms: 0,
+            cannot_follow: None,
+            downstreams: vec![],
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
-
+    use super::samples::{primary, standby};
     use super::*;
-    use crate::machine::local::{PrimaryStatus, Recovery, ServerConfig, StandbyStatus, Synchronous};
+    use crate::machine::local::{Recovery, ServerConfig, Synchronous};
 
     const ALL: [Check; 8] = [
         Check::Primary,
@@ -302,25 +328,6 @@ mod tests {
         let config = ServerConfig { recovery: Recovery::Detached, synchronous, gate, slots: BTreeSet::new() };
         (status.role, status.local.server, status.local.config) = (role, server, Some(config));
         status
-    }
-
-    fn primary() -> Server {
-        let flushed = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
-        Server::Primary(PrimaryStatus { flushed, downstreams: vec![] })
-    }
-
-    fn standby(streaming: bool) -> Server {
-        Server::Standby(StandbyStatus {
-            received: None,
-            replayed: Lsn(1),
-            history: TimelineHistory::default(),
-            streaming,
-            upstream_silent_ms: None,
-            receiver_stopped: false,
-            not_streaming_ms: 0,
-            cannot_follow: None,
-            downstreams: vec![],
-        })
     }
 
     #[test]
