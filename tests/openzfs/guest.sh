@@ -2,7 +2,7 @@
 echo "MANATEE: begin"
 modprobe zfs
 zfs version
-cd /work
+cd /tests
 failed=0
 for test in storage::conformance::zfs_conforms rejoin::ladder::every_rung; do
     RUST_BACKTRACE=0 ./tests "$test" --nocapture 2>&1 || failed=1
