@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 /// each thread (Documentation/scheduler/sched-stats.rst): exact, where `/proc/PID/stat` counts
 /// ticks of 10 ms. Threads that have ended are not counted.
 pub fn nanoseconds(pid: u32) -> Result<u64> {
-    family(pid)?.into_iter().map(process_nanoseconds).sum::<Option<u64>>().with_context(|| gone(pid))
+    sum_of_family(pid, process_nanoseconds)
 }
 
 fn process_nanoseconds(pid: u32) -> Option<u64> {
@@ -30,12 +30,14 @@ pub fn memory_bytes(pid: u32) -> Result<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
     };
-    let kilobytes = family(pid)?.into_iter().map(of_process).sum::<Option<u64>>().with_context(|| gone(pid))?;
-    Ok(kilobytes * 1024)
+    Ok(sum_of_family(pid, of_process)? * 1024)
 }
 
-fn gone(pid: u32) -> String {
-    format!("process {pid} is gone")
+/// An error only if `pid` itself is gone: a descendant may end after it was listed.
+fn sum_of_family(pid: u32, of_process: impl Fn(u32) -> Option<u64>) -> Result<u64> {
+    let own = of_process(pid).with_context(|| format!("process {pid} is gone"))?;
+    let others: u64 = family(pid)?.into_iter().filter(|member| *member != pid).filter_map(of_process).sum();
+    Ok(own + others)
 }
 
 /// `pid` and everything descended from it.
