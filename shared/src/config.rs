@@ -246,16 +246,31 @@ pub struct ZkSettings {
     /// Folder of all shards.
     #[serde(default = "ZkSettings::default_root")]
     pub root: String,
-    /// File with `user:password` for ZooKeeper's digest authentication. What is created with it is
+    /// File with `user:password` for ZooKeeper's authentication by `auth_scheme`. What is created with it is
     /// for that user alone (and for who shows our certificate, if we show one).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_file: Option<PathBuf>,
+    /// With `auth_file`: how the user is shown.
+    #[serde(default)]
+    pub auth_scheme: AuthScheme,
     /// With `auth_file`: everybody may still read what is created, as clients of Manatee 2 do.
     #[serde(default)]
     pub world_readable: bool,
     /// TLS towards ZooKeeper; without it the connection is plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ZkTls>,
+}
+
+/// How ZooKeeper is shown who we are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthScheme {
+    /// The password as it is, which ZooKeeper keeps no list of: whoever has it has the rights. Use TLS with it.
+    #[default]
+    Digest,
+    /// SASL's DIGEST-MD5 (RFC 2831): one of the users in the servers' JAAS configuration.
+    #[serde(rename = "sasl-digest-md5")]
+    SaslDigestMd5,
 }
 
 /// TLS towards ZooKeeper; the `[zookeeper.tls]` section. The server's certificate must name the host as
@@ -281,6 +296,7 @@ impl ZkSettings {
             session_timeout: Self::default_session_timeout(),
             root: Self::default_root(),
             auth_file: None,
+            auth_scheme: AuthScheme::default(),
             world_readable: false,
             tls: None,
         }
@@ -325,6 +341,9 @@ impl ZkSettings {
         let bounds = Duration::from_millis(200)..=Duration::from_secs(300);
         if !bounds.contains(&self.session_timeout) {
             return Err(("session_timeout", "choose something from \"200ms\" to \"300s\"".to_owned()));
+        }
+        if self.auth_scheme != AuthScheme::default() && self.auth_file.is_none() {
+            return Err(("auth_scheme", "without `auth_file` there is no user to show; set that too".to_owned()));
         }
         if self.world_readable && self.auth_file.is_none() {
             return Err(("world_readable", "without `auth_file` everybody may read anyway; set that too".to_owned()));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use manatee_shared::cluster::{ClusterState, Peer};
-use manatee_shared::config::{ZkSettings, ZkTls};
+use manatee_shared::config::{AuthScheme, ZkSettings, ZkTls};
 use manatee_shared::lsn::Lsn;
 use manatee_shared::topology::{Freshness, TopologyWatcher};
 use manatee_shared::zk::client::ZkCoordination;
@@ -296,6 +296,28 @@ async fn a_shard_is_its_users_alone_and_read_over_tls() {
     for client in [owner, open, reader] {
         client.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_shard_is_its_users_alone_by_sasl() {
+    let server = Server::start_sasl("manatee", "secret");
+    let settings = |user: &str| {
+        let file = server.file(&user.replace(':', "."));
+        std::fs::write(&file, user).unwrap();
+        ZkSettings { auth_file: Some(file), auth_scheme: AuthScheme::SaslDigestMd5, ..server.settings() }
+    };
+    let connect = |settings: &ZkSettings| ZkCoordination::connect(settings, &"1.test".parse().unwrap()).unwrap();
+    let owner = connect(&settings(OWNER));
+    owner.ready(DEADLINE).await.unwrap();
+    owner.join(peer(1)).await.unwrap();
+    owner.write_state(None, &state(1)).await.unwrap();
+    connect(&settings(OWNER)).ready(DEADLINE).await.unwrap();
+    for (stranger, what) in [(settings("manatee:wrong"), "another password"), (server.settings(), "nobody")] {
+        let error = connect(&stranger).ready(Duration::from_secs(3)).await.unwrap_err().to_string();
+        println!("{what}: {error}");
+        assert!(error.contains("auth_file") && !error.contains("wrong"), "{what}: {error}");
+    }
+    owner.close().await;
 }
 
 #[tokio::test]

@@ -72,6 +72,9 @@ pub enum Unreachable {
 const DENIED: &str =
     "access denied: the shard's nodes are another user's; check `zookeeper.auth_file` (manatee-adm: --config)";
 
+/// `AUTHFAILED`, or a session without a user where one is asked for.
+const REFUSED: &str = "it does not take who we say we are; check `zookeeper.auth_file` and `zookeeper.auth_scheme`";
+
 /// A shard in a real ZooKeeper. Dropping it ends the session.
 pub struct ZkCoordination {
     shared: Arc<Shared>,
@@ -218,6 +221,7 @@ fn zk_error(error: Error) -> ZkError {
     match error {
         error if is_doubtful(&error) => ZkError::Unknown(error.to_string()),
         Error::NoAuth => ZkError::Denied(DENIED),
+        Error::AuthFailed => ZkError::Denied(REFUSED),
         error => ZkError::Refused(error.to_string()),
     }
 }

@@ -22,6 +22,9 @@ pub(crate) struct Server {
     process: Option<Child>,
 }
 
+/// Who may log in by SASL; without the file, nobody.
+const JAAS: &str = "jaas.conf";
+
 impl Server {
     /// Starts one and waits until it accepts connections.
     pub(crate) fn start() -> Self {
@@ -68,6 +71,19 @@ impl Server {
         })
     }
 
+    /// One that lets nobody in but `user`, by SASL.
+    pub(crate) fn start_sasl(user: &str, password: &str) -> Self {
+        Self::start_with(|folder, port| {
+            let module = "org.apache.zookeeper.server.auth.DigestLoginModule";
+            let jaas = format!("Server {{ {module} required user_{user}=\"{password}\"; }};\n");
+            std::fs::write(folder.join(JAAS), jaas).unwrap();
+            format!(
+                "clientPort={port}\nclientPortAddress=127.0.0.1\nsessionRequireClientSASLAuth=true\n\
+                 authProvider.1=org.apache.zookeeper.server.auth.SASLAuthenticationProvider\n"
+            )
+        })
+    }
+
     fn start_with(listening: impl FnOnce(&Path, u16) -> String) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut server = Self { folder: tempfile::tempdir().unwrap(), port, process: None };
@@ -89,6 +105,7 @@ impl Server {
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "java", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.forceSync=no"])
+            .arg(format!("-Djava.security.auth.login.config={}", self.folder.path().join(JAAS).display()))
             .args(["-Dzookeeper.snapshot.trust.empty=true", "-cp"])
             // TLS needs one more of netty than the manifest of ZooKeeper's jar names.
             .arg("/usr/share/java/zookeeper.jar:/usr/share/java/netty-codec.jar")

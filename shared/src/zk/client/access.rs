@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use rustls::crypto::ring;
-use zookeeper_client::{Acl, Acls, AuthId, Client, Error, Permission, TlsOptions};
+use zookeeper_client::{Acl, Acls, AuthId, Client, Error, Permission, SaslOptions, TlsOptions};
 
 use super::ConnectError;
-use crate::config::{Secret, ZkSettings, ZkTls, read_named, read_secret};
+use crate::config::{AuthScheme, Secret, ZkSettings, ZkTls, read_named, read_secret};
 
 /// Read from the files that the settings name, once: a change of them takes a restart.
 pub(super) struct Access {
     /// `user:password`.
     user: Option<Secret>,
+    scheme: AuthScheme,
     acls: Vec<Acl>,
     tls: Option<TlsOptions>,
 }
@@ -27,7 +28,7 @@ impl Access {
                 acls.push(Acl::new(Permission::READ, AuthId::new("world", "anyone")));
             }
         }
-        Ok(Self { user, acls, tls: settings.tls.as_ref().map(read_tls).transpose()? })
+        Ok(Self { user, scheme: settings.auth_scheme, acls, tls: settings.tls.as_ref().map(read_tls).transpose()? })
     }
 
     /// Opens a session.
@@ -37,7 +38,12 @@ impl Access {
         let _ = ring::default_provider().install_default();
         let mut connector = Client::connector().with_session_timeout(settings.session_timeout).with_fail_eagerly();
         if let Some(user) = &self.user {
-            connector = connector.with_auth("digest", user.expose().as_bytes());
+            connector = match (self.scheme, user.expose().split_once(':')) {
+                (AuthScheme::SaslDigestMd5, Some((name, password))) => {
+                    connector.with_sasl(SaslOptions::digest_md5(name.to_owned(), password.to_owned()))
+                }
+                _ => connector.with_auth("digest", user.expose().as_bytes()),
+            };
         }
         match &self.tls {
             Some(tls) => connector.with_tls(tls.clone()).secure_connect(&settings.ensemble()).await,

@@ -64,6 +64,7 @@ fn describe(error: &Error) -> String {
     match error {
         Error::NoHosts => "no server answers".to_owned(),
         Error::Timeout => "no server answered in time".to_owned(),
+        Error::AuthFailed => super::REFUSED.to_owned(),
         error => error.to_string(),
     }
 }
