@@ -8,6 +8,7 @@ use std::time::Duration;
 use manatee_shared::config::{self, ConfigError, Size, ZkSettings};
 use manatee_shared::ids::ShardName;
 use manatee_shared::telemetry::LogSettings;
+use manatee_shared::tls::ServerTls;
 use serde::{Deserialize, Serialize};
 
 mod entries;
@@ -211,37 +212,6 @@ pub struct Tls {
     pub client_crl_file: Option<PathBuf>,
 }
 
-/// What is asked of servers, by libpq's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ServerTlsMode {
-    /// No TLS.
-    #[default]
-    Disable,
-    /// TLS if the server has it.
-    Prefer,
-    /// TLS, whoever it is.
-    Require,
-    /// TLS with a certificate of our authorities.
-    VerifyCa,
-    /// And it must name the address that is connected to.
-    VerifyFull,
-}
-
-/// `[server_tls]`
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ServerTls {
-    /// What is asked for.
-    pub mode: ServerTlsMode,
-    /// Authorities of the servers' certificates, PEM.
-    pub ca_file: Option<PathBuf>,
-    /// Our own certificate chain, PEM.
-    pub certificate_file: Option<PathBuf>,
-    /// Its key, PEM.
-    pub key_file: Option<PathBuf>,
-}
-
 /// `[pool]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -440,13 +410,9 @@ impl Config {
                 "is true but there is no certificate; set tls.certificate_file and tls.key_file",
             );
         }
-        let servers = &self.server_tls;
-        if servers.certificate_file.is_some() != servers.key_file.is_some() {
-            return fail("server_tls", "needs both certificate_file and key_file, or neither");
-        }
-        let verifies = matches!(servers.mode, ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull);
-        if verifies && servers.ca_file.is_none() {
-            return fail("server_tls.mode", "verifies certificates; set server_tls.ca_file");
+        if let Err((key, problem)) = self.server_tls.check() {
+            let dot = if key.is_empty() { "" } else { "." };
+            return fail(&format!("server_tls{dot}{key}"), problem);
         }
         for (key, number) in [
             ("pool.size", self.pool.size),

@@ -9,11 +9,12 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
+use manatee_shared::tls::{ALPN, TlsError, authorities, identity};
+use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsAcceptor;
@@ -21,18 +22,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::Tls;
 use crate::error::{ProxyError, Result};
-use crate::wire::startup::ALPN;
 
 pub mod certificate;
 pub mod servers;
-
-/// Why certificate and key cannot be used. One line, with the remedy.
-#[derive(Debug, thiserror::Error)]
-#[error("{file}: {problem}")]
-pub struct TlsError {
-    file: String,
-    problem: String,
-}
 
 /// A certificate in use.
 #[derive(Debug)]
@@ -98,25 +90,6 @@ impl Certificates {
     }
 }
 
-fn fail(file: &Path, problem: String) -> TlsError {
-    TlsError { file: file.display().to_string(), problem }
-}
-
-/// Certificates of authorities.
-fn authorities(file: &Path) -> std::result::Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-        .map_err(|error| fail(file, format!("cannot read the authorities: {error}; it must be PEM")))?;
-    for certificate in certificates {
-        roots.add(certificate).map_err(|error| fail(file, format!("has an unusable certificate: {error}")))?;
-    }
-    if roots.is_empty() {
-        return Err(fail(file, "has no certificate; it must be PEM".to_owned()));
-    }
-    Ok(roots)
-}
-
 /// Who may come with a certificate; whoever has none is not turned away here.
 fn client_verifier(ca: &Path, crl: Option<&Path>) -> std::result::Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let roots = Arc::new(authorities(ca)?);
@@ -125,28 +98,10 @@ fn client_verifier(ca: &Path, crl: Option<&Path>) -> std::result::Result<Arc<dyn
     if let Some(crl) = crl {
         let lists = CertificateRevocationListDer::pem_file_iter(crl)
             .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-            .map_err(|error| fail(crl, format!("cannot read the revocation list: {error}; it must be PEM")))?;
+            .map_err(|error| TlsError::new(crl, format!("cannot read the revocation list: {error}; it must be PEM")))?;
         builder = builder.with_crls(lists).allow_unknown_revocation_status();
     }
-    builder.build().map_err(|error| fail(ca, format!("cannot be used: {error}")))
-}
-
-/// A certificate chain, and its key.
-fn identity(
-    certificate_file: &Path,
-    key: &Path,
-) -> std::result::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
-    let chain = CertificateDer::pem_file_iter(certificate_file)
-        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-        .map_err(|error| {
-            fail(certificate_file, format!("cannot read the certificate chain: {error}; it must be PEM"))
-        })?;
-    if chain.is_empty() {
-        return Err(fail(certificate_file, "has no certificate; it must be PEM, the server's own first".to_owned()));
-    }
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| fail(key, format!("cannot read the private key: {error}; it must be PEM, unencrypted")))?;
-    Ok((chain, private))
+    builder.build().map_err(|error| TlsError::new(ca, format!("cannot be used: {error}")))
 }
 
 fn serve(certificate_file: &Path, key: &Path, settings: &Tls) -> std::result::Result<Served, TlsError> {
@@ -160,7 +115,7 @@ fn serve(certificate_file: &Path, key: &Path, settings: &Tls) -> std::result::Re
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_client_cert_verifier(clients).with_single_cert(chain, private))
-        .map_err(|error| fail(key, format!("cannot be used with {}: {error}", certificate_file.display())))?;
+        .map_err(|error| TlsError::new(key, format!("cannot be used with {}: {error}", certificate_file.display())))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Served { config: Arc::new(config), end_point, expires })
 }

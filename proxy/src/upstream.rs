@@ -1,5 +1,6 @@
 //! Opening a connection to a server, up to its first ReadyForQuery.
 
+use manatee_shared::tls::HandshakeError;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::auth::{Identity, Secret, nonce};
 use crate::cancel::CancelTarget;
 use crate::error::{ProxyError, Result, ServerError};
-use crate::tls::servers::{HandshakeError, ServerStream, Servers};
+use crate::tls::servers::{ServerStream, Servers};
 use crate::topology::Node;
 use crate::wire::scram::{Channel, ClientExchange, ClientProof, Credential, MECHANISM, MECHANISM_PLUS};
 use crate::wire::startup::{encode_password, encode_sasl_initial, encode_startup};

@@ -12,5 +12,6 @@ pub mod lsn;
 pub mod service;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;
 pub mod zk;

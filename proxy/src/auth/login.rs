@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use manatee_shared::ids::ShardName;
+use manatee_shared::tls::ALPN;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -32,8 +33,8 @@ use crate::tls::{Certificates, ClientStream, certificate};
 use crate::wire::proxy_protocol::{self, Next};
 use crate::wire::scram::{Channel, MECHANISM, MECHANISM_PLUS, Proven, ScramError, ServerExchange, Verifier};
 use crate::wire::startup::{
-    ALPN, Authentication, HEADER_BYTES, Header, Replication, Startup, TLS_HANDSHAKE, encode_backend_key,
-    encode_negotiate, encode_parameter_status, encode_ready, parse_cancel, parse_sasl_initial,
+    Authentication, HEADER_BYTES, Header, Replication, Startup, TLS_HANDSHAKE, encode_backend_key, encode_negotiate,
+    encode_parameter_status, encode_ready, parse_cancel, parse_sasl_initial,
 };
 
 /// Longest password or SASL message taken from somebody unknown (PG_MAX_AUTH_TOKEN_LENGTH is 65535;

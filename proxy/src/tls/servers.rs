@@ -6,43 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwapOption;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use manatee_shared::tls::{HandshakeError, Secured, ServerTls, TlsError, Wanted};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{TlsError, authorities, certificate, fail, identity};
-use crate::config::{ServerTls, ServerTlsMode};
-use crate::wire::startup::{ALPN, SSL_REQUEST};
+use super::certificate;
 
 /// How servers are connected to, replaceable while serving. Shared by all threads.
 #[derive(Debug, Default)]
 pub struct Servers {
     current: ArcSwapOption<Wanted>,
-}
-
-/// What is asked of servers.
-#[derive(Debug)]
-struct Wanted {
-    config: Arc<ClientConfig>,
-    /// Those that have no TLS will do.
-    optional: bool,
-}
-
-/// Why a connection to a server has not become what was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    /// The socket, or TLS itself.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// It has no TLS, or says something else.
-    #[error("the server does not offer TLS, which `server_tls.mode` asks for")]
-    NotOffered,
 }
 
 impl Servers {
@@ -51,7 +25,7 @@ impl Servers {
     /// # Errors
     /// [`TlsError`]
     pub fn load(settings: &ServerTls) -> Result<Self, TlsError> {
-        Ok(Self { current: ArcSwapOption::new(wanted(settings)?.map(Arc::new)) })
+        Ok(Self { current: ArcSwapOption::new(Wanted::load(settings)?.map(Arc::new)) })
     }
 
     /// Takes over what was read anew, for new connections.
@@ -65,112 +39,10 @@ impl Servers {
     /// [`HandshakeError`]
     pub async fn secure(&self, stream: TcpStream) -> Result<ServerStream, HandshakeError> {
         let Some(wanted) = self.current.load_full() else { return Ok(ServerStream::Plain(stream)) };
-        wanted.secure(stream).await
-    }
-}
-
-impl Wanted {
-    async fn secure(&self, mut stream: TcpStream) -> Result<ServerStream, HandshakeError> {
-        stream.write_all(&SSL_REQUEST).await?;
-        // Exactly one byte: what else is there before the handshake was not said by the server.
-        match stream.read_u8().await? {
-            b'S' => {}
-            b'N' if self.optional => return Ok(ServerStream::Plain(stream)),
-            _ => return Err(HandshakeError::NotOffered),
-        }
-        let name = ServerName::IpAddress(stream.peer_addr()?.ip().to_canonical().into());
-        let stream = TlsConnector::from(self.config.clone()).connect(name, stream).await?;
-        Ok(ServerStream::Tls(Box::new(stream)))
-    }
-}
-
-fn wanted(settings: &ServerTls) -> Result<Option<Wanted>, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let roots = || -> Result<Arc<RootCertStore>, TlsError> {
-        // The configuration was checked: these modes have a file.
-        settings
-            .ca_file
-            .as_deref()
-            .map_or_else(|| Ok(Arc::new(RootCertStore::empty())), |file| authorities(file).map(Arc::new))
-    };
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| fail("server_tls".as_ref(), error.to_string()))?;
-    let builder = match settings.mode {
-        ServerTlsMode::Disable => return Ok(None),
-        ServerTlsMode::VerifyFull => builder.with_root_certificates(roots()?),
-        ServerTlsMode::Prefer | ServerTlsMode::Require | ServerTlsMode::VerifyCa => {
-            let chain = match settings.mode {
-                ServerTlsMode::VerifyCa => {
-                    let verifier = WebPkiServerVerifier::builder_with_provider(roots()?, provider.clone()).build();
-                    Some(verifier.map_err(|error| fail("server_tls.ca_file".as_ref(), error.to_string()))?)
-                }
-                _ => None,
-            };
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient { chain, provider }))
-        }
-    };
-    let mut config = match (&settings.certificate_file, &settings.key_file) {
-        (Some(certificate), Some(key)) => {
-            let (chain, private) = identity(certificate, key)?;
-            builder.with_client_auth_cert(chain, private).map_err(|error| fail(key, error.to_string()))?
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Some(Wanted { config: Arc::new(config), optional: settings.mode == ServerTlsMode::Prefer }))
-}
-
-/// Modes that do not look at the name, or at nothing. The handshake itself is always checked, so that
-/// whoever listens in learns nothing.
-#[derive(Debug)]
-struct Lenient {
-    /// Checks the chain, for verify-ca.
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Lenient {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last: everything else is right.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        Ok(match wanted.secure(stream).await? {
+            Secured::Plain(stream) => ServerStream::Plain(stream),
+            Secured::Tls(stream) => ServerStream::Tls(stream),
+        })
     }
 }
 

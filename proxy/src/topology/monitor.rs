@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::lsn::{Lsn, Timeline};
+use manatee_shared::tls::HandshakeError;
 use manatee_shared::topology::Topology as State;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -22,7 +23,7 @@ use super::knowledge::{Answer, Knowledge, Outcome};
 use super::snapshot::Node;
 use super::{Publisher, Snapshot};
 use crate::metrics;
-use crate::tls::servers::{HandshakeError, Servers};
+use crate::tls::servers::Servers;
 
 /// Between two questions to a named primary that is not confirmed yet.
 const QUICK_INTERVAL: Duration = Duration::from_millis(5);

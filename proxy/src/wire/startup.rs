@@ -18,8 +18,6 @@ pub const MAX_STARTUP_BYTES: usize = 10_000;
 const MAX_CANCEL_BYTES: usize = 4 + 4 + 4 + 256;
 /// First byte of a TLS handshake record: direct TLS without SSLRequest (PostgreSQL 17).
 pub const TLS_HANDSHAKE: u8 = 0x16;
-/// ALPN protocol that direct TLS must name.
-pub const ALPN: &[u8] = b"postgresql";
 
 const CANCEL_CODE: u32 = 80_877_102;
 /// Our own: a cancel from another proxy, which is not passed on again.
@@ -54,9 +52,6 @@ pub enum Header {
         rest: usize,
     },
 }
-
-/// SSLRequest, as it is sent to servers.
-pub const SSL_REQUEST: [u8; HEADER_BYTES] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 
 impl Header {
     /// Reads the header.
@@ -424,7 +419,7 @@ mod tests {
     #[test]
     fn headers() {
         assert_eq!(header(8, SSL_CODE).expect("ssl"), Header::Ssl);
-        assert_eq!(Header::parse(SSL_REQUEST).expect("ssl"), Header::Ssl);
+        assert_eq!(Header::parse(manatee_shared::tls::SSL_REQUEST).expect("ssl"), Header::Ssl);
         assert_eq!(header(8, GSSENC_CODE).expect("gss"), Header::GssEnc);
         assert_eq!(header(16, CANCEL_CODE).expect("cancel"), Header::Cancel { rest: 8 });
         assert_eq!(header(268, CANCEL_CODE).expect("long key"), Header::Cancel { rest: 260 });

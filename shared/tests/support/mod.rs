@@ -102,10 +102,11 @@ impl Server {
     /// Starts the process (again), on the same port and data.
     pub(crate) fn resume(&mut self) {
         let log = |name: &str| std::fs::File::create(self.folder.path().join(name)).unwrap();
+        let jaas = self.folder.path().join(JAAS);
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "java", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["-Dzookeeper.admin.enableServer=false", "-Dzookeeper.forceSync=no"])
-            .arg(format!("-Djava.security.auth.login.config={}", self.folder.path().join(JAAS).display()))
+            .args(jaas.exists().then(|| format!("-Djava.security.auth.login.config={}", jaas.display())))
             .args(["-Dzookeeper.snapshot.trust.empty=true", "-cp"])
             // TLS needs one more of netty than the manifest of ZooKeeper's jar names.
             .arg("/usr/share/java/zookeeper.jar:/usr/share/java/netty-codec.jar")
