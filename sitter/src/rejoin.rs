@@ -259,8 +259,10 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
     copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
     let connection = format!(
         "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=5 \
-         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000",
-        source.ip, source.pg_port
+         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000 {}",
+        source.ip,
+        source.pg_port,
+        inner.settings.replication_tls.conninfo(),
     );
     // From its first write to its last the data is neither the old nor the new.
     copy::condemn(inner, Verdict::Rewind)?;

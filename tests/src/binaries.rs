@@ -46,8 +46,14 @@ pub fn check_system() -> Result<()> {
     postgres_folder().map(|_| ())
 }
 
-/// The newest PostgreSQL's folder of programs, where Debian puts them, or the PATH's.
+/// Names a folder of PostgreSQL's programs to use instead of the system's.
+pub const POSTGRES_BIN: &str = "MANATEE_POSTGRES_BIN";
+
+/// The folder of PostgreSQL's programs: of [`POSTGRES_BIN`], or the newest where Debian puts them, or the PATH's.
 pub fn postgres_folder() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os(POSTGRES_BIN) {
+        return Ok(folder.into());
+    }
     let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// The newest PostgreSQL Debian installed.
+/// The folder that MANATEE_POSTGRES_BIN names, or the newest PostgreSQL Debian installed.
 fn bin_dir() -> PathBuf {
+    if let Some(folder) = std::env::var_os("MANATEE_POSTGRES_BIN") {
+        return folder.into();
+    }
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .expect("PostgreSQL is installed")
         .map(|entry| entry.expect("entry").path().join("bin"))

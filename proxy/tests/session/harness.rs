@@ -52,7 +52,8 @@ fn free_port() -> Result<u16> {
 
 /// `program` of PostgreSQL as an ordinary user: it refuses to run as root.
 fn command(program: &str) -> Command {
-    let path = format!("{BIN}/{program}");
+    let folder = std::env::var("MANATEE_POSTGRES_BIN").unwrap_or_else(|_| BIN.to_owned());
+    let path = format!("{folder}/{program}");
     if nix::unistd::geteuid().is_root() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL", &path]);

@@ -13,6 +13,7 @@ use manatee_shared::cluster::Peer;
 use manatee_shared::config::{self, ConfigError, Size, ZkSettings};
 use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::telemetry::LogSettings;
+use manatee_shared::tls::ServerTls;
 use serde::Deserialize;
 
 use crate::heartbeat::Timing;
@@ -101,6 +102,8 @@ pub struct PostgresConfig {
     pub superuser_password_file: Option<PathBuf>,
     /// Password of the replication role.
     pub replication_password_file: PathBuf,
+    /// TLS with other peers' PostgreSQL; default: if they have it.
+    pub replication_tls: Option<ServerTls>,
     /// Password of the proxies' role.
     pub proxy_password_file: PathBuf,
     /// Who may connect while the gate is open.
@@ -275,6 +278,10 @@ impl Config {
         if let Err(error) = self.log.check() {
             return fail("log.filter", error.to_string());
         }
+        if let Some(Err((key, problem))) = self.postgres.replication_tls.as_ref().map(ServerTls::check) {
+            let dot = if key.is_empty() { "" } else { "." };
+            return fail(&format!("postgres.replication_tls{dot}{key}"), problem.to_owned());
+        }
         let peer = &self.peer;
         if peer.ip.is_unspecified() || peer.ip.is_multicast() {
             return fail("peer.ip", format!("{} is not an address that others can reach; name this host's", peer.ip));
@@ -400,6 +407,7 @@ impl Config {
         let mut settings = postgres::Settings::new(self.peer.dir.clone(), bin_dir, replication, proxy);
         settings.os_user.clone_from(&from.os_user);
         settings.superuser.clone_from(&from.superuser);
+        settings.replication_tls = from.replication_tls.clone().map(postgres::ReplicationTls::new).unwrap_or_default();
         settings.superuser_password = from.superuser_password_file.as_deref().map(read).transpose()?;
         if let Some(hba) = &from.hba {
             settings.hba.clone_from(hba);

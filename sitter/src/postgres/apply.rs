@@ -45,7 +45,7 @@ pub(super) struct Rendered {
 /// The identity does not depend on the name: it changes under way, and is not the shard's business.
 pub(super) fn render(inner: &Inner, config: &ServerConfig, name: Name) -> Rendered {
     let own = conf::render(&inner.settings, inner.me, config, Name::Own);
-    let hba = hba::render(&inner.settings.superuser, config.gate, &inner.settings.hba);
+    let hba = hba::render(&inner.settings, config.gate);
     let ident = hba::render_ident(&inner.settings.superuser, &inner.user.logins());
     let id = conf::identity([own.as_str(), hba.as_str(), ident.as_str()]);
     let conf = conf::render(&inner.settings, inner.me, config, name);

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use manatee_shared::ids::PeerId;
 
@@ -107,13 +106,28 @@ pub(super) fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<
     Ok(())
 }
 
-/// The same for a whole file in the manner of `postgresql.conf`.
-pub(super) fn check_template(text: &str) -> Result<(), Error> {
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        // `name = value`, `name value`; the rest is PostgreSQL's to judge.
+/// Names and values of a text in the manner of `postgresql.conf`: `name = value`, `name value`; the rest is
+/// PostgreSQL's to judge.
+fn template_settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
         let (name, value) = line.split_once(|c: char| c == '=' || c.is_whitespace()).unwrap_or((line, ""));
         let value = value.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
-        let value = value.split(['#', ' ', '\t']).next().unwrap_or_default().trim_matches('\'');
+        (name, value.split(['#', ' ', '\t']).next().unwrap_or_default().trim_matches('\''))
+    })
+}
+
+/// The operator's value of a setting, the last one given.
+pub(super) fn setting(name: &str, parameters: &BTreeMap<String, String>, template: &str) -> Option<String> {
+    let given = parameters.iter().rfind(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
+    given.or_else(|| {
+        let of_template = template_settings(template).filter(|(key, _)| key.eq_ignore_ascii_case(name)).last();
+        of_template.map(|(_, value)| value.to_owned())
+    })
+}
+
+/// The same for a whole file in the manner of `postgresql.conf`.
+pub(super) fn check_template(text: &str) -> Result<(), Error> {
+    for (name, value) in template_settings(text) {
         check_parameters(&BTreeMap::from([(name.to_owned(), value.to_owned())])).map_err(|error| match error {
             Error::Setting { problem, .. } => Error::Setting { key: format!("postgres.conf_file, {name}"), problem },
             other => other,
@@ -128,7 +142,7 @@ fn quote(value: &str) -> String {
 }
 
 /// Value in a connection string (manual, section 34.1.1.1).
-fn quote_conninfo(value: &str) -> String {
+pub(super) fn quote_conninfo(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
@@ -163,7 +177,7 @@ pub(super) enum Name {
 }
 
 /// `primary_conninfo`: empty unless following somebody. The password is in a file.
-pub(super) fn primary_conninfo(recovery: &Recovery, me: PeerId, name: Name, passfile: &Path) -> String {
+pub(super) fn primary_conninfo(settings: &Settings, recovery: &Recovery, me: PeerId, name: Name) -> String {
     let Recovery::Follow(upstream) = recovery else { return String::new() };
     let name = match name {
         Name::Own => me.to_string(),
@@ -173,11 +187,12 @@ pub(super) fn primary_conninfo(recovery: &Recovery, me: PeerId, name: Name, pass
     // that still acknowledges on TCP.
     format!(
         "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name={} passfile={} connect_timeout=2 \
-         keepalives=1 keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000 gssencmode=disable",
+         keepalives=1 keepalives_idle=1 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=3000 {}",
         upstream.ip,
         upstream.pg_port,
         quote_conninfo(&name),
-        quote_conninfo(&passfile.to_string_lossy()),
+        quote_conninfo(&settings.layout().passfile().to_string_lossy()),
+        settings.replication_tls.conninfo(),
     )
 }
 
@@ -191,7 +206,7 @@ pub(super) fn expected(
     let following = matches!(config.recovery, Recovery::Follow(_));
     [
         ("synchronous_standby_names", synchronous_standby_names(&config.synchronous)),
-        ("primary_conninfo", primary_conninfo(&config.recovery, me, name, &settings.layout().passfile())),
+        ("primary_conninfo", primary_conninfo(settings, &config.recovery, me, name)),
         ("primary_slot_name", if following { slot_name(me) } else { String::new() }),
     ]
 }

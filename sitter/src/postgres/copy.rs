@@ -189,7 +189,13 @@ pub(crate) async fn bootstrap(
     let slot = ensure_slot(inner, source).await?;
     // Otherwise copies that succeed without making this peer healthy would fill the disk.
     storage.prune_aside(inner.settings.isolated_kept.max(1)).await?;
-    let wanted = Source { peer: source, slot, system: facts.system, incremental: verdict != Some(Verdict::Rebuild) };
+    let wanted = Source {
+        peer: source,
+        slot,
+        system: facts.system,
+        incremental: verdict != Some(Verdict::Rebuild),
+        conninfo: inner.settings.replication_tls.conninfo(),
+    };
     let method = storage.fetch(&wanted).await?;
     let found = control::read_control(&inner.layout.staging())?.system;
     if found != wanted.system {

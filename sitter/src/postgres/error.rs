@@ -44,6 +44,14 @@ pub enum Error {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// TLS with another peer's PostgreSQL.
+    #[error("TLS with {target}: {problem}")]
+    Tls {
+        /// With whom.
+        target: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// Another action is being executed.
     #[error("another action on PostgreSQL is in progress")]
     Busy,

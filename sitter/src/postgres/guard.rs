@@ -138,8 +138,7 @@ async fn carry_out(inner: &Inner, record: Record, change: Change) -> Result<(), 
     }
     apply::write(inner, &rendered)?;
     inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
-    let passfile = inner.layout.passfile();
-    let wanted = conf::primary_conninfo(&record.config.recovery, inner.me, name(trusted), &passfile);
+    let wanted = conf::primary_conninfo(&inner.settings, &record.config.recovery, inner.me, name(trusted));
     let live = || apply::text(&session, "SELECT current_setting('primary_conninfo')");
     apply::until(inner.settings.confirm_timeout, "the name to follow under", || async {
         Ok((live().await?.as_deref() == Some(wanted.as_str())).then_some(()))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use manatee_shared::ids::PeerId;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::error::Error;
@@ -43,12 +44,15 @@ pub(crate) async fn remote(settings: &Settings, peer: PeerId) -> Result<Client, 
         .password(settings.replication_password.expose())
         .dbname("postgres")
         .application_name(APPLICATION_NAME)
+        .ssl_mode(SslMode::Disable)
         .options("-c statement_timeout=10000 -c search_path=pg_catalog");
     let what = "connect to the source";
     let connecting = async {
         let stream = TcpStream::connect((peer.ip, peer.pg_port)).await.map_err(Error::io("reach", peer.to_string()))?;
         let socket = SockRef::from(&stream);
         socket.set_tcp_user_timeout(Some(Duration::from_secs(10))).map_err(Error::io("reach", peer.to_string()))?;
+        let stream = settings.replication_tls.secure(stream, &peer.to_string()).await?;
+        // TLS, or its absence, is settled: nothing is left to negotiate.
         config.connect_raw(AsWalsender::new(stream), NoTls).await.map_err(Error::query(what))
     };
     let timeout = Error::Timeout { what: format!("to {what}"), timeout: CONNECT };

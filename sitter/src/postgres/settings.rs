@@ -10,6 +10,7 @@ use manatee_shared::ids::PeerId;
 
 use super::conf;
 use super::error::Error;
+use super::replication_tls::ReplicationTls;
 
 /// A password. Shown nowhere: its `Debug` is a placeholder and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Settings {
     pub os_user: String,
     /// Superuser role, made by `initdb`.
     pub superuser: String,
+    /// How other peers' PostgreSQL is connected to: streaming, `pg_basebackup`, `pg_rewind`, the sitter's questions.
+    pub replication_tls: ReplicationTls,
     /// Given to the superuser at first setup.
     pub superuser_password: Option<Secret>,
     /// Of the role [`super::REPLICATION_ROLE`].
@@ -101,6 +104,7 @@ impl Settings {
             bin_dir,
             os_user: "postgres".to_owned(),
             superuser: "postgres".to_owned(),
+            replication_tls: ReplicationTls::default(),
             superuser_password: None,
             replication_password,
             proxy_password,
@@ -129,6 +133,7 @@ impl Settings {
     pub fn check(&self, me: PeerId) -> Result<(), Error> {
         conf::check_parameters(&self.parameters)?;
         conf::check_template(self.conf_template.as_deref().unwrap_or_default())?;
+        self.replication_tls.check(&self.parameters, self.conf_template.as_deref().unwrap_or_default())?;
         for line in &self.hba {
             if line.contains(['\n', '\r']) || line.trim_start().starts_with("include") {
                 return Err(Error::Setting {

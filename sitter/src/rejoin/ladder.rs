@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use manatee_shared::cluster::{Peer as Named, Role};
 use manatee_shared::config::Secret as Token;
+use manatee_tests::binaries::postgres_folder;
 use manatee_tests::zpool::Pool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -36,10 +37,6 @@ struct Peer {
     role: watch::Sender<Role>,
     tasks: Vec<JoinHandle<()>>,
     _dir: tempfile::TempDir,
-}
-
-fn bin_dir() -> std::path::PathBuf {
-    crate::config::environment::find_programs(None).expect("PostgreSQL is installed")
 }
 
 impl Peer {
@@ -69,7 +66,7 @@ impl Peer {
                 properties: properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             },
             api_token: Some(Token::new(TOKEN)),
-            ..Settings::new(dir.path().join("p"), bin_dir(), Secret::new("repl"), Secret::new("proxy"))
+            ..Settings::new(dir.path().join("p"), postgres_folder().unwrap(), Secret::new("repl"), Secret::new("proxy"))
         };
         std::fs::create_dir(&settings.dir).unwrap();
         let postgres = Arc::new(Postgres::new(settings.clone(), id).unwrap());
@@ -331,7 +328,10 @@ async fn breaks_off(primary: &Peer) -> (crate::storage::Source, JoinHandle<Strin
     });
     let Data::Present(system) = primary.postgres.local().borrow().data.clone() else { panic!("no data") };
     let peer = PeerId { backup_port: port, ip: Ipv4Addr::LOCALHOST.into(), ..primary.id };
-    (crate::storage::Source { peer, slot: "none".to_owned(), system, incremental: true }, served)
+    (
+        crate::storage::Source { peer, slot: "none".to_owned(), system, incremental: true, conninfo: String::new() },
+        served,
+    )
 }
 
 /// Not a test of what must hold on a busy machine: prints the throughput of a copy through the API beside that of
@@ -354,7 +354,8 @@ async fn throughput_beside_a_raw_pipe() {
     };
     let mut ratios = Vec::new();
     for round in 0..5 {
-        let target = format!("{}/raw{round}", pool.name());
+        // Below a peer's dataset, so that it is stored as the other copy is: compressed, which costs more than the copy.
+        let target = format!("{dataset}/raw{round}");
         let begin = Instant::now();
         let line = format!("zfs send {dataset}/data@{} | zfs receive {target}", snapshot.name);
         let status = std::process::Command::new("sh").arg("-c").arg(&line).stdin(Stdio::null()).status().unwrap();

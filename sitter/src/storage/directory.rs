@@ -38,8 +38,8 @@ pub(crate) async fn base_backup(
 ) -> Result<(), Error> {
     let connection = format!(
         "host={} port={} user={REPLICATION_ROLE} application_name=manatee-basebackup connect_timeout=5 \
-         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000",
-        source.peer.ip, source.peer.pg_port
+         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000 {}",
+        source.peer.ip, source.peer.pg_port, source.conninfo
     );
     let copying = Arc::new(progress.begin(Begin {
         source: source.peer,

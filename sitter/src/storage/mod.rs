@@ -37,6 +37,8 @@ pub struct Source {
     pub system: SystemIdentifier,
     /// Whether what is here may be built upon; else everything is copied.
     pub incremental: bool,
+    /// Further parameters of libpq for its PostgreSQL.
+    pub conninfo: String,
 }
 
 /// A kind of storage. Each method may be dropped halfway and repeated.

@@ -1,167 +1,21 @@
 //! The PostgreSQL manager against real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod peer;
+mod replication_tls;
+
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline};
 use manatee_sitter::machine::action::StopMode;
-use manatee_sitter::machine::local::{
-    Data, Gate, Local, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
-};
-use manatee_sitter::postgres::{Error, Postgres, Secret, Settings};
+use manatee_sitter::machine::local::{Data, Gate, Local, Recovery, Server, ServerConfig, Synchronous};
+use manatee_sitter::postgres::{Error, Postgres};
 use manatee_sitter::rejoin::{Rejoined, Rung};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::NoTls;
 
-const SUPERUSER_PASSWORD: &str = "correct horse";
-
-/// The newest PostgreSQL of Debian's layout.
-fn bin_dir() -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
-    let newest = versions.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()).max();
-    PathBuf::from(format!("/usr/lib/postgresql/{}/bin", newest.expect("a version")))
-}
-
-/// A peer: its manager, and a folder that goes with it. The server is killed at the end.
-struct TestPeer {
-    id: PeerId,
-    postgres: Postgres,
-    settings: Settings,
-    dir: tempfile::TempDir,
-    /// Ends the server when this process is killed: it waits for the end of its input.
-    _watchman: std::process::Child,
-}
-
-/// PostgreSQL is made to outlive its sitter; here it must not outlive the test.
-fn watchman(dir: &Path) -> std::process::Child {
-    let script = "read _; d=$0/p/data; p=$(head -n 1 $d/postmaster.pid) && [ \"$(readlink /proc/$p/cwd)\" = $d ] \
-                  && kill -9 $p; rm -rf $0";
-    std::process::Command::new("setsid")
-        .args(["sh", "-c", script])
-        .arg(dir)
-        .stdin(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-impl TestPeer {
-    fn new() -> Self {
-        // Addresses of their own for the peers of one test and of tests beside it.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let host = u8::try_from(std::process::id() % 200).unwrap();
-        let ip = Ipv4Addr::new(127, 100 + number, host, 1);
-        let port = TcpListener::bind(SocketAddr::from((ip, 0))).unwrap().local_addr().unwrap().port();
-        let id: PeerId = format!("{ip}:{port}:12345").parse().unwrap();
-        let dir = tempfile::Builder::new().prefix("mnt").tempdir_in("/tmp").unwrap();
-        // PostgreSQL's user must get through to what is below.
-        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let settings = Settings {
-            superuser_password: Some(Secret::new(SUPERUSER_PASSWORD)),
-            start_wait: Duration::from_secs(20),
-            parameters: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
-            ..Settings::new(dir.path().join("p"), bin_dir(), Secret::new("repl:pass\\word"), Secret::new("proxypass"))
-        };
-        let postgres = Postgres::new(settings.clone(), id).unwrap();
-        let _watchman = watchman(dir.path());
-        Self { id, postgres, settings, dir, _watchman }
-    }
-
-    fn local(&self) -> Local {
-        self.postgres.local().borrow().clone()
-    }
-
-    fn data(&self) -> PathBuf {
-        self.settings.layout().data()
-    }
-
-    fn standby(&self) -> StandbyStatus {
-        match self.local().server {
-            Server::Standby(status) => status,
-            other => panic!("not a standby: {other:?}"),
-        }
-    }
-
-    fn primary(&self) -> PrimaryStatus {
-        match self.local().server {
-            Server::Primary(status) => status,
-            other => panic!("not a primary: {other:?}"),
-        }
-    }
-
-    /// Waits for a state, with a deadline.
-    async fn until(&self, what: &str, wanted: impl Fn(&Local) -> bool) -> Local {
-        let mut local = self.postgres.local();
-        let waiting = local.wait_for(|local| wanted(local));
-        match tokio::time::timeout(Duration::from_secs(20), waiting).await {
-            Ok(local) => local.unwrap().clone(),
-            Err(_) => panic!("{what} did not come: {:?}\n{}", self.local(), log(&self.settings)),
-        }
-    }
-
-    async fn streaming(&self) {
-        self.until("streaming", |local| matches!(&local.server, Server::Standby(standby) if standby.streaming)).await;
-    }
-
-    /// Waits until a peer follows under its own name.
-    async fn followed_by(&self, peer: PeerId) {
-        let follows = |local: &Local| match &local.server {
-            Server::Primary(PrimaryStatus { downstreams, .. }) | Server::Standby(StandbyStatus { downstreams, .. }) => {
-                downstreams.iter().any(|down| down.peer == peer && down.streaming)
-            }
-            _ => false,
-        };
-        self.until("a follower", follows).await;
-    }
-
-    async fn client(&self) -> Result<Client, tokio_postgres::Error> {
-        let config = format!(
-            "host={} port={} user=postgres dbname=postgres password='{SUPERUSER_PASSWORD}' connect_timeout=5",
-            self.id.ip, self.id.pg_port
-        );
-        let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
-    }
-
-    async fn sql(&self, text: &str) {
-        let client = self.client().await.expect("connection");
-        let done = tokio::time::timeout(Duration::from_secs(20), client.batch_execute(text)).await;
-        done.expect("an answer in time").expect(text);
-    }
-}
-
-fn log(settings: &Settings) -> String {
-    let text = std::fs::read_to_string(settings.layout().log()).unwrap_or_default();
-    text.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
-}
-
-impl Drop for TestPeer {
-    fn drop(&mut self) {
-        let pid_file = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        let pid = pid_file.lines().next().and_then(|line| line.trim().parse().ok());
-        if let Some(pid) = pid.filter(|&pid: &i32| works_in(pid, &self.data())) {
-            // SIGQUIT: children end with it.
-            let pid = nix::unistd::Pid::from_raw(pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while works_in(pid.as_raw(), &self.data()) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        let _ = self.dir.path();
-    }
-}
-
-fn works_in(pid: i32, data: &Path) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
-}
+use self::peer::{SUPERUSER_PASSWORD, TestPeer};
 
 fn config(recovery: Recovery, synchronous: Synchronous, slots: &[PeerId]) -> ServerConfig {
     ServerConfig { recovery, synchronous, gate: Gate::Open, slots: BTreeSet::from_iter(slots.iter().copied()) }
@@ -173,8 +27,13 @@ fn follow(upstream: &TestPeer, slots: &[PeerId]) -> ServerConfig {
 
 /// A primary and `N` standbys that stream from it; nobody is synchronous yet.
 async fn shard<const N: usize>() -> (TestPeer, [TestPeer; N]) {
-    let primary = TestPeer::new();
-    let standbys = std::array::from_fn(|_| TestPeer::new());
+    shard_of(TestPeer::new).await
+}
+
+/// The same of such peers.
+async fn shard_of<const N: usize>(peer: impl Fn() -> TestPeer) -> (TestPeer, [TestPeer; N]) {
+    let primary = peer();
+    let standbys = std::array::from_fn(|_| peer());
     let ids: Vec<PeerId> = standbys.iter().map(|peer| peer.id).collect();
     primary.postgres.adopt().await.unwrap();
     primary.postgres.initialise().await.unwrap();
@@ -328,6 +187,11 @@ async fn who_acknowledges_is_confirmed_everywhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn takeover_and_rejoin_by_rewind() {
     let (old, [new, other]) = shard().await;
+    take_over_and_rejoin(old, new, other).await;
+}
+
+/// The sync `new` takes over while the others have more than it; both come back by `pg_rewind`.
+async fn take_over_and_rejoin(old: TestPeer, new: TestPeer, other: TestPeer) {
     let slots = [new.id, other.id];
     old.postgres.configure(&config(Recovery::Primary, Synchronous::Peer(new.id), &slots)).await.unwrap();
     old.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n").await;
