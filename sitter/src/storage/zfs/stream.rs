@@ -23,12 +23,12 @@ use crate::storage::Snapshots;
 /// The tag of our holds. zfs-fuse can not list tags, so there is only this one.
 const TAG: &str = "manatee";
 /// Pieces of a stream are at most this large.
-const PIECE_BYTES: usize = 256 << 10;
-/// A smaller one is given this time to grow: `zfs send` writes block by block, and to carry each on by itself costs
-/// more than its bytes. The pipe holds what comes meanwhile.
-const GATHER: Duration = Duration::from_millis(2);
-/// So often at most.
-const GATHER_TIMES: u32 = 8;
+const PIECE_BYTES: usize = 1 << 20;
+/// One smaller than [`SMALL_BYTES`] is given this time to grow: `zfs send` writes block by block, and to carry each on
+/// by itself costs more than its bytes. The pipe holds what comes meanwhile, so that nobody waits for us.
+const GATHER: Duration = Duration::from_millis(1);
+/// Worth carrying on.
+const SMALL_BYTES: usize = 128 << 10;
 /// What the kernel may buffer between `zfs` and us: fewer, larger reads and writes.
 const PIPE_BYTES: i32 = 1 << 20;
 /// How long `zfs send` may give nothing: longer than the other side waits, so that it is the one to complain.
@@ -272,16 +272,10 @@ async fn step(mut pump: Pump) -> Option<(io::Result<Bytes>, Option<Pump>)> {
     match tokio::time::timeout(STALL, pump.stdout.read_buf(&mut pump.buffer)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(_)) => {
-            for _ in 0..GATHER_TIMES {
-                if pump.buffer.len() >= PIECE_BYTES / 2 {
-                    break;
-                }
+            if pump.buffer.len() < SMALL_BYTES {
                 tokio::time::sleep(GATHER).await;
                 // Its end, or an error, is met again by the next step.
-                let more = tokio::time::timeout(GATHER, pump.stdout.read_buf(&mut pump.buffer)).await;
-                if !matches!(more, Ok(Ok(1..))) {
-                    break;
-                }
+                let _ = tokio::time::timeout(Duration::ZERO, pump.stdout.read_buf(&mut pump.buffer)).await;
             }
             return Some((Ok(pump.buffer.split().freeze()), Some(pump)));
         }
