@@ -295,6 +295,9 @@ pub struct Hold {
     /// How long a transaction may wait for a primary.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+    /// How long one of a read-only address may wait for a standby, while none is fit.
+    #[serde(with = "humantime_serde")]
+    pub standby_timeout: Duration,
     /// Clients that may wait, per session thread.
     pub max_clients: usize,
     /// Bytes of theirs that may be kept, per session thread.
@@ -303,7 +306,12 @@ pub struct Hold {
 
 impl Default for Hold {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30), max_clients: 5000, max_bytes: Size(64 << 20) }
+        Self {
+            timeout: Duration::from_secs(30),
+            standby_timeout: Duration::from_secs(5),
+            max_clients: 5000,
+            max_bytes: Size(64 << 20),
+        }
     }
 }
 

@@ -229,6 +229,9 @@ pub enum ProxyError {
     /// Held for the whole time allowed and no server that could serve appeared.
     #[error("no server fit for this was available within {0:?}")]
     HoldTimeout(Duration),
+    /// The client is on a read-only address and there was nothing to read from.
+    #[error("no standby fit to read from was available within {0:?}")]
+    NoStandby(Duration),
     /// More clients or bytes are held than the configuration allows.
     #[error("no primary available, and {0}")]
     HoldFull(&'static str),
@@ -322,7 +325,7 @@ impl ProxyError {
             | Self::PoolTimeout(_)
             | Self::ShuttingDown
             | Self::Internal(_) => Origin::Proxy,
-            Self::HoldTimeout(_) | Self::HoldFull(_) => Origin::Topology,
+            Self::HoldTimeout(_) | Self::NoStandby(_) | Self::HoldFull(_) => Origin::Topology,
             Self::TransactionLost
             | Self::CommitInDoubt
             | Self::CommitNotReplicated
@@ -350,7 +353,7 @@ impl ProxyError {
             Self::TooManyClients | Self::TooManyOf(_) | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
             Self::LoginTimeout(_) => SqlState::QUERY_CANCELED,
             Self::ReadOnly => SqlState::READ_ONLY_TRANSACTION,
-            Self::HoldTimeout(_) => SqlState::CANNOT_CONNECT_NOW,
+            Self::HoldTimeout(_) | Self::NoStandby(_) => SqlState::CANNOT_CONNECT_NOW,
             Self::HoldFull(_) => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             Self::TransactionLost => SqlState::SERIALIZATION_FAILURE,
             Self::CommitInDoubt | Self::CommitNotReplicated => SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
@@ -407,6 +410,7 @@ impl ProxyError {
     }
 
     /// Whether a server could not be used just now although nothing is wrong with the request: it
+            | Self::NoStandby(_)
     /// is starting, stopping, full, not reachable, or keeps clients out until its role is
     /// confirmed (the sitter's gate is an HBA file: 28000). Another try, or another node, may do.
     pub fn is_server_unready(&self) -> bool {
@@ -476,6 +480,9 @@ impl ProxyError {
             Severity::Fatal => self.encode(out),
             Severity::Error => {
                 encode_response(out, b'E', severity, self.sqlstate(), &self.client_message(), self.hint());
+            Self::NoStandby(_) => {
+                Some("Nothing was executed; try again later, or connect to the proxy's read-write address.")
+            }
             }
         }
     }

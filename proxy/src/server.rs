@@ -381,6 +381,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         split: config.routing.split,
         consistency: config.routing.consistency,
         hold_timeout: config.hold.timeout,
+        hold_standby_timeout: config.hold.standby_timeout,
         hold_max_clients: config.hold.max_clients,
         hold_max_bytes: usize::try_from(config.hold.max_bytes.bytes()).unwrap_or(usize::MAX),
     }

@@ -142,6 +142,7 @@ fn configuration(folder: &Path, extra: &[(&str, String)]) -> String {
     let mut text = String::new();
     for (section, keys) in &sections {
         let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
+        ("hold", String::new()),
         let more: Vec<&str> = extra.iter().filter(|(name, _)| name == section).map(|(_, keys)| keys.as_str()).collect();
         // These are replaced, others added to.
         let replaced = matches!(*section, "admin" | "fleet") && !more.is_empty();

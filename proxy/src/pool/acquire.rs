@@ -141,12 +141,19 @@ impl Worker {
             if held.is_none() {
                 held = Some(Held::new(self, wanted.bytes)?);
             }
-            let left = self.settings().hold_timeout.saturating_sub(began.elapsed());
+            // A primary comes back; a shard may well go on without any standby.
+            let no_standby = wanted.need == Need::StandbyOnly && snapshot.fit_standbys().next().is_none();
+            let limit = match no_standby {
+                true => self.settings().hold_standby_timeout,
+                false => self.settings().hold_timeout,
+            };
+            let left = limit.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return Err(match last_refusal {
                     // Which says more than that there was none.
                     Some(error @ ProxyError::Server { .. }) => error,
-                    _ => ProxyError::HoldTimeout(self.settings().hold_timeout),
+                    _ if no_standby => ProxyError::NoStandby(limit),
+                    _ => ProxyError::HoldTimeout(limit),
                 });
             }
             // After the wait every node gets another chance.

@@ -66,6 +66,8 @@ pub struct Settings {
     pub consistency: Consistency,
     /// `hold.timeout`
     pub hold_timeout: Duration,
+    /// `hold.standby_timeout`
+    pub hold_standby_timeout: Duration,
     /// `hold.max_clients`, on this thread.
     pub hold_max_clients: usize,
     /// `hold.max_bytes`, on this thread.

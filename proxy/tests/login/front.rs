@@ -4,6 +4,9 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use manatee_proxy::auth::Access;
+use manatee_proxy::server::accept;
+use manatee_proxy::server::listen::{Address, Listener};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
@@ -18,6 +21,7 @@ pub(crate) async fn front(bench: &Bench) {
     balancer(bench).await;
     http(bench).await;
     events(bench).await;
+    read_only(bench).await;
 }
 
 async fn unix_socket(bench: &Bench) {
@@ -153,4 +157,28 @@ async fn events(bench: &Bench) {
         }
     });
     assert_eq!(data().await, format!("[{url:?}]"));
+}
+
+/// A read-only address of a shard without a standby: a clear answer, long before a lost primary would be
+/// given up, and the connection stays.
+async fn read_only(bench: &Bench) {
+    let hold = "timeout = \"1h\"\nstandby_timeout = \"200ms\"";
+    configure(bench, &[("hold", hold.to_owned())]).await;
+    let any = Address::Tcp("127.0.0.1:0".parse().expect("address"));
+    let listener = Listener::bind("listen.read_only", any).expect("bind").open(None).expect("open");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(accept(listener, Access::ReadOnly.into(), bench.shared.clone(), bench.workers.clone()));
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(port).user("alice").password("secret").dbname("postgres");
+    let (client, connection) = config.connect(NoTls).await.expect("login");
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let answer = tokio::time::timeout(PATIENCE, client.simple_query("SELECT 1")).await.expect("in time");
+        let error = answer.expect_err("no standby");
+        let error = error.as_db_error().expect("told");
+        assert_eq!((error.severity(), error.code().code()), ("ERROR", "57P03"));
+        assert!(error.message().starts_with("no standby fit to read from"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("read-write address")), "{error:?}");
+    }
+    configure(bench, &[]).await;
 }

@@ -314,6 +314,7 @@ async fn serve(listener: StdListener, setup: Setup, topology: Topology, catalogs
         split: true,
         consistency: setup.consistency,
         hold_timeout: setup.hold_timeout,
+        hold_standby_timeout: setup.hold_timeout,
         hold_max_clients: 100,
         hold_max_bytes: 1 << 20,
     };
