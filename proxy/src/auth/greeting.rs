@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use manatee_shared::ids::PeerId;
+
 use super::{Access, Identity, Opened};
 use crate::error::{ProxyError, Result};
 use crate::tls::servers::Servers;
@@ -108,6 +110,8 @@ impl Greetings {
         // A node that was taken for the primary has the last word.
         let fits = |upstream: &Upstream| from_standby || upstream.in_hot_standby() != Some(true);
         let upstream = self.open(identity, &settings, &nodes, fits, deadline, false).await?;
+        // However the name was come by: asked for, or the role's default.
+        check_name(upstream.parameter("application_name").unwrap_or_default())?;
         Ok(Greeting { parameters: upstream.parameters.clone(), opened: Opened::Relay(upstream) })
     }
 
@@ -198,6 +202,20 @@ fn addressed(parameters: &[(String, String)], known: &[(String, String)], access
     parameters
 }
 
+/// Peers attach to each other under their ids, and `synchronous_standby_names` names the sync by its own: nobody
+/// else may replicate under such a name, of whichever peer.
+///
+/// # Errors
+/// [`ProxyError::NotAllowed`]
+pub fn check_name(application_name: &str) -> Result<()> {
+    match application_name.parse::<PeerId>() {
+        Ok(_) => Err(ProxyError::NotAllowed(format!(
+            "application_name \"{application_name}\" is reserved for a peer of the shard; replicate under another one"
+        ))),
+        Err(_) => Ok(()),
+    }
+}
+
 /// As `pg_clean_ascii` and NAMEDATALEN would leave it.
 fn clean_name(name: &str) -> String {
     let escape = |byte: u8| match byte {
@@ -212,6 +230,16 @@ fn clean_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn peers_names_are_reserved() {
+        for name in ["10.0.0.1:5432:12345", "[FD00::a]:5432:12345", "192.0.2.1:1:1"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        for name in ["", "pg_receivewal", "10.0.0.1", "10.0.0.1:5432", "x10.0.0.1:5432:12345"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+    }
 
     #[test]
     fn clients_see_what_their_address_promises() {

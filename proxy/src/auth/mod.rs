@@ -15,7 +15,7 @@ pub mod usermap;
 pub mod users;
 pub mod verifier;
 
-pub use greeting::Greetings;
+pub use greeting::{Greetings, check_name};
 pub use login::{Admission, Entered, Gatekeeper, login};
 pub use places::Taken;
 pub use policy::{Policy, PolicyError};

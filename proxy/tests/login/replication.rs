@@ -61,6 +61,7 @@ pub(crate) async fn replication(bench: &Bench) {
     let output = run(decode().args(["--start", "-n", "-f", "-", "--endpos", &end]));
     assert!(String::from_utf8_lossy(&output.stdout).contains("a row"), "{output:?}");
     run(decode().arg("--drop-slot"));
+    names_of_peers(bench).await;
     // The others still get in.
     assert!(bench.client("alice", "secret").connect(NoTls).await.is_ok());
 
@@ -93,4 +94,39 @@ async fn when_the_primary_is_another(bench: &Bench, folder: &Path) {
         assert!(begun.elapsed() < PATIENCE, "it goes on");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Whoever replicates under a peer's name would be counted as the sync.
+async fn names_of_peers(bench: &Bench) {
+    const NAME: &str = "127.0.0.1:5432:12345";
+    let psql = |more: &str, commands: &[&str]| {
+        let conninfo = format!(
+            "host=127.0.0.1 port={} user=keeper dbname=postgres replication=database sslmode=disable {more}",
+            bench.proxy.port()
+        );
+        let mut psql = Command::new("psql");
+        psql.arg(conninfo).arg("-XAt").env("PGPASSWORD", "secret");
+        for command in commands {
+            psql.args(["-c", command]);
+        }
+        let output = psql.output().expect("psql");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let refused = |more: &str, commands: &[&str]| {
+        let (success, said) = psql(more, commands);
+        assert!(!success && said.contains("is reserved for a peer"), "{more} {commands:?}: {said}");
+    };
+    let identify = "IDENTIFY_SYSTEM";
+    refused(&format!("application_name={NAME}"), &[identify]);
+    refused(&format!("application_name='' options='-c application_name={NAME}'"), &[identify]);
+    // In the session, in any way; it is noticed before the next command.
+    refused("", &[&format!("SET application_name = '{NAME}'"), identify]);
+    refused("", &["SELECT set_config('application_name', '127.0.0.1' || ':5432:12345', false)", identify]);
+    bench.postgres.run(&format!("ALTER ROLE keeper SET application_name = '{NAME}'")).await;
+    refused("application_name=''", &[identify]);
+    bench.postgres.run("ALTER ROLE keeper RESET application_name").await;
+    assert!(psql("application_name=mine", &["SET application_name = 'another'", identify]).0);
+    // Who does not replicate is called as they like.
+    let mut client = bench.client("keeper", "secret");
+    assert!(client.application_name(NAME).connect(NoTls).await.is_ok());
 }
