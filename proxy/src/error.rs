@@ -284,6 +284,17 @@ pub enum ProxyError {
         /// What was wrong.
         problem: String,
     },
+    /// A server asks for another kind of proof than the client gave us the means for, because the role's
+    /// password, or the server's rules, were changed.
+    #[error("{target} asked for {wanted}, for which there is no secret of user \"{user}\" here")]
+    NoSecret {
+        /// Which server.
+        target: String,
+        /// Whose secret.
+        user: String,
+        /// What it asked for.
+        wanted: &'static str,
+    },
     /// A server refused, in its own words; passed on to the client as it is.
     #[error("{target} refused: {error}")]
     Server {
@@ -335,6 +346,7 @@ impl ProxyError {
             | Self::ServerTls { .. }
             | Self::ConnectTimeout { .. }
             | Self::ServerProtocol { .. }
+            | Self::NoSecret { .. }
             | Self::Server { .. } => Origin::Server,
         }
     }
@@ -344,7 +356,7 @@ impl ProxyError {
         match self {
             Self::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
             Self::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
-            Self::PasswordFailed { .. } => SqlState::INVALID_PASSWORD,
+            Self::PasswordFailed { .. } | Self::NoSecret { .. } => SqlState::INVALID_PASSWORD,
             Self::NoLogin(_) | Self::NotAllowed(_) | Self::CertificateFailed { .. } | Self::TooManyFailures(_) => {
                 SqlState::INVALID_AUTHORIZATION
             }
@@ -383,6 +395,7 @@ impl ProxyError {
             | Self::TooManyOf(_)
             | Self::LoginTimeout(_)
             | Self::SessionLost
+            | Self::NoSecret { .. }
             | Self::ShuttingDown
             | Self::Internal(_) => Severity::Fatal,
             Self::Server { error, .. } if matches!(error.severity.as_str(), "FATAL" | "PANIC") => Severity::Fatal,
@@ -397,6 +410,7 @@ impl ProxyError {
             | Self::TooManyOf(_)
             | Self::PoolTimeout(_)
             | Self::HoldTimeout(_)
+            | Self::NoStandby(_)
             | Self::HoldFull(_)
             | Self::TransactionLost
             | Self::Connect { .. }
@@ -410,7 +424,6 @@ impl ProxyError {
     }
 
     /// Whether a server could not be used just now although nothing is wrong with the request: it
-            | Self::NoStandby(_)
     /// is starting, stopping, full, not reachable, or keeps clients out until its role is
     /// confirmed (the sitter's gate is an HBA file: 28000). Another try, or another node, may do.
     pub fn is_server_unready(&self) -> bool {
@@ -424,10 +437,21 @@ impl ProxyError {
         }
     }
 
+    /// Whether a server did not believe us to be who we say: the role's password is another by now.
+    pub fn is_wrong_secret(&self) -> bool {
+        match self {
+            Self::NoSecret { .. } => true,
+            Self::Server { error, .. } => error.code == SqlState::INVALID_PASSWORD,
+            _ => false,
+        }
+    }
+
     /// What the client reads. PostgreSQL's own wording where it has one.
     pub fn client_message(&self) -> String {
         match self {
-            Self::PasswordFailed { user, .. } => format!("password authentication failed for user \"{user}\""),
+            Self::PasswordFailed { user, .. } | Self::NoSecret { user, .. } => {
+                format!("password authentication failed for user \"{user}\"")
+            }
             Self::CertificateFailed { user, .. } => format!("certificate authentication failed for user \"{user}\""),
             Self::Connect { .. } | Self::ServerTls { .. } | Self::ConnectTimeout { .. } => {
                 "cannot connect to a database server".to_owned()
@@ -456,6 +480,9 @@ impl ProxyError {
                 Some("Check whether its changes are there before running it again.")
             }
             Self::HoldTimeout(_) | Self::HoldFull(_) => Some("Nothing was executed; try again later."),
+            Self::NoStandby(_) => {
+                Some("Nothing was executed; try again later, or connect to the proxy's read-write address.")
+            }
             Self::ReadOnly => Some("Connect to the proxy's read-write address."),
             _ => None,
         }
@@ -480,9 +507,6 @@ impl ProxyError {
             Severity::Fatal => self.encode(out),
             Severity::Error => {
                 encode_response(out, b'E', severity, self.sqlstate(), &self.client_message(), self.hint());
-            Self::NoStandby(_) => {
-                Some("Nothing was executed; try again later, or connect to the proxy's read-write address.")
-            }
             }
         }
     }

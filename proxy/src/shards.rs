@@ -13,8 +13,8 @@ use manatee_shared::topology::Topology as State;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::Greetings;
 use crate::auth::verifier::{self, Verifiers};
+use crate::auth::{Greetings, Keys};
 use crate::catalog;
 use crate::pool::Catalogs;
 use crate::topology::{self, Publisher, Topology, monitor};
@@ -33,6 +33,8 @@ pub struct Shard {
     pub topology: Topology,
     /// Its roles.
     pub verifiers: Verifiers,
+    /// With which secrets servers are persuaded.
+    pub keys: Keys,
     /// What its clients are told when they connect.
     pub greetings: Greetings,
     /// Functions of its databases.
@@ -67,6 +69,7 @@ pub fn prepare(own: monitor::Settings, max_age: Duration) -> (Arc<Shard>, Backgr
         greetings: Greetings::new(topology.clone(), own.servers.clone()),
         topology,
         verifiers,
+        keys: Keys::default(),
         catalogs: Arc::new(catalogs),
         state: OnceLock::new(),
     });

@@ -64,9 +64,28 @@ pub async fn connect(
     limit: Duration,
 ) -> Result<Upstream> {
     // Dropping the attempt closes its socket; the server notices.
-    match tokio::time::timeout(limit, attempt(servers, node, identity, parameters)).await {
+    match tokio::time::timeout(limit, with_any_secret(servers, node, identity, parameters)).await {
         Ok(result) => result,
         Err(_) => Err(ProxyError::ConnectTimeout { target: node.id.to_string(), waited: limit }),
+    }
+}
+
+/// With the newest secret of the role; and with the client's own, should that be the right one after all:
+/// what is proved last may have been proved to a standby that did not know better.
+async fn with_any_secret(
+    servers: &Servers,
+    node: Node,
+    identity: &Identity,
+    parameters: &[(String, String)],
+) -> Result<Upstream> {
+    let (newest, own) = (identity.secrets.newest(), identity.secrets.own());
+    match attempt(servers, node, identity, &newest, parameters).await {
+        Err(error) if error.is_wrong_secret() && !Arc::ptr_eq(&newest, own) => {
+            let upstream = attempt(servers, node, identity, own, parameters).await?;
+            identity.secrets.prefer_own();
+            Ok(upstream)
+        }
+        result => result,
     }
 }
 
@@ -74,6 +93,7 @@ async fn attempt(
     servers: &Servers,
     node: Node,
     identity: &Identity,
+    secret: &Secret,
     parameters: &[(String, String)],
 ) -> Result<Upstream> {
     let failed = |source| ProxyError::Connect { target: node.id.to_string(), source };
@@ -91,7 +111,8 @@ async fn attempt(
     let mut opening = Opening {
         stream,
         node,
-        identity,
+        user: &identity.user,
+        secret,
         input: BytesMut::with_capacity(2048),
         received: 0,
         exchange: Exchange::None,
@@ -146,7 +167,8 @@ enum Exchange {
 struct Opening<'a> {
     stream: ServerStream,
     node: Node,
-    identity: &'a Identity,
+    user: &'a str,
+    secret: &'a Secret,
     input: BytesMut,
     received: usize,
     exchange: Exchange,
@@ -185,16 +207,16 @@ impl Opening<'_> {
         match (kind, std::mem::replace(&mut self.exchange, Exchange::None)) {
             // A server that asked for SCRAM must have proved that it knows the verifier.
             (0, Exchange::None | Exchange::Verified) => return Ok(()),
-            (3, Exchange::None) => match &self.identity.secret {
+            (3, Exchange::None) => match self.secret {
                 Secret::Password(password) => encode_password(&mut answer, &zero_terminated(password)),
-                _ => return Err(self.unexpected("asked for a clear-text password, which is not known here")),
+                _ => return Err(self.no_secret("a clear-text password")),
             },
             (5, Exchange::None) => {
                 let salt = <[u8; 4]>::try_from(body.as_ref()).map_err(|_| self.unexpected("md5 salt"))?;
-                let hash = match &self.identity.secret {
+                let hash = match self.secret {
                     Secret::Md5(hash) => hash.clone(),
-                    Secret::Password(password) => crate::auth::Md5Hash::of(password, &self.identity.user),
-                    _ => return Err(self.unexpected("asked for md5, for which this role has no secret here")),
+                    Secret::Password(password) => crate::auth::Md5Hash::of(password, self.user),
+                    _ => return Err(self.no_secret("md5")),
                 };
                 encode_password(&mut answer, &zero_terminated(&hash.response(salt)));
             }
@@ -212,7 +234,7 @@ impl Opening<'_> {
                 self.exchange = Exchange::First(exchange);
             }
             (11, Exchange::First(exchange)) => {
-                let proved = match &self.identity.secret {
+                let proved = match self.secret {
                     Secret::Scram { client_key, server_key } => {
                         exchange.prove(&body, &Credential::Keys { client_key, server_key })
                     }
@@ -223,7 +245,7 @@ impl Opening<'_> {
                             .await
                             .map_err(|error| ProxyError::Internal(error.to_string()))?
                     }
-                    _ => return Err(self.unexpected("asked for SCRAM, for which this role has no secret here")),
+                    _ => return Err(self.no_secret("SCRAM")),
                 };
                 let (proof, message) = proved.map_err(|error| self.unexpected(&error.to_string()))?;
                 encode_password(&mut answer, message.as_bytes());
@@ -284,6 +306,10 @@ impl Opening<'_> {
 
     fn broken(&self, source: std::io::Error) -> ProxyError {
         ProxyError::Connect { target: self.node.id.to_string(), source }
+    }
+
+    fn no_secret(&self, wanted: &'static str) -> ProxyError {
+        ProxyError::NoSecret { target: self.node.id.to_string(), user: self.user.to_owned(), wanted }
     }
 
     fn unexpected(&self, problem: &str) -> ProxyError {

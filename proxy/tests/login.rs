@@ -31,6 +31,8 @@ mod console;
 mod front;
 #[path = "login/postgres.rs"]
 mod postgres;
+#[path = "login/keys.rs"]
+mod keys;
 #[path = "login/replication.rs"]
 mod replication;
 #[path = "login/rules.rs"]
@@ -231,6 +233,7 @@ async fn logins() {
     what_postgresql_refuses(&bench).await;
     a_new_password(&bench).await;
     encryption(&bench);
+    keys::keys(&bench).await;
     garbage(&bench).await;
     injected_plain_text(&bench).await;
     console::console(&bench).await;

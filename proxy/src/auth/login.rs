@@ -378,7 +378,8 @@ impl Entering<'_> {
             of_database: any(config.pool.max_clients_per_database),
         };
         let taken = self.gate.places.take(&shard.name, &user, &database, most)?;
-        let identity = Arc::new(Identity { user, database, secret: proved.secret });
+        let secrets = shard.keys.proved(&user, proved.role, proved.secret);
+        let identity = Arc::new(Identity { user, database, role: proved.role, secrets });
         let (greetings, access) = (&shard.greetings, self.entrance.access);
         let Greeting { parameters, opened } = match replication {
             Replication::No => greetings.greet(&identity, &startup.settings, access, self.deadline).await?,
@@ -503,7 +504,8 @@ impl Entering<'_> {
         if matches!(verdict.method, Method::Trust | Method::Certificate | Method::Peer) {
             // Servers are persuaded by the file's password, or trust us.
             let password = own.and_then(|role| role.password.clone());
-            return Ok(Proved { secret: password.map_or(Secret::None, Secret::Password), connection_limit: None });
+            let secret = password.map_or(Secret::None, Secret::Password);
+            return Ok(Proved { secret, role: None, connection_limit: None });
         }
         let role = match own {
             Some(role) => Some(role),
@@ -534,6 +536,7 @@ impl Entering<'_> {
             (Some(role), Some(_)) if !role.can_login => Err(ProxyError::NoLogin(user.to_owned())),
             (Some(role), Some(secret)) => Ok(Proved {
                 secret: role.password.clone().map_or(secret, Secret::Password),
+                role: role.number,
                 connection_limit: role.connection_limit,
             }),
         }
@@ -640,6 +643,8 @@ async fn check_peer(stream: &ClientStream, user: &str, verdict: &Verdict, maps: 
 struct Proved {
     /// For servers.
     secret: Secret,
+    /// The role's number, if the database was asked.
+    role: Option<u32>,
     /// The role's own limit.
     connection_limit: Option<u32>,
 }

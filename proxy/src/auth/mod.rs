@@ -7,6 +7,7 @@ use std::sync::Arc;
 mod failures;
 mod greeting;
 pub mod hba;
+mod keyring;
 mod login;
 mod places;
 mod policy;
@@ -16,6 +17,7 @@ pub mod users;
 pub mod verifier;
 
 pub use greeting::{Greetings, check_name};
+pub use keyring::{Keyring, Keys};
 pub use login::{Admission, Entered, Gatekeeper, login};
 pub use places::Taken;
 pub use policy::{Policy, PolicyError};
@@ -28,20 +30,23 @@ use crate::cancel::Registration;
 use crate::upstream::Upstream;
 
 /// In whose name and to which database a server connection is: the key of a pool. Equality and
-/// hash are by user and database only; the pool's connections outlive a change of password.
+/// hash leave the secrets out: the pool's connections outlive a change of password.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// Role.
     pub user: Arc<str>,
     /// Database.
     pub database: Arc<str>,
+    /// The role's number (`pg_authid.oid`), if the database was asked: one that is made again under the
+    /// same name is another.
+    pub role: Option<u32>,
     /// For new connections.
-    pub secret: Secret,
+    pub secrets: Keyring,
 }
 
 impl PartialEq for Identity {
     fn eq(&self, other: &Self) -> bool {
-        self.user == other.user && self.database == other.database
+        self.user == other.user && self.database == other.database && self.role == other.role
     }
 }
 
@@ -51,6 +56,7 @@ impl Hash for Identity {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.user.hash(state);
         self.database.hash(state);
+        self.role.hash(state);
     }
 }
 

@@ -87,7 +87,14 @@ impl Users {
                 (Stored::Scram(verifier), Some(password.clone()))
             }
         };
-        Ok(Some(Role { stored, can_login: true, valid_until_unix_s: None, connection_limit: None, password }))
+        Ok(Some(Role {
+            number: None,
+            stored,
+            can_login: true,
+            valid_until_unix_s: None,
+            connection_limit: None,
+            password,
+        }))
     }
 }
 

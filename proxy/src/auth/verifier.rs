@@ -39,7 +39,8 @@ const AVOID_FOR: Duration = Duration::from_secs(1);
 /// The sitter creates this function; `verifier` is pg_authid's rolpassword.
 const QUESTION: &str = "SELECT verifier, can_login, \
      CASE WHEN pg_catalog.isfinite(valid_until) THEN \
-       pg_catalog.floor(extract(epoch FROM valid_until))::pg_catalog.int8 END, connection_limit \
+       pg_catalog.floor(extract(epoch FROM valid_until))::pg_catalog.int8 END, connection_limit, \
+     (SELECT oid FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name) \
      FROM manatee.role_verifier($1)";
 
 /// How a role proves itself.
@@ -56,6 +57,8 @@ pub enum Stored {
 /// A role that exists.
 #[derive(Clone)]
 pub struct Role {
+    /// Its number (`pg_authid.oid`), unless it is from a file.
+    pub number: Option<u32>,
     /// How it proves itself.
     pub stored: Stored,
     /// LOGIN or NOLOGIN.
@@ -288,6 +291,7 @@ async fn ask(client: &tokio_postgres::Client, user: &str) -> std::result::Result
         None => Stored::Nothing,
     };
     Ok(Some(Role {
+        number: row.try_get(4)?,
         stored,
         can_login: row.try_get::<_, Option<bool>>(1)?.unwrap_or(false),
         valid_until_unix_s: row.try_get(2)?,

@@ -218,6 +218,10 @@ impl Worker {
                                 return Err(Refusal::Final(ProxyError::PoolTimeout(self.settings().query_wait_timeout)));
                             }
                         },
+                        () = pool.lockout_ends() => {
+                            pool.offer_places();
+                            continue;
+                        }
                         () = self.changed.notified() => {
                             if self.is_still(node, served_by) {
                                 continue;
@@ -241,7 +245,14 @@ impl Worker {
                     server.served_by.set(served_by);
                     Ok(server)
                 }
-                Grant::Place(place) => self.open(wanted, node, served_by, place).await,
+                Grant::Place(place) => match self.open(wanted, node, served_by, place).await {
+                    Err(Refusal::Final(error)) if error.is_wrong_secret() && pool.lock_out(Instant::now()) => {
+                        tracing::info!(%error, "a server connection from before is waited for");
+                        waiting = None;
+                        continue;
+                    }
+                    opened => opened,
+                },
             };
         }
     }

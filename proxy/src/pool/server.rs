@@ -23,6 +23,9 @@ use crate::wire::{backend, complete, frontend};
 /// How long DISCARD ALL may take before the server is closed instead.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long no connection is opened after a server did not take the secret.
+const LOCKED_OUT_FOR: Duration = Duration::from_secs(1);
+
 /// Lets somebody else end the use of a server: the topology, when its node is no longer what it was.
 #[derive(Debug, Default)]
 pub struct Recall {
@@ -224,6 +227,8 @@ pub struct NodePool {
     renewed: Cell<Option<Instant>>,
     /// Idle, in use and being opened.
     open: Cell<usize>,
+    /// No connection is opened before this, as long as there is one.
+    locked_out_until: Cell<Option<Instant>>,
     // Boxed because they travel: to a session, to the next one in the queue, back.
     #[allow(clippy::vec_box)]
     idle: RefCell<Vec<Box<Server>>>,
@@ -240,6 +245,7 @@ impl NodePool {
             size: Cell::new(size),
             renewed: Cell::new(None),
             open: Cell::new(0),
+            locked_out_until: Cell::new(None),
             idle: RefCell::default(),
             waiting: RefCell::default(),
             quotas,
@@ -269,14 +275,39 @@ impl NodePool {
 
     /// Whether another connection may be opened.
     fn has_room(&self) -> bool {
-        self.open.get() < self.size.get() && self.quotas.iter().all(|quota| quota.has_room())
+        self.may_grow() && self.quotas.iter().all(|quota| quota.has_room())
+    }
+
+    /// Whether nothing of its own keeps it from opening another connection.
+    fn may_grow(&self) -> bool {
+        let open = self.open.get();
+        let is_locked_out = || self.locked_out_until.get().is_some_and(|until| Instant::now() < until);
+        open < self.size.get() && (open == 0 || !is_locked_out())
+    }
+
+    /// A server did not take the secret: the connections that there are have to do for a moment. False if
+    /// there is none.
+    pub(super) fn lock_out(&self, now: Instant) -> bool {
+        self.locked_out_until.set(Some(now + LOCKED_OUT_FOR));
+        self.open.get() > 0
+    }
+
+    /// The moment from which on another attempt may be made, for those who wait. Never, if there is none.
+    pub(super) async fn lockout_ends(&self) {
+        match self.locked_out_until.get() {
+            Some(until) => {
+                tokio::time::sleep_until(until.into()).await;
+                self.locked_out_until.set(None);
+            }
+            None => std::future::pending().await,
+        }
     }
 
     /// Has idle connections of other pools closed until another one may be opened here. False if that
     /// does not help, or if somebody waits for the same already.
     fn make_room(&self) -> bool {
         while !self.has_room() {
-            if self.open.get() >= self.size.get() {
+            if !self.may_grow() {
                 return false;
             }
             let Some(full) = self.quotas.iter().find(|quota| !quota.has_room()) else { return false };
@@ -297,7 +328,7 @@ impl NodePool {
     /// Whether nothing but some of these limits keeps it from opening another connection.
     fn is_held_up_only_by(&self, quotas: &[Rc<Quota>]) -> bool {
         let among = |quota: &Rc<Quota>| quotas.iter().any(|one| Rc::ptr_eq(one, quota));
-        self.open.get() < self.size.get() && self.quotas.iter().all(|quota| quota.has_room() || among(quota))
+        self.may_grow() && self.quotas.iter().all(|quota| quota.has_room() || among(quota))
     }
 
     /// Since when the connection that comes first in the list is idle: the one unused longest.

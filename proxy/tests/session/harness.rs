@@ -386,8 +386,12 @@ async fn admit(
                 });
                 backend::put_ready(&mut out, TxStatus::Idle);
                 stream.write_all(&out).await?;
-                let identity =
-                    Arc::new(Identity { user: "postgres".into(), database: "postgres".into(), secret: Secret::None });
+                let identity = Arc::new(Identity {
+                    user: "postgres".into(),
+                    database: "postgres".into(),
+                    role: None,
+                    secrets: Secret::None.into(),
+                });
                 let client = Client {
                     address,
                     local: None,

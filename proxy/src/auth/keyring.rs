@@ -1,0 +1,125 @@
+//! With which secret a client's server connections are opened, after its role's password was changed too.
+//!
+//! PostgreSQL lets those who have logged in go on; behind a pool they may need another server connection,
+//! and the key they proved opens none any more. So every client of a role uses what was proved last by any
+//! of them. A role is known by its number, not by its name: of one that was dropped and made again, the
+//! clients of the first are lent nothing by those of the second.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+
+use super::secret::Secret;
+
+/// What was proved last for a role. Shared by its clients.
+type Newest = ArcSwap<Secret>;
+
+/// The secrets for one client's server connections.
+#[derive(Clone, Debug)]
+pub struct Keyring {
+    own: Arc<Secret>,
+    newest: Arc<Newest>,
+}
+
+impl Keyring {
+    /// What the client proved itself.
+    pub fn own(&self) -> &Arc<Secret> {
+        &self.own
+    }
+
+    /// What was proved last for its role.
+    pub fn newest(&self) -> Arc<Secret> {
+        self.newest.load_full()
+    }
+
+    /// A server took the client's own secret and not the newest one, so it is the right one.
+    pub fn prefer_own(&self) {
+        self.newest.store(self.own.clone());
+    }
+}
+
+impl From<Secret> for Keyring {
+    /// Shared with nobody.
+    fn from(secret: Secret) -> Self {
+        let own = Arc::new(secret);
+        Self { newest: Arc::new(Newest::new(own.clone())), own }
+    }
+}
+
+/// A role: its name, and its number if the database was asked.
+type Role = (Arc<str>, Option<u32>);
+
+/// What was proved for a shard's roles; forgotten with the last client of each.
+#[derive(Default)]
+pub struct Keys {
+    roles: Mutex<HashMap<Role, Weak<Newest>>>,
+}
+
+impl Keys {
+    /// A client has proved `secret`: from now on all of its role use it.
+    pub fn proved(&self, user: &Arc<str>, role: Option<u32>, secret: Secret) -> Keyring {
+        // Servers trust us with that one; nothing was proved to them.
+        if matches!(secret, Secret::None) {
+            return secret.into();
+        }
+        let mut keyring = Keyring::from(secret);
+        let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (user.clone(), role);
+        if let Some(newest) = roles.get(&key).and_then(Weak::upgrade) {
+            newest.store(keyring.own.clone());
+            keyring.newest = newest;
+            return keyring;
+        }
+        // Amortised: as many are looked at as there are roles with clients.
+        if roles.len() == roles.capacity() {
+            roles.retain(|_, newest| newest.strong_count() > 0);
+        }
+        roles.insert(key, Arc::downgrade(&keyring.newest));
+        keyring
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn password(text: &str) -> Secret {
+        Secret::Password(text.to_owned().into())
+    }
+
+    fn text(secret: &Secret) -> &str {
+        match secret {
+            Secret::Password(text) => text,
+            _ => "",
+        }
+    }
+
+    #[test]
+    fn what_is_proved_last_counts_for_all_of_a_role_and_for_nobody_else() {
+        let (keys, alice, bob) = (Keys::default(), Arc::from("alice"), Arc::from("bob"));
+        let old = keys.proved(&alice, Some(1), password("old"));
+        let recreated = keys.proved(&alice, Some(2), password("of another alice"));
+        let from_file = keys.proved(&alice, None, password("of the file"));
+        let other = keys.proved(&bob, Some(3), password("bob's"));
+        let trusted = keys.proved(&alice, Some(1), Secret::None);
+        let new = keys.proved(&alice, Some(1), password("new"));
+        assert_eq!((text(old.own()), text(&old.newest())), ("old", "new"));
+        assert_eq!(text(&new.newest()), "new");
+        assert_eq!(text(&recreated.newest()), "of another alice");
+        assert_eq!(text(&from_file.newest()), "of the file");
+        assert_eq!(text(&other.newest()), "bob's");
+        assert!(matches!(*trusted.newest(), Secret::None));
+        old.prefer_own();
+        assert_eq!(text(&new.newest()), "old");
+    }
+
+    #[test]
+    fn roles_without_clients_are_forgotten() {
+        let keys = Keys::default();
+        for number in 0..10_000 {
+            keys.proved(&Arc::from(format!("role{number}")), None, password("x"));
+        }
+        assert!(keys.roles.lock().unwrap().len() < 100);
+    }
+}
