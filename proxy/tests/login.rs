@@ -27,12 +27,14 @@ use tokio_util::sync::CancellationToken;
 mod cancels;
 #[path = "login/console.rs"]
 mod console;
+#[path = "login/encryption.rs"]
+mod encryption;
 #[path = "login/front.rs"]
 mod front;
-#[path = "login/postgres.rs"]
-mod postgres;
 #[path = "login/keys.rs"]
 mod keys;
+#[path = "login/postgres.rs"]
+mod postgres;
 #[path = "login/replication.rs"]
 mod replication;
 #[path = "login/rules.rs"]
@@ -140,11 +142,11 @@ fn configuration(folder: &Path, extra: &[(&str, String)]) -> String {
         ("server_tls", String::new()),
         ("databases", String::new()),
         ("pool", String::new()),
+        ("hold", String::new()),
     ];
     let mut text = String::new();
     for (section, keys) in &sections {
         let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
-        ("hold", String::new()),
         let more: Vec<&str> = extra.iter().filter(|(name, _)| name == section).map(|(_, keys)| keys.as_str()).collect();
         // These are replaced, others added to.
         let replaced = matches!(*section, "admin" | "fleet") && !more.is_empty();
@@ -232,7 +234,8 @@ async fn logins() {
     passwords(&bench).await;
     what_postgresql_refuses(&bench).await;
     a_new_password(&bench).await;
-    encryption(&bench);
+    tls(&bench);
+    encryption::encryption(&bench).await;
     keys::keys(&bench).await;
     garbage(&bench).await;
     injected_plain_text(&bench).await;
@@ -287,7 +290,7 @@ async fn a_new_password(bench: &Bench) {
     assert!(bench.client("alice", "secret").connect(NoTls).await.is_ok());
 }
 
-fn encryption(bench: &Bench) {
+fn tls(bench: &Bench) {
     let psql = |mode: &str, host: &str| {
         let conninfo = format!(
             "host={host} hostaddr=127.0.0.1 port={} user=alice dbname=postgres sslmode={mode} sslrootcert={}",

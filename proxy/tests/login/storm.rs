@@ -43,10 +43,25 @@ pub(crate) async fn login(bench: &Bench, keys: &(Key, Key)) -> Session {
 
 /// The same with a minor version of the protocol.
 pub(crate) async fn login_with(bench: &Bench, keys: &(Key, Key), minor: u8) -> Session {
+    let mut stream = prove(bench, "alice", keys, minor).await;
+    let mut key = (0, Vec::new());
+    loop {
+        let (tag, body) = message(&mut stream).await;
+        assert_ne!(tag, b'E', "{}", String::from_utf8_lossy(&body));
+        match tag {
+            b'K' => key = (u32::from_be_bytes(body[..4].try_into().expect("four")), body[4..].to_vec()),
+            b'Z' => return Session { stream, key },
+            _ => {}
+        }
+    }
+}
+
+/// A login up to the client's proof.
+async fn prove(bench: &Bench, user: &str, keys: &(Key, Key), minor: u8) -> TcpStream {
     let mut stream = TcpStream::connect(bench.proxy).await.expect("connect");
     stream.set_nodelay(true).expect("nodelay");
     let mut out = BytesMut::new();
-    encode_startup(&mut out, "alice", "postgres", &[]);
+    encode_startup(&mut out, user, "postgres", &[]);
     out[7] = minor;
     stream.write_all(&out).await.expect("startup");
     let (exchange, first) = ClientExchange::begin("n0nc3", Channel::Unbound);
@@ -61,16 +76,32 @@ pub(crate) async fn login_with(bench: &Bench, keys: &(Key, Key), minor: u8) -> S
     out.clear();
     encode_password(&mut out, last.as_bytes());
     stream.write_all(&out).await.expect("last");
-    let mut key = (0, Vec::new());
-    loop {
-        let (tag, body) = message(&mut stream).await;
-        assert_ne!(tag, b'E', "{}", String::from_utf8_lossy(&body));
-        match tag {
-            b'K' => key = (u32::from_be_bytes(body[..4].try_into().expect("four")), body[4..].to_vec()),
-            b'Z' => return Session { stream, key },
-            _ => {}
+    stream
+}
+
+/// Who exists cannot be told by the time that a refusal takes. Both are measured in turn, and compared by
+/// what is usual for them.
+async fn strangers(bench: &Bench) {
+    const ROUNDS: usize = 200;
+    configure(bench, &[("auth", "failure_burst = 0".to_owned())]).await;
+    let (client_key, server_key) = keys(bench).await;
+    let wrong = (server_key, client_key);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (user, times) in ["alice", "nobody"].iter().zip(&mut times) {
+            let begun = Instant::now();
+            let mut stream = prove(bench, user, &wrong, 0).await;
+            assert_eq!(message(&mut stream).await.0, b'E');
+            times.push(begun.elapsed());
         }
     }
+    let [known, unknown] = times.map(|mut times| {
+        times.sort();
+        times[ROUNDS / 2].as_secs_f64()
+    });
+    println!("a refusal takes {:.2} ms, and {:.2} ms if there is no such role", known * 1e3, unknown * 1e3);
+    assert!((0.67..1.5).contains(&(known / unknown)), "{known} s, {unknown} s");
+    configure(bench, &[]).await;
 }
 
 /// The keys that belong to the role's present verifier.
@@ -85,6 +116,7 @@ pub(crate) async fn storm(bench: &Bench) {
     rate(bench).await;
     everybody_at_once(bench).await;
     silent_flood(bench).await;
+    strangers(bench).await;
 }
 
 /// After a restart all clients come back at once: all get in, and the server is not overloaded.
