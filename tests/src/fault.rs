@@ -9,8 +9,10 @@ mod disks;
 mod network;
 mod operators;
 mod processes;
+mod proxies;
 mod steps;
 mod storage;
+mod versions;
 mod zookeeper;
 
 use anyhow::{Result, bail, ensure};
@@ -37,6 +39,8 @@ const FAMILIES: &[&[Row]] = &[
     changes::ROWS,
     steps::ROWS,
     storage::ROWS,
+    proxies::ROWS,
+    versions::ROWS,
 ];
 
 /// A row of the list of faults.
@@ -63,6 +67,8 @@ pub struct Needs {
     pub zookeepers: u8,
     /// At least as many database hosts.
     pub peers: u8,
+    /// At least as many proxies.
+    pub proxies: u8,
     /// Hosts with file systems of their own.
     pub disks: bool,
     /// Hosts with clocks of their own.
@@ -74,7 +80,7 @@ pub struct Needs {
 impl Needs {
     /// Three hosts.
     pub const HOSTS: Self =
-        Self { namespaces: false, zookeepers: 1, peers: 3, disks: false, clocks: false, parameters: &[] };
+        Self { namespaces: false, zookeepers: 1, peers: 3, proxies: 1, disks: false, clocks: false, parameters: &[] };
     /// Hosts that can be cut off.
     pub const NETWORK: Self = Self { namespaces: true, ..Self::HOSTS };
 
@@ -89,6 +95,7 @@ impl Needs {
         }
         options.zookeepers = options.zookeepers.max(self.zookeepers);
         options.peers = options.peers.max(self.peers);
+        options.proxies = options.proxies.max(self.proxies);
         options.disks |= self.disks;
         options.clocks |= self.clocks;
         let parameters = self.parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));

@@ -322,6 +322,12 @@ impl Host {
         self.start_sitter()
     }
 
+    /// The same with another program: a new binary.
+    pub async fn upgrade_sitter(&mut self, program: &Path) -> Result<()> {
+        self.launch.program = program.to_owned();
+        self.replace_sitter().await
+    }
+
     /// Waits for the end of a sitter that was told to stop.
     pub async fn sitter_ended(&mut self, limit: Duration) -> Result<()> {
         match &mut self.sitter {

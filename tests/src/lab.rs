@@ -70,6 +70,9 @@ pub struct Options {
     /// Folder of manatee-sitter, manatee-proxy and manatee-adm; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
+    /// Folder of an older version's programs: the shard begins with them (row 42)
+    #[arg(long)]
+    pub old_bin_dir: Option<PathBuf>,
     /// Keep the temporary folder (data and logs) at the end
     #[arg(long)]
     pub keep: bool,
@@ -96,6 +99,7 @@ impl Default for Options {
             zk_session_timeout: "4s".to_owned(),
             storage: Storage::Directory,
             bin_dir: None,
+            old_bin_dir: None,
             keep: false,
             disks: false,
             clocks: false,
@@ -122,6 +126,8 @@ pub struct Lab {
     pub state: StateReader,
     /// Manatee's programs.
     pub binaries: Binaries,
+    /// Those of an older version, if the shard began with them.
+    pub old_binaries: Option<Binaries>,
     /// Password of the role [`APP`].
     pub password: String,
     /// Keeps the hosts' data, in a lab on ZFS.
@@ -174,6 +180,7 @@ impl Lab {
     pub async fn start(options: &Options) -> Result<Self> {
         binaries::check_system()?;
         let binaries = Binaries::find(options.bin_dir.as_deref())?;
+        let old_binaries = options.old_bin_dir.as_deref().map(|dir| Binaries::find(Some(dir))).transpose()?;
         let port = proxy_port(options.port)?;
         let reaper = Reaper::start()?;
         let mut run_file = RunFile::claim()?;
@@ -195,6 +202,7 @@ impl Lab {
             network,
             state,
             binaries,
+            old_binaries,
             password: secret(),
             pool: (options.storage == Storage::Zfs).then(|| Pool::create(POOL_MIB)).transpose()?,
             folder,
@@ -207,8 +215,12 @@ impl Lab {
             lab.hosts.push(host);
         }
         let mut taken = vec![port];
-        for number in 1..=usize::from(options.proxies) {
-            let port = if number == 1 { port } else { ports::free([127, 0, 0, 1].into(), &mut taken)? };
+        let mut fleet = vec![port];
+        while fleet.len() < usize::from(options.proxies) {
+            fleet.push(ports::free([127, 0, 0, 1].into(), &mut taken)?);
+        }
+        let program = lab.old_binaries.as_ref().unwrap_or(&lab.binaries).proxy.clone();
+        for (number, &port) in (1..=usize::from(options.proxies)).zip(&fleet) {
             let config = ProxyConfig {
                 shard: SHARD.to_owned(),
                 port,
@@ -216,8 +228,9 @@ impl Lab {
                 zookeeper: lab.zookeeper.addresses(),
                 session_timeout: options.zk_session_timeout.clone(),
                 secrets: secrets.clone(),
+                fleet: fleet.clone(),
             };
-            let mut proxy = ProxyProcess::new(number, &lab.folder.path, &lab.binaries.proxy, &config)?;
+            let mut proxy = ProxyProcess::new(number, &lab.folder.path, &program, &config)?;
             proxy.start()?;
             lab.proxies.push(proxy);
         }
@@ -250,7 +263,7 @@ impl Lab {
         Host::new(
             number,
             &self.folder.path,
-            &self.binaries.sitter,
+            &self.old_binaries.as_ref().unwrap_or(&self.binaries).sitter,
             self.network.namespace(Machine::Host(number)),
             &config,
         )
@@ -375,6 +388,16 @@ impl Lab {
         config
     }
 
+    /// The same with the other proxies to fall back on, in turn.
+    pub fn fleet_config(&self, index: usize) -> tokio_postgres::Config {
+        let mut config = self.client_config(index);
+        for number in 1..self.proxies.len() {
+            let other = &self.proxies[(index + number) % self.proxies.len()];
+            config.host("127.0.0.1").port(other.port);
+        }
+        config
+    }
+
     /// The same for host `index` itself.
     pub fn direct_config(&self, index: usize) -> tokio_postgres::Config {
         let id = self.hosts[index].id;
@@ -467,6 +490,7 @@ impl Lab {
             }
             self.heal(index)?;
         }
+        self.proxies.iter_mut().try_for_each(ProxyProcess::start)?;
         self.zookeeper.restart()?;
         self.zookeeper.ready(Duration::from_secs(20)).await
     }

@@ -3,8 +3,10 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 
 use crate::process::{Launch, Process};
 
@@ -23,7 +25,12 @@ pub struct ProxyConfig {
     pub session_timeout: String,
     /// Folder of the secrets.
     pub secrets: PathBuf,
+    /// Ports of all proxies, in order.
+    pub fleet: Vec<u16>,
 }
+
+/// How long clients may stay with a process that was replaced, in seconds.
+pub const DRAIN_S: u64 = 8;
 
 /// A proxy. Killed when dropped.
 #[derive(Debug)]
@@ -33,7 +40,10 @@ pub struct ProxyProcess {
     /// `/metrics`, `/topology`, at 127.0.0.1.
     pub http_port: u16,
     launch: Launch,
+    upgrade_socket: PathBuf,
     process: Option<Process>,
+    /// Replaced, and not ended yet.
+    predecessor: Option<Process>,
 }
 
 impl ProxyProcess {
@@ -50,6 +60,9 @@ impl ProxyProcess {
 [listen]
 address = "{address}:{port}"
 http = "{address}:{http_port}"
+upgrade_drain = "{DRAIN_S}s"
+[pool]
+max_clients = 12000
 [zookeeper]
 servers = {zookeeper:?}
 session_timeout = "{session_timeout}"
@@ -61,9 +74,10 @@ discover = true
 password_file = "{secrets}/proxy.password"
 [admin]
 admin_users = ["app"]
-[log]
+{fleet}[log]
 filter = "info"
 "#,
+            fleet = render_fleet(number, &config.fleet),
             port = config.port,
             http_port = config.http_port,
             zookeeper = config.zookeeper,
@@ -72,6 +86,7 @@ filter = "info"
             secrets = config.secrets.display(),
         );
         fs::write(&config_path, text)?;
+        let upgrade_socket = dir.join("upgrade.sock");
         Ok(Self {
             port: config.port,
             http_port: config.http_port,
@@ -79,12 +94,19 @@ filter = "info"
                 log: lab.join("logs").join(format!("{name}.log")),
                 name,
                 program: proxy.to_owned(),
-                args: vec!["--config".into(), config_path.into()],
+                args: vec![
+                    "--config".into(),
+                    config_path.into(),
+                    "--upgrade-socket".into(),
+                    upgrade_socket.clone().into(),
+                ],
                 dir,
                 namespace: None,
                 env: Vec::new(),
             },
+            upgrade_socket,
             process: None,
+            predecessor: None,
         })
     }
 
@@ -106,6 +128,51 @@ filter = "info"
         Ok(())
     }
 
+    /// Process id, while it runs.
+    pub fn pid(&mut self) -> Option<i32> {
+        let process = self.process.as_mut()?;
+        if process.ended().is_none() { Some(process.pid()) } else { None }
+    }
+
+    /// Replaces it in place by a process of `program`, which takes the listeners over: a new binary.
+    pub async fn upgrade(&mut self, program: &Path) -> Result<()> {
+        let mut old = self.process.take().context("the proxy is not running")?;
+        let _ = fs::remove_file(&self.upgrade_socket);
+        self.launch.program = program.to_owned();
+        let mut launch = self.launch.clone();
+        launch.args.push("--upgrade".into());
+        let mut new = Process::start(&launch)?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.upgrade_socket.exists() {
+            new.check()?;
+            if Instant::now() > deadline {
+                bail!("the new process does not ask for the listeners");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        old.signal(Signal::SIGQUIT);
+        (self.process, self.predecessor) = (Some(new), Some(old));
+        Ok(())
+    }
+
+    /// Waits for the end of the process that was replaced.
+    pub async fn predecessor_ended(&mut self, limit: Duration) -> Result<()> {
+        if let Some(mut old) = self.predecessor.take() {
+            let status = old.wait(limit).await?;
+            anyhow::ensure!(status.success(), "the process that was replaced ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Waits until it has ended in order, because it was told to.
+    pub async fn ended(&mut self, limit: Duration) -> Result<()> {
+        let process = self.process.as_mut().context("the proxy is not running")?;
+        let status = process.wait(limit).await?;
+        self.process = None;
+        anyhow::ensure!(status.success(), "the proxy ended with {status}");
+        Ok(())
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
@@ -119,7 +186,17 @@ filter = "info"
     /// Body of a GET.
     pub async fn http(&self, path: &str) -> Result<String> {
         let url = format!("http://127.0.0.1:{}{path}", self.http_port);
-        let client = reqwest::Client::builder().timeout(std::time::Duration::from_secs(2)).build()?;
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
         Ok(client.get(url).send().await?.error_for_status()?.text().await?)
     }
+}
+
+/// The sections that let a cancel reach the right one wherever it arrives.
+fn render_fleet(number: usize, ports: &[u16]) -> String {
+    if ports.len() < 2 {
+        return String::new();
+    }
+    let peers = ports.iter().zip(1..).filter(|(_, other)| *other != number);
+    let peers: String = peers.map(|(port, other)| format!("{other} = \"127.0.0.1:{port}\"\n")).collect();
+    format!("[fleet]\nnumber = {number}\n[fleet.peers]\n{peers}")
 }

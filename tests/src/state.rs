@@ -38,6 +38,11 @@ impl StateReader {
         }
     }
 
+    /// The state as it is written.
+    pub async fn raw(&self) -> Result<Vec<u8>> {
+        self.read(&format!("{}/state", self.shard_path)).await?.context("the shard has no state yet")
+    }
+
     /// Writes a state, whatever there is: what an operator does by hand.
     pub async fn replace(&self, state: &ClusterState) -> Result<()> {
         let client = self.client().await?;
@@ -48,7 +53,7 @@ impl StateReader {
     /// Puts `bytes` in place of the state, whatever they are; returns what was there.
     pub async fn replace_raw(&self, bytes: &[u8]) -> Result<Vec<u8>> {
         let path = format!("{}/state", self.shard_path);
-        let before = self.read(&path).await?.context("the shard has no state yet")?;
+        let before = self.raw().await?;
         within(self.client().await?.set_data(&path, bytes, None)).await?;
         Ok(before)
     }

@@ -40,6 +40,7 @@ async fn steps(lab: &mut Lab) -> Result<()> {
     if lab.network.has_namespaces() {
         never_back_in_time(lab).await.context("a session that moves from a standby to the primary")?;
     }
+    shutdown(lab).await.context("SHUTDOWN WAIT_FOR_CLIENTS")?;
 
     let oracle = Oracle::start(lab).await?;
     // The sitter of the primary, then everything on its host, then its sitter by plan.
@@ -55,6 +56,37 @@ async fn steps(lab: &mut Lab) -> Result<()> {
     another_shards_data(lab, &oracle).await.context("a data directory of another shard")?;
     oracle.stop().await;
     Ok(())
+}
+
+/// Nobody new gets in, whoever is there goes on for as long as they like, and with the last of them the
+/// proxy ends.
+async fn shutdown(lab: &mut Lab) -> Result<()> {
+    let patience = Duration::from_secs(20);
+    let staying = lab.connect(0).await?;
+    staying.batch_execute("begin").await?;
+    {
+        let mut config = lab.client_config(0);
+        let (console, connection) = config.dbname("manatee").connect(NoTls).await?;
+        tokio::spawn(connection);
+        console.batch_execute("SHUTDOWN WAIT_FOR_CLIENTS").await?;
+    }
+    lab.until(Instant::now() + patience, "clients still get in", async |lab| {
+        ensure!(lab.connect(0).await.is_err(), "one got in");
+        Ok(())
+    })
+    .await?;
+    // Longer than transactions are waited for at any other end.
+    for _ in 0..24 {
+        staying.batch_execute("select 1").await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    staying.batch_execute("commit").await?;
+    staying.batch_execute("create temporary table still_here ()").await?;
+    ensure!(lab.proxies[0].pid().is_some(), "the proxy did not wait");
+    drop(staying);
+    lab.proxies[0].ended(patience).await?;
+    lab.proxies[0].start()?;
+    lab.until(Instant::now() + patience, "nobody gets in", async |lab| lab.connect(0).await.map(drop)).await
 }
 
 /// SQLSTATE of a login that must fail.

@@ -64,7 +64,7 @@ impl Oracle {
         let ledger = Arc::new(Ledger::new(Instant::now()));
         let stop = CancellationToken::new();
         let mut sessions = JoinSet::new();
-        let shared = |index| Shared { config: lab.client_config(index), ledger: ledger.clone(), stop: stop.clone() };
+        let shared = |index| Shared { config: lab.fleet_config(index), ledger: ledger.clone(), stop: stop.clone() };
         for (number, index) in (0..WRITERS).zip((0..lab.proxies.len()).cycle()) {
             sessions.spawn(writer(shared(index), number));
         }
