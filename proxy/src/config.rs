@@ -161,7 +161,7 @@ pub struct Auth {
     pub hba_file: Option<PathBuf>,
     /// File with maps of names in certificates to roles.
     pub ident_file: Option<PathBuf>,
-    /// Logins under way at most; one more makes the oldest leave.
+    /// Logins under way at most; for one more the oldest that has had long enough leaves.
     #[serde(default = "default_max_logins")]
     pub max_logins: usize,
     /// Failed logins at once, for one role from one address; 0: no limit.

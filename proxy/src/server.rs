@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use manatee_shared::ids::ShardName;
 
 use crate::admin::{self, Console};
-use crate::auth::{Admission, Client, Entrance, Gatekeeper, Opened, Policy, login, random};
+use crate::auth::{Admission, Client, Entrance, Gatekeeper, Opened, Policy, Progress, login, random};
 use crate::cancel::Registry;
 use crate::cancel::fleet::Fleet;
 use crate::config::Config;
@@ -47,7 +47,7 @@ pub mod run;
 
 use crew::{Action, Crew, Order, Target};
 use listen::{Accepted, Incoming};
-use pending::Pending;
+use pending::{Pending, Ticket};
 
 /// Accepted sockets that may wait for one thread.
 const MAX_WAITING: usize = 1024;
@@ -218,7 +218,7 @@ impl Workers {
 struct Thread {
     shared: Arc<Shared>,
     workers: RefCell<BTreeMap<ShardName, Rc<Worker>>>,
-    pending: Pending,
+    pending: Rc<Pending>,
     seed: u64,
 }
 
@@ -255,26 +255,37 @@ async fn work(
     mut orders: mpsc::Receiver<Order>,
     seed: u64,
 ) {
-    let thread = Rc::new(Thread { shared, workers: RefCell::default(), pending: Pending::default(), seed });
+    let thread = Rc::new(Thread { shared, workers: RefCell::default(), pending: Rc::default(), seed });
     // So that whoever looks sees the default shard, with or without clients.
     let default = thread.shared.config.load().shard.name.clone();
     if let Some(shard) = thread.shared.shards.get(&default) {
         thread.worker(&shard);
     }
+    let mut waiting = None;
     loop {
-        // Both are cancel-safe: what is not received stays queued.
+        let most = {
+            let config = thread.shared.config.load();
+            config.auth.max_logins.div_ceil(config.worker_count())
+        };
+        // All are cancel-safe: what is not received stays queued, and room that was made stays.
         tokio::select! {
-            arrival = arrivals.recv() => match arrival {
-                Some(arrival) => drop(tokio::task::spawn_local(receive(arrival, thread.clone()))),
+            arrival = arrivals.recv(), if waiting.is_none() => match arrival {
+                Some(arrival) => waiting = Some(arrival),
                 None => return,
             },
+            () = thread.pending.room(most), if waiting.is_some() => {
+                if let Some(arrival) = waiting.take() {
+                    let ticket = thread.pending.enter(Instant::now());
+                    tokio::task::spawn_local(receive(arrival, ticket, thread.clone()));
+                }
+            }
             Some(order) = orders.recv() => obey(order, &thread.workers.borrow()),
         }
     }
 }
 
 /// Takes one connection from its first byte to its end.
-async fn receive(arrival: Arrival, thread: Rc<Thread>) {
+async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
     let Arrival { socket, address, entrance, place } = arrival;
     let socket = match socket {
         Accepted::Tcp(socket) => TcpStream::from_std(socket).map(ClientStream::Plain),
@@ -286,15 +297,18 @@ async fn receive(arrival: Arrival, thread: Rc<Thread>) {
     };
     let shared = thread.shared.clone();
     let outcome = {
-        let config = shared.config.load_full();
-        let ticket = thread.pending.enter(config.auth.max_logins.div_ceil(config.worker_count()));
-        let proved = || ticket.settle();
+        ticket.set_silent(true);
+        let progress = |progress| match progress {
+            Progress::Spoke => ticket.set_silent(false),
+            Progress::Proved => ticket.settle(),
+        };
         // Dropping a login closes its connection; nothing outlives it.
         tokio::select! {
-            outcome = login(socket, address, entrance, &shared.gate, &shared.drain, &proved) => outcome,
+            outcome = login(socket, address, entrance, &shared.gate, &shared.drain, &progress) => outcome,
             () = ticket.evicted() => return metrics::count_connection("evicted"),
         }
     };
+    drop(ticket);
     match outcome {
         Ok(Admission::Session(stream, mut client, entered)) => {
             let worker = thread.worker(&entered.shard);

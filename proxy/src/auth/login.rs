@@ -110,8 +110,16 @@ impl Gatekeeper {
     }
 }
 
-/// Takes a new connection through its login. `proved` is called once the client is known to be who it says:
-/// what it waits for from then on is up to us.
+/// How far a login has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The client has said something that makes sense.
+    Spoke,
+    /// It is who it says it is: what it waits for from now on is up to us.
+    Proved,
+}
+
+/// Takes a new connection through its login, and tells of its `progress`.
 ///
 /// # Errors
 /// Why the login failed; the client has been told.
@@ -121,12 +129,13 @@ pub async fn login(
     entrance: Entrance,
     gate: &Gatekeeper,
     stop: &CancellationToken,
-    proved: &dyn Fn(),
+    progress: &dyn Fn(Progress),
 ) -> Result<Admission> {
     let limit = gate.config.load().auth.login_timeout;
     let deadline = Instant::now() + limit;
     // What is kept back is for telling the client why.
-    let mut entering = Entering { address, entrance, gate, stop, proved, deadline: deadline - FAREWELL.min(limit / 2) };
+    let reserve = FAREWELL.min(limit / 2);
+    let mut entering = Entering { address, entrance, gate, stop, progress, deadline: deadline - reserve };
     // Dropping a login closes the connection; nothing outlives it.
     match tokio::time::timeout_at(deadline.into(), attempt(socket, &mut entering)).await {
         Ok(result) => result,
@@ -145,7 +154,7 @@ async fn attempt(mut socket: ClientStream, entering: &mut Entering<'_>) -> Resul
     {
         entering.address = address;
     }
-    let (mut stream, request) = match negotiate(socket, &gate.certificates).await {
+    let (mut stream, request) = match negotiate(socket, &gate.certificates, entering.progress).await {
         Ok(negotiated) => negotiated,
         Err((stream, error)) => return Err(farewell(stream, error).await),
     };
@@ -200,6 +209,7 @@ type Refusal = (Option<ClientStream>, ProxyError);
 async fn negotiate(
     mut stream: ClientStream,
     certificates: &Certificates,
+    progress: &dyn Fn(Progress),
 ) -> std::result::Result<(ClientStream, Request), Refusal> {
     let mut first = [0; 1];
     if let ClientStream::Plain(socket) = &stream {
@@ -210,6 +220,7 @@ async fn negotiate(
         }
     }
     if first[0] == TLS_HANDSHAKE {
+        progress(Progress::Spoke);
         // Direct TLS: the client must have named the protocol, or it may be somebody's browser.
         stream = start_tls(stream, certificates).await?;
         if stream.alpn() != Some(ALPN) {
@@ -227,6 +238,7 @@ async fn negotiate(
         match header {
             Header::Ssl if !asked_tls && !stream.is_tls() => {
                 asked_tls = true;
+                progress(Progress::Spoke);
                 // Over a Unix socket there is nothing to protect from, as PostgreSQL sees it.
                 let available = certificates.is_available() && matches!(stream, ClientStream::Plain(_));
                 let answer = if available { b"S" } else { b"N" };
@@ -239,6 +251,7 @@ async fn negotiate(
             }
             Header::GssEnc if !asked_gss && !stream.is_tls() => {
                 asked_gss = true;
+                progress(Progress::Spoke);
                 if let Err(error) = stream.write_all(b"N").await {
                     return Err((None, ProxyError::ClientGone(error)));
                 }
@@ -260,7 +273,10 @@ async fn negotiate(
             }
             Header::Startup { minor, rest } => {
                 let startup = match read_rest(&mut stream, rest).await {
-                    Ok(body) => Startup::parse(minor, &body),
+                    Ok(body) => {
+                        progress(Progress::Spoke);
+                        Startup::parse(minor, &body)
+                    }
                     Err(error) => Err(error),
                 };
                 return match startup {
@@ -339,7 +355,7 @@ struct Entering<'a> {
     entrance: Entrance,
     gate: &'a Gatekeeper,
     stop: &'a CancellationToken,
-    proved: &'a dyn Fn(),
+    progress: &'a dyn Fn(Progress),
     deadline: Instant,
 }
 
@@ -357,7 +373,7 @@ impl Entering<'_> {
         let asked = startup.clone();
         let shard = self.find_shard(&mut startup, &config, for_console)?;
         let proved = self.authenticate(stream, &asked, &shard, &config.auth, &mut out).await?;
-        (self.proved)();
+        (self.progress)(Progress::Proved);
         if for_console {
             let Some(rights) = Rights::of(&config.admin, &startup.user) else {
                 return Err(ProxyError::NotAllowed(format!("role \"{}\" may not use the console", startup.user)));

@@ -18,7 +18,7 @@ pub mod verifier;
 
 pub use greeting::{Greetings, check_name};
 pub use keyring::{Keyring, Keys};
-pub use login::{Admission, Entered, Gatekeeper, login};
+pub use login::{Admission, Entered, Gatekeeper, Progress, login};
 pub use places::Taken;
 pub use policy::{Policy, PolicyError};
 pub use secret::{Md5Hash, Secret, nonce, random};
