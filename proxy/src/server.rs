@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::{LocalOptions, LocalRuntime};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -185,15 +185,23 @@ impl Workers {
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let (sender, arrivals) = mpsc::channel(MAX_WAITING);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (member, orders) = Crew::channel();
             members.push(member);
             let seed = u64::from_ne_bytes(random()?);
             let shared = shared.clone();
-            std::thread::Builder::new()
-                .name(format!("session-{index}"))
-                .stack_size(STACK_BYTES)
-                .spawn(move || LocalSet::new().block_on(&runtime, work(shared, arrivals, orders, seed)))?;
+            // It cannot leave the thread that it was made on.
+            let (built, is_built) = std::sync::mpsc::sync_channel(1);
+            std::thread::Builder::new().name(format!("session-{index}")).stack_size(STACK_BYTES).spawn(move || {
+                // Nobody waits any more if the receiver is gone.
+                match runtime() {
+                    Ok(runtime) => {
+                        let _ = built.send(Ok(()));
+                        runtime.block_on(work(shared, arrivals, orders, seed));
+                    }
+                    Err(error) => drop(built.send(Err(error))),
+                }
+            })?;
+            is_built.recv()??;
             threads.push((sender, Arc::new(AtomicUsize::new(0))));
         }
         shared.console.set_crew(Crew::new(members));
@@ -212,6 +220,12 @@ impl Workers {
             tracing::warn!(%address, "connection dropped: a session thread is gone");
         }
     }
+}
+
+/// What a session thread runs on. Not a `LocalSet`: that is a scheduler within a scheduler, and each
+/// event goes through both.
+fn runtime() -> std::io::Result<LocalRuntime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
 }
 
 /// A session thread: for each shard that its clients use, pools of its own.

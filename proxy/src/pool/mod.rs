@@ -114,7 +114,7 @@ pub struct Worker {
 type Tallies = HashMap<(Arc<str>, Arc<str>), Rc<census::Tally>>;
 
 /// By whose connections and where to.
-type Pools = HashMap<(Arc<Identity>, Node), Rc<NodePool>>;
+type Pools = HashMap<(Arc<Identity>, Node), Rc<NodePool>, foldhash::fast::RandomState>;
 
 /// Classes of texts remembered per database and thread.
 const CLASSIFIER_CAPACITY: usize = 8192;
@@ -163,7 +163,7 @@ impl Worker {
     }
 
     /// Follows the topology, closes what is idle too long or obsolete. To be spawned once per
-    /// worker on its `LocalSet`; never ends by itself and may be dropped at any time.
+    /// worker on its thread's runtime; never ends by itself and may be dropped at any time.
     pub async fn maintain(self: Rc<Self>) {
         let mut snapshots = self.topology.changes();
         let mut missing: HashMap<Node, Instant> = HashMap::new();

@@ -15,6 +15,7 @@
 //! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
 //! is forwarded, so that until then it can be run again.
 
+use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
 use bytes::{Buf, BytesMut};
@@ -240,7 +241,7 @@ pub struct Session {
     route: Route,
     consistency: Option<Consistency>,
 
-    statements: std::collections::HashMap<Box<[u8]>, Rc<Statement>>,
+    statements: HashMap<Box<[u8]>, Rc<Statement>, foldhash::fast::RandomState>,
     unnamed: Option<Rc<Statement>>,
     /// Portals whose Execute changes the session or ends a failed transaction.
     portals: Vec<(Box<[u8]>, Rc<Statement>)>,
@@ -323,7 +324,7 @@ impl Session {
             sql: SqlContext::default(),
             route,
             consistency,
-            statements: std::collections::HashMap::new(),
+            statements: HashMap::default(),
             unnamed: None,
             portals: Vec::new(),
             last_bound: None,

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::rc::Rc;
 
+use foldhash::fast::RandomState;
+
 use crate::route::Class;
 
 /// What servers' statement names begin with.
@@ -55,7 +57,7 @@ impl Statement {
 /// The statements of one thread and database.
 #[derive(Debug, Default)]
 pub struct Interner {
-    by_definition: HashMap<Box<[u8]>, Rc<Statement>>,
+    by_definition: HashMap<Box<[u8]>, Rc<Statement>, RandomState>,
     next_id: u32,
 }
 
@@ -109,7 +111,7 @@ impl Interner {
 /// What one server connection has prepared, with the moment (a count) of last use.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    last_used: HashMap<u32, u64>,
+    last_used: HashMap<u32, u64, RandomState>,
     clock: u64,
 }
 

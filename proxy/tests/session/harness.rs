@@ -240,9 +240,13 @@ impl Proxy {
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
             let _suspicions = suspicions;
-            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            let Ok(runtime) =
+                tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())
+            else {
+                return;
+            };
             let serve = serve(listener, setup, topology, catalogs);
-            tokio::task::LocalSet::new().block_on(&runtime, async {
+            runtime.block_on(async {
                 tokio::select! {
                     result = serve => println!("serving ended: {result:?}"),
                     () = stopped.cancelled() => {}
