@@ -79,6 +79,7 @@ where
         requirement: Requirement::new(),
         seed,
         seat,
+        moment: None,
         attached: began,
         asked: None,
         linger: None,
@@ -105,6 +106,8 @@ struct Driver<S> {
     seed: usize,
     /// Its place in the list of clients, and its counters.
     seat: Seat,
+    /// When the event at hand came, once somebody has asked: the clock is read as seldom as will do.
+    moment: Option<Instant>,
     /// When the server was attached.
     attached: Instant,
     /// When what is outstanding at the server was sent.
@@ -169,42 +172,54 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
+    /// A moment after the event at hand came.
+    fn now(&mut self) -> Instant {
+        *self.moment.get_or_insert_with(Instant::now)
+    }
+
     /// What happens next. Notes when requests go out to a server.
     async fn next(&mut self) -> Event {
         if self.asked.is_none() && self.session.is_outstanding() {
-            self.asked = Some(Instant::now());
+            self.asked = Some(self.now());
         }
         match self.session.is_lingering() {
             false => self.linger = None,
             true if self.linger.is_none() => self.linger = Some(Box::pin(tokio::time::sleep(LINGER))),
             true => {}
         }
-        poll_fn(|cx| self.poll(cx)).await
+        let event = poll_fn(|cx| self.poll(cx)).await;
+        self.moment = None;
+        event
     }
 
     /// Counts what was outstanding and is answered now.
     fn note_answered(&mut self) {
-        if let (Some(asked), Some((server, _))) = (self.asked, &self.server)
-            && !self.session.is_outstanding()
-        {
-            self.asked = None;
-            self.worker.note_query(&self.seat.present, server.served_by.get(), asked.elapsed());
+        if self.session.is_outstanding() {
+            return;
+        }
+        let Some(asked) = self.asked.take() else { return };
+        let took = self.now().duration_since(asked);
+        if let Some((server, _)) = &self.server {
+            self.worker.note_query(&self.seat.present, server.served_by.get(), took);
         }
     }
 
     /// The client has seen something: what it reads from now on must not be older.
     fn note_use(&mut self) {
-        let (Some(used), Some((server, _))) = (self.session.take_used(), &self.server) else {
-            return;
-        };
-        let snapshot = self.worker.snapshot();
+        let Some(used) = self.session.take_used() else { return };
+        let now = self.now();
+        let Some((server, _)) = &self.server else { return };
+        let mut newest = self.worker.newest();
+        let snapshot = newest.load();
         match used {
-            ServedBy::Primary => self.worker.note_primary_use(&snapshot, Instant::now()),
-            ServedBy::Standby => self.worker.metrics.on_standby.increment(1),
-        }
-        match used {
-            ServedBy::Primary => self.requirement.used_primary(Instant::now(), &snapshot),
-            ServedBy::Standby => self.requirement.read_from(server.node.id, Instant::now(), &snapshot),
+            ServedBy::Primary => {
+                self.worker.note_primary_use(snapshot, now);
+                self.requirement.used_primary(now, snapshot);
+            }
+            ServedBy::Standby => {
+                self.worker.metrics.on_standby.increment(1);
+                self.requirement.read_from(server.node.id, now, snapshot);
+            }
         }
     }
 
@@ -216,6 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         self.lose_server(fault.how());
         if fault == Fault::ReadOnlyPrimary {
             tokio::time::sleep(MISTAKEN_PAUSE).await;
+            self.moment = None;
         }
     }
 
@@ -237,7 +253,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         };
         self.worker.forget_use(number);
         state.cleanup = state.cleanup.max(at_least);
-        let now = Instant::now();
+        let now = self.now();
         add(&self.seat.present.tally.transactions, 1);
         add(&self.seat.present.tally.transaction_us, micros(now.duration_since(self.attached)));
         give_back(server, state, &self.shared, now);
@@ -253,6 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     async fn acquire(&mut self, need: Need) -> io::Result<()> {
+        let began = self.now();
         let mark = self.session.mark().clone();
         let mut wanted = Wanted {
             identity: &self.identity,
@@ -264,7 +281,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             mark: &mark,
             bytes: self.rx.len(),
         };
-        let began = Instant::now();
         if let Some(server) = self.worker.try_acquire(&mut wanted, began) {
             self.attach(server, began);
             return Ok(());
@@ -288,7 +304,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             })
             .await?
         };
-        let now = Instant::now();
+        self.moment = None;
+        let now = self.now();
         client.is_now(Activity::Idle);
         add(&client.tally.wait_us, micros(now.duration_since(began)));
         match acquired {

@@ -1,7 +1,7 @@
 //! What the sessions of one thread share: server connections by node and identity, the classifiers,
 //! the newest topology. Everything here belongs to one thread: `Rc` and `RefCell`, no locks.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -186,7 +186,12 @@ impl Worker {
         }
     }
 
-    /// The newest topology.
+    /// The newest topology, to look at between two waits.
+    pub(crate) fn newest(&self) -> RefMut<'_, Reader> {
+        self.newest.borrow_mut()
+    }
+
+    /// The newest topology, to keep.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.newest.borrow_mut().load().clone()
     }
