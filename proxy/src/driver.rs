@@ -20,12 +20,11 @@ use crate::auth::{Client, Opened};
 use crate::error::ProxyError;
 use crate::pool::census::{Activity, Seat, add, micros};
 use crate::pool::{Server, Wanted, Worker, give_back};
+use crate::session::buffers::{BUFFER_BYTES, Buffers};
 use crate::session::lost::How;
-use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step, TRIM_ABOVE_BYTES};
+use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step};
 use crate::topology::consistency::Requirement;
 
-/// Read at once.
-const CHUNK_BYTES: usize = 16 << 10;
 /// Waiting to be written, above which the other side is not read.
 const BACKLOG_BYTES: usize = 256 << 10;
 /// Read from a client whose last unit is still running.
@@ -290,6 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         client.is_now(Activity::Waiting(began));
         let acquired = {
             let (stream, rx, session, flush) = (&mut self.stream, &mut self.rx, &mut self.session, &mut self.flush);
+            let shared = &self.shared;
             let mut acquiring = pin!(worker.acquire(wanted));
             // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
             // what is read stays in `rx`, a dropped acquisition gives its place back.
@@ -300,7 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                     return Poll::Ready(Ok(acquired));
                 }
-                poll_waiting(stream, rx, session.to_client(), flush, cx).map(Err)
+                poll_waiting(stream, rx, session.to_client(), flush, &mut shared.borrow_mut().buffers, cx).map(Err)
             })
             .await?
         };
@@ -324,6 +324,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// Writes what can be written, then reads one side.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let mut shared = self.shared.borrow_mut();
+        let buffers = &mut shared.buffers;
         if let Poll::Ready(Err(error)) = poll_write(&mut self.stream, self.session.to_client(), &mut self.flush, cx) {
             return Poll::Ready(Event::ClientGone(Some(error)));
         }
@@ -338,13 +340,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 poll_write(&mut server.stream, self.session.to_server(), &mut server.flush, cx)
             {
                 // It may have said why before it went.
-                return match poll_fill(&mut server.stream, &mut server.rx, cx) {
+                return match poll_fill(&mut server.stream, &mut server.rx, buffers, cx) {
                     Poll::Ready(Ok(1..)) => Poll::Ready(Event::Server),
                     _ => Poll::Ready(Event::ServerGone(Some(error))),
                 };
             }
             if self.session.to_client().len() < BACKLOG_BYTES {
-                match poll_fill(&mut server.stream, &mut server.rx, cx) {
+                match poll_fill(&mut server.stream, &mut server.rx, buffers, cx) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Event::ServerGone(None)),
                     Poll::Ready(Ok(count)) => {
                         add(&self.seat.present.tally.sent, count as u64);
@@ -360,7 +362,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             && self.session.to_server().len() < BACKLOG_BYTES
             && self.session.to_client().len() < BACKLOG_BYTES
         {
-            match poll_fill(&mut self.stream, &mut self.rx, cx) {
+            match poll_fill(&mut self.stream, &mut self.rx, buffers, cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Event::ClientGone(None)),
                 Poll::Ready(Ok(count)) => {
                     add(&self.seat.present.tally.received, count as u64);
@@ -371,10 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
         }
         if self.session.is_idle() {
-            self.session.trim();
-            if self.rx.is_empty() && self.rx.capacity() > TRIM_ABOVE_BYTES {
-                self.rx = BytesMut::new();
-            }
+            self.session.trim(buffers);
         }
         if self.linger.as_mut().is_some_and(|linger| linger.as_mut().poll(cx).is_ready()) {
             self.linger = None;
@@ -424,13 +423,14 @@ fn poll_waiting<S: AsyncRead + AsyncWrite + Unpin>(
     rx: &mut BytesMut,
     out: &mut BytesMut,
     flush: &mut bool,
+    buffers: &mut Buffers,
     cx: &mut Context<'_>,
 ) -> Poll<io::Error> {
     if let Poll::Ready(Err(error)) = poll_write(stream, out, flush, cx) {
         return Poll::Ready(error);
     }
     while rx.len() < READ_AHEAD_BYTES {
-        match poll_fill(stream, rx, cx) {
+        match poll_fill(stream, rx, buffers, cx) {
             Poll::Ready(Ok(0)) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
             Poll::Ready(Ok(_)) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(error),
@@ -467,11 +467,21 @@ fn poll_write<W: AsyncWrite + Unpin>(
     Poll::Ready(Ok(()))
 }
 
-/// Reads once, at the end of the buffer.
-fn poll_fill<R: AsyncRead + Unpin>(stream: &mut R, rx: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    if rx.capacity() - rx.len() < CHUNK_BYTES / 4 {
-        rx.reserve(CHUNK_BYTES);
+/// Reads once, at the end of the buffer, which it has only while there is something in it.
+fn poll_fill<R: AsyncRead + Unpin>(
+    stream: &mut R,
+    rx: &mut BytesMut,
+    buffers: &mut Buffers,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    buffers.lend(rx);
+    if rx.capacity() - rx.len() < BUFFER_BYTES / 4 {
+        rx.reserve(BUFFER_BYTES);
     }
     // Holds no state between polls.
-    pin!(stream.read_buf(rx)).poll(cx)
+    let filled = pin!(stream.read_buf(rx)).poll(cx);
+    if filled.is_pending() {
+        buffers.give_back(rx);
+    }
+    filled
 }

@@ -117,6 +117,7 @@ impl World {
             classifier: Classifier::new(1, 64, Arc::default()),
             interner: Interner::default(),
             profiles: Profiles::default(),
+            buffers: Default::default(),
             sequences_are_read: flags & 4 != 0,
         };
         let access = if flags & 1 == 0 { auth::Access::ReadWrite } else { auth::Access::ReadOnly };

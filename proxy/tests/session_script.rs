@@ -44,6 +44,7 @@ impl Pair {
             interner: Interner::default(),
             profiles: Profiles::default(),
             sequences_are_read: false,
+            buffers: Default::default(),
         };
         let config = Config {
             access: Access::ReadWrite,

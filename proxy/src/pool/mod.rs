@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::auth::Identity;
 use crate::metrics::SessionMetrics;
 use crate::route::{Catalog, Classifier};
+use crate::session::buffers::Buffers;
 use crate::session::profile::Profiles;
 use crate::session::statements::Interner;
 use crate::session::{ServedBy, Shared};
@@ -231,6 +232,7 @@ impl Worker {
             classifier,
             interner: Interner::default(),
             profiles: Profiles::default(),
+            buffers: Buffers::default(),
             sequences_are_read: false,
         }));
         self.databases.borrow_mut().insert(database.clone(), shared.clone());

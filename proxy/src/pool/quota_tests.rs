@@ -32,6 +32,7 @@ impl World {
             interner: crate::session::statements::Interner::default(),
             profiles: crate::session::profile::Profiles::default(),
             sequences_are_read: false,
+            buffers: Default::default(),
         };
         Self { listener, ends: Vec::new(), shared, quota: Quota::new(most) }
     }

@@ -78,6 +78,9 @@ impl Session {
         self.phase = Phase::Run;
         self.ended_by_commit = false;
         self.unit.forwarding = if self.unit.extent == Extent::Closed { Forwarding::Withheld } else { Forwarding::On };
+        for buffer in [&mut self.to_server, &mut self.before] {
+            shared.buffers.lend(buffer);
+        }
         let unit = &rx[..self.unit.end];
         let (mut position, mut run) = (0, 0);
         while position < unit.len() {
@@ -95,7 +98,8 @@ impl Session {
         }
         self.to_server.put_slice(&unit[run..]);
         self.before.clear();
-        self.answer_known_now();
+        shared.buffers.give_back(&mut self.before);
+        self.answer_known_now(&mut shared.buffers);
         Ok(())
     }
 
@@ -109,12 +113,16 @@ impl Session {
         }
         self.consume(rx);
         while self.unit.extent == Extent::Open || self.unit.copy == Copy::In {
+            if self.unit.copy == Copy::In {
+                let data = copy_data(rx)?;
+                shared.buffers.forward(rx, data, &mut self.to_server);
+            }
             let Some(header) = wire::complete(rx)?.map(|(header, _)| header) else {
                 return Ok(());
             };
             let message = rx.split_to(header.size).freeze();
             if self.unit.copy == Copy::In {
-                self.feed_copy(header.tag, &message);
+                self.end_copy(header.tag, &message);
             } else if self.unit.skipping {
                 self.feed_skipping(header.tag);
             } else {
@@ -127,13 +135,13 @@ impl Session {
         Ok(())
     }
 
-    fn feed_copy(&mut self, tag: u8, message: &Bytes) {
+    /// What comes behind data.
+    fn end_copy(&mut self, tag: u8, message: &Bytes) {
         match tag {
             frontend::TERMINATE => return self.phase = Phase::Ended,
             // Ignored by a server in copy-in mode (manual, section 55.2.6); not sent, so that it is
             // not answered should the server leave that mode just now.
             frontend::SYNC => return,
-            frontend::COPY_DATA | frontend::FLUSH => {}
             // The end of it; anything else makes the server fail the COPY.
             _ => self.unit.copy = Copy::None,
         }
@@ -170,7 +178,7 @@ impl Session {
         if leaves == Leaves::AsIs {
             self.to_server.put_slice(message);
         }
-        self.answer_known_now();
+        self.answer_known_now(&mut shared.buffers);
         Ok(())
     }
 
@@ -425,6 +433,18 @@ impl Session {
         matches!(first, TransactionControl::Commit { chain: false } | TransactionControl::Rollback { chain: false })
             .then_some(first)
     }
+}
+
+/// How many bytes of complete messages at the head of a client's buffer only go on with a COPY.
+fn copy_data(rx: &[u8]) -> Result<usize, WireError> {
+    let mut end = 0;
+    while let Some((header, _)) = wire::complete(&rx[end..])? {
+        if !matches!(header.tag, frontend::COPY_DATA | frontend::FLUSH) {
+            break;
+        }
+        end += header.size;
+    }
+    Ok(end)
 }
 
 /// Whether the portals of a statement need be known.

@@ -28,6 +28,7 @@ use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
 
+pub mod buffers;
 mod compare;
 mod dispatch;
 mod finish;
@@ -41,6 +42,7 @@ mod reply;
 pub mod statements;
 mod unit;
 
+use buffers::Buffers;
 use ledger::Ledger;
 use lost::{How, Sent, Verdict};
 use profile::{Profile, Profiles};
@@ -52,9 +54,6 @@ pub use reply::Fault;
 /// A unit of this many bytes is sent on before its end is seen.
 pub const GATHER_LIMIT_BYTES: usize = 1 << 20;
 
-/// A buffer that has grown above this is not kept by an idle session.
-pub const TRIM_ABOVE_BYTES: usize = 64 << 10;
-
 /// What the sessions of one thread and database share.
 #[derive(Debug)]
 pub struct Shared {
@@ -64,6 +63,8 @@ pub struct Shared {
     pub interner: Interner,
     /// Settings.
     pub profiles: Profiles,
+    /// Buffers.
+    pub buffers: Buffers,
     /// Somebody has asked for sequence values of their own session (`lastval`, `currval`) here: from
     /// then on who may have made some stays on their server.
     pub sequences_are_read: bool,
@@ -510,12 +511,11 @@ impl Session {
         self.told.take()
     }
 
-    /// Gives back what a large message made buffers grow to. For idle sessions.
-    pub fn trim(&mut self) {
-        for buffer in [&mut self.to_client, &mut self.to_server, &mut self.withheld] {
-            if buffer.is_empty() && buffer.capacity() > TRIM_ABOVE_BYTES {
-                *buffer = BytesMut::new();
-            }
+    /// Gives back the buffers in which nothing is. For idle sessions.
+    pub fn trim(&mut self, buffers: &mut Buffers) {
+        let Self { to_client, to_server, withheld, before, after, .. } = self;
+        for buffer in [to_client, to_server, withheld, before, after] {
+            buffers.give_back(buffer);
         }
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use bytes::{Buf, BufMut, BytesMut};
 
+use super::buffers::Buffers;
 use super::ledger::Expect;
 use super::statements::Statement;
 use super::unit::{Copy, Extent, Forwarding};
@@ -97,9 +98,9 @@ impl Session {
                 Err(fault) => break Err(fault),
             };
             if !self.before.is_empty() || fate == Fate::Swallow {
-                self.pass(&rx[run..position]);
+                self.pass(&rx[run..position], &mut shared.buffers);
                 let before = mem::take(&mut self.before);
-                self.pass(&before);
+                self.pass(&before, &mut shared.buffers);
                 self.before = before;
                 self.before.clear();
                 run = position;
@@ -113,39 +114,47 @@ impl Session {
                 run = position;
             }
             if !self.after.is_empty() {
-                self.pass(&rx[run..position]);
+                self.pass(&rx[run..position], &mut shared.buffers);
                 let after = mem::take(&mut self.after);
-                self.pass(&after);
+                self.pass(&after, &mut shared.buffers);
                 self.after = after;
                 self.after.clear();
                 run = position;
             }
         };
-        let whole = run == 0 && position == rx.len() && position > 0;
-        if whole && self.to_client.is_empty() && self.unit.forwarding == Forwarding::On {
-            mem::swap(&mut self.to_client, rx);
+        if run == 0 && self.unit.forwarding == Forwarding::On {
+            shared.buffers.forward(rx, position, &mut self.to_client);
         } else {
-            self.pass(&rx[run..position]);
+            self.pass(&rx[run..position], &mut shared.buffers);
             rx.advance(position);
         }
         result
     }
 
     /// Appends for the client, now or when the answer is no longer withheld.
-    fn pass(&mut self, bytes: &[u8]) {
-        match self.unit.forwarding {
-            Forwarding::Withheld => self.withheld.put_slice(bytes),
-            Forwarding::Rerun { .. } => {}
-            Forwarding::On | Forwarding::Told => self.to_client.put_slice(bytes),
+    fn pass(&mut self, bytes: &[u8], buffers: &mut Buffers) {
+        if bytes.is_empty() {
+            return;
         }
+        let to = match self.unit.forwarding {
+            Forwarding::Withheld => &mut self.withheld,
+            Forwarding::Rerun { .. } => return,
+            Forwarding::On | Forwarding::Told => &mut self.to_client,
+        };
+        buffers.lend(to);
+        to.put_slice(bytes);
     }
 
     /// From here on the client sees the unit's answer.
     fn show(&mut self) {
         if self.unit.forwarding == Forwarding::Withheld {
             self.unit.forwarding = Forwarding::On;
-            self.to_client.put_slice(&self.withheld);
-            self.withheld.clear();
+            if self.to_client.is_empty() {
+                mem::swap(&mut self.to_client, &mut self.withheld);
+            } else {
+                self.to_client.put_slice(&self.withheld);
+                self.withheld.clear();
+            }
         }
     }
 
@@ -224,10 +233,10 @@ impl Session {
     }
 
     /// As [`Session::answer_known`], while no message of the server is at hand.
-    pub(super) fn answer_known_now(&mut self) {
+    pub(super) fn answer_known_now(&mut self, buffers: &mut Buffers) {
         self.answer_known();
         let after = mem::take(&mut self.after);
-        self.pass(&after);
+        self.pass(&after, buffers);
         self.after = after;
         self.after.clear();
     }
