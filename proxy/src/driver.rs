@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::auth::{Client, Opened};
 use crate::error::ProxyError;
@@ -40,55 +39,30 @@ const MISTAKEN_PAUSE: Duration = Duration::from_millis(50);
 /// Serves one logged-in client until it leaves. Everything up to and including AuthenticationOk,
 /// ParameterStatus, BackendKeyData and the first ReadyForQuery has been sent. Errors are told to
 /// the client and counted here; nothing is left to do for the caller.
-pub async fn run<S>(stream: S, client: Client, worker: Rc<Worker>)
+///
+/// An idle client is little more than this future: what is needed only now and then is boxed.
+pub fn run<S>(stream: S, client: Client, worker: Rc<Worker>) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let seat = worker.seat(&client);
-    let Client { address, access, identity, startup, reported, stop, cancel, opened, .. } = client;
-    let shared = worker.shared(&identity.database);
-    if let Opened::ForAll(upstream) = opened {
-        worker.adopt(&identity, upstream, &shared);
-    }
-    let settings = worker.settings();
-    let config = Config { access, mode: settings.mode, split: settings.split, consistency: settings.consistency };
-    let session = Session::new(config, &startup, reported, &mut shared.borrow_mut());
-    let mut stream = stream;
-    let session = match session {
-        Ok(session) => session,
-        Err(error) => {
-            tracing::info!(%address, %error, "client refused");
-            let mut words = BytesMut::new();
-            error.encode(&mut words);
-            let _ = tokio::time::timeout(FAREWELL, stream.write_all(&words)).await;
-            return;
+    let address = client.address;
+    let mut opened = Driver::open(stream, client, worker);
+    async move {
+        match &mut opened {
+            Ok(driver) => {
+                if let Err(error) = driver.serve().await {
+                    tracing::debug!(%address, %error, "client connection ended");
+                }
+                Box::pin(driver.leave()).await;
+            }
+            Err((stream, error)) => {
+                tracing::info!(%address, %error, "client refused");
+                let mut words = BytesMut::new();
+                error.encode(&mut words);
+                let _ = Box::pin(tokio::time::timeout(FAREWELL, stream.write_all(&words))).await;
+            }
         }
-    };
-    let seed = worker.session_seed();
-    let began = Instant::now();
-    let mut driver = Driver {
-        stream,
-        rx: BytesMut::new(),
-        session,
-        server: None,
-        worker,
-        shared,
-        identity,
-        cancel,
-        requirement: Requirement::new(),
-        seed,
-        seat,
-        moment: None,
-        attached: began,
-        asked: None,
-        linger: None,
-        flush: false,
-        stop: Box::pin(stop.cancelled_owned()),
-    };
-    if let Err(error) = driver.serve().await {
-        tracing::debug!(%address, %error, "client connection ended");
     }
-    driver.leave().await;
 }
 
 struct Driver<S> {
@@ -115,8 +89,6 @@ struct Driver<S> {
     linger: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
     flush: bool,
-    /// The proxy stops: the client is sent away as soon as it is idle.
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// What has happened.
@@ -138,6 +110,42 @@ enum Event {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    /// The error is what a client has to be told whose wishes are not understood.
+    fn open(stream: S, client: Client, worker: Rc<Worker>) -> Result<Self, (S, ProxyError)> {
+        let seat = worker.seat(&client);
+        let Client { access, identity, startup, reported, cancel, opened, .. } = client;
+        let shared = worker.shared(&identity.database);
+        if let Opened::ForAll(upstream) = opened {
+            worker.adopt(&identity, upstream, &shared);
+        }
+        let settings = worker.settings();
+        let config = Config { access, mode: settings.mode, split: settings.split, consistency: settings.consistency };
+        let session = Session::new(config, &startup, reported, &mut shared.borrow_mut());
+        let session = match session {
+            Ok(session) => session,
+            Err(error) => return Err((stream, error)),
+        };
+        let seed = worker.session_seed();
+        Ok(Self {
+            stream,
+            rx: BytesMut::new(),
+            session,
+            server: None,
+            worker,
+            shared,
+            identity,
+            cancel,
+            requirement: Requirement::new(),
+            seed,
+            seat,
+            moment: None,
+            attached: Instant::now(),
+            asked: None,
+            linger: None,
+            flush: false,
+        })
+    }
+
     /// Until the client leaves. The error is why it did so without saying.
     async fn serve(&mut self) -> io::Result<()> {
         loop {
@@ -229,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         tracing::debug!(%fault, node = %server.node.id, "server given up");
         self.lose_server(fault.how());
         if fault == Fault::ReadOnlyPrimary {
-            tokio::time::sleep(MISTAKEN_PAUSE).await;
+            Box::pin(tokio::time::sleep(MISTAKEN_PAUSE)).await;
             self.moment = None;
         }
     }
@@ -290,7 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let acquired = {
             let (stream, rx, session, flush) = (&mut self.stream, &mut self.rx, &mut self.session, &mut self.flush);
             let shared = &self.shared;
-            let mut acquiring = pin!(worker.acquire(wanted));
+            let mut acquiring = Box::pin(worker.acquire(wanted));
             // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
             // what is read stays in `rx`, a dropped acquisition gives its place back.
             poll_fn(|cx| {
@@ -379,14 +387,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.linger = None;
             return Poll::Ready(Event::Lingered);
         }
-        if self.session.is_idle() && self.stop.as_mut().poll(cx).is_ready() {
+        if self.session.is_idle() && self.worker.is_stopping() {
             return Poll::Ready(Event::Stop);
         }
         Poll::Pending
     }
 
     /// The client is gone or going: the server is given back or closed, last words are said.
-    async fn leave(mut self) {
+    async fn leave(&mut self) {
         let cleanup = self.session.disown();
         self.worker.clean_after(&self.identity, &self.shared);
         if self.session.is_outstanding() || self.session.is_in_transaction() {

@@ -257,6 +257,11 @@ impl Thread {
                 std::process::abort();
             }
         });
+        let (stopped, drain) = (worker.clone(), self.shared.drain.clone());
+        tokio::task::spawn_local(async move {
+            drain.cancelled().await;
+            stopped.stop();
+        });
         self.workers.borrow_mut().insert(shard.name.clone(), worker.clone());
         worker
     }
@@ -298,7 +303,8 @@ async fn work(
     }
 }
 
-/// Takes one connection from its first byte to its end.
+/// Takes one connection from its first byte to its end; a session goes on by itself, for a login takes
+/// more memory than an idle client should have.
 async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
     let Arrival { socket, address, entrance, place } = arrival;
     let socket = match socket {
@@ -318,7 +324,7 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
         };
         // Dropping a login closes its connection; nothing outlives it.
         tokio::select! {
-            outcome = login(socket, address, entrance, &shared.gate, &shared.drain, &progress) => outcome,
+            outcome = login(socket, address, entrance, &shared.gate, &progress) => outcome,
             () = ticket.evicted() => return metrics::count_connection("evicted"),
         }
     };
@@ -330,13 +336,18 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
                 Opened::Relay(upstream) => {
                     metrics::count_connection("replication");
                     relay::run(stream, client, upstream, worker).await;
+                    drop(entered);
                 }
                 opened => {
                     metrics::count_connection("session");
-                    driver::run(stream, Client { opened, ..client }, worker).await;
+                    let session = driver::run(stream, Client { opened, ..client }, worker);
+                    tokio::task::spawn_local(async move {
+                        session.await;
+                        drop((entered, place));
+                    });
+                    return;
                 }
             }
-            drop(entered);
         }
         Ok(Admission::Console(stream, rights)) => {
             metrics::count_connection("console");

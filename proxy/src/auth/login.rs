@@ -12,7 +12,6 @@ use bytes::BytesMut;
 use manatee_shared::ids::ShardName;
 use manatee_shared::tls::ALPN;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::failures::{Failures, Limit};
@@ -128,14 +127,13 @@ pub async fn login(
     address: SocketAddr,
     entrance: Entrance,
     gate: &Gatekeeper,
-    stop: &CancellationToken,
     progress: &dyn Fn(Progress),
 ) -> Result<Admission> {
     let limit = gate.config.load().auth.login_timeout;
     let deadline = Instant::now() + limit;
     // What is kept back is for telling the client why.
     let reserve = FAREWELL.min(limit / 2);
-    let mut entering = Entering { address, entrance, gate, stop, progress, deadline: deadline - reserve };
+    let mut entering = Entering { address, entrance, gate, progress, deadline: deadline - reserve };
     // Dropping a login closes the connection; nothing outlives it.
     match tokio::time::timeout_at(deadline.into(), attempt(socket, &mut entering)).await {
         Ok(result) => result,
@@ -354,7 +352,6 @@ struct Entering<'a> {
     address: SocketAddr,
     entrance: Entrance,
     gate: &'a Gatekeeper,
-    stop: &'a CancellationToken,
     progress: &'a dyn Fn(Progress),
     deadline: Instant,
 }
@@ -417,7 +414,6 @@ impl Entering<'_> {
             identity,
             startup: startup.settings,
             reported: parameters,
-            stop: self.stop.clone(),
             cancel,
             opened,
         };

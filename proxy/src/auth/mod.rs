@@ -24,7 +24,6 @@ pub use policy::{Policy, PolicyError};
 pub use secret::{Md5Hash, Secret, nonce, random};
 
 use manatee_shared::ids::ShardName;
-use tokio_util::sync::CancellationToken;
 
 use crate::cancel::Registration;
 use crate::upstream::Upstream;
@@ -108,9 +107,6 @@ pub struct Client {
     pub startup: Vec<(String, String)>,
     /// The ParameterStatus values the client was told.
     pub reported: Vec<(String, String)>,
-    /// Cancelled when the proxy stops: a client between transactions is then sent away with
-    /// [`crate::error::ProxyError::ShuttingDown`], one within a transaction after it.
-    pub stop: CancellationToken,
     /// Its entry in the cancel registry.
     pub cancel: Registration,
     /// What the login opened on the way.

@@ -274,6 +274,19 @@ pub struct Report {
 }
 
 impl Worker {
+    /// The proxy stops: clients are sent away as soon as they are idle.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        for (_, client) in self.present.borrow().iter() {
+            client.end.wake();
+        }
+    }
+
+    /// Whether that has happened. Who polls [`Present::end`] is woken when it does.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
     /// Enters a client that has logged in.
     pub(crate) fn seat(self: &Rc<Self>, client: &Client) -> Seat {
         let identity = client.identity.clone();

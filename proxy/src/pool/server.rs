@@ -37,6 +37,11 @@ impl Recall {
     /// Ends the use at once.
     pub fn recall(&self) {
         self.recalled.set(true);
+        self.wake();
+    }
+
+    /// Lets whoever polls look again.
+    pub(super) fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }

@@ -181,7 +181,7 @@ impl Session {
             last == Some(true)
         };
         let told = |profile: Rc<Profile>, profiles: &mut Profiles| {
-            self.reported.iter().fold(profile, |profile, (name, value)| {
+            self.reported.entries().fold(profile, |profile, (name, value)| {
                 let name = name.to_ascii_lowercase();
                 if sets(&name) { profiles.with(&profile, &name, value) } else { profile }
             })

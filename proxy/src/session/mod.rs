@@ -237,7 +237,7 @@ pub struct Session {
     startup: Rc<Profile>,
     profile: Rc<Profile>,
     /// ParameterStatus values the client knows.
-    reported: Vec<(String, String)>,
+    reported: Rc<Profile>,
     sql: SqlContext,
     route: Route,
     consistency: Option<Consistency>,
@@ -307,6 +307,8 @@ impl Session {
             }
         };
         let profile = shared.profiles.intern(entries);
+        let reported = reported.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let reported = shared.profiles.intern(reported);
         let mut session = Self {
             config,
             mark: Mark::new(),
@@ -675,8 +677,8 @@ impl Session {
     /// Sees how the session's texts are to be read.
     fn read_sql_context(&mut self) {
         let value = |name: &str| {
-            let reported = self.reported.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            self.profile.get(name).or(reported.map(|(_, value)| value.as_str()))
+            let reported = || self.reported.entries().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            self.profile.get(name).or_else(|| reported().map(|(_, value)| value))
         };
         self.sql = SqlContext {
             standard_conforming_strings: value("standard_conforming_strings") != Some("off"),

@@ -29,6 +29,11 @@ impl Profile {
         self.entries.is_empty()
     }
 
+    /// What is set.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
+    }
+
     /// The names of what is set.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(AsRef::as_ref)

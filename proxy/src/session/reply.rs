@@ -385,7 +385,7 @@ impl Session {
         if injected || !belongs_to_session(&name) || self.ledger.is_empty() {
             return Ok(Fate::Swallow);
         }
-        remember(&mut self.reported, &name, &value);
+        self.reported = shared.profiles.with(&self.reported, &name, &value);
         let lower = name.to_ascii_lowercase();
         self.profile = shared.profiles.with(&self.profile, &lower, &value);
         if let Some(server) = &mut self.server {
@@ -577,7 +577,7 @@ impl Session {
                 if status != TxStatus::Idle {
                     return Err(Fault::Unexpected('Z'));
                 }
-                self.replayed();
+                self.replayed(shared);
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Compared) if self.ledger.is_empty() => {
@@ -617,7 +617,7 @@ impl Session {
         Ok(Fate::Forward)
     }
 
-    fn replayed(&mut self) {
+    fn replayed(&mut self, shared: &mut Shared) {
         if let Some(words) = self.replay_error.take() {
             if let Some(server) = &mut self.server {
                 server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
@@ -631,8 +631,8 @@ impl Session {
         let Some(server) = &mut self.server else { return };
         server.profile = self.profile.clone();
         for (name, value) in server.parameters.iter().filter(|(name, _)| belongs_to_session(name)) {
-            if !self.reported.iter().any(|(key, has)| key == name && has == value) {
-                remember(&mut self.reported, name, value);
+            if self.reported.get(name) != Some(value) {
+                self.reported = shared.profiles.with(&self.reported, name, value);
                 backend::put_parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
             }
         }

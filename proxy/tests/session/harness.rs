@@ -404,7 +404,6 @@ async fn admit(
                     identity,
                     startup,
                     reported,
-                    stop: CancellationToken::new(),
                     cancel,
                     opened: Opened::Nothing,
                 };
