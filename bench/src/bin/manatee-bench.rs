@@ -76,7 +76,7 @@ struct Proxies {
 #[derive(Args)]
 struct Common {
     /// Seconds of a round that count; one more warms up
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
     /// Session threads of manatee-proxy and of the relay; one is what PgBouncer has. 0: as they choose
     #[arg(long, default_value_t = 1)]
@@ -120,22 +120,40 @@ enum Tls {
 }
 
 impl Proxies {
-    /// All combinations asked for; of TLS and of a thousand clients only those that say something new.
+    /// All combinations asked for; where there are several numbers of clients, those that say something new.
     fn loads(&self) -> Vec<Load> {
         let mut loads = Vec::new();
         for &workload in &self.workloads {
             for &clients in &self.clients {
                 for &tls in &self.tls {
-                    let tls = tls == Tls::On;
-                    let usual = clients == 16;
-                    let writes = workload == Workload::Writes;
-                    if (usual || (!tls && !writes)) && (clients <= 64 || workload == Workload::Simple) {
-                        loads.push(Load { workload, clients, tls });
+                    let load = Load { workload, clients, tls: tls == Tls::On };
+                    if self.clients.len() == 1 || is_telling(load) {
+                        loads.push(load);
                     }
                 }
             }
         }
         loads
+    }
+
+    /// Whether `kind` is to run `load`: everybody runs what is usual, the rest is for those that count.
+    fn is_for(&self, kind: Kind, load: Load) -> bool {
+        let beside = matches!(kind, Kind::DirectStandby | Kind::Pgpool | Kind::ManateeNosplit);
+        kind.takes(load) && (self.clients.len() == 1 || load.clients == USUAL_CLIENTS || !beside)
+    }
+}
+
+/// What everybody is measured with.
+const USUAL_CLIENTS: u32 = 16;
+
+/// What the goals are about, and one of each that is left.
+fn is_telling(load: Load) -> bool {
+    let usual = load.clients == USUAL_CLIENTS;
+    match load.workload {
+        Workload::Simple => usual || !load.tls,
+        Workload::Prepared => usual || (!load.tls && load.clients == 64),
+        Workload::Extended => !load.tls && (usual || load.clients == 64),
+        Workload::Writes => !load.tls && usual,
     }
 }
 
@@ -230,15 +248,19 @@ async fn measure(arguments: &Proxies, field: &mut Field, report: &mut Report) ->
     let (seconds, rounds) = (arguments.common.seconds, arguments.rounds);
     for part in &arguments.parts {
         match part {
-            Part::Load => load::run(field, report, &loads, seconds, rounds).await?,
+            Part::Load => {
+                load::run(field, report, &loads, |kind, load| arguments.is_for(kind, load), seconds, rounds).await?;
+            }
             Part::Syscalls => {
-                let counted: Vec<Load> = loads.iter().copied().filter(|load| load.clients == 16 && !load.tls).collect();
+                let counted: Vec<Load> =
+                    loads.iter().copied().filter(|load| load.clients == USUAL_CLIENTS && !load.tls).collect();
                 syscalls::run(field, report, &counted).await?;
             }
             Part::Bulk => bulk::run(field, report, rounds).await?,
             Part::Logins => crowd::logins(field, report, rounds).await?,
-            Part::Idle => crowd::idle(field, report, rounds).await?,
-            Part::Crowd => crowd::crowd(field, report, seconds, rounds).await?,
+            // Hardly varies, and takes its time.
+            Part::Idle => crowd::idle(field, report, 1).await?,
+            Part::Crowd => crowd::crowd(field, report, seconds.max(2), rounds.min(2)).await?,
         }
     }
     Ok(())

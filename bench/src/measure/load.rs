@@ -3,15 +3,23 @@
 use anyhow::Result;
 
 use super::{Field, of};
+use crate::contender::Kind;
 use crate::pgbench::Load;
 use crate::report::{Of, Report};
 
-/// Runs each of `loads` for `seconds` through everybody that takes it, `rounds` times.
-pub async fn run(field: &mut Field, report: &mut Report, loads: &[Load], seconds: u32, rounds: u32) -> Result<()> {
+/// Runs each of `loads` for `seconds` through everybody it `is_for`, `rounds` times.
+pub async fn run(
+    field: &mut Field,
+    report: &mut Report,
+    loads: &[Load],
+    is_for: impl Fn(Kind, Load) -> bool,
+    seconds: u32,
+    rounds: u32,
+) -> Result<()> {
     for round in 1..=rounds {
         for &load in loads {
             eprintln!("round {round}: {} with {} clients{}", load.workload.name(), load.clients, tls(load));
-            for contender in field.contenders.iter().filter(|contender| contender.kind.takes(load)) {
+            for contender in field.contenders.iter().filter(|contender| is_for(contender.kind, load)) {
                 let figures = field.shard.pgbench.run(contender.address_for(load), load, seconds).await;
                 let figures = of(contender.kind, load.workload.name(), figures)?;
                 let cell = Of {
