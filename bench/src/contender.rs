@@ -110,6 +110,8 @@ pub struct Programs {
     pub pool_size: u32,
     /// Session threads of manatee-proxy and of the relay; 0: as they choose.
     pub threads: u32,
+    /// Whether manatee-proxy serves all shards there are, or the lab's alone.
+    pub all_shards: bool,
 }
 
 /// One that is measured, running. Killed when dropped.
@@ -377,13 +379,14 @@ impl Setup<'_> {
                 "workers = {}\n[listen]\naddress = \"127.0.0.1:{port}\"\n[zookeeper]\nservers = {:?}\n\
                  [shard]\nname = \"{SHARD}\"\n[auth]\npassword_file = \"{}/proxy.password\"\n[tls]\n\
                  certificate_file = \"{}\"\nkey_file = \"{}\"\n[pool]\nsize = {}\n\
-                 max_clients = {MAX_CLIENTS}\n[routing]\nsplit = {split}\n[log]\nfilter = \"warn\"\n",
+                 max_clients = {MAX_CLIENTS}\n[routing]\nsplit = {split}\n[shards]\ndiscover = {}\n[log]\nfilter = \"warn\"\n",
                 self.programs.threads,
                 self.shard.lab.zookeeper.addresses(),
                 self.shard.secrets().display(),
                 certificate.display(),
                 key.display(),
                 self.programs.pool_size,
+                self.programs.all_shards,
             ),
         )?;
         let program = &self.programs.proxy;

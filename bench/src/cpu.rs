@@ -1,8 +1,9 @@
 //! What other processes use, from the kernel's accounting: CPU time and memory of a process with
 //! all its descendants (Pgpool-II is a hundred processes).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
@@ -31,6 +32,29 @@ pub fn memory_bytes(pid: u32) -> Result<u64> {
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
     };
     Ok(sum_of_family(pid, of_process)? * 1024)
+}
+
+/// How many connections to one of `servers` process `pid` has.
+pub fn connections(pid: u32, servers: &[SocketAddr]) -> Result<usize> {
+    let mut wanted: Vec<String> = Vec::new();
+    for server in servers {
+        let SocketAddr::V4(server) = server else { continue };
+        // As in /proc/net/tcp: the address as a number in the machine's order.
+        wanted.push(format!("{:08X}:{:04X}", u32::from_ne_bytes(server.ip().octets()), server.port()));
+    }
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).with_context(|| format!("process {pid} is gone"))?;
+    let mut sockets = HashSet::new();
+    for line in table.lines() {
+        // sl local remote state … inode
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let &[_, _, remote, "01", _, _, _, _, _, inode, ..] = fields.as_slice()
+            && wanted.iter().any(|address| address == remote)
+        {
+            sockets.insert(format!("socket:[{inode}]"));
+        }
+    }
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    Ok(files.filter(|file| file.to_str().is_some_and(|name| sockets.contains(name))).count())
 }
 
 /// An error only if `pid` itself is gone: a descendant may end after it was listed.
@@ -80,6 +104,18 @@ mod tests {
         assert!(sum > 0);
         assert!(memory_bytes(pid).unwrap() > 100_000);
         assert!(nanoseconds(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn connections_are_counted_by_where_they_lead() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let count = || connections(std::process::id(), &[at]).unwrap();
+        assert_eq!(count(), 0);
+        let connection = std::net::TcpStream::connect(at).unwrap();
+        assert_eq!(count(), 1);
+        drop(connection);
+        assert_eq!(count(), 0);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! How CPU per query and memory of manatee-proxy grow with what there is more of: nothing may grow
 //! faster than it does.
 
-use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use bytes::{BufMut, BytesMut};
 use manatee_proxy::wire::{frontend, put_message};
 
@@ -16,6 +18,10 @@ use crate::shard::Shard;
 const CLIENTS: [u32; 5] = [0, 10, 100, 1000, 10_000];
 const POOL_SIZES: [u32; 4] = [1, 4, 16, 60];
 const STATEMENTS: [u32; 5] = [1, 10, 100, 1000, 10_000];
+/// Of which all but one are copies of the state of that one: the same servers under other names.
+const SHARDS: [u32; 4] = [1, 10, 30, 100];
+/// Nodes of each.
+const NODES: usize = 3;
 /// Those that work while the others are idle.
 const BUSY: Load = Load { workload: Workload::Simple, clients: 16, tls: false };
 /// Executions that are measured.
@@ -55,6 +61,38 @@ pub async fn run(shard: &Shard, programs: &Programs, report: &mut Report, second
         let (cpu_us, memory) = statements(shard, &contender, pid, count).await?;
         report.add(cell, "memory_kB", memory as f64 / 1024.0);
         report.add(cell, "cpu_us", cpu_us);
+    }
+    shards(shard, programs, report, seconds).await
+}
+
+/// What the proxy costs that follows many shards, one of which is used.
+async fn shards(shard: &Shard, programs: &Programs, report: &mut Report, seconds: u32) -> Result<()> {
+    let programs = Programs { all_shards: true, ..programs.clone() };
+    let mut there_are = 1;
+    for count in SHARDS {
+        eprintln!("{count} shards");
+        for number in there_are..count {
+            shard.lab.state.copy_to(&format!("growth{number}")).await?;
+        }
+        there_are = count;
+        let (contender, pid) = start(shard, &programs).await?;
+        let cell = Of { workload: "growth: shards", clients: count, tls: false, target: Kind::Manatee.name() };
+        // It keeps a connection to each node of each shard.
+        let wanted = NODES * count as usize;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while cpu::connections(pid, &shard.nodes)? < wanted {
+            ensure!(Instant::now() < deadline, "the proxy does not follow {count} shards");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let before = cpu::nanoseconds(pid)?;
+        let began = Instant::now();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let used_us = cpu::nanoseconds(pid)?.saturating_sub(before) as f64 / 1000.0;
+        report.add(cell, "idle_cpu_us_per_s", used_us / began.elapsed().as_secs_f64());
+        report.add(cell, "memory_kB", cpu::memory_bytes(pid)? as f64 / 1024.0);
+        let round = shard.pgbench.run(contender.address, BUSY, seconds).await?;
+        report.add(cell, "cpu_us", round.cpu_us.unwrap_or_default());
+        report.add(cell, "tps", round.tps);
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ struct Arguments {
 enum Action {
     /// Proxies side by side in front of one primary and two standbys, in interleaved rounds: medians
     Proxies(Box<Proxies>),
-    /// How CPU per query and memory of manatee-proxy grow with clients, pool and prepared statements
+    /// How CPU per query and memory of manatee-proxy grow with clients, pool, prepared statements and shards
     Growth(Common),
     /// How long clients cannot write and read when a primary goes; beside Patroni with HAProxy
     Failover {
@@ -167,6 +167,7 @@ impl Common {
             pgbouncer: self.pgbouncer.clone(),
             pool_size: POOL_SIZE,
             threads: self.threads,
+            all_shards: false,
         };
         for program in [&programs.proxy, &programs.relay] {
             anyhow::ensure!(program.is_file(), "{} is not there: run `make bench`", program.display());
