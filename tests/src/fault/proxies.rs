@@ -96,16 +96,19 @@ async fn cancelled(lab: &Lab, at: usize, by: usize) -> Result<()> {
 }
 
 async fn kill_proxy(stage: &mut Stage<'_>) -> Result<()> {
-    for (at, by) in [(0, 0), (0, 1), (1, 0)] {
+    // Clients stay where they have gone: in turn.
+    let killed = stage.number as usize % 2;
+    let other = 1 - killed;
+    for (at, by) in [(killed, killed), (killed, other), (other, killed)] {
         cancelled(stage.lab, at, by).await?;
     }
-    stage.begin_all("SIGKILL to the first proxy");
-    stage.lab.proxies[0].kill();
+    stage.begin_all("SIGKILL to a proxy");
+    stage.lab.proxies[killed].kill();
     stage.served().await?;
-    cancelled(stage.lab, 1, 1).await?;
-    stage.lab.proxies[0].start()?;
-    stage.until("the proxy does not come back", async |lab| lab.connect(0).await.map(drop)).await?;
-    for (at, by) in [(0, 1), (1, 0)] {
+    cancelled(stage.lab, other, other).await?;
+    stage.lab.proxies[killed].start()?;
+    stage.until("the proxy does not come back", async |lab| lab.connect(killed).await.map(drop)).await?;
+    for (at, by) in [(killed, other), (other, killed)] {
         cancelled(stage.lab, at, by).await?;
     }
     stage.nothing_happens(Duration::from_secs(1)).await
