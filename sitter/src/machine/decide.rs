@@ -18,7 +18,7 @@ use manatee_shared::zk::{Session, StateNode, Version};
 
 use super::action::{Action, Decision, StopMode};
 use super::local::{Data, Gate, Recovery, Server};
-use super::situation::{Situation, act, follow, is_registered, wait};
+use super::situation::{Situation, act, follow, is_outdated, is_registered, wait};
 use super::view::View;
 use super::{first_setup, primary, standby, stopping};
 
@@ -39,7 +39,7 @@ fn by_state(view: &View) -> Decision {
             "the cluster state is corrupt, PostgreSQL stays as it is; an operator must repair it: {problem}"
         )),
         StateNode::Absent => first_setup::decide(view),
-        StateNode::Valid { state, .. } if view.observed.newest_generation > Some(state.generation) => wait(format!(
+        StateNode::Valid { state, .. } if is_outdated(view, state) => wait(format!(
             "the cluster state went back to generation {}: an old one was put there, PostgreSQL stays as it is; \
              an operator must restore the state (rule 8)",
             state.generation

@@ -192,6 +192,12 @@ impl<'a> Situation<'a> {
     }
 }
 
+/// Whether a later generation than that of `state` was seen: somebody put an old one there, which nobody
+/// obeys or writes over (rule 8).
+pub(super) fn is_outdated(view: &View, state: &ClusterState) -> bool {
+    view.observed.newest_generation > Some(state.generation)
+}
+
 /// Whether our own election node is there.
 pub(super) fn is_registered(view: &View) -> bool {
     view.zk.active.contains_key(&view.me.id)

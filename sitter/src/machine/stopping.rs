@@ -5,7 +5,7 @@ use manatee_shared::zk::Session;
 use super::action::{Action, Decision, StopMode};
 use super::hand_over;
 use super::local::Server;
-use super::situation::{Situation, act, is_registered};
+use super::situation::{Situation, act, is_outdated, is_registered};
 use super::view::View;
 
 /// How long (ms) a stopping primary waits to be deposed.
@@ -16,6 +16,7 @@ pub(super) fn decide(view: &View) -> Decision {
     if waited_ms < HAND_OVER_MS
         && is_registered(view)
         && let Some((version, state)) = view.zk.state.valid()
+        && !is_outdated(view, state)
         && let situation = (Situation { view, version, state })
         && hand_over::is_possible(situation)
     {

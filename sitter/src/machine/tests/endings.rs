@@ -31,6 +31,13 @@ fn a_stopping_primary_hands_over_first() {
 }
 
 #[test]
+fn a_stopping_primary_asks_nothing_of_an_old_state() {
+    let mut view = view(1);
+    (view.stopping_ms, view.observed.newest_generation) = (Some(0), Some(5));
+    acts(&view, Action::LeaveElection);
+}
+
+#[test]
 fn a_hung_primary_yields_if_somebody_can_take_over() {
     let mut view = view(1);
     view.local.server = Server::Hung { for_ms: 900 };
