@@ -150,8 +150,9 @@ fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbySta
         return Some(rejoin(situation, unfollowing_rung(view), problem));
     }
     let too_long = standby.not_streaming_ms >= view.settings.rejoin_after_ms && suspicion::is_serving(view, upstream);
-    // Without a clear error never down to a full copy (H10).
-    (too_long && rejoins == 0).then(|| rejoin(situation, Rung::Rewind, "it did not stream for long"))
+    // Without a clear error once, never down to a full copy (H10).
+    (too_long && (rejoins == 0 || view.observed.rejoin_failed))
+        .then(|| rejoin(situation, Rung::Rewind, "it did not stream for long"))
 }
 
 /// Where to begin with data that can not follow: further down each time that it did not help.

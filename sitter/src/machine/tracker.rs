@@ -98,6 +98,7 @@ pub struct Tracker {
     avoid_until: BTreeMap<PeerId, u64>,
     had_state: bool,
     rejoins: u32,
+    rejoin_failed: bool,
     newest_generation: Option<u64>,
     failure: Option<Failure>,
     given: Option<ServerConfig>,
@@ -157,6 +158,7 @@ impl Tracker {
             joined: self.joined,
             had_state: self.had_state,
             rejoins: self.rejoins,
+            rejoin_failed: self.rejoin_failed,
             newest_generation: self.newest_generation,
             last_failure: self.failure.as_ref().map(|failure| LastFailure {
                 action: failure.action,
@@ -188,6 +190,7 @@ impl Tracker {
             _ => {}
         }
         if matches!(action, Action::Rejoin { .. }) {
+            self.rejoin_failed = problem.is_some();
             self.rejoins = self.rejoins.saturating_add(1);
         }
         match problem {

@@ -115,6 +115,8 @@ pub struct Observed {
     pub had_state: bool,
     /// Rejoins tried since PostgreSQL last streamed.
     pub rejoins: u32,
+    /// The last of them did not succeed: it changed nothing.
+    pub rejoin_failed: bool,
     /// The highest generation seen by this sitter, or by its predecessors over the same data. A state of a lower one is an old one that
     /// somebody put there.
     pub newest_generation: Option<u64>,

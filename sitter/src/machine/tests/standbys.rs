@@ -109,6 +109,9 @@ fn a_slow_start_is_no_divergence() {
     assert!(matches!(decide(&view).action, Action::Rejoin { from: Rung::Rewind, .. }));
     view.observed.rejoins = 1;
     waits(&view, "not streaming");
+    // The primary went away during it.
+    view.observed.rejoin_failed = true;
+    assert!(matches!(decide(&view).action, Action::Rejoin { from: Rung::Rewind, .. }));
 }
 
 #[test]
