@@ -16,6 +16,9 @@ use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::machine::preempt::preempts;
 use crate::machine::view::InFlight;
 
+/// How long a change of configuration waits to see itself in effect, ms.
+const CONFIRM_MS: u64 = 5_000;
+
 /// What comes after a step.
 enum Next {
     /// Another one, so many ms later.
@@ -155,7 +158,13 @@ impl World {
             Action::WriteState { .. } => self.write(index, flight),
             Action::JoinElection | Action::LeaveElection => self.election(index, flight),
             Action::Start(config) => self.start(index, flight.step, config),
-            Action::Configure(config) => self.configure(index, flight.step, config),
+            Action::Configure(config) => {
+                let ends = config.recovery == Recovery::Detached && !self.hosts[index].postgres.receiver_stopped();
+                if flight.step == 2 && ends && self.now < flight.began + CONFIRM_MS {
+                    return Ok(Next::Again(20));
+                }
+                self.configure(index, flight.step, config)
+            }
             Action::Stop(mode) => Ok(self.stop(index, flight.step, *mode)),
             Action::Promote { config, timeline } => {
                 let timeline = timeline.map_or(0, |timeline| timeline.0);
@@ -239,7 +248,7 @@ impl World {
     /// The configuration is in effect, as far as the postmaster goes; walsenders may lag behind.
     fn confirm(&mut self, index: usize, config: &ServerConfig) -> Result<Next, String> {
         let postgres = &mut self.hosts[index].postgres;
-        let detached = config.recovery != Recovery::Detached || postgres.receiver.is_none();
+        let detached = config.recovery != Recovery::Detached || postgres.receiver_stopped();
         let role = (config.recovery == Recovery::Primary) != postgres.standby;
         if !postgres.is_running() || postgres.config.as_ref() != Some(config) || !detached || !role {
             return Err("the configuration is not in effect".to_owned());
@@ -272,7 +281,7 @@ impl World {
                 let ready = postgres.record.as_ref().is_some_and(|(record, confirmed)| {
                     *confirmed && record.recovery == Recovery::Detached && record.synchronous == config.synchronous
                 });
-                if !ready || postgres.receiver.is_some() {
+                if !ready || !postgres.receiver_stopped() {
                     return Err("it is not detached".to_owned());
                 }
                 Ok(self.delay(0..20))

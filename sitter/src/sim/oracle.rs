@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use manatee_shared::cluster::ClusterState;
+use manatee_shared::ids::PeerId;
 use manatee_shared::invariants::{check_transition, join};
+use manatee_shared::lsn::Lsn;
 use manatee_shared::zk::HistoryEntry;
 
-use super::postgres::Postgres;
-use super::wal::Record;
+use super::postgres::{Postgres, peer_id};
+use super::wal::{RECORD, Record};
+use crate::machine::situation::Promotion;
 
 /// A primary that is not any more may serve reads for this long, while its sitter is able to
 /// notice (H7): the time to suspect and to close the gate, with some to spare.
@@ -32,6 +35,8 @@ pub(super) struct Oracle {
     pub(super) last_acknowledged_at: u64,
     pub(super) seen_history: usize,
     last: Option<ClusterState>,
+    /// What the state says of each takeover's timeline: who promotes to it, and init_wal.
+    promotions: BTreeMap<u32, (PeerId, Lsn)>,
     /// Since when each host serves as a primary that the state does not name.
     stale_since: BTreeMap<usize, u64>,
 }
@@ -118,6 +123,18 @@ impl Oracle {
         }
     }
 
+    /// A takeover's timeline begins where its state says that the generation did, but for a record
+    /// that had not come completely: what lies between them readers of the new primary would see, and
+    /// the next one need not have.
+    pub(super) fn check_fork(&self, host: usize, timeline: u32, fork: Lsn) -> Result<(), String> {
+        match self.promotions.get(&timeline) {
+            Some((peer, init)) if *peer == peer_id(host) && (init.0 < fork.0 || init.0 >= fork.0 + RECORD) => {
+                Err(format!("p{host} begins timeline {timeline} at {fork}, its generation began at {init} (rule 4)"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether `host` lets readers in as a primary that it is not any more, though its sitter runs.
     pub(super) fn watch_stale(&mut self, now: u64, host: usize, stale: bool) -> Result<(), String> {
         if !stale {
@@ -142,6 +159,10 @@ impl Oracle {
             }
             if self.last.as_ref().is_none_or(|last| last.generation != entry.state.generation) {
                 begun.push(entry.state.clone());
+                if let Some(promotion) = Promotion::of(&entry.state) {
+                    let init = (entry.state.primary.id, entry.state.init_wal);
+                    self.promotions.insert(promotion.timeline.0, init);
+                }
             }
             self.last = Some(entry.state.clone());
         }

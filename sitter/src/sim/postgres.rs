@@ -3,7 +3,8 @@
 //! What follows PostgreSQL itself: which start positions a walsender accepts (walsender.c
 //! `StartReplication`), by whose word commits are released (syncrep.c: each walsender uses the
 //! configuration it has applied itself), that a promotion drops a half record and begins the next
-//! timeline, that a standby knows what it received only once it streams.
+//! timeline, that a standby knows what it received only once it streams, that a WAL receiver ends
+//! only after it has flushed what it wrote (walreceiver.c `WalRcvDie`).
 
 use std::collections::VecDeque;
 
@@ -161,6 +162,12 @@ impl Postgres {
         self.is_running() && self.config.as_ref().is_some_and(|config| config.gate == Gate::Open)
     }
 
+    /// No WAL receiver is left. One that lost its upstream, or was told to end, first flushes what it
+    /// wrote (walreceiver.c `WalRcvDie`) and is there until it has, however long that takes.
+    pub(super) fn receiver_stopped(&self) -> bool {
+        self.receiver.is_none() && self.flushed == self.wal.len()
+    }
+
     /// The process ends; what was not flushed is gone.
     pub(super) fn end(&mut self, crashed: bool) {
         (self.process, self.hangs_until, self.flushing) = (Process::Down { crashed }, None, None);
@@ -308,7 +315,7 @@ impl Postgres {
                 history: self.wal.history(),
                 streaming: self.receiver.is_some(),
                 upstream_silent_ms: self.receiver.as_ref().map(|receiver| now - receiver.heard),
-                receiver_stopped: self.receiver.is_none(),
+                receiver_stopped: self.receiver_stopped(),
                 not_streaming_ms: if self.receiver.is_some() { 0 } else { now - self.not_streaming_since },
                 cannot_follow: self.cannot_follow.map(str::to_owned),
                 downstreams: self.downstreams(),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::mutation::Mutation;
 use super::postgres::{Postgres, Process, Receiver, Sender, number};
-use super::wal::Record;
+use super::wal::{Record, lsn};
 use super::world::World;
 use crate::machine::local::{Recovery, Synchronous};
 
@@ -61,15 +61,8 @@ impl World {
             self.log(|| format!("p{index} PostgreSQL panics: no space left on device"));
             return Ok(());
         }
-        if let Some((_, timeline)) = postgres.promotes.take_if(|(at, _)| *at <= now)
-            && postgres.standby
-        {
-            self.next_id += 1;
-            let newest = if self.mutated(Mutation::NoNewTimeline) { 0 } else { 1 };
-            let postgres = &mut self.hosts[index].postgres;
-            let timeline = timeline.max(postgres.wal.timeline() + newest);
-            let timeline = if newest == 0 { postgres.wal.timeline() } else { timeline };
-            postgres.leave_recovery(Record { timeline, id: self.next_id });
+        if postgres.promotes.is_some_and(|(at, _)| at <= now) {
+            self.leave_recovery(index)?;
         }
         let postgres = &mut self.hosts[index].postgres;
         for sender in postgres.senders.iter_mut().flatten() {
@@ -103,6 +96,26 @@ impl World {
             self.oracle.show(index, &self.hosts[index].postgres, self.hosts[index].postgres.shown)?;
         }
         Ok(())
+    }
+
+    /// A promotion that was asked for: first the WAL receiver ends, if one is left.
+    fn leave_recovery(&mut self, index: usize) -> Result<(), String> {
+        let id = self.new_id();
+        let same_timeline = self.mutated(Mutation::NoNewTimeline);
+        let postgres = &mut self.hosts[index].postgres;
+        postgres.receiver = None;
+        if !postgres.receiver_stopped() {
+            return Ok(());
+        }
+        let Some((_, wanted)) = postgres.promotes.take() else { return Ok(()) };
+        if !postgres.standby {
+            return Ok(());
+        }
+        let newest = postgres.wal.timeline();
+        let timeline = if same_timeline { newest } else { wanted.max(newest + 1) };
+        let fork = postgres.wal.len();
+        postgres.leave_recovery(Record { timeline, id });
+        self.oracle.check_fork(index, timeline, lsn(fork))
     }
 
     fn take_replies(&mut self, index: usize) -> Result<(), String> {
@@ -183,7 +196,7 @@ impl World {
         let written = self.mutated(Mutation::RemoteWrite);
         let Some((follower, upstream)) = two(&mut self.hosts, index, source) else { return Ok(()) };
         if follower.receiver.is_none() {
-            if now >= follower.retry_at {
+            if now >= follower.retry_at && follower.receiver_stopped() {
                 follower.retry_at = now + self.rng.u64(100..300);
                 if linked && upstream.is_running() {
                     attach(follower, upstream, index, source, now);
