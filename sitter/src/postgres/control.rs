@@ -1,7 +1,7 @@
 //! What a data directory says about itself while no server runs: `pg_control`, `PG_VERSION`,
 //! timeline histories. Parsers are pure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 
@@ -149,6 +149,20 @@ pub(crate) fn read_history(data: &Path, timeline: Timeline) -> TimelineHistory {
         .unwrap_or_default()
 }
 
+/// What the history file of a timeline holds that a promotion left out.
+pub(crate) const NEVER_USED: &str = "# never used\n";
+
+/// History files of timelines left out that are newer than every timeline in use.
+pub(crate) fn unused_on_top(data: &Path) -> Vec<PathBuf> {
+    let folder = std::fs::read_dir(data.join("pg_wal"));
+    let paths = folder.into_iter().flatten().filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let mut histories: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "history")).collect();
+    // Eight hexadecimal digits: the order of the names is that of the numbers.
+    histories.sort();
+    let unused = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text == NEVER_USED);
+    histories.into_iter().rev().take_while(unused).collect()
+}
+
 /// The newest timeline that `pg_wal` holds the end of WAL at `end` on, beginning the search at
 /// `known`. PostgreSQL fetches a history file before it streams or replays the timeline, and
 /// makes the segment file only when it comes to it; recycled segments never have a newer timeline
@@ -213,6 +227,21 @@ mod tests {
         assert_eq!(newest(), Timeline(1));
         std::fs::write(wal.join("000000020000000000000003"), "").unwrap();
         assert_eq!(newest(), Timeline(2));
+    }
+
+    #[test]
+    fn timelines_left_out_are_known_until_a_newer_one_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("pg_wal");
+        assert!(unused_on_top(dir.path()).is_empty());
+        std::fs::create_dir(&wal).unwrap();
+        for (number, text) in [(2, NEVER_USED), (3, "1\t0/3000060\tx\n"), (4, NEVER_USED), (5, NEVER_USED)] {
+            std::fs::write(wal.join(history_file(Timeline(number))), text).unwrap();
+        }
+        let left_out = |number| wal.join(history_file(Timeline(number)));
+        assert_eq!(unused_on_top(dir.path()), [left_out(5), left_out(4)]);
+        std::fs::write(left_out(6), "3\t0/4000060\tx\n").unwrap();
+        assert!(unused_on_top(dir.path()).is_empty());
     }
 
     #[test]

@@ -82,6 +82,12 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     apply::write(inner, &rendered)?;
     // Before PostgreSQL runs: from now on the data is somebody's.
     files::remove(&inner.layout.fresh())?;
+    for left_out in control::unused_on_top(&data) {
+        // The server ended between these and the promotion that they were for. PostgreSQL would take the
+        // last of the numbers for its target (`findNewestTimeLine`) and refuse to start, because that is no
+        // child of its own timeline. A promotion makes them again, a follower fetches them.
+        files::remove(&left_out)?;
+    }
     if !spawn(inner, config).await? {
         return Ok(());
     }
@@ -189,7 +195,7 @@ fn skip_timelines(inner: &Inner, timeline: Timeline) -> Result<(), Error> {
     for number in own.saturating_add(1)..timeline.0 {
         let path = wal.join(control::history_file(Timeline(number)));
         if !path.exists() {
-            files::replace(&path, "# never used\n", &inner.user)?;
+            files::replace(&path, control::NEVER_USED, &inner.user)?;
         }
     }
     Ok(())
