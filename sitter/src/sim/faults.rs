@@ -282,12 +282,13 @@ impl World {
         };
         let Some(state) = state else { return };
         let needed = [Some(number(state.primary.id)), state.sync_peer.as_ref().map(|peer| number(peer.id))];
+        // Also what a dead process sent: it may name this one primary yet.
         let in_flight = self.hosts.iter().any(|other| {
             let straggler = other.sitter.as_ref().is_some_and(|sitter| sitter.straggler.is_some() || sitter.uncertain);
             let flight = other.sitter.as_ref().and_then(|sitter| sitter.flight.as_ref());
             let acts = |flight: &super::host::Flight| !matches!(flight.action, Action::JoinElection);
             straggler || flight.is_some_and(acts)
-        });
+        }) || !self.late_writes.is_empty();
         // Who is required to acknowledge, or was, holds what was acknowledged.
         let required = |other: &super::host::Host| {
             let configs = [other.postgres.config.as_ref(), other.postgres.record.as_ref().map(|(config, _)| config)];
