@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(
             error("[zookeeper]\nservers = []\nsesion_timeout = \"4s\"\n"),
             "m.toml:3:1: `zookeeper.sesion_timeout`: unknown field `sesion_timeout`, expected one of `servers`, \
-             `session_timeout`, `root`, `auth_file`, `world_readable`, `tls`; correct or remove the key"
+             `session_timeout`, `root`, `auth_file`, `auth_scheme`, `world_readable`, `tls`; correct or remove the key"
         );
         assert_eq!(
             error("[zookeeper]\nservers = 3\n"),
