@@ -40,7 +40,7 @@ pub struct CancelTarget {
     pub address: SocketAddr,
     /// Process id from its BackendKeyData; 0 if it sent none.
     pub pid: u32,
-    /// Secret from its BackendKeyData: 4 bytes in protocol 3.0.
+    /// Secret from its BackendKeyData: 4 bytes in protocol 3.0, up to 256 from 3.2 on.
     pub secret: Bytes,
     /// Those whose delivery broke off half-way are counted for ever.
     in_flight: AtomicU32,

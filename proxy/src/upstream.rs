@@ -190,7 +190,7 @@ impl Opening<'_> {
             b'E' => {
                 return Err(ProxyError::Server { target: self.node.id.to_string(), error: ServerError::parse(&body) });
             }
-            // Notices, and the negotiation of options we never ask for.
+            // Notices; and an older protocol, of which we need no more than of the newest.
             b'N' | b'v' => {}
             b'Z' if body.as_ref() == b"I" => return Ok(Progress::Ready),
             other => return Err(self.unexpected(&format!("message {:?} while connecting", char::from(other)))),

@@ -24,8 +24,10 @@ const CANCEL_CODE: u32 = 80_877_102;
 const FORWARDED_CANCEL_CODE: u32 = 1234 << 16 | 0x4D41;
 const SSL_CODE: u32 = 80_877_103;
 const GSSENC_CODE: u32 = 80_877_104;
-/// The version servers are spoken to in. Clients may have 3.2 too, which differs in longer keys.
 const VERSION_3_0: u32 = 3 << 16;
+/// What servers are asked for. It differs from 3.0 in longer cancel keys; servers before PostgreSQL 18 negotiate down,
+/// and go on (manual, section 55.2.1).
+const VERSION_3_2: u32 = VERSION_3_0 | 2;
 
 /// What the first eight bytes announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,7 +251,7 @@ fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
 pub fn encode_startup(out: &mut BytesMut, user: &str, database: &str, settings: &[(String, String)]) {
     let start = out.len();
     out.put_u32(0);
-    out.put_u32(VERSION_3_0);
+    out.put_u32(VERSION_3_2);
     let pairs = [("user", user), ("database", database)];
     let settings = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in pairs.into_iter().chain(settings) {
@@ -463,8 +465,8 @@ mod tests {
         let mut out = BytesMut::new();
         encode_startup(&mut out, "bob", "db", &[("application_name".to_owned(), "x\0y".to_owned())]);
         let header = Header::parse(out[..8].try_into().expect("eight")).expect("header");
-        assert_eq!(header, Header::Startup { minor: 0, rest: out.len() - 8 });
-        let startup = Startup::parse(0, &out[8..]).expect("valid");
+        assert_eq!(header, Header::Startup { minor: 2, rest: out.len() - 8 });
+        let startup = Startup::parse(2, &out[8..]).expect("valid");
         assert_eq!((startup.user.as_str(), startup.database.as_str()), ("bob", "db"));
         assert_eq!(startup.settings, [("application_name".to_owned(), "xy".to_owned())]);
     }
