@@ -418,9 +418,8 @@ impl Config {
                 "is true but there is no certificate; set tls.certificate_file and tls.key_file",
             );
         }
-        if let Err((key, problem)) = self.server_tls.check() {
-            let dot = if key.is_empty() { "" } else { "." };
-            return fail(&format!("server_tls{dot}{key}"), problem);
+        if let Err((key, problem)) = self.server_tls.check("server_tls") {
+            return fail(&key, problem);
         }
         for (key, number) in [
             ("pool.size", self.pool.size),

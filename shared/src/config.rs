@@ -269,7 +269,6 @@ pub enum AuthScheme {
     #[default]
     Digest,
     /// SASL's DIGEST-MD5 (RFC 2831): one of the users in the servers' JAAS configuration.
-    #[serde(rename = "sasl-digest-md5")]
     SaslDigestMd5,
 }
 

@@ -56,7 +56,8 @@ impl ServerTlsMode {
         matches!(self, Self::Require | Self::VerifyCa | Self::VerifyFull)
     }
 
-    fn verifies(self) -> bool {
+    /// Whether the server's certificate has to be somebody's whom we trust.
+    pub fn verifies(self) -> bool {
         matches!(self, Self::VerifyCa | Self::VerifyFull)
     }
 }
@@ -76,20 +77,21 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Whether the keys fit together, without looking at the files.
+    /// Whether the keys fit together, without looking at the files. `table` is its name in the configuration.
     ///
     /// # Errors
-    /// The key within the table (empty: the table itself), and what is wrong with it.
-    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+    /// The key, in full, and what is wrong with it.
+    pub fn check(&self, table: &str) -> Result<(), (String, &'static str)> {
         if self.certificate_file.is_some() != self.key_file.is_some() {
-            return Err(("", "needs both certificate_file and key_file, or neither"));
+            return Err((table.to_owned(), "needs both certificate_file and key_file, or neither"));
         }
+        let mode = |problem| Err((format!("{table}.mode"), problem));
         let files = [&self.ca_file, &self.certificate_file, &self.key_file];
         if self.mode == ServerTlsMode::Disable && files.into_iter().any(Option::is_some) {
-            return Err(("mode", "is \"disable\", so the files would not be used; set it, or remove them"));
+            return mode("is \"disable\", so the files would not be used; set it, or remove them");
         }
         if self.mode.verifies() && self.ca_file.is_none() {
-            return Err(("mode", "verifies certificates; set ca_file"));
+            return mode("verifies certificates; set ca_file");
         }
         Ok(())
     }

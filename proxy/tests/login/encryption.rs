@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use manatee_proxy::wire::startup::encode_startup;
+use manatee_shared::tls::SSL_REQUEST as SSL;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -18,7 +19,6 @@ use tokio_rustls::client::TlsStream;
 use crate::Bench;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const SSL: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 const GSS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x30];
 
 /// Whose certificate it is does not matter here.

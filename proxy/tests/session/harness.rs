@@ -50,10 +50,14 @@ fn free_port() -> Result<u16> {
     Ok(StdListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
+fn path(program: &str) -> String {
+    let folder = std::env::var("MANATEE_POSTGRES_BIN").unwrap_or_else(|_| BIN.to_owned());
+    format!("{folder}/{program}")
+}
+
 /// `program` of PostgreSQL as an ordinary user: it refuses to run as root.
 fn command(program: &str) -> Command {
-    let folder = std::env::var("MANATEE_POSTGRES_BIN").unwrap_or_else(|_| BIN.to_owned());
-    let path = format!("{folder}/{program}");
+    let path = path(program);
     if nix::unistd::geteuid().is_root() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL", &path]);
@@ -172,7 +176,7 @@ impl Drop for Postgres {
 
 /// Runs SQL by psql, one string as one Query each; stdout and stderr, trimmed.
 pub(crate) fn psql(port: u16, sql: &str) -> Result<String> {
-    let output = Command::new(format!("{BIN}/psql"))
+    let output = Command::new(path("psql"))
         .args(["-XAtq", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres", "-p", &port.to_string(), "-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -286,7 +290,7 @@ impl Proxy {
 }
 
 pub(crate) fn pgbench(port: u16, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(format!("{BIN}/pgbench"))
+    let output = Command::new(path("pgbench"))
         .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port.to_string()])
         .args(arguments)
         .arg("postgres")
@@ -416,7 +420,7 @@ async fn admit(
 /// The catalog of a server's database.
 pub(crate) fn catalog(server: &Postgres) -> Result<Catalog> {
     let sql = format!("{};", manatee_proxy::route::volatility::CATALOG_SQL.trim().trim_end_matches(';'));
-    let output = Command::new(format!("{BIN}/psql"))
+    let output = Command::new(path("psql"))
         .args(["-XAtq", "-F", "\u{1}", "-R", "\u{2}", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres"])
         .args(["-p", &server.port.to_string(), "-c", &sql])
         .output()?;

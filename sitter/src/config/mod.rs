@@ -278,9 +278,10 @@ impl Config {
         if let Err(error) = self.log.check() {
             return fail("log.filter", error.to_string());
         }
-        if let Some(Err((key, problem))) = self.postgres.replication_tls.as_ref().map(ServerTls::check) {
-            let dot = if key.is_empty() { "" } else { "." };
-            return fail(&format!("postgres.replication_tls{dot}{key}"), problem.to_owned());
+        if let Some(tls) = &self.postgres.replication_tls
+            && let Err((key, problem)) = tls.check("postgres.replication_tls")
+        {
+            return fail(&key, problem.to_owned());
         }
         let peer = &self.peer;
         if peer.ip.is_unspecified() || peer.ip.is_multicast() {

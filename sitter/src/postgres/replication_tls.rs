@@ -67,16 +67,12 @@ impl ReplicationTls {
             text.push_str(&format!(" {name}={}", quote_conninfo(&path)));
         };
         if self.mode() != ServerTlsMode::Disable {
-            file("sslrootcert", self.table.ca_file.as_deref().filter(|_| self.verifies()));
+            // With a root certificate `require` would verify as `verify-ca` does.
+            file("sslrootcert", self.table.ca_file.as_deref().filter(|_| self.mode().verifies()));
             file("sslcert", self.table.certificate_file.as_deref());
             file("sslkey", self.table.key_file.as_deref());
         }
         text
-    }
-
-    fn verifies(&self) -> bool {
-        // With a root certificate `require` would verify as `verify-ca` does.
-        matches!(self.mode(), ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull)
     }
 
     /// Makes of a new connection what is asked for. The files are read anew each time, as libpq does.
