@@ -152,6 +152,7 @@ async fn heartbeat(State(api): State<Api>) -> Response {
         data: Some(status.local.data.clone()),
         streaming: Some(status.streaming),
         generation: status.generation,
+        newest_generation: status.newest_generation,
     };
     Json(answer).into_response()
 }

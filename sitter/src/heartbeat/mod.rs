@@ -47,6 +47,9 @@ pub struct Answer {
     /// The generation of the state it last read.
     #[serde(default)]
     pub generation: Option<u64>,
+    /// The highest generation that it, or its predecessors over the same data, ever saw.
+    #[serde(default)]
+    pub newest_generation: Option<u64>,
 }
 
 /// How often and how patiently peers are asked.
@@ -185,6 +188,7 @@ mod tests {
             data: Some(Data::Absent),
             streaming: Some(false),
             generation: Some(3),
+            newest_generation: Some(3),
         };
         let router = Router::new().route("/heartbeat", get(move || async move { Json(answer) }));
         tokio::spawn(async move {

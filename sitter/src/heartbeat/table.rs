@@ -205,6 +205,7 @@ impl Table {
             health.data = answer.data.clone();
             health.streaming = answer.streaming;
             health.generation = answer.generation;
+            health.newest_generation = answer.newest_generation;
         }
         health
     }
@@ -250,6 +251,7 @@ mod tests {
             data: None,
             streaming: None,
             generation: None,
+            newest_generation: None,
         }
     }
 

@@ -61,7 +61,7 @@ pub enum Synchronous {
 pub struct ServerConfig {
     /// Producer or follower.
     pub recovery: Recovery,
-    /// Who acknowledges. May be set ahead of a promotion on a detached standby (rule 4).
+    /// Who acknowledges: [`Synchronous::Impossible`] for whatever is in recovery, a promotion names the sync.
     pub synchronous: Synchronous,
     /// Whether clients get in.
     pub gate: Gate,

@@ -37,7 +37,7 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
         Server::Down { standby, .. } => {
             let recovery = if *standby { Recovery::Detached } else { Recovery::Primary };
             let mut config = base(situation, recovery, Gate::Closed);
-            if view.uncertain_write {
+            if view.uncertain_write && !*standby {
                 config.synchronous = required_before(situation);
             }
             act(Action::Start(config), "primary: PostgreSQL is down, starting it with the gate closed (rule 7)")
@@ -53,6 +53,9 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
 fn base(situation: Situation<'_>, recovery: Recovery, gate: Gate) -> ServerConfig {
     let state = situation.state;
     let synchronous = match situation.sync() {
+        // Named by the promotion: until then nothing that runs in recovery may acknowledge, by whomever
+        // it is promoted.
+        _ if recovery != Recovery::Primary => Synchronous::Impossible,
         Some(sync) => Synchronous::Peer(sync),
         // Both the state and this peer's own configuration must say so (rule 2).
         None if state.one_node_write_mode && situation.view.settings.one_node_write_mode => Synchronous::Nobody,

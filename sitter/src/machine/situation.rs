@@ -15,6 +15,12 @@ use super::local::{Data, Gate, Recovery, ServerConfig, StandbyStatus, Synchronou
 use super::suspicion;
 use super::view::View;
 
+/// How far apart the timelines of takeovers are. A standby promoted by hand begins the number after its
+/// own, one promoted by hand that follows it the next: these numbers are left to them, so that what
+/// streamed from them is on no timeline of the shard, now or later, and has to rejoin. Each number that
+/// is left out costs followers the fetch of a small file during a takeover.
+pub(crate) const TIMELINES_APART: u32 = 4;
+
 /// Key of [`Promotion`] among the state's extra fields.
 const PROMOTION: &str = "promotion";
 
@@ -45,11 +51,12 @@ impl Promotion {
     }
 
     /// The promotion of a takeover in `state` by a sync that is on `timeline`: a timeline above all
-    /// that were ever used. Those of earlier generations are, or were, the ancestors of this one's.
+    /// that were ever used, also by hand ([`TIMELINES_APART`]). Those of earlier generations are, or
+    /// were, the ancestors of this one's.
     pub(crate) fn reserve(state: &ClusterState, timeline: Timeline) -> Self {
         let reserved = Self::of(state).map(|promotion| promotion.timeline);
         let newest = [reserved, state.init_wal_timeline].into_iter().flatten().fold(timeline, Timeline::max);
-        Self { timeline: Timeline(newest.0.saturating_add(1)), at: None }
+        Self { timeline: Timeline(newest.0.saturating_add(TIMELINES_APART)), at: None }
     }
 
     /// Records `promotion` in `state`, or removes it.
@@ -93,7 +100,8 @@ impl<'a> Situation<'a> {
 
     /// Whether a write of ours may be tried.
     pub(super) fn may_write(&self) -> bool {
-        self.connected() && self.registered() && !self.view.uncertain_write
+        let outdated = self.newer_generation_elsewhere().is_some();
+        self.connected() && self.registered() && !self.view.uncertain_write && !outdated
     }
 
     /// The configuration PostgreSQL has, or is being given right now. Only the first is confirmed:
@@ -137,6 +145,16 @@ impl<'a> Situation<'a> {
                 // A state of Manatee 2 does not know the timeline; its shards have only one.
                 None => received.lsn >= self.state.init_wal,
             }
+    }
+
+    /// A peer of this shard that has seen a later generation than this state's: either the change is about
+    /// to be seen here, or the state is an old one that somebody put there. A peer whose disk was lost, or
+    /// that was away meanwhile, remembers nothing of it itself, and must not go on from there (rule 8).
+    pub(super) fn newer_generation_elsewhere(&self) -> Option<(PeerId, u64)> {
+        let health = self.view.health.iter();
+        let seen = health.filter_map(|(peer, health)| Some((*peer, health.newest_generation?)));
+        seen.filter(|(peer, _)| self.data_fits(*peer) == Some(true))
+            .find(|(_, generation)| *generation > self.state.generation)
     }
 
     /// Whether `peer`'s data may become, or is, a copy of this shard's (rule 10). None: not told.

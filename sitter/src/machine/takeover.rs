@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! primary gone, an async alive, caught up
-//!   → Configure(Detached, Peer(next sync))   the old primary can acknowledge nothing more
-//!   → WriteState(generation + 1)             init_wal = what was received, timeline and LSN
-//!   → Promote                                decided in `primary`: the state names us now
+//!   → Configure(Detached)            the old primary can acknowledge nothing more
+//!   → WriteState(generation + 1)     init_wal = what was received, timeline and LSN
+//!   → Promote, naming the next sync  decided in `primary`: the state names us now
 //! ```
+//!
+//! The next sync is named only then: until the state is written this peer acknowledges nothing, even
+//! if its sitter ends here and somebody promotes its PostgreSQL by hand.
 //!
 //! What was received is only known once PostgreSQL has turned to streaming in its present run
 //! (`pg_last_wal_receive_lsn()`): a sync restarted while the primary is away keeps trying to
@@ -75,6 +78,9 @@ fn next_or_blocker<'a>(situation: Situation<'a>, standby: &StandbyStatus) -> Res
     let Some(received) = standby.received else {
         return Err("PostgreSQL has not streamed since it started, so what it received is not known".to_owned());
     };
+    if let Some((peer, generation)) = situation.newer_generation_elsewhere() {
+        return Err(format!("{peer} has seen generation {generation}: the state is an old one, or about to change"));
+    }
     if !situation.is_caught_up(standby) {
         return Err(format!("received {received}, but the generation began at {}", state.init_wal));
     }
@@ -84,7 +90,7 @@ fn next_or_blocker<'a>(situation: Situation<'a>, standby: &StandbyStatus) -> Res
 fn step(situation: Situation<'_>, standby: &StandbyStatus, next: &Peer, reason: &str) -> Decision {
     let target = ServerConfig {
         recovery: Recovery::Detached,
-        synchronous: Synchronous::Peer(next.id),
+        synchronous: Synchronous::Impossible,
         gate: situation.gate(),
         slots: situation.slots(Role::Primary),
     };

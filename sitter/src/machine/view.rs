@@ -32,6 +32,8 @@ pub struct PeerHealth {
     pub streaming: Option<bool>,
     /// The generation of the state it last read.
     pub generation: Option<u64>,
+    /// The highest generation that it ever saw with the data it has ([`Observed::newest_generation`] there).
+    pub newest_generation: Option<u64>,
 }
 
 /// Settings that decisions depend on.

@@ -141,6 +141,16 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     Ok(())
 }
 
+/// Has PostgreSQL read the files of `config` while something else is waited for; [`apply`] confirms them.
+pub(super) fn announce(inner: &Inner, config: &ServerConfig) -> Result<(), Error> {
+    let rendered = render(inner, config, guard::name(false));
+    let record = Record { id: rendered.id.clone(), config: config.clone(), confirmed: false, trusted: false };
+    inner.set_record(record)?;
+    write(inner, &rendered)?;
+    inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
+    Ok(())
+}
+
 /// Repeats `done` every few milliseconds until it says so, for at most `bound`.
 pub(super) async fn until<F, R, T>(bound: Duration, what: &str, mut done: F) -> Result<T, Error>
 where

@@ -212,7 +212,7 @@ pub(super) fn expected(
 }
 
 /// The file, without its identity. Primary and Detached render alike, so that a promotion changes
-/// nothing here.
+/// nothing here but who acknowledges.
 pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, name: Name) -> String {
     let layout = settings.layout();
     let mut text = String::from("# Written by manatee-sitter; changes here are lost.\n");

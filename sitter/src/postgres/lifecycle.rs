@@ -11,7 +11,7 @@ use super::inner::{Inner, Record};
 use super::process::{self, Postmaster};
 use super::{apply, control, files, guard, observe, session};
 use crate::machine::action::StopMode;
-use crate::machine::local::{Data, Recovery, Server, ServerConfig};
+use crate::machine::local::{Data, Recovery, Server, ServerConfig, Synchronous};
 
 /// How long an immediate stop may take. The postmaster itself kills its children after 5 s; but
 /// whoever asks for this has a takeover waiting.
@@ -153,17 +153,20 @@ pub(super) async fn promote(
     if apply::is_in_recovery(&session).await? {
         let record = inner.known().record.clone().filter(|record| record.confirmed);
         let ready = record.is_some_and(|record| {
-            record.config.recovery == Recovery::Detached && record.config.synchronous == config.synchronous
+            record.config.recovery == Recovery::Detached && record.config.synchronous == Synchronous::Impossible
         });
         if !ready {
-            // Rule 4: who acknowledges is settled before the first commit is possible.
-            apply::apply(inner, &ServerConfig { recovery: Recovery::Detached, ..config.clone() }).await?;
+            // Rule 4: who acknowledges is settled before the first commit is possible; until the
+            // configuration below is in effect, that is nobody.
+            let (recovery, synchronous) = (Recovery::Detached, Synchronous::Impossible);
+            apply::apply(inner, &ServerConfig { recovery, synchronous, ..config.clone() }).await?;
         }
         if let Some(timeline) = timeline {
             skip_timelines(inner, timeline)?;
         }
         // Not waiting: PostgreSQL's own wait looks every 100 ms only.
         session.execute("SELECT pg_promote(false)", &[]).await.map_err(Error::query("promote"))?;
+        apply::announce(inner, config)?;
         apply::until(inner.settings.promote_timeout, "the promotion", || async {
             Ok((!apply::is_in_recovery(&session).await?).then_some(()))
         })

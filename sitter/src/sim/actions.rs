@@ -278,9 +278,10 @@ impl World {
                 if !postgres.is_running() || !postgres.standby {
                     return Err("not a running standby".to_owned());
                 }
-                let ready = postgres.record.as_ref().is_some_and(|(record, confirmed)| {
-                    *confirmed && record.recovery == Recovery::Detached && record.synchronous == config.synchronous
-                });
+                let ready = postgres
+                    .record
+                    .as_ref()
+                    .is_some_and(|(record, confirmed)| *confirmed && record.recovery == Recovery::Detached);
                 if !ready || !postgres.receiver_stopped() {
                     return Err("it is not detached".to_owned());
                 }
@@ -290,7 +291,9 @@ impl World {
                 if !postgres.is_running() {
                     return Err("PostgreSQL does not run".to_owned());
                 }
-                postgres.promotes = Some((asked, timeline));
+                if !postgres.by_hand {
+                    postgres.promotes = Some((asked, timeline));
+                }
                 Ok(self.delay(0..60))
             }
             2 if postgres.is_running() && postgres.promotes.is_some() => Ok(Next::Again(20)),

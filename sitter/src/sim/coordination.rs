@@ -1,6 +1,8 @@
 //! Sessions with ZooKeeper: expiry, late views, requests that arrive when nobody waits any more,
 //! and what becomes of a state that was lost.
 
+use std::sync::Arc;
+
 use manatee_shared::zk::{Session, StateNode};
 
 use super::world::{SESSION_MS, TICK, World};
@@ -103,9 +105,9 @@ impl World {
 
     /// The state is lost, or garbage. An operator restores it later.
     pub(super) fn lose_state(&mut self, until: u64, garbage: bool) {
-        let Some((version, state)) = self.zk.state().valid().map(|(version, state)| (version, state.clone())) else {
-            return;
-        };
+        let node = self.zk.state();
+        let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };
+        let state = Arc::clone(state);
         self.log(|| format!("!!!! the state is lost until {until}, garbage: {garbage}"));
         self.lost_state = Some((until, version, state));
         if garbage {
@@ -121,6 +123,29 @@ impl World {
         }
     }
 
+    /// Somebody restores ZooKeeper from an old copy, and the right state after a while. At most one peer
+    /// does not know better: two that never heard of the generation, and hear nobody who did, can not.
+    pub(super) fn put_old_state(&mut self, generations: u64, until: u64) {
+        let node = self.zk.state();
+        let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };
+        if self.unaware_of(state.generation) > 1 {
+            return;
+        }
+        let wanted = state.generation.saturating_sub(generations);
+        let history = self.zk.history_now();
+        let old = history.iter().rev().find(|entry| entry.state.generation == wanted);
+        let Some(old) = old.map(|entry| Arc::new(entry.state.clone())) else { return };
+        self.log(|| format!("!!!! somebody puts the state of generation {wanted} there until {until}"));
+        self.lost_state = Some((until, version, Arc::clone(state)));
+        self.oracle.old_state = Some(wanted);
+        self.zk.tamper(StateNode::Valid { version: version + 1, state: old });
+    }
+
+    /// Hosts whose sitters do not remember `generation`.
+    fn unaware_of(&self, generation: u64) -> usize {
+        self.hosts.iter().filter(|host| host.remembers < Some(generation)).count()
+    }
+
     /// Hosts without data that was in use.
     pub(super) fn empty_hosts(&self) -> usize {
         let present = |host: &&super::host::Host| matches!(host.postgres.data, Data::Present(_));
@@ -130,9 +155,14 @@ impl World {
     /// By an operator, from a copy. A version that was never used: writes under way do not hit it.
     pub(super) fn restore_state(&mut self) {
         let now = self.now;
-        let Some((_, version, state)) = self.lost_state.take_if(|(until, ..)| *until <= now) else { return };
-        self.lost_history = false;
-        if self.zk.state().valid().is_some() {
+        let Some((until, _, state)) = &self.lost_state else { return };
+        let is_old = self.oracle.old_state.is_some();
+        if *until > now && !(is_old && self.unaware_of(state.generation) > 1) {
+            return;
+        }
+        let Some((_, version, state)) = self.lost_state.take() else { return };
+        (self.lost_history, self.oracle.old_state) = (false, None);
+        if !is_old && self.zk.state().valid().is_some() {
             // A write that was under way set the state up again.
             return;
         }

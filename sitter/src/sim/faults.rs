@@ -13,6 +13,7 @@ use super::postgres::{Process, number, peer_id};
 use super::world::{SESSION_MS, World};
 use crate::machine::action::Action;
 use crate::machine::local::Synchronous;
+use crate::machine::situation::TIMELINES_APART;
 
 impl World {
     fn resolve(&self, target: Target) -> usize {
@@ -76,6 +77,7 @@ impl World {
             Fault::ZooKeeperDown { for_ms } => self.network.zk_down_until = now + for_ms,
             Fault::WipeZooKeeper { for_ms } => self.lose_state(now + for_ms, false),
             Fault::CorruptState { for_ms } => self.lose_state(now + for_ms, true),
+            Fault::RestoreOldState { generations, for_ms } => self.put_old_state(generations, now + for_ms),
             Fault::ExpireSession { who } => {
                 if let Some(sitter) = &self.hosts[self.resolve(who)].sitter {
                     sitter.session.expire();
@@ -133,6 +135,7 @@ impl World {
                 let who = self.resolve(who);
                 self.hosts[who].postgres.lags_until = now + for_ms;
             }
+            Fault::PromoteByHand { who } => self.promote_by_hand(self.resolve(who)),
             Fault::RecycleWal { who } => {
                 let who = self.resolve(who);
                 let postgres = &mut self.hosts[who].postgres;
@@ -148,6 +151,26 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Of the state's primary it would only do what its sitter does. Servers promoted by hand that do not
+    /// know of each other begin the same timeline; who follows first one and then the other has to rejoin
+    /// from both alike. So it is played when nobody else is on that timeline, and as many in a row, each a
+    /// follower of the one before, as [`TIMELINES_APART`] leaves room for.
+    fn promote_by_hand(&mut self, host: usize) {
+        let named = self.zk.state().valid().is_some_and(|(_, state)| number(state.primary.id) == host);
+        let named = named || self.late_writes.iter().any(|(write, _)| number(write.state.primary.id) == host);
+        let own = self.hosts[host].postgres.wal.timeline();
+        let depth = self.by_hand.get(&own).map_or(1, |depth| depth + 1);
+        let begun =
+            |host: &super::host::Host| host.postgres.promotes.is_some() || host.postgres.wal.timeline() == own + 1;
+        let able = self.hosts[host].postgres.is_running() && self.hosts[host].postgres.standby;
+        if named || !able || self.hosts.iter().any(begun) || depth >= TIMELINES_APART {
+            return;
+        }
+        self.by_hand.insert(own + 1, depth);
+        let postgres = &mut self.hosts[host].postgres;
+        (postgres.promotes, postgres.by_hand) = (Some((self.now, 0)), true);
     }
 
     /// Planned for a moment that has come.
@@ -266,6 +289,7 @@ impl World {
     fn take_disk(&mut self, host: usize, for_ms: u64) {
         self.power_off(host, for_ms);
         self.hosts[host].postgres.lose_disk();
+        self.hosts[host].remembers = None;
         for other in &mut self.hosts {
             if let Some(receiver) = other.postgres.receiver.as_mut().filter(|receiver| receiver.upstream == host) {
                 receiver.coming.clear();
@@ -334,7 +358,7 @@ impl World {
         let now = self.now;
         let node = self.zk.state();
         let Some((version, state)) = node.valid() else { return };
-        if now < self.network.zk_down_until {
+        if now < self.network.zk_down_until || self.lost_state.is_some() {
             return;
         }
         let mut state = ClusterState::clone(state);

@@ -70,12 +70,12 @@ pub(super) struct Sitter {
 }
 
 impl Sitter {
-    pub(super) fn new(session: FakeSession, me: &Peer, postgres: &Postgres, now: u64) -> Self {
+    pub(super) fn new(session: FakeSession, me: &Peer, postgres: &Postgres, remembers: Option<u64>, now: u64) -> Self {
         let mut sitter = Self {
             seen_revision: 0,
             table: Table::new(TIMING),
             polls: [const { Poll::new() }; MOST_PEERS],
-            tracker: Tracker::new(),
+            tracker: Tracker::remembering(remembers),
             flight: None,
             uncertain: false,
             straggler: None,
@@ -148,6 +148,7 @@ impl Sitter {
             data: Some(view.local.data.clone()),
             streaming: Some(suspicion::streams(view)),
             generation: view.zk.state.valid().map(|(_, state)| state.generation),
+            newest_generation: view.observed.newest_generation,
         };
         self.answer = Some(answer);
     }
@@ -166,6 +167,8 @@ pub(super) struct Host {
     pub(super) up: bool,
     pub(super) sitter: Option<Sitter>,
     pub(super) postgres: Postgres,
+    /// The newest generation that its sitters wrote down (`memory.rs`).
+    pub(super) remembers: Option<u64>,
     /// The sitter (and the machine) come back at this time.
     pub(super) returns: Option<u64>,
     /// Its configuration allows one-node-write mode.

@@ -15,6 +15,7 @@ use super::plan::{Fault, Kind, Operation, Plan, Target};
 use crate::machine::action::{Action, Decision};
 use crate::machine::decide::decide;
 use crate::machine::local::{Data, Gate, Recovery, Server, ServerConfig, Synchronous};
+use crate::machine::situation::{Promotion, TIMELINES_APART};
 use crate::machine::view::View;
 
 /// A planted bug.
@@ -57,11 +58,17 @@ pub enum Mutation {
     WriteAnyVersion,
     /// A former primary is left running.
     DeposedGoesOn,
+    /// A sync that detaches names its own sync before the state is written.
+    NextSyncNamedEarly,
+    /// Takeovers use the timelines that promotions by hand begin.
+    NoTimelinesLeftOut,
+    /// A state of an earlier generation is obeyed (rule 8).
+    OldStateObeyed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::InitWalReplayed,
         Self::SyncNamedFirst,
         Self::OldSyncDroppedFirst,
@@ -80,6 +87,9 @@ impl Mutation {
         Self::UncertainWriteForgotten,
         Self::WriteAnyVersion,
         Self::DeposedGoesOn,
+        Self::NextSyncNamedEarly,
+        Self::NoTimelinesLeftOut,
+        Self::OldStateObeyed,
     ];
 
     /// Its name, as `manatee-sim --mutation` takes it.
@@ -130,6 +140,16 @@ impl Mutation {
                     view.zk.state = StateNode::Unread;
                 }
             }
+            Self::NextSyncNamedEarly => {
+                if let Some(config) = view.local.config.as_mut().filter(|config| config.recovery == Recovery::Detached)
+                {
+                    config.synchronous = Synchronous::Impossible;
+                }
+            }
+            Self::OldStateObeyed => {
+                view.observed.newest_generation = None;
+                view.health.values_mut().for_each(|health| health.newest_generation = None);
+            }
             _ => {}
         }
     }
@@ -167,6 +187,20 @@ impl Mutation {
                 Action::Promote { config: opened(config), timeline }
             }
             (Self::TimelineNotReserved, Action::Promote { config, .. }) => Action::Promote { config, timeline: None },
+            (Self::NextSyncNamedEarly, Action::Configure(mut config)) if config.recovery == Recovery::Detached => {
+                let next = view.zk.state.valid().and_then(|(_, state)| Some(state.async_peers.first()?.id));
+                config.synchronous = next.map_or(Synchronous::Impossible, Synchronous::Peer);
+                Action::Configure(config)
+            }
+            (Self::NoTimelinesLeftOut, Action::WriteState { expected, mut state }) => {
+                if state.primary.id == me
+                    && let Some(mut promotion) = Promotion::of(&state).filter(|promotion| promotion.at.is_none())
+                {
+                    promotion.timeline.0 -= TIMELINES_APART - 1;
+                    Promotion::set(Arc::make_mut(&mut state), Some(promotion));
+                }
+                Action::WriteState { expected, state }
+            }
             (Self::StalePrimaryServes, Action::Configure(config))
                 if config.recovery == Recovery::Primary
                     && config.gate == Gate::Closed
@@ -273,6 +307,25 @@ impl Mutation {
                 );
                 add(at + 20, ask(Target::Sync));
                 add(at + 20, cut);
+            }
+            Self::NextSyncNamedEarly => {
+                let crash = super::plan::Crash::Sitter;
+                add(at, Fault::PauseSitter { who: Target::Async, for_ms: 4_000 });
+                add(at, Fault::CrashAt { action: Kind::Configure, step: 2, crash, for_ms: long });
+                add(at + 10, ask(Target::Sync));
+                (1..30).for_each(|nth| add(at + 10 + nth * 100, Fault::PromoteByHand { who: Target::Sync }));
+            }
+            Self::NoTimelinesLeftOut => {
+                plan.peers = 4;
+                let who = Target::Async;
+                add(at, Fault::PauseSitter { who, for_ms: 600 });
+                add(at + 20, Fault::PromoteByHand { who });
+                add(at + rng.u64(40..600), die(Target::Primary));
+            }
+            Self::OldStateObeyed => {
+                add(at, Fault::PowerOff { who: Target::Primary, for_ms: 1_500 });
+                add(at + 5_000, Fault::RestoreOldState { generations: 1, for_ms: long });
+                plan.faults_ms = at + 5_000 + long;
             }
             Self::NoNewTimeline | Self::DeposedGoesOn => {
                 let direction = super::plan::Direction::Both;

@@ -35,6 +35,8 @@ pub(super) struct Oracle {
     pub(super) last_acknowledged_at: u64,
     pub(super) seen_history: usize,
     last: Option<ClusterState>,
+    /// The generation of an old state that somebody put there.
+    pub(super) old_state: Option<u64>,
     /// What the state says of each takeover's timeline: who promotes to it, and init_wal.
     promotions: BTreeMap<u32, (PeerId, Lsn)>,
     /// Since when each host serves as a primary that the state does not name.
@@ -153,6 +155,12 @@ impl Oracle {
     pub(super) fn check_history(&mut self, fresh: &[HistoryEntry]) -> Result<Vec<ClusterState>, String> {
         let mut begun = Vec::new();
         for entry in fresh {
+            match self.old_state {
+                // A peer that does not know better may go about its part in it alone.
+                Some(old) if entry.state.generation == old => continue,
+                Some(_) => return Err(format!("an old state was gone on from (rule 8): {:?}", entry.state.reason)),
+                None => {}
+            }
             let violations = check_transition(self.last.as_ref(), &entry.state);
             if !violations.is_empty() {
                 return Err(format!("unlawful state {:?}: {}", entry.state.reason, join(&violations)));

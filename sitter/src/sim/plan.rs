@@ -134,6 +134,12 @@ pub enum Fault {
     WipeZooKeeper {
         for_ms: u64,
     },
+    /// A state of so many generations ago is put there; an operator notices and restores the right one
+    /// after `for_ms`.
+    RestoreOldState {
+        generations: u64,
+        for_ms: u64,
+    },
     /// The state is garbage until an operator repairs it after `for_ms`.
     CorruptState {
         for_ms: u64,
@@ -194,6 +200,10 @@ pub enum Fault {
     Lag {
         who: Target,
         for_ms: u64,
+    },
+    /// `pg_ctl promote` on a standby, by somebody who did not ask Manatee.
+    PromoteByHand {
+        who: Target,
     },
     /// WAL that nobody is streaming just now is removed.
     RecycleWal {
@@ -390,7 +400,7 @@ impl Maker {
         let long = 3_000 + self.rng.u64(0..4_000);
         let die = |who| Fault::PowerOff { who, for_ms: long };
         let doom = Fault::Doom { after_ms: self.rng.u64(0..600), for_ms: long };
-        match self.rng.u8(0..6) {
+        match self.rng.u8(0..9) {
             // The sync's replay lags behind what it acknowledged, the async behind both (H1).
             0 => vec![
                 (0, Fault::StallReplay { who: Target::Sync, for_ms: 2_500 }),
@@ -424,6 +434,32 @@ impl Maker {
                     (10, Fault::Operate { operation: Operation::Promote(who) }),
                 ]
             }
+            // Somebody promotes a standby while its sitter is away, or just after a step of the takeover.
+            5 => vec![
+                (0, Fault::CrashAt { action: Kind::Configure, step: 2, crash: Crash::Sitter, for_ms: long }),
+                (0, die(Target::Primary)),
+                (1_000 + self.rng.u64(0..2_500), Fault::PromoteByHand { who: Target::Sync }),
+                (3_000 + self.rng.u64(0..3_000), Fault::PromoteByHand { who: Target::Async }),
+            ],
+            6 => {
+                let who = if self.rng.bool() { Target::Sync } else { Target::Async };
+                let other = self.any();
+                vec![
+                    (0, Fault::KillSitter { who, for_ms: self.rng.u64(200..4_000) }),
+                    (self.rng.u64(0..300), Fault::PromoteByHand { who }),
+                    (self.rng.u64(300..4_000), Fault::PromoteByHand { who: other }),
+                    (self.rng.u64(300..5_000), die(Target::Primary)),
+                ]
+            }
+            // An old state comes back while those are away who know better, and one that it names has
+            // lost its disk.
+            7 => vec![
+                (0, die(Target::Primary)),
+                (1_500, Fault::PowerOff { who: Target::Primary, for_ms: 1_500 }),
+                (2_500, Fault::DiskLost { who: self.any(), for_ms: 300 }),
+                (4_500, Fault::RestoreOldState { generations: self.rng.u64(1..3), for_ms: long }),
+                (4_600, Fault::KillBoth { who: Target::Primary, for_ms: 1_000 }),
+            ],
             // Nothing is known of the shard any more, and a peer without data comes.
             _ => vec![
                 (0, Fault::WipeZooKeeper { for_ms: long }),
@@ -442,7 +478,7 @@ impl Maker {
     fn fault(&mut self) -> Fault {
         let (who, for_ms) = (self.target(), self.rng.u64(200..7_000));
         let other = self.any();
-        match self.rng.u8(0..48) {
+        match self.rng.u8(0..50) {
             0 | 1 => Fault::KillSitter { who, for_ms },
             2 | 3 => Fault::KillPostgres { who },
             4 | 5 => Fault::KillBoth { who, for_ms },
@@ -466,6 +502,7 @@ impl Maker {
             18 => Fault::CutZooKeeper { who, for_ms },
             19 => Fault::ZooKeeperDown { for_ms },
             20 => Fault::WipeZooKeeper { for_ms },
+            21 if self.rng.bool() => Fault::RestoreOldState { generations: self.rng.u64(1..4), for_ms },
             21 => Fault::CorruptState { for_ms },
             22 => Fault::ExpireSession { who },
             23 | 24 => Fault::LateViews { who, for_ms: for_ms / 4 },
@@ -480,6 +517,7 @@ impl Maker {
             31 | 32 => Fault::StallReplay { who, for_ms },
             33 | 34 => Fault::Lag { who: other, for_ms },
             35 => Fault::RecycleWal { who },
+            48 | 49 => Fault::PromoteByHand { who: other },
             36 | 37 => Fault::StopSitter { who, for_ms },
             38 => {
                 let by_ms = if self.rng.bool() { 3_600_000 } else { -3_600_000 };

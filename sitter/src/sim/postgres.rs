@@ -91,6 +91,8 @@ pub(super) struct Postgres {
     pub(super) waiting: VecDeque<usize>,
     /// The promotion that was asked for: when, and the timeline to begin.
     pub(super) promotes: Option<(u64, u32)>,
+    /// That was by an operator's hand: what it shows is a standby's as before.
+    pub(super) by_hand: bool,
     /// When the commit probe writes next.
     pub(super) probes: u64,
     /// Records before this one are not kept any more.
@@ -134,6 +136,7 @@ impl Postgres {
             senders: [const { None }; MOST_PEERS],
             waiting: VecDeque::new(),
             promotes: None,
+            by_hand: false,
             probes: 0,
             kept_from: 0,
             slow_until: 0,
@@ -173,7 +176,7 @@ impl Postgres {
         (self.process, self.hangs_until, self.flushing) = (Process::Down { crashed }, None, None);
         self.wal.truncate(self.flushed);
         (self.partial, self.receiver, self.has_streamed) = (0, None, false);
-        (self.cannot_follow, self.promotes) = (None, None);
+        (self.cannot_follow, self.promotes, self.by_hand) = (None, None, false);
         self.senders = [const { None }; MOST_PEERS];
         self.waiting.clear();
         (self.shown, self.told) = (0, 0);
@@ -230,7 +233,8 @@ impl Postgres {
             self.cannot_follow = None;
         }
         self.config = Some(config.clone());
-        if self.is_primary() && self.serves() {
+        self.by_hand &= config.recovery != Recovery::Primary;
+        if self.is_primary() && self.serves() && !self.by_hand {
             self.shown = self.shown.max(self.found);
         }
         for sender in self.senders.iter_mut().flatten() {
@@ -245,7 +249,7 @@ impl Postgres {
         self.wal.push(record);
         // The record of the promotion itself shows nothing.
         (self.flushed, self.replayed, self.found) = (self.wal.len(), self.wal.len(), self.wal.len() - 1);
-        if self.serves() {
+        if self.serves() && !self.by_hand {
             self.shown = self.found;
         }
     }

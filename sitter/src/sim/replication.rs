@@ -14,6 +14,9 @@ const WAL_TIMEOUT_MS: u64 = 5_000;
 const PROBE_MS: u64 = 250;
 /// A walsender with nothing to say says so after half of `wal_sender_timeout`, ms.
 const KEEPALIVE_MS: u64 = WAL_TIMEOUT_MS / 2;
+/// A failure to stream that is normal for a moment is held against the data when it lasts so long, ms
+/// (`postgres/serverlog.rs`).
+const LASTS_MS: u64 = 5_000;
 /// Between two messages of one stream, ms: what gathers meanwhile goes together.
 const MESSAGE_MS: u64 = 20;
 
@@ -283,6 +286,11 @@ fn attach(follower: &mut Postgres, source: &mut Postgres, me: usize, upstream: u
             source.senders[me] = Some(Sender { applied, applies: None, flush: 0, heard: now, replies });
         }
         Err(Some(problem)) => follower.cannot_follow = Some(problem),
+        Err(None)
+            if follower.wal.timeline() > source.wal.timeline() && now > follower.not_streaming_since + LASTS_MS =>
+        {
+            follower.cannot_follow = Some("the highest timeline of the primary is behind recovery timeline");
+        }
         Err(None) => {}
     }
 }

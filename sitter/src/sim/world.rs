@@ -14,7 +14,7 @@ use super::oracle::Oracle;
 use super::plan::{Fault, Plan};
 use super::postgres::{Postgres, number, peer_id};
 use crate::machine::decide::decide;
-use crate::machine::local::Synchronous;
+use crate::machine::local::{Data, Synchronous};
 
 /// Resolution of time, ms.
 pub(super) const TICK: u64 = 20;
@@ -90,6 +90,8 @@ pub(super) struct World {
     pub(super) lost_history: bool,
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
+    /// Timelines begun by promotions by hand, and how many such in a row each is the last of.
+    pub(super) by_hand: std::collections::BTreeMap<u32, u32>,
     /// Faults that wait for their moment.
     pub(super) armed: Vec<Fault>,
     /// New primaries that are to lose their power soon: when, who, for how long.
@@ -115,6 +117,7 @@ impl World {
             up: true,
             sitter: None,
             postgres: Postgres::new(),
+            remembers: None,
             returns: Some(0),
             one_node: false,
             clock_jump_ms: 0,
@@ -133,6 +136,7 @@ impl World {
             lost_history: false,
             next_id: 100,
             oracle: Oracle::default(),
+            by_hand: std::collections::BTreeMap::new(),
             armed: Vec::new(),
             doomed: Vec::new(),
             violation: None,
@@ -332,7 +336,7 @@ impl World {
                 let session = self.zk.session();
                 let host = &mut self.hosts[index];
                 (host.returns, host.up) = (None, true);
-                let mut sitter = Sitter::new(session, &host.peer, &host.postgres, now);
+                let mut sitter = Sitter::new(session, &host.peer, &host.postgres, host.remembers, now);
                 sitter.view.settings.one_node_write_mode = host.one_node;
                 host.sitter = Some(sitter);
                 self.log(|| format!("p{index} sitter started"));
@@ -360,6 +364,9 @@ impl World {
             sitter.observe(&host.postgres, now);
         }
         sitter.complete(self.base, now, host.clock_jump_ms);
+        if matches!(sitter.view.local.data, Data::Present(_)) {
+            host.remembers = sitter.view.observed.newest_generation;
+        }
         let decision = match mutation {
             None => decide(&sitter.view),
             Some(mutation) => mutation.decide(&sitter.view, sitter.uncertain),

@@ -352,7 +352,7 @@ mod tests {
         let state = made(&cold([Some(at(1, 900)), Some(at(2, 500)), Some(at(2, 400))]));
         assert_eq!(roles(&state), (peer(2).id, Some(peer(3).id), vec![], vec![peer(1).id]));
         assert_eq!(state.init_position(), Some(at(2, 500)));
-        assert_eq!(Promotion::of(&state), Some(Promotion { timeline: Timeline(3), at: None }), "it was a standby");
+        assert_eq!(Promotion::of(&state), Some(Promotion { timeline: Timeline(6), at: None }), "it was a standby");
         let state = made(&cold([Some(at(2, 500)), Some(at(2, 500)), Some(at(2, 500))]));
         assert_eq!(state.primary.id, peer(1).id, "election order among equals");
     }

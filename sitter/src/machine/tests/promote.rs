@@ -78,7 +78,7 @@ fn the_sync_acts_on_a_request_for_it() {
     let request = request(2, PromoteRole::Sync, None);
     let mut view = asked(2, request.clone());
     change(&mut view, ClusterState::mark_drained);
-    let detached = config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Open, &[1, 3, 4]);
+    let detached = config(Recovery::Detached, Synchronous::Impossible, Gate::Open, &[1, 3, 4]);
     acts(&view, Action::Configure(detached.clone()));
     view.local.config = Some(detached);
     let standby = standby(&mut view);

@@ -27,6 +27,18 @@ fn both_are_required_before_the_state_names_the_new_one() {
     assert_eq!(ids(&state.async_peers), [], "the lost one is dropped");
 }
 
+/// This primary was away meanwhile, or lost its disk, and the state that names it is an old one.
+#[test]
+fn not_by_a_state_that_another_peer_knows_to_be_old() {
+    let mut view = sync_gone();
+    view.local.config = Some(both());
+    primary(&mut view).downstreams = vec![downstream(3, 480, 1)];
+    health(&mut view, 3).newest_generation = Some(5);
+    waits(&view, "can not be written now");
+    health(&mut view, 3).newest_generation = Some(4);
+    writes(&view);
+}
+
 #[test]
 fn a_walsender_with_the_old_configuration_blocks_it() {
     let mut view = sync_gone();

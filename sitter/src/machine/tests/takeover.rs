@@ -3,7 +3,7 @@
 use super::*;
 
 fn detached(view: &mut View) {
-    view.local.config = Some(config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]));
+    view.local.config = Some(config(Recovery::Detached, Synchronous::Impossible, Gate::Open, &[1, 3]));
     let standby = standby(view);
     (standby.streaming, standby.receiver_stopped, standby.upstream_silent_ms) = (false, true, None);
 }
@@ -15,8 +15,8 @@ fn primary_gone() -> View {
 }
 
 #[test]
-fn first_the_receiver_is_stopped_and_the_next_sync_required() {
-    let detached = config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]);
+fn first_the_receiver_is_stopped_and_nobody_named() {
+    let detached = config(Recovery::Detached, Synchronous::Impossible, Gate::Open, &[1, 3]);
     acts(&primary_gone(), Action::Configure(detached));
 }
 
@@ -28,7 +28,7 @@ fn then_the_state_is_written_with_what_was_received_not_replayed() {
     assert_eq!((state.primary.id, state.sync_peer.as_ref().unwrap().id), (id(2), id(3)));
     assert_eq!((ids(&state.deposed), ids(&state.async_peers)), (vec![id(1)], vec![]));
     assert_eq!(state.init_position(), Some(at(1, 500)), "H1");
-    assert_eq!(Promotion::of(&state), Some(Promotion { timeline: Timeline(2), at: None }), "H5");
+    assert_eq!(Promotion::of(&state), Some(Promotion { timeline: Timeline(5), at: None }), "H5");
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn then_it_promotes_also_after_a_crash() {
     acts(&view, Action::Promote { config: open, timeline: Some(Timeline(5)) });
     // Restarted meanwhile: never started out of recovery (H5), and closed (rule 7).
     view.local.server = Server::Down { crashed: true, standby: true };
-    let closed = config(Recovery::Detached, Synchronous::Peer(id(3)), Gate::Closed, &[1, 3]);
+    let closed = config(Recovery::Detached, Synchronous::Impossible, Gate::Closed, &[1, 3]);
     acts(&view, Action::Start(closed));
 }
 
@@ -59,13 +59,14 @@ fn not_while_the_receiver_runs() {
 #[test]
 fn never_when_it_must_not_be() {
     type Change = fn(&mut View);
-    let table: [(&str, Change); 6] = [
+    let table: [(&str, Change); 7] = [
         ("frozen", |view| change(view, |state| state.freeze = Some(Freeze::Flag(true)))),
         ("ZooKeeper", |view| view.zk.session = Session::Disconnected),
         ("no async", |view| health(view, 3).refused = true),
         ("no async", |view| change(view, |state| state.async_peers.clear())),
         ("began at", |view| change(view, |state| state.init_wal = Lsn(501))),
         ("not streamed", |view| standby(view).received = None),
+        ("has seen generation", |view| health(view, 3).newest_generation = Some(9)),
     ];
     for (about, change) in table {
         let mut view = primary_gone();
