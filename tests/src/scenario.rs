@@ -267,7 +267,7 @@ impl Stage<'_> {
     }
 
     /// Waits until `condition` holds.
-    pub async fn until(&mut self, what: &str, condition: impl AsyncFnMut(&mut Lab) -> Result<()>) -> Result<()> {
+    pub async fn until<T>(&mut self, what: &str, condition: impl AsyncFnMut(&mut Lab) -> Result<T>) -> Result<T> {
         self.lab.until(Instant::now() + CHANGE, what, condition).await
     }
 

@@ -69,7 +69,7 @@ pub enum Action {
         /// First rung of the ladder to try; the execution goes down from there by itself. Later
         /// ones follow when a rejoin succeeded but streaming still fails.
         from: Rung,
-        /// Where the shard's present generation began: what must be in the result.
+        /// Where the shard's present generation began: what the source must hold.
         init: Option<WalPosition>,
     },
     /// Wait, not for long, until no client is at work on this primary: the sync is about to be

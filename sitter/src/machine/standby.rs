@@ -178,10 +178,15 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
     if !suspicion::is_serving(view, source) {
         return wait(format!("a rejoin is needed ({why}), but the primary {source} does not answer"));
     }
-    if Promotion::of(state).is_some_and(|promotion| promotion.at.is_none()) {
-        return wait(format!("a rejoin is needed ({why}), but the primary {source} is not promoted yet"));
-    }
-    act(Action::Rejoin { source, from, init: state.init_position() }, format!("rejoining {source}: {why}"))
+    let init = match Promotion::of(state) {
+        Some(Promotion { at: None, .. }) => {
+            return wait(format!("a rejoin is needed ({why}), but the primary {source} is not promoted yet"));
+        }
+        // init_wal may lie inside a record, where no history of the primary's comes by.
+        Some(promotion) => promotion.at,
+        None => state.init_position(),
+    };
+    act(Action::Rejoin { source, from, init }, format!("rejoining {source}: {why}"))
 }
 
 /// Copies from a peer that has data: best from one that has least else to do, the last async; if that failed,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
+use manatee_shared::lsn::WalPosition;
 use manatee_shared::zk::{Session, StateNode, ZkError};
 
 use super::host::{Flight, Straggler};
@@ -172,7 +173,7 @@ impl World {
             }
             Action::Initialise => Ok(self.initialise(index, flight.step)),
             Action::Bootstrap { source } => self.bootstrap(index, flight.step, *source),
-            Action::Rejoin { source, from, .. } => self.rejoin(index, flight.step, *source, *from),
+            Action::Rejoin { source, from, init } => self.rejoin(index, flight.step, *source, *from, *init),
         }
     }
 
@@ -361,7 +362,14 @@ impl World {
         self.copy(index, source, false)
     }
 
-    fn rejoin(&mut self, index: usize, step: usize, source: PeerId, from: Rung) -> Result<Next, String> {
+    fn rejoin(
+        &mut self,
+        index: usize,
+        step: usize,
+        source: PeerId,
+        from: Rung,
+        init: Option<WalPosition>,
+    ) -> Result<Next, String> {
         let source = number(source);
         if step == 0 {
             self.hosts[index].postgres.end(false);
@@ -373,6 +381,9 @@ impl World {
         let (postgres, upstream) = (&self.hosts[index].postgres, &self.hosts[source].postgres);
         if !self.linked(index, source) || !upstream.is_primary() {
             return Err("the source is not there, or not out of recovery".to_owned());
+        }
+        if init.is_some_and(|init| !upstream.wal.history().contains(upstream.received(), init)) {
+            return Err("the source does not hold the generation's beginning".to_owned());
         }
         let follows = upstream.accepts(postgres.wal.timeline(), postgres.wal.len()).is_ok();
         let as_is = from == Rung::AsIs && follows && matches!(postgres.data, Data::Present(_));

@@ -64,11 +64,13 @@ pub enum Mutation {
     NoTimelinesLeftOut,
     /// A state of an earlier generation is obeyed (rule 8).
     OldStateObeyed,
+    /// A rejoin wants init_wal itself of its source, also where that lies inside a record.
+    RejoinWantsHalfRecord,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::InitWalReplayed,
         Self::SyncNamedFirst,
         Self::OldSyncDroppedFirst,
@@ -90,6 +92,7 @@ impl Mutation {
         Self::NextSyncNamedEarly,
         Self::NoTimelinesLeftOut,
         Self::OldStateObeyed,
+        Self::RejoinWantsHalfRecord,
     ];
 
     /// Its name, as `manatee-sim --mutation` takes it.
@@ -200,6 +203,10 @@ impl Mutation {
                     Promotion::set(Arc::make_mut(&mut state), Some(promotion));
                 }
                 Action::WriteState { expected, state }
+            }
+            (Self::RejoinWantsHalfRecord, Action::Rejoin { source, from, .. }) => {
+                let init = view.zk.state.valid().and_then(|(_, state)| state.init_position());
+                Action::Rejoin { source, from, init }
             }
             (Self::StalePrimaryServes, Action::Configure(config))
                 if config.recovery == Recovery::Primary
@@ -321,6 +328,10 @@ impl Mutation {
                 add(at, Fault::PauseSitter { who, for_ms: 600 });
                 add(at + 20, Fault::PromoteByHand { who });
                 add(at + rng.u64(40..600), die(Target::Primary));
+            }
+            Self::RejoinWantsHalfRecord => {
+                add(at, Fault::Lag { who: Target::Sync, for_ms: 2_000 });
+                add(at + rng.u64(200..800), die(Target::Primary));
             }
             Self::OldStateObeyed => {
                 add(at, Fault::PowerOff { who: Target::Primary, for_ms: 1_500 });

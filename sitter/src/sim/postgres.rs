@@ -332,7 +332,7 @@ impl Postgres {
     }
 
     /// What it has on disk, a half record included.
-    fn received(&self) -> WalPosition {
+    pub(super) fn received(&self) -> WalPosition {
         let partial = if self.flushed == self.wal.len() { self.partial } else { 0 };
         let timeline = Timeline(self.wal.timeline_at(self.flushed));
         WalPosition { timeline, lsn: Lsn(lsn(self.flushed).0 + partial) }

@@ -288,8 +288,11 @@ async fn foreign_data(stage: &mut Stage<'_>) -> Result<()> {
 /// What was promoted is stopped before anybody writes there, and rejoins.
 async fn promote(stage: &mut Stage<'_>, role: Role) -> Result<()> {
     let host = stage.host(role)?;
+    // A standby may not have replayed yet that the database was made.
+    let client = stage
+        .until("the standby does not let an operator in", async |lab| lab.hosts[host].superuser(crate::lab::APP).await)
+        .await?;
     stage.begin("pg_promote() by hand", host);
-    let client = stage.lab.hosts[host].superuser(crate::lab::APP).await?;
     // The sitter may have ended this session before it is answered.
     let _ = client.batch_execute("select pg_promote(false)").await;
     let sql = format!("create table written_by_a_usurper_{} ()", stage.number);
