@@ -20,7 +20,7 @@ use manatee_shared::zk::Session;
 
 use super::action::{Action, Decision};
 use super::local::{Recovery, ServerConfig, StandbyStatus, Synchronous};
-use super::situation::{Promotion, Situation, act, wait};
+use super::situation::{Promotion, Situation, act, detached, wait};
 use super::{hand_over, suspicion};
 
 /// What comes of looking for a reason to take over.
@@ -35,12 +35,16 @@ pub(super) enum Takeover {
 
 pub(super) fn consider(situation: Situation<'_>, standby: &StandbyStatus) -> Takeover {
     let Situation { view, state, .. } = situation;
-    let detached = situation.config().is_some_and(|config| config.recovery == Recovery::Detached);
+    let is_detached = situation.config().is_some_and(|config| config.recovery == Recovery::Detached);
     if view.uncertain_write {
-        return if detached {
-            Takeover::Step(wait("whether the takeover was written is not known yet"))
-        } else {
-            Takeover::Blocked("the outcome of a state write is not known yet".to_owned())
+        return match situation.config().map(|config| config.recovery) {
+            Some(Recovery::Follow(_)) => Takeover::Blocked("the outcome of a state write is not known yet".to_owned()),
+            Some(_) => Takeover::Step(wait("whether the takeover was written is not known yet")),
+            // It took long to start. What it would acknowledge to the old primary now is in no init_wal.
+            None => Takeover::Step(act(
+                Action::Configure(detached(situation.slots(Role::Sync))),
+                "a state write of ours may still happen: following nobody",
+            )),
         };
     }
     let asked = matches!(situation.promote_request(), Some((PromoteRole::Sync, peer)) if peer == situation.me());
@@ -48,7 +52,7 @@ pub(super) fn consider(situation: Situation<'_>, standby: &StandbyStatus) -> Tak
     let reason = match gone {
         Some(gone) => gone,
         // One that was begun is not left half done because the primary changed its mind.
-        None if asked && (detached || hand_over::is_due(situation)) => "it was asked for".to_owned(),
+        None if asked && (is_detached || hand_over::is_due(situation)) => "it was asked for".to_owned(),
         None if asked => {
             return match next_or_blocker(situation, standby) {
                 Ok(_) => Takeover::Blocked("asked to take over; the primary waits for its clients".to_owned()),

@@ -37,7 +37,7 @@ const MESSAGES: &[(&str, Meaning)] = &[
 ];
 
 /// Last words of a server whose WAL and timelines do not fit: xlogrecovery.c (`checkTimeLineSwitch`,
-/// `InitWalRecovery`), timeline.c, of PostgreSQL 13 to 18. It followed somebody who was promoted
+/// `InitWalRecovery`, `WaitForWALToBecomeAvailable`), timeline.c, of PostgreSQL 13 to 18. It followed somebody who was promoted
 /// against the shard's will.
 const UNFIT: &[&str] = &[
     "unexpected timeline ID",
@@ -45,6 +45,7 @@ const UNFIT: &[&str] = &[
     "is not a child of this server's history",
     "does not contain minimum recovery point",
     "is not a child of database system timeline",
+    "but previous recovered WAL file came from timeline",
 ];
 
 /// Why a standby that ended by itself would end so again, by the end of its log.
@@ -171,6 +172,9 @@ mod tests {
         assert_eq!(said.as_deref(), Some("startup PANIC:  unexpected timeline ID 2 (after 1) in checkpoint record"));
         assert_eq!(unfit(&log(&[start, panic, end, start, end])), None, "an earlier run");
         assert_eq!(unfit(&log(&[start, "x [2] PANIC:  could not write to file: No space left on device"])), None);
+        let mixed = "x [2] startup FATAL:  according to history file, WAL location 0/465FFE8 belongs to timeline 1, but \
+                     previous recovered WAL file came from timeline 2";
+        assert!(unfit(&log(&[start, mixed, end])).is_some());
         let note = "x [2] LOG:  unexpected timeline ID 2 in WAL segment";
         assert_eq!(unfit(&log(&[start, note])), None, "not what it ended of");
     }

@@ -164,6 +164,13 @@ fn nor_after_a_restart_of_postgresql() {
 }
 
 #[test]
+fn nor_when_it_took_long_to_start() {
+    let mut view = view(2);
+    (view.uncertain_write, view.local.config) = (true, None);
+    acts(&view, Action::Configure(config(Recovery::Detached, Synchronous::Impossible, Gate::Closed, &[3])));
+}
+
+#[test]
 fn an_async_never_takes_over() {
     let mut view = view(3);
     gone(&mut view, 1, 2);
