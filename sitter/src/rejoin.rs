@@ -258,7 +258,7 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
     }
     copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
     let connection = format!(
-        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=5 \
+        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=10 \
          keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000 {}",
         source.ip,
         source.pg_port,

@@ -13,8 +13,11 @@ use super::settings::Settings;
 use super::walsender::AsWalsender;
 use super::{APPLICATION_NAME, REPLICATION_ROLE};
 
-/// How long a connection attempt may take.
+/// How long a connection to the local server may take.
 const CONNECT: Duration = Duration::from_secs(2);
+/// How long one to a peer may take. A login is half a dozen round trips, of which each may be 400 ms on a long line, and
+/// a packet more when one is lost (row 14).
+const CONNECT_PEER: Duration = Duration::from_secs(8);
 
 /// Options of the sitter's sessions: nothing of the operator's may delay or redirect them, and
 /// what they write waits for no standby.
@@ -55,8 +58,8 @@ pub(crate) async fn remote(settings: &Settings, peer: PeerId) -> Result<Client, 
         // TLS, or its absence, is settled: nothing is left to negotiate.
         config.connect_raw(AsWalsender::new(stream), NoTls).await.map_err(Error::query(what))
     };
-    let timeout = Error::Timeout { what: format!("to {what}"), timeout: CONNECT };
-    let (client, connection) = tokio::time::timeout(CONNECT, connecting).await.map_err(|_| timeout)??;
+    let timeout = Error::Timeout { what: format!("to {what}"), timeout: CONNECT_PEER };
+    let (client, connection) = tokio::time::timeout(CONNECT_PEER, connecting).await.map_err(|_| timeout)??;
     drive(connection);
     Ok(client)
 }
