@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -11,17 +12,24 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use manatee_shared::cluster::Role;
 use metrics::{counter, gauge};
+use tokio::sync::watch;
 
 use super::Api;
 use super::auth::problem;
 use crate::backup::{Wish, fitness, headers};
+use crate::driver::status::Status;
 use crate::metrics::{BACKUPS, SENT};
 use crate::postgres::Error;
 use crate::storage::zfs::stream::Outgoing;
 
 /// Streams that one peer serves at a time: more would only make each slower, and the peer itself.
 pub(super) const TRANSFERS: usize = 2;
+/// How long a peer that is not fit when it has sent everything may take to be fit again: a server that was too busy to
+/// answer for half a second, or a session with ZooKeeper that is being made anew, must not cost the other side all that
+/// it has received. Less than that waits in silence.
+const SETTLES: Duration = Duration::from_secs(20);
 
 pub(super) async fn backup(State(api): State<Api>, wish: Result<Json<Wish>, JsonRejection>) -> Response {
     let wish = match wish {
@@ -50,12 +58,7 @@ pub(super) async fn backup(State(api): State<Api>, wish: Result<Json<Wish>, Json
     let headers = describe(&outgoing);
     let status = api.status.clone();
     let system = wish.system_identifier.clone();
-    // What was sent by a peer that is not fit any more must not be taken for good.
-    let still_fit = move || match fitness::problem(&status.borrow(), &system) {
-        Some(reason) => Err(io::Error::other(format!("not fit any more: {reason}"))),
-        None => Ok(Bytes::new()),
-    };
-    let end = futures_util::stream::once(async move { still_fit() });
+    let end = futures_util::stream::once(still_fit(status, system));
     let sent = counter!(SENT);
     let serving = Serving::begin(wish.peer.to_string());
     let body = outgoing.stream.chain(end).inspect(move |piece| {
@@ -69,6 +72,22 @@ pub(super) async fn backup(State(api): State<Api>, wish: Result<Json<Wish>, Json
     // An empty piece would mean nothing to HTTP.
     let body = body.filter(|piece| std::future::ready(!matches!(piece, Ok(piece) if piece.is_empty())));
     (headers, Body::from_stream(body)).into_response()
+}
+
+/// The end of the body: what was sent by a peer that is not fit any more must not be taken for good.
+async fn still_fit(mut status: watch::Receiver<Arc<Status>>, system: String) -> io::Result<Bytes> {
+    let problem = |status: &Status| fitness::problem(status, &system);
+    // Who has lost its place does not get it back in time.
+    let is_settled = |status: &Arc<Status>| {
+        problem(status).is_none() || status.stopping || matches!(status.role, Role::Deposed | Role::Unassigned)
+    };
+    // Only looks, so it may be dropped. Too late, or without a driver, the last status counts.
+    let _ = tokio::time::timeout(SETTLES, status.wait_for(is_settled)).await;
+    let reason = problem(&status.borrow());
+    match reason {
+        Some(reason) => Err(io::Error::other(format!("not fit any more: {reason}"))),
+        None => Ok(Bytes::new()),
+    }
 }
 
 fn describe(outgoing: &Outgoing) -> HeaderMap {
@@ -102,5 +121,35 @@ impl Drop for Serving {
     fn drop(&mut self) {
         gauge!(BACKUPS).decrement(1.0);
         tracing::info!(peer = self.peer, "the copy of our data has ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use manatee_shared::cluster::Peer;
+
+    use super::*;
+    use crate::driver::status::samples::primary;
+    use crate::machine::local::{Data, Local, Server, SystemIdentifier};
+
+    #[tokio::test]
+    async fn a_moments_silence_at_the_end_costs_no_copy() {
+        let me = Peer::new("10.0.0.1:5432:12345".parse().unwrap(), "a");
+        let mut status = Status::nothing(me, "demo".parse().unwrap(), Instant::now());
+        status.local.data = Data::Present(SystemIdentifier("7".to_owned()));
+        (status.role, status.zk.session) = (Role::Primary, "connected");
+        status.local.server = Server::Hung { for_ms: 600 };
+        let sender = watch::Sender::new(Arc::new(status.clone()));
+        for (role, server, fit) in [(Role::Primary, primary(), true), (Role::Deposed, primary(), false)] {
+            sender.send_replace(Arc::new(status.clone()));
+            let mut end = Box::pin(still_fit(sender.subscribe(), "7".to_owned()));
+            assert!(tokio::time::timeout(Duration::ZERO, &mut end).await.is_err(), "it may be over at once");
+            let after = Status { role, local: Local { server, ..status.local.clone() }, ..status.clone() };
+            sender.send_replace(Arc::new(after));
+            let end = tokio::time::timeout(SETTLES / 2, end).await.expect("settled");
+            assert_eq!(end.is_ok(), fit, "{role:?} {end:?}");
+        }
     }
 }
