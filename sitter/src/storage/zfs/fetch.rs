@@ -1,11 +1,14 @@
 //! Receiving a stream from a peer into staging.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use manatee_shared::ids::PeerId;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
+use tokio::process::Child;
+use tokio::sync::OwnedMutexGuard;
 
 use super::command::PATH;
 use super::{Zfs, clean, stream};
@@ -33,13 +36,41 @@ struct Transfer {
     full: bool,
 }
 
+/// The right to receive, for as long as anybody has a clone of it.
+type Turn = Arc<OwnedMutexGuard<()>>;
+
+/// `zfs receive`. Dropping this ends it, in the background: one that is killed still writes out what it has taken, and
+/// moves the point to resume from, before it is gone. Its turn lasts until then.
+struct Receiver {
+    child: Option<Child>,
+    turn: Turn,
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let turn = Arc::clone(&self.turn);
+        // Without a runtime the process ends, and `zfs receive` with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // One that has ended already is as good.
+                let _ = child.kill().await;
+                drop(turn);
+            });
+        }
+    }
+}
+
 /// Fills staging, by the best way that the source offers.
 pub(super) async fn fetch(zfs: &Zfs, source: &Source) -> Result<Method, Error> {
+    let timeout = Error::Timeout { what: "the end of an abandoned zfs receive".to_owned(), timeout: ENDING };
+    let turn = tokio::time::timeout(ENDING, Arc::clone(&zfs.receiving).lock_owned()).await.map_err(|_| timeout)?;
+    let turn = Arc::new(turn);
     zfs.make_root().await?;
     let resume = resumable(zfs, source).await?;
     let was_resumed = resume.is_some();
-    match pull(zfs, source, resume).await {
-        Err(Refusal::Gone) if was_resumed => match pull(zfs, source, None).await {
+    match pull(zfs, source, resume, &turn).await {
+        Err(Refusal::Gone) if was_resumed => match pull(zfs, source, None, &turn).await {
             Ok(method) => Ok(method),
             Err(refusal) => instead(zfs, source, refusal).await,
         },
@@ -78,7 +109,7 @@ async fn resumable(zfs: &Zfs, source: &Source) -> Result<Option<String>, Error> 
     Ok(properties.remove("receive_resume_token"))
 }
 
-async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>) -> Result<Method, Refusal> {
+async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -> Result<Method, Refusal> {
     let resumes = resume.is_some();
     let fail = Refusal::NotFit;
     let mut snapshots = Vec::new();
@@ -116,7 +147,7 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>) -> Result<Meth
         let record = serde_json::to_string(&transfer).unwrap_or_default();
         files::replace(&zfs.layout.transfer(), &record, &zfs.user).map_err(fail)?;
     }
-    let received = receive(zfs, source.peer, incoming, method).await;
+    let received = receive(zfs, source.peer, incoming, method, turn).await;
     if let Err(error) = received {
         if resumable(zfs, source).await.ok().flatten().is_none()
             && let Err(error) = zfs.unstage_all().await
@@ -132,7 +163,7 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>) -> Result<Meth
     Ok(method)
 }
 
-async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: Method) -> Result<(), Error> {
+async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: Method, turn: &Turn) -> Result<(), Error> {
     let copying = zfs.progress.begin(Begin {
         source,
         port: source.backup_port,
@@ -141,7 +172,7 @@ async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: Meth
         size: incoming.size,
     });
     let wanted = incoming.snapshot;
-    let result = pump(zfs, &mut incoming, |bytes| copying.completed(bytes)).await;
+    let result = pump(zfs, &mut incoming, turn, |bytes| copying.completed(bytes)).await;
     let result = match result {
         Ok(()) => arrived(zfs, wanted).await,
         Err(error) => Err(error),
@@ -154,7 +185,7 @@ async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: Meth
 }
 
 /// From the network into `zfs receive`. Dropping this ends it.
-async fn pump(zfs: &Zfs, incoming: &mut Incoming, completed: impl Fn(u64)) -> Result<(), Error> {
+async fn pump(zfs: &Zfs, incoming: &mut Incoming, turn: &Turn, completed: impl Fn(u64)) -> Result<(), Error> {
     let program = zfs.commands.program();
     let open = zfs.commands.is_open().await?;
     let mut command = std::process::Command::new(&program);
@@ -169,6 +200,7 @@ async fn pump(zfs: &Zfs, incoming: &mut Incoming, completed: impl Fn(u64)) -> Re
     let said = tokio::spawn(stream::what_was_said(child.stderr.take()));
     let no_pipe = || Error::io("run", &program)(std::io::Error::other("no pipe"));
     let mut stdin = child.stdin.take().ok_or_else(no_pipe)?;
+    let mut receiver = Receiver { child: Some(child), turn: Arc::clone(turn) };
     stream::widen_pipe(&stdin);
     let mut total = 0;
     let broken = loop {
@@ -188,8 +220,10 @@ async fn pump(zfs: &Zfs, incoming: &mut Incoming, completed: impl Fn(u64)) -> Re
     };
     drop(stdin);
     let timeout = Error::Timeout { what: "the end of zfs receive".to_owned(), timeout: ENDING };
+    let Some(child) = &mut receiver.child else { return Err(no_pipe()) };
     let status = tokio::time::timeout(ENDING, child.wait()).await.map_err(|_| timeout)?;
     let status = status.map_err(Error::io("wait for", &program))?;
+    receiver.child = None;
     if let Some(error) = broken {
         return Err(error);
     }

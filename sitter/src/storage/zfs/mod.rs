@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use manatee_shared::ids::PeerId;
+use tokio::sync::Mutex;
 
 use self::command::{Commands, Dataset, is_needed, is_time};
 use self::stream::{Holds, Offer, Outgoing};
@@ -51,6 +52,8 @@ pub struct Zfs {
     client: Client,
     commands: Arc<Commands>,
     holds: Holds,
+    /// Held while `zfs receive` fills staging, also by one that was abandoned and is ending.
+    receiving: Arc<Mutex<()>>,
     /// The holds of the process before us were given up.
     forgot: AtomicBool,
 }
@@ -87,6 +90,7 @@ impl Zfs {
             client,
             commands,
             holds,
+            receiving: Arc::default(),
             forgot: AtomicBool::new(false),
         }
     }
