@@ -1,6 +1,6 @@
 //! Cancel requests: from the key we gave a client to the server that runs its request now.
 //!
-//! The registry is shared by all threads, but a session touches only its own slot in it, whose
+//! The registry is shared by all threads, but a session touches only its own entry in it, whose
 //! lock is uncontended. A server connection counts the cancels under way to it, so that the pool
 //! does not give it to somebody else meanwhile: the signal would hit the wrong request. Keys of other
 //! proxies' clients are theirs to look up: [`fleet`].
@@ -86,19 +86,41 @@ impl CancelTarget {
     }
 }
 
-type Slot = Arc<Mutex<Option<Arc<CancelTarget>>>>;
-
 /// A client's secret, and the server it has.
-type Entry = (Box<[u8]>, Slot);
+#[derive(Debug)]
+struct Entry {
+    secret: Secret,
+    server: Mutex<Option<Arc<CancelTarget>>>,
+}
 
 /// Bytes of a secret in protocol 3.0, where there is room for no more, and from 3.2 on.
 const SECRET_BYTES: usize = 4;
 const LONG_SECRET_BYTES: usize = 32;
 
+/// By its protocol.
+#[derive(Debug)]
+enum Secret {
+    Short([u8; SECRET_BYTES]),
+    Long(Box<[u8; LONG_SECRET_BYTES]>),
+}
+
+impl Secret {
+    fn new(long: bool) -> Result<Self> {
+        Ok(if long { Self::Long(Box::new(random()?)) } else { Self::Short(random()?) })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Short(secret) => secret,
+            Self::Long(secret) => &**secret,
+        }
+    }
+}
+
 /// All clients that can be cancelled.
 #[derive(Debug, Default)]
 pub struct Registry {
-    clients: Mutex<HashMap<u32, Entry>>,
+    clients: Mutex<HashMap<u32, Arc<Entry>>>,
     in_flight: AtomicU32,
     forwarded: AtomicU32,
     fleet: Fleet,
@@ -130,8 +152,7 @@ impl Registry {
     /// # Errors
     /// When there is no randomness to be had.
     pub fn register(self: &Arc<Self>, long: bool) -> Result<Registration> {
-        let random_secret = random::<LONG_SECRET_BYTES>()?;
-        let secret: Box<[u8]> = random_secret[..if long { LONG_SECRET_BYTES } else { SECRET_BYTES }].into();
+        let entry = Arc::new(Entry { secret: Secret::new(long)?, server: Mutex::default() });
         let mut clients = lock(&self.clients);
         if clients.len() >= 1 << (CLIENT_BITS - 1) {
             return Err(ProxyError::TooManyClients);
@@ -144,9 +165,8 @@ impl Registry {
                 break pid;
             }
         };
-        let slot = Slot::default();
-        clients.insert(pid, (secret.clone(), slot.clone()));
-        Ok(Registration { pid, secret, slot, registry: self.clone() })
+        clients.insert(pid, entry.clone());
+        Ok(Registration { pid, entry, registry: self.clone() })
     }
 
     /// Clients registered.
@@ -170,7 +190,7 @@ impl Registry {
 
     /// Whether this is the key of a client of ours.
     fn is_key(&self, pid: u32, secret: &[u8]) -> bool {
-        lock(&self.clients).get(&pid).is_some_and(|(expected, _)| bool::from(expected.ct_eq(secret)))
+        lock(&self.clients).get(&pid).is_some_and(|entry| bool::from(entry.secret.bytes().ct_eq(secret)))
     }
 
     /// Forwards a cancel request to the server that runs this client's request, if any, and waits
@@ -184,15 +204,15 @@ impl Registry {
     }
 
     fn find(&self, pid: u32, secret: &[u8]) -> Option<Found<'_>> {
-        let slot = {
+        let entry = {
             let clients = lock(&self.clients);
-            let (expected, slot) = clients.get(&pid)?;
-            bool::from(expected.ct_eq(secret)).then(|| slot.clone())?
+            let entry = clients.get(&pid)?;
+            bool::from(entry.secret.bytes().ct_eq(secret)).then(|| entry.clone())?
         };
         let total = Flight::take_off(&self.in_flight, MAX_IN_FLIGHT)?;
-        // Counted under the slot's lock: after `detach` the pool sees every cancel that was found.
+        // Counted under the entry's lock: after `detach` the pool sees every cancel that was found.
         let server = {
-            let server = lock(&slot);
+            let server = lock(&entry.server);
             let server = server.as_ref().filter(|server| server.pid != 0)?.clone();
             server.in_flight.fetch_add(1, Ordering::AcqRel);
             server
@@ -239,21 +259,24 @@ impl ServerFlight {
 pub struct Registration {
     /// What the client was told in BackendKeyData.
     pub pid: u32,
-    /// What the client was told in BackendKeyData.
-    pub secret: Box<[u8]>,
-    slot: Slot,
+    entry: Arc<Entry>,
     registry: Arc<Registry>,
 }
 
 impl Registration {
+    /// What the client was told in BackendKeyData.
+    pub fn secret(&self) -> &[u8] {
+        self.entry.secret.bytes()
+    }
+
     /// Says which server runs this client's requests from now on.
     pub fn attach(&self, server: &Arc<CancelTarget>) {
-        *lock(&self.slot) = Some(server.clone());
+        *lock(&self.entry.server) = Some(server.clone());
     }
 
     /// Says that none does. Afterwards look at [`CancelTarget::is_cancel_in_flight`].
     pub fn detach(&self) {
-        *lock(&self.slot) = None;
+        *lock(&self.entry.server) = None;
     }
 }
 
@@ -276,7 +299,7 @@ mod tests {
         let client = registry.register(false).expect("registered");
         client.attach(&target);
         let cancel = tokio::spawn({
-            let (registry, pid, secret) = (registry.clone(), client.pid, client.secret.clone());
+            let (registry, pid, secret) = (registry.clone(), client.pid, client.secret().to_vec());
             async move { registry.cancel(pid, &secret).await }
         });
         let (mut socket, _) = listener.accept().await.expect("accepted");
@@ -297,13 +320,13 @@ mod tests {
         let target = CancelTarget::new("127.0.0.1:1".parse().expect("address"), 7, Bytes::new());
         let registry = Registry::new();
         let client = registry.register(false).expect("registered");
-        assert!(registry.find(client.pid, &client.secret).is_none(), "idle");
+        assert!(registry.find(client.pid, client.secret()).is_none(), "idle");
         client.attach(&target);
-        let mut wrong = client.secret.clone();
+        let mut wrong = client.secret().to_vec();
         wrong[0] ^= 1;
         assert!(registry.find(client.pid, &wrong).is_none());
-        assert!(registry.find(client.pid, &client.secret[..3]).is_none());
-        assert!(registry.find(client.pid, &client.secret).is_some());
+        assert!(registry.find(client.pid, &client.secret()[..3]).is_none());
+        assert!(registry.find(client.pid, client.secret()).is_some());
     }
 
     #[tokio::test]
@@ -314,7 +337,7 @@ mod tests {
         let client = registry.register(false).expect("registered");
         client.attach(&target);
         // It waits in the server's backlog when whoever sent it gives up.
-        let cancel = registry.cancel(client.pid, &client.secret);
+        let cancel = registry.cancel(client.pid, client.secret());
         assert!(tokio::time::timeout(Duration::from_millis(50), cancel).await.is_err());
         client.detach();
         assert!(target.is_cancel_in_flight(), "the server may take it at any time");
@@ -322,7 +345,7 @@ mod tests {
         // Nobody listens any more: that one is over.
         let next = CancelTarget::new(target.address, 8, Bytes::from_static(b"abcd"));
         client.attach(&next);
-        registry.cancel(client.pid, &client.secret).await;
+        registry.cancel(client.pid, client.secret()).await;
         assert!(!next.is_cancel_in_flight());
     }
 
@@ -333,16 +356,16 @@ mod tests {
         let one = Registry::of_fleet(Fleet { number: 1, ..Fleet::default() });
         let two = Registry::of_fleet(Fleet { number: 2, peers: [(1, peer)].into(), upgrade_socket: None });
         let client = one.register(true).expect("registered");
-        assert_eq!((client.secret.len(), client.pid >> CLIENT_BITS), (LONG_SECRET_BYTES, 1));
+        assert_eq!((client.secret().len(), client.pid >> CLIENT_BITS), (LONG_SECRET_BYTES, 1));
         let cancel = tokio::spawn({
-            let (pid, secret) = (client.pid, client.secret.clone());
+            let (pid, secret) = (client.pid, client.secret().to_vec());
             async move { two.cancel_anywhere(pid, &secret).await }
         });
         let (mut socket, _) = listener.accept().await.expect("accepted");
         let mut request = [0; 12 + LONG_SECRET_BYTES];
         socket.read_exact(&mut request).await.expect("request");
         assert_eq!(request[8..12], client.pid.to_be_bytes());
-        assert_eq!(request[12..], *client.secret);
+        assert_eq!(request[12..], *client.secret());
         drop(socket);
         cancel.await.expect("done");
     }
@@ -358,13 +381,13 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(socket).expect("bind");
         let after = Registry::of_fleet(Fleet { upgrade_socket, ..Fleet::default() });
         let cancel = tokio::spawn({
-            let (pid, secret) = (client.pid, client.secret.clone());
+            let (pid, secret) = (client.pid, client.secret().to_vec());
             async move { after.cancel_anywhere(pid, &secret).await }
         });
         let (mut socket, _) = listener.accept().await.expect("accepted");
         let mut request = [0; 16];
         socket.read_exact(&mut request).await.expect("request");
-        assert_eq!(request[12..], *client.secret);
+        assert_eq!(request[12..], *client.secret());
         drop(socket);
         cancel.await.expect("done");
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
+use super::Identity;
 use super::secret::Secret;
 
 /// What was proved last for a role. Shared by its clients.
@@ -39,6 +40,14 @@ impl Keyring {
     }
 }
 
+impl Keyring {
+    /// Whether it leads to the same secrets, now and later.
+    fn is_same(&self, other: &Self) -> bool {
+        let trusted = matches!((&*self.own, &*other.own), (Secret::None, Secret::None));
+        trusted || Arc::ptr_eq(&self.own, &other.own) && Arc::ptr_eq(&self.newest, &other.newest)
+    }
+}
+
 impl From<Secret> for Keyring {
     /// Shared with nobody.
     fn from(secret: Secret) -> Self {
@@ -50,13 +59,36 @@ impl From<Secret> for Keyring {
 /// A role: its name, and its number if the database was asked.
 type Role = (Arc<str>, Option<u32>);
 
+/// A role, and the database it is on.
+type RoleOnDatabase = (Role, Arc<str>);
+
 /// What was proved for a shard's roles; forgotten with the last client of each.
 #[derive(Default)]
 pub struct Keys {
     roles: Mutex<HashMap<Role, Weak<Newest>>>,
+    identities: Mutex<HashMap<RoleOnDatabase, Weak<Identity>>>,
 }
 
 impl Keys {
+    /// A client has logged in; see [`Keys::proved`]. Clients between whom nothing differs have one identity.
+    pub fn identity(&self, user: Arc<str>, database: Arc<str>, role: Option<u32>, secret: Secret) -> Arc<Identity> {
+        let secrets = self.proved(&user, role, secret);
+        let mut identities = self.identities.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = ((user.clone(), role), database.clone());
+        if let Some(known) = identities.get(&key).and_then(Weak::upgrade)
+            && known.secrets.is_same(&secrets)
+        {
+            return known;
+        }
+        // As for the roles.
+        if identities.len() == identities.capacity() {
+            identities.retain(|_, identity| identity.strong_count() > 0);
+        }
+        let identity = Arc::new(Identity { user, database, role, secrets });
+        identities.insert(key, Arc::downgrade(&identity));
+        identity
+    }
+
     /// A client has proved `secret`: from now on all of its role use it.
     pub fn proved(&self, user: &Arc<str>, role: Option<u32>, secret: Secret) -> Keyring {
         // Servers trust us with that one; nothing was proved to them.
@@ -67,7 +99,12 @@ impl Keys {
         let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (user.clone(), role);
         if let Some(newest) = roles.get(&key).and_then(Weak::upgrade) {
-            newest.store(keyring.own.clone());
+            let last = newest.load_full();
+            if *last == *keyring.own {
+                keyring.own = last;
+            } else {
+                newest.store(keyring.own.clone());
+            }
             keyring.newest = newest;
             return keyring;
         }
@@ -112,6 +149,20 @@ mod tests {
         assert!(matches!(*trusted.newest(), Secret::None));
         old.prefer_own();
         assert_eq!(text(&new.newest()), "old");
+    }
+
+    #[test]
+    fn clients_between_whom_nothing_differs_have_one_identity() {
+        let keys = Keys::default();
+        let identity = |database: &str, role, secret| keys.identity("alice".into(), database.into(), role, secret);
+        let one = identity("app", Some(1), password("x"));
+        assert!(Arc::ptr_eq(&one, &identity("app", Some(1), password("x"))));
+        assert!(!Arc::ptr_eq(&one, &identity("other", Some(1), password("x"))));
+        assert!(!Arc::ptr_eq(&one, &identity("app", Some(2), password("x"))));
+        let changed = identity("app", Some(1), password("y"));
+        assert_eq!((text(changed.secrets.own()), text(one.secrets.own())), ("y", "x"));
+        assert!(Arc::ptr_eq(&changed, &identity("app", Some(1), password("y"))));
+        assert!(Arc::ptr_eq(&identity("app", None, Secret::None), &identity("app", None, Secret::None)));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::policy::Policy;
 use super::secret::{Md5Hash, Secret, nonce, random};
 use super::usermap::UserMaps;
 use super::verifier::{Role, Stored};
-use super::{Client, Entrance, Identity};
+use super::{Client, Entrance};
 use crate::admin::{self, Console, Rights};
 use crate::cancel::Registry;
 use crate::config::{Auth, Config};
@@ -391,8 +391,7 @@ impl Entering<'_> {
             of_database: any(config.pool.max_clients_per_database),
         };
         let taken = self.gate.places.take(&shard.name, &user, &database, most)?;
-        let secrets = shard.keys.proved(&user, proved.role, proved.secret);
-        let identity = Arc::new(Identity { user, database, role: proved.role, secrets });
+        let identity = shard.keys.identity(user, database, proved.role, proved.secret);
         let (greetings, access) = (&shard.greetings, self.entrance.access);
         let Greeting { parameters, opened } = match replication {
             Replication::No => greetings.greet(&identity, &startup.settings, access, self.deadline).await?,
@@ -403,7 +402,7 @@ impl Entering<'_> {
         for (name, value) in &parameters {
             encode_parameter_status(&mut out, name, value);
         }
-        encode_backend_key(&mut out, cancel.pid, &cancel.secret);
+        encode_backend_key(&mut out, cancel.pid, cancel.secret());
         encode_ready(&mut out);
         send(stream, &out).await?;
         let client = Client {

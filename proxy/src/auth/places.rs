@@ -24,14 +24,14 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct Counts {
     all: usize,
-    of: HashMap<Key, u32>,
+    of: HashMap<Arc<Key>, u32>,
 }
 
-/// A client's places; given back when dropped.
+/// A client's places; given back when dropped. All clients that are counted alike have the same keys.
 #[derive(Debug)]
 pub struct Taken {
     places: Arc<Places>,
-    keys: [Key; 2],
+    keys: [Arc<Key>; 2],
 }
 
 /// Limits for one client; None: any number.
@@ -71,9 +71,11 @@ impl Places {
                 });
             }
         }
-        for key in &keys {
+        let keys = keys.map(|key| {
+            let key = taken.of.get_key_value(&key).map_or_else(|| Arc::new(key), |(known, _)| known.clone());
             *taken.of.entry(key.clone()).or_default() += 1;
-        }
+            key
+        });
         taken.all += 1;
         Ok(Taken { places: self.clone(), keys })
     }

@@ -390,7 +390,7 @@ async fn admit(
                 }
                 put_message(&mut out, b'K', |out| {
                     out.extend_from_slice(&cancel.pid.to_be_bytes());
-                    out.extend_from_slice(&cancel.secret);
+                    out.extend_from_slice(cancel.secret());
                 });
                 backend::put_ready(&mut out, TxStatus::Idle);
                 stream.write_all(&out).await?;
