@@ -18,10 +18,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::auth::{Client, Opened};
 use crate::error::ProxyError;
 use crate::pool::census::{Activity, Seat, add, micros};
-use crate::pool::{Server, Wanted, Worker, give_back};
+use crate::pool::{Lease, Server, Wanted, Worker, give_back};
 use crate::session::buffers::{BUFFER_BYTES, Buffers};
 use crate::session::lost::How;
-use crate::session::{Cleanup, Config, Fault, Need, ServedBy, Session, Shared, Step};
+use crate::session::{Awake, Cleanup, Config, Fault, Kept, Need, ServedBy, Session, Shared, Step};
 use crate::topology::consistency::Requirement;
 
 /// Waiting to be written, above which the other side is not read.
@@ -38,42 +38,39 @@ const MISTAKEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one logged-in client until it leaves. Everything up to and including AuthenticationOk,
 /// ParameterStatus, BackendKeyData and the first ReadyForQuery has been sent. Errors are told to
-/// the client and counted here; nothing is left to do for the caller.
+/// the client and counted here; nothing is left to do for the caller, whose `place` is held until then.
 ///
-/// An idle client is little more than this future: what is needed only now and then is boxed.
-pub fn run<S>(stream: S, client: Client, worker: Rc<Worker>) -> impl Future<Output = ()>
+/// An idle client is little more than this future. To be spawned as it is: a future that awaits it has room for
+/// it twice. What is needed only now and then is boxed.
+pub fn run<S, P>(stream: S, client: Client, worker: Rc<Worker>, place: P) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let address = client.address;
     let mut opened = Driver::open(stream, client, worker);
     async move {
         match &mut opened {
             Ok(driver) => {
                 if let Err(error) = driver.serve().await {
+                    let address = &driver.seat.present.facts.address;
                     tracing::debug!(%address, %error, "client connection ended");
                 }
-                Box::pin(driver.leave()).await;
             }
             Err((stream, error)) => {
-                tracing::info!(%address, %error, "client refused");
                 let mut words = BytesMut::new();
                 error.encode(&mut words);
                 let _ = Box::pin(tokio::time::timeout(FAREWELL, stream.write_all(&words))).await;
             }
         }
+        drop((opened, place));
     }
 }
 
 struct Driver<S> {
     stream: S,
-    rx: BytesMut,
-    session: Session,
-    /// With its number among those in use.
-    server: Option<(Box<Server>, usize)>,
-    worker: Rc<Worker>,
+    /// What its session keeps while it is idle; nobody's while it is awake.
+    kept: Kept,
+    server: Option<Box<Server>>,
     shared: Rc<RefCell<Shared>>,
-    identity: std::sync::Arc<crate::auth::Identity>,
     cancel: crate::cancel::Registration,
     requirement: Requirement,
     seed: usize,
@@ -81,12 +78,6 @@ struct Driver<S> {
     seat: Seat,
     /// When the event at hand came, once somebody has asked: the clock is read as seldom as will do.
     moment: Option<Instant>,
-    /// When the server was attached.
-    attached: Instant,
-    /// When what is outstanding at the server was sent.
-    asked: Option<Instant>,
-    /// Runs while the client keeps its server for a moment only.
-    linger: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
     flush: bool,
 }
@@ -95,18 +86,24 @@ struct Driver<S> {
 enum Event {
     /// Bytes of the client came.
     Client,
-    /// The client is gone.
-    ClientGone(Option<io::Error>),
     /// Bytes of the server came.
     Server,
     /// The server is gone.
     ServerGone(Option<io::Error>),
-    /// The proxy stops and the client is idle.
-    Stop,
-    /// An administrator ended the connection.
-    Killed,
     /// The client has kept its server for long enough.
     Lingered,
+    /// There is nothing to do until the client says something.
+    Idle,
+    /// The connection ends.
+    Ending(Ending),
+}
+
+/// Why a connection ends.
+enum Ending {
+    /// The client is gone.
+    Gone(Option<io::Error>),
+    /// The proxy stops and the client is idle, or an administrator ended the connection.
+    Stop,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
@@ -120,28 +117,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         let settings = worker.settings();
         let config = Config { access, mode: settings.mode, split: settings.split, consistency: settings.consistency };
-        let session = Session::new(config, &startup, reported, &mut shared.borrow_mut());
-        let session = match session {
-            Ok(session) => session,
-            Err(error) => return Err((stream, error)),
+        let kept = Kept::new(config, &startup, reported, &mut shared.borrow_mut());
+        let kept = match kept {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::info!(address = %seat.present.facts.address, %error, "client refused");
+                return Err((stream, error));
+            }
         };
         let seed = worker.session_seed();
         Ok(Self {
             stream,
-            rx: BytesMut::new(),
-            session,
+            kept,
             server: None,
-            worker,
             shared,
-            identity,
             cancel,
             requirement: Requirement::new(),
             seed,
             seat,
             moment: None,
-            attached: Instant::now(),
-            asked: None,
-            linger: None,
             flush: false,
         })
     }
@@ -149,32 +143,75 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// Until the client leaves. The error is why it did so without saying.
     async fn serve(&mut self) -> io::Result<()> {
         loop {
-            let step = self.session.advance(&mut self.rx, &mut self.shared.borrow_mut());
-            self.note_use();
-            if let Some((code, origin)) = self.session.take_told() {
+            let (rx, ending) = poll_fn(|cx| self.poll_resting(cx)).await;
+            self.moment = None;
+            let mut awake = Awake::new(&mut self.kept, rx, &mut self.shared.borrow_mut());
+            let over = match ending {
+                None => self.work(&mut awake).await,
+                Some(Ending::Gone(error)) => Some(error.map_or(Ok(()), Err)),
+                Some(Ending::Stop) => {
+                    awake.session.end_with(&ProxyError::ShuttingDown);
+                    self.work(&mut awake).await
+                }
+            };
+            match over {
+                None => awake.rest(&mut self.kept, &mut self.shared.borrow_mut()),
+                Some(over) => {
+                    Box::pin(self.leave(awake)).await;
+                    return over;
+                }
+            }
+        }
+    }
+
+    /// Until there is nothing to do, or the client leaves.
+    async fn work(&mut self, awake: &mut Awake) -> Option<io::Result<()>> {
+        loop {
+            let Awake { session, rx } = awake;
+            let step = session.advance(rx, &mut self.shared.borrow_mut());
+            self.note_use(session);
+            if let Some((code, origin)) = session.take_told() {
                 crate::metrics::count_sqlstate(code.as_str(), origin.as_str());
             }
             match step {
-                Step::Wait => match self.next().await {
-                    Event::Client => {}
-                    Event::Server => self.hear_server().await,
-                    Event::ServerGone(error) => {
-                        tracing::debug!(?error, "server connection lost");
-                        self.lose_server(How::Gone);
-                    }
-                    Event::Lingered => self.session.end_linger(),
-                    Event::Stop | Event::Killed => self.session.end_with(&ProxyError::ShuttingDown),
-                    Event::ClientGone(error) => return error.map_or(Ok(()), Err),
-                },
-                Step::Acquire(need) => self.acquire(need).await?,
-                Step::Release => {
-                    self.release(Cleanup::None);
-                    let reruns = self.session.take_reruns();
-                    if reruns > 0 {
-                        self.worker.metrics.replays.increment(reruns);
+                Step::Wait => {
+                    self.note_asked(session);
+                    let event = poll_fn(|cx| self.poll(awake, cx)).await;
+                    self.moment = None;
+                    let Awake { session, rx } = awake;
+                    match event {
+                        Event::Client => {}
+                        Event::Server => {
+                            if self.hear_server(session, rx) == Err(Fault::ReadOnlyPrimary) {
+                                Box::pin(tokio::time::sleep(MISTAKEN_PAUSE)).await;
+                                self.moment = None;
+                            }
+                        }
+                        Event::ServerGone(error) => {
+                            tracing::debug!(?error, "server connection lost");
+                            self.lose_server(session, How::Gone, rx);
+                        }
+                        Event::Lingered => session.end_linger(),
+                        Event::Ending(Ending::Stop) => session.end_with(&ProxyError::ShuttingDown),
+                        Event::Ending(Ending::Gone(error)) => return Some(error.map_or(Ok(()), Err)),
+                        Event::Idle => return None,
                     }
                 }
-                Step::End => return Ok(()),
+                Step::Acquire(need) => {
+                    if !self.try_attach(session, rx.len(), need)
+                        && let Err(error) = Box::pin(self.wait_for_server(awake, need)).await
+                    {
+                        return Some(Err(error));
+                    }
+                }
+                Step::Release => {
+                    self.release(session, Cleanup::None);
+                    let reruns = session.take_reruns();
+                    if reruns > 0 {
+                        self.seat.worker.metrics.replays.increment(reruns);
+                    }
+                }
+                Step::End => return Some(Ok(())),
             }
         }
     }
@@ -184,121 +221,129 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         *self.moment.get_or_insert_with(Instant::now)
     }
 
-    /// What happens next. Notes when requests go out to a server.
-    async fn next(&mut self) -> Event {
-        if self.asked.is_none() && self.session.is_outstanding() {
-            self.asked = Some(self.now());
+    /// Notes when requests go out to a server, or how long it is kept without.
+    fn note_asked(&mut self, session: &Session) {
+        let Some(server) = &mut self.server else { return };
+        let lease = &mut server.lease;
+        if lease.asked.is_none() && session.is_outstanding() {
+            lease.asked = Some(*self.moment.get_or_insert_with(Instant::now));
         }
-        match self.session.is_lingering() {
-            false => self.linger = None,
-            true if self.linger.is_none() => self.linger = Some(Box::pin(tokio::time::sleep(LINGER))),
+        match session.is_lingering() {
+            false => lease.linger = None,
+            true if lease.linger.is_none() => lease.linger = Some(Box::pin(tokio::time::sleep(LINGER))),
             true => {}
         }
-        let event = poll_fn(|cx| self.poll(cx)).await;
-        self.moment = None;
-        event
     }
 
     /// Counts what was outstanding and is answered now.
-    fn note_answered(&mut self) {
-        if self.session.is_outstanding() {
+    fn note_answered(&mut self, session: &Session) {
+        if session.is_outstanding() {
             return;
         }
-        let Some(asked) = self.asked.take() else { return };
-        let took = self.now().duration_since(asked);
-        if let Some((server, _)) = &self.server {
-            self.worker.note_query(&self.seat.present, server.served_by.get(), took);
-        }
+        let Some(server) = &mut self.server else { return };
+        let Some(asked) = server.lease.asked.take() else { return };
+        let took = self.moment.get_or_insert_with(Instant::now).duration_since(asked);
+        self.seat.worker.note_query(&self.seat.present, server.served_by.get(), took);
     }
 
     /// The client has seen something: what it reads from now on must not be older.
-    fn note_use(&mut self) {
-        let Some(used) = self.session.take_used() else { return };
+    fn note_use(&mut self, session: &mut Session) {
+        let Some(used) = session.take_used() else { return };
         let now = self.now();
-        let Some((server, _)) = &self.server else { return };
-        let mut newest = self.worker.newest();
+        let Some(server) = &self.server else { return };
+        let mut newest = self.seat.worker.newest();
         let snapshot = newest.load();
         match used {
             ServedBy::Primary => {
-                self.worker.note_primary_use(snapshot, now);
+                self.seat.worker.note_primary_use(snapshot, now);
                 self.requirement.used_primary(now, snapshot);
             }
             ServedBy::Standby => {
-                self.worker.metrics.on_standby.increment(1);
+                self.seat.worker.metrics.on_standby.increment(1);
                 self.requirement.read_from(server.node.id, now, snapshot);
             }
         }
     }
 
-    async fn hear_server(&mut self) {
-        let Some((server, _)) = &mut self.server else { return };
-        let result = self.session.server_bytes(&mut server.rx, &mut self.shared.borrow_mut());
-        let Err(fault) = result else { return self.note_answered() };
-        tracing::debug!(%fault, node = %server.node.id, "server given up");
-        self.lose_server(fault.how());
-        if fault == Fault::ReadOnlyPrimary {
-            Box::pin(tokio::time::sleep(MISTAKEN_PAUSE)).await;
-            self.moment = None;
+    /// Takes what came from the server. One with a fault is given up.
+    fn hear_server(&mut self, session: &mut Session, rx: &mut BytesMut) -> Result<(), Fault> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        let heard = session.server_bytes(&mut server.rx, &mut self.shared.borrow_mut());
+        if let Err(fault) = heard {
+            tracing::debug!(%fault, node = %server.node.id, "server given up");
+            self.lose_server(session, fault.how(), rx);
+            return Err(fault);
         }
+        self.note_answered(session);
+        Ok(())
     }
 
-    fn lose_server(&mut self, how: How) {
+    fn lose_server(&mut self, session: &mut Session, how: How, rx: &mut BytesMut) {
         self.cancel.detach();
-        self.asked = None;
-        if let Some((server, number)) = self.server.take() {
-            self.worker.forget_use(number);
-            self.worker.suspect(server.node);
+        if let Some(server) = self.server.take() {
+            self.seat.worker.forget_use(server.lease.number);
+            self.seat.worker.suspect(server.node);
         }
-        self.session.server_lost(how, &mut self.rx);
-        self.worker.metrics.replays.increment(self.session.take_reruns());
+        session.server_lost(how, rx);
+        self.seat.worker.metrics.replays.increment(session.take_reruns());
     }
 
-    fn release(&mut self, at_least: Cleanup) {
+    fn release(&mut self, session: &mut Session, at_least: Cleanup) {
         self.cancel.detach();
-        let (Some((server, number)), Some(mut state)) = (self.server.take(), self.session.detach()) else {
+        let (Some(mut server), Some(mut state)) = (self.server.take(), session.detach()) else {
             return;
         };
-        self.worker.forget_use(number);
+        server.lease.linger = None;
+        self.seat.worker.forget_use(server.lease.number);
         state.cleanup = state.cleanup.max(at_least);
         let now = self.now();
         add(&self.seat.present.tally.transactions, 1);
-        add(&self.seat.present.tally.transaction_us, micros(now.duration_since(self.attached)));
+        add(&self.seat.present.tally.transaction_us, micros(now.duration_since(server.lease.since)));
         give_back(server, state, &self.shared, now);
     }
 
-    fn attach(&mut self, mut server: Box<Server>, now: Instant) {
+    fn attach(&mut self, session: &mut Session, mut server: Box<Server>, now: Instant) {
         let Some(state) = server.state.take() else { return };
         self.cancel.attach(&server.cancel);
-        let number = self.worker.note_use(&server, &self.seat.present);
-        self.attached = now;
-        self.session.attach(state, server.served_by.get());
-        self.server = Some((server, number));
+        server.lease = Lease::new(self.seat.worker.note_use(&server, &self.seat.present), now);
+        session.attach(state, server.served_by.get());
+        self.server = Some(server);
     }
 
-    async fn acquire(&mut self, need: Need) -> io::Result<()> {
+    /// A server at once, if there is one: the usual case. `bytes` of the client wait for it.
+    fn try_attach(&mut self, session: &mut Session, bytes: usize, need: Need) -> bool {
         let began = self.now();
-        let mark = self.session.mark().clone();
+        let Self { shared, requirement, seat, seed, .. } = self;
         let mut wanted = Wanted {
-            identity: &self.identity,
-            shared: &self.shared,
+            identity: &seat.present.facts.identity,
+            shared,
             need,
-            requirement: &mut self.requirement,
-            consistency: self.session.consistency(),
-            seed: self.seed,
-            mark: &mark,
-            bytes: self.rx.len(),
+            requirement,
+            consistency: session.consistency(),
+            seed: *seed,
+            mark: session.mark(),
+            bytes,
         };
-        if let Some(server) = self.worker.try_acquire(&mut wanted, began) {
-            self.attach(server, began);
-            return Ok(());
+        let server = seat.worker.try_acquire(&mut wanted, began);
+        let found = server.is_some();
+        if let Some(server) = server {
+            self.attach(session, server, began);
         }
-        let worker = self.worker.clone();
-        let client = self.seat.present.clone();
+        found
+    }
+
+    async fn wait_for_server(&mut self, awake: &mut Awake, need: Need) -> io::Result<()> {
+        let Awake { session, rx } = awake;
+        let began = self.now();
+        let (worker, client) = (self.seat.worker.clone(), self.seat.present.clone());
         client.is_now(Activity::Waiting(began));
         let acquired = {
-            let (stream, rx, session, flush) = (&mut self.stream, &mut self.rx, &mut self.session, &mut self.flush);
-            let shared = &self.shared;
-            let mut acquiring = Box::pin(worker.acquire(wanted));
+            let (mark, consistency) = (session.mark().clone(), session.consistency());
+            let Self { stream, flush, shared, requirement, seed, .. } = self;
+            let (seed, bytes) = (*seed, rx.len());
+            let identity = &client.facts.identity;
+            let wanted = Wanted { identity, shared, need, requirement, consistency, seed, mark: &mark, bytes };
+            let mut acquiring = pin!(worker.acquire(wanted));
             // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
             // what is read stays in `rx`, a dropped acquisition gives its place back.
             poll_fn(|cx| {
@@ -317,10 +362,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         client.is_now(Activity::Idle);
         add(&client.tally.wait_us, micros(now.duration_since(began)));
         match acquired {
-            Ok(server) => self.attach(server, now),
+            Ok(server) => self.attach(session, server, now),
             Err(error) => {
                 self.note(&error);
-                self.session.refuse(&error, &mut self.rx);
+                session.refuse(&error, rx);
             }
         }
         Ok(())
@@ -330,22 +375,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         tracing::info!(%error, sqlstate = %error.sqlstate(), "told to a client");
     }
 
+    /// While there is nothing to do: what the client says, or why it is over.
+    fn poll_resting(&mut self, cx: &mut Context<'_>) -> Poll<(BytesMut, Option<Ending>)> {
+        let Seat { worker, present, .. } = &self.seat;
+        let mut rx = BytesMut::new();
+        if present.end.poll(cx) {
+            return Poll::Ready((rx, Some(Ending::Stop)));
+        }
+        let ending = match poll_fill(&mut self.stream, &mut rx, &mut self.shared.borrow_mut().buffers, cx) {
+            Poll::Ready(Ok(0)) => Some(Ending::Gone(None)),
+            Poll::Ready(Ok(count)) => {
+                add(&present.tally.received, count as u64);
+                None
+            }
+            Poll::Ready(Err(error)) => Some(Ending::Gone(Some(error))),
+            Poll::Pending if worker.is_stopping() => Some(Ending::Stop),
+            Poll::Pending => return Poll::Pending,
+        };
+        Poll::Ready((rx, ending))
+    }
+
     /// Writes what can be written, then reads one side.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll(&mut self, awake: &mut Awake, cx: &mut Context<'_>) -> Poll<Event> {
         let mut shared = self.shared.borrow_mut();
         let buffers = &mut shared.buffers;
-        if let Poll::Ready(Err(error)) = poll_write(&mut self.stream, self.session.to_client(), &mut self.flush, cx) {
-            return Poll::Ready(Event::ClientGone(Some(error)));
+        if let Poll::Ready(Err(error)) = poll_write(&mut self.stream, awake.session.to_client(), &mut self.flush, cx) {
+            return Poll::Ready(Event::Ending(Ending::Gone(Some(error))));
         }
+        if !self.flush && awake.may_rest() {
+            return Poll::Ready(Event::Idle);
+        }
+        let Awake { session, rx } = awake;
         if self.seat.present.end.poll(cx) {
-            return Poll::Ready(Event::Killed);
+            return Poll::Ready(Event::Ending(Ending::Stop));
         }
-        if let Some((server, _)) = &mut self.server {
+        if let Some(server) = &mut self.server {
             if server.recall.poll(cx) {
                 return Poll::Ready(Event::ServerGone(None));
             }
-            if let Poll::Ready(Err(error)) =
-                poll_write(&mut server.stream, self.session.to_server(), &mut server.flush, cx)
+            if let Poll::Ready(Err(error)) = poll_write(&mut server.stream, session.to_server(), &mut server.flush, cx)
             {
                 // It may have said why before it went.
                 return match poll_fill(&mut server.stream, &mut server.rx, buffers, cx) {
@@ -353,7 +421,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     _ => Poll::Ready(Event::ServerGone(Some(error))),
                 };
             }
-            if self.session.to_client().len() < BACKLOG_BYTES {
+            if session.to_client().len() < BACKLOG_BYTES {
                 match poll_fill(&mut server.stream, &mut server.rx, buffers, cx) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Event::ServerGone(None)),
                     Poll::Ready(Ok(count)) => {
@@ -365,52 +433,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
             }
         }
-        let limit = if self.session.wants_client() { usize::MAX } else { READ_AHEAD_BYTES };
-        if self.rx.len() < limit
-            && self.session.to_server().len() < BACKLOG_BYTES
-            && self.session.to_client().len() < BACKLOG_BYTES
-        {
-            match poll_fill(&mut self.stream, &mut self.rx, buffers, cx) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Event::ClientGone(None)),
+        let limit = if session.wants_client() { usize::MAX } else { READ_AHEAD_BYTES };
+        if rx.len() < limit && session.to_server().len() < BACKLOG_BYTES && session.to_client().len() < BACKLOG_BYTES {
+            match poll_fill(&mut self.stream, rx, buffers, cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Event::Ending(Ending::Gone(None))),
                 Poll::Ready(Ok(count)) => {
                     add(&self.seat.present.tally.received, count as u64);
                     return Poll::Ready(Event::Client);
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Event::ClientGone(Some(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Event::Ending(Ending::Gone(Some(error)))),
                 Poll::Pending => {}
             }
         }
-        if self.session.is_idle() {
-            self.session.trim(buffers);
+        if session.is_idle() {
+            session.trim(buffers);
         }
-        if self.linger.as_mut().is_some_and(|linger| linger.as_mut().poll(cx).is_ready()) {
-            self.linger = None;
+        if let Some(Lease { linger, .. }) = self.server.as_mut().map(|server| &mut server.lease)
+            && linger.as_mut().is_some_and(|linger| linger.as_mut().poll(cx).is_ready())
+        {
+            *linger = None;
             return Poll::Ready(Event::Lingered);
         }
-        if self.session.is_idle() && self.worker.is_stopping() {
-            return Poll::Ready(Event::Stop);
+        if session.is_idle() && self.seat.worker.is_stopping() {
+            return Poll::Ready(Event::Ending(Ending::Stop));
         }
         Poll::Pending
     }
 
     /// The client is gone or going: the server is given back or closed, last words are said.
-    async fn leave(&mut self) {
-        let cleanup = self.session.disown();
-        self.worker.clean_after(&self.identity, &self.shared);
-        if self.session.is_outstanding() || self.session.is_in_transaction() {
+    async fn leave(&mut self, mut awake: Box<Awake>) {
+        let session = &mut awake.session;
+        let cleanup = session.disown();
+        self.seat.worker.clean_after(&self.seat.present.facts.identity, &self.shared);
+        if session.is_outstanding() || session.is_in_transaction() {
             // Closing the connection rolls back, once the server notices; what runs is cancelled.
             self.cancel.detach();
-            if let Some((server, number)) = self.server.take() {
-                self.worker.forget_use(number);
-                if self.session.is_outstanding() && !server.recall.is_recalled() {
+            if let Some(server) = self.server.take() {
+                self.seat.worker.forget_use(server.lease.number);
+                if session.is_outstanding() && !server.recall.is_recalled() {
                     tokio::task::spawn_local(cancel_abandoned(server));
                 }
             }
         } else {
-            self.release(cleanup);
+            self.release(session, cleanup);
         }
         let farewell = async {
-            self.stream.write_all(self.session.to_client()).await?;
+            self.stream.write_all(session.to_client()).await?;
             self.stream.shutdown().await
         };
         // The client may have stopped reading.

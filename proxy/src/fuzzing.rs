@@ -118,6 +118,7 @@ impl World {
             interner: Interner::default(),
             profiles: Profiles::default(),
             buffers: Default::default(),
+            spares: Default::default(),
             sequences_are_read: flags & 4 != 0,
         };
         let access = if flags & 1 == 0 { auth::Access::ReadWrite } else { auth::Access::ReadOnly };

@@ -340,11 +340,8 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
                 }
                 opened => {
                     metrics::count_connection("session");
-                    let session = driver::run(stream, Client { opened, ..client }, worker);
-                    tokio::task::spawn_local(async move {
-                        session.await;
-                        drop((entered, place));
-                    });
+                    let client = Client { opened, ..client };
+                    tokio::task::spawn_local(driver::run(stream, client, worker, (entered, place)));
                     return;
                 }
             }

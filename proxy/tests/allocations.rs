@@ -1,6 +1,9 @@
 //! The steady path of a session asks for no memory: what a unit needs is there from the one before,
-//! although the session gives its buffers back whenever it is idle.
+//! although the session gives its buffers back whenever it is idle. And an idle client has little.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "allocations/idle.rs"]
+mod idle;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -17,33 +20,42 @@ use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::backend::{self, TxStatus};
 use manatee_proxy::wire::{frontend, put_message};
 
-/// The system's allocator, which counts for each thread how often it is asked.
+/// The system's allocator, which counts for each thread how often it is asked, and how many bytes more it
+/// has given than it was given back.
 struct Counting;
 
 thread_local! {
     static ASKED: Cell<u64> = const { Cell::new(0) };
+    static TAKEN_BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
-fn count() {
+fn count(bytes: usize) {
     // Not there any more while a thread ends.
     let _ = ASKED.try_with(|asked| asked.set(asked.get() + 1));
+    take(bytes.cast_signed());
+}
+
+fn take(bytes: isize) {
+    let _ = TAKEN_BYTES.try_with(|taken| taken.set(taken.get() + bytes));
 }
 
 // SAFETY: everything is passed on to the system's allocator as it is.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller keeps to the contract of `alloc`, which is the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        take(-layout.size().cast_signed());
         // SAFETY: as above.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size);
+        take(-layout.size().cast_signed());
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -68,6 +80,7 @@ impl Table {
             interner: Interner::default(),
             profiles: Profiles::default(),
             buffers: Default::default(),
+            spares: Default::default(),
             sequences_are_read: false,
         };
         let (access, mode, consistency) = (Access::ReadWrite, Mode::Transaction, Consistency::Session);

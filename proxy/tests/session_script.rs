@@ -45,6 +45,7 @@ impl Pair {
             profiles: Profiles::default(),
             sequences_are_read: false,
             buffers: Default::default(),
+            spares: Default::default(),
         };
         let config = Config {
             access: Access::ReadWrite,

@@ -405,7 +405,7 @@ pub fn clients(reports: &Reports, facts: &Facts) -> Table {
             client.server.map_or_else(String::new, |pid| pid.to_string()),
             None::<u32>,
             client.facts.tls.unwrap_or_default(),
-            client.facts.application.clone(),
+            client.facts.application.to_string(),
             0_u8,
             client.facts.id,
         ]

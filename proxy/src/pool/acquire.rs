@@ -37,7 +37,7 @@ pub struct Wanted<'a> {
     /// By which reads are spread.
     pub seed: usize,
     /// By which servers know the session.
-    pub mark: &'a Rc<Mark>,
+    pub mark: &'a Mark,
     /// Bytes of the client that wait with it.
     pub bytes: usize,
 }

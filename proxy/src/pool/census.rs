@@ -127,7 +127,7 @@ pub struct ClientFacts {
     /// Version of TLS, if any.
     pub tls: Option<&'static str>,
     /// As it named itself when it connected.
-    pub application: String,
+    pub application: Box<str>,
     /// The process id it was told.
     pub id: u32,
     /// When it connected.
@@ -155,7 +155,8 @@ impl Present {
 
 /// A client's place in the list; given back when dropped.
 pub(crate) struct Seat {
-    worker: Rc<Worker>,
+    /// Of the thread.
+    pub(crate) worker: Rc<Worker>,
     number: usize,
     /// The client.
     pub(crate) present: Rc<Present>,
@@ -299,7 +300,7 @@ impl Worker {
                 address: client.address,
                 local: client.local,
                 tls: client.tls,
-                application: application.map(|(_, value)| value.clone()).unwrap_or_default(),
+                application: application.map(|(_, value)| value.as_str().into()).unwrap_or_default(),
                 id: client.cancel.pid,
                 connected: SystemTime::now(),
             },

@@ -17,7 +17,7 @@ use crate::route::{Catalog, Classifier};
 use crate::session::buffers::Buffers;
 use crate::session::profile::Profiles;
 use crate::session::statements::Interner;
-use crate::session::{ServedBy, Shared};
+use crate::session::{ServedBy, Shared, Spares};
 use crate::tls::servers::Servers;
 use crate::topology::consistency::Consistency;
 use crate::topology::{Node, Reader, Reign, Snapshot, Topology};
@@ -31,7 +31,7 @@ mod server;
 
 pub use acquire::Wanted;
 pub use quota::{Limits, Quota};
-pub use server::{Grant, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
+pub use server::{Grant, Lease, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
 
 /// When a server connection goes back to the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -235,6 +235,7 @@ impl Worker {
             interner: Interner::default(),
             profiles: Profiles::default(),
             buffers: Buffers::default(),
+            spares: Spares::default(),
             sequences_are_read: false,
         }));
         self.databases.borrow_mut().insert(database.clone(), shared.clone());

@@ -33,6 +33,7 @@ impl World {
             profiles: crate::session::profile::Profiles::default(),
             sequences_are_read: false,
             buffers: Default::default(),
+            spares: Default::default(),
         };
         Self { listener, ends: Vec::new(), shared, quota: Quota::new(most) }
     }
@@ -70,7 +71,7 @@ impl World {
 }
 
 fn try_take(pool: &Rc<NodePool>) -> Option<Grant> {
-    pool.try_take(&Mark::new(), LIFETIME, Instant::now())
+    pool.try_take(&Mark::default(), LIFETIME, Instant::now())
 }
 
 fn open(pool: &Rc<NodePool>) -> usize {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 use super::quota::Quota;
 use crate::cancel::CancelTarget;
@@ -80,6 +82,26 @@ impl Drop for Place {
     }
 }
 
+/// What is noted of the use of a server while a session has it.
+#[derive(Debug)]
+pub struct Lease {
+    /// Among the servers in use.
+    pub number: usize,
+    /// When the session was given it.
+    pub since: Instant,
+    /// When what is outstanding was sent.
+    pub asked: Option<Instant>,
+    /// Runs while the session keeps it for a moment only.
+    pub linger: Option<Pin<Box<Sleep>>>,
+}
+
+impl Lease {
+    /// From now on.
+    pub fn new(number: usize, since: Instant) -> Self {
+        Self { number, since, asked: None, linger: None }
+    }
+}
+
 /// A server connection.
 #[derive(Debug)]
 pub struct Server {
@@ -99,6 +121,8 @@ pub struct Server {
     pub recall: Rc<Recall>,
     /// What it is to the session that has it.
     pub served_by: Cell<ServedBy>,
+    /// How far the session that has it has got.
+    pub lease: Lease,
     opened: Instant,
     idle_since: Instant,
     place: Place,
@@ -117,6 +141,7 @@ impl Server {
             node,
             recall: Rc::default(),
             served_by: Cell::new(ServedBy::Standby),
+            lease: Lease::new(0, now),
             opened: now,
             idle_since: now,
             place,
@@ -135,6 +160,7 @@ impl Server {
             node,
             recall: Rc::default(),
             served_by: Cell::new(served_by),
+            lease: Lease::new(0, now),
             opened: now,
             idle_since: now,
             place: Place { pool: None },
@@ -156,7 +182,7 @@ impl Server {
             && now.duration_since(self.opened) < lifetime
     }
 
-    fn is_of(&self, mark: &Rc<Mark>) -> bool {
+    fn is_of(&self, mark: &Mark) -> bool {
         self.state.as_ref().is_some_and(|state| state.is_of(mark))
     }
 
@@ -261,7 +287,7 @@ impl NodePool {
 
     /// A server or a place for this session, if there is one and nobody waits for it. Best is the
     /// server that it left something on; the others of that kind are taken last.
-    pub fn try_take(self: &Rc<Self>, mark: &Rc<Mark>, lifetime: Duration, now: Instant) -> Option<Grant> {
+    pub fn try_take(self: &Rc<Self>, mark: &Mark, lifetime: Duration, now: Instant) -> Option<Grant> {
         if !self.waiting.borrow().is_empty() {
             return None;
         }
@@ -480,7 +506,7 @@ impl NodePool {
 
 /// The one of the idle servers that fits a session best. `room`: one more may be opened.
 #[allow(clippy::vec_box)]
-fn take_idle(idle: &mut Vec<Box<Server>>, mark: &Rc<Mark>, room: bool) -> Option<Box<Server>> {
+fn take_idle(idle: &mut Vec<Box<Server>>, mark: &Mark, room: bool) -> Option<Box<Server>> {
     let at = idle
         .iter()
         .rposition(|server| server.is_of(mark))

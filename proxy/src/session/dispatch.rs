@@ -52,14 +52,14 @@ impl Session {
         };
         let mut sql = String::new();
         if self.status == TxStatus::Idle {
-            if !Rc::ptr_eq(&server.profile, &self.profile) {
-                sql = server.profile.replay(&self.profile);
+            if !Rc::ptr_eq(&server.profile, &self.kept.profile) {
+                sql = server.profile.replay(&self.kept.profile);
             }
             if self.unit.effects.intersects(Effects::SEQUENCE_READ) {
                 shared.sequences_are_read = true;
                 // Another session's sequence values must not be taken for this one's: with this,
                 // lastval() and currval() say that there are none.
-                if self.pins.is_empty() && !server.is_of(&self.mark) {
+                if self.pins.is_empty() && !server.is_of(&self.kept.mark) {
                     sql.push_str(if sql.is_empty() { "DISCARD SEQUENCES" } else { ";DISCARD SEQUENCES" });
                 }
             }
@@ -76,7 +76,7 @@ impl Session {
     /// Sends the gathered unit.
     pub(super) fn dispatch(&mut self, rx: &BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
         self.phase = Phase::Run;
-        self.ended_by_commit = false;
+        self.kept.ended_by_commit = false;
         self.unit.forwarding = if self.unit.extent == Extent::Closed { Forwarding::Withheld } else { Forwarding::On };
         for buffer in [&mut self.to_server, &mut self.before] {
             shared.buffers.lend(buffer);
@@ -249,7 +249,7 @@ impl Session {
         }
         let taken = match self.ledger.pending_statement(&name) {
             Some(pending) => pending.is_some(),
-            None => self.statements.contains_key(&name),
+            None => self.kept.statements.contains(&name),
         };
         let known = server.prepared.touch(statement.id());
         // What the server has it is not asked for, and would refuse in an aborted transaction.
@@ -341,8 +341,8 @@ impl Session {
     fn sent_statement(&self, name: &[u8]) -> Option<Rc<Statement>> {
         match self.ledger.pending_statement(name) {
             Some(pending) => pending.cloned(),
-            None if name.is_empty() => self.unnamed.clone(),
-            None => self.statements.get(name).cloned(),
+            None if name.is_empty() => self.kept.unnamed.clone(),
+            None => self.kept.statements.get(name).cloned(),
         }
     }
 

@@ -37,7 +37,7 @@ impl Session {
         }
         self.unit.reset(self.status);
         self.phase = Phase::Gather;
-        let may_leave = idle && self.config.mode == Mode::Transaction;
+        let may_leave = idle && self.kept.config.mode == Mode::Transaction;
         may_leave && !self.start_probe() && self.pins.is_empty()
     }
 
@@ -50,10 +50,10 @@ impl Session {
         for deallocate in &class.deallocates {
             match deallocate {
                 Deallocate::Name(name) => {
-                    self.statements.remove(name.as_bytes());
+                    self.kept.statements.remove(name.as_bytes());
                 }
                 Deallocate::All => {
-                    self.statements.clear();
+                    self.kept.statements.clear();
                     if let Some(server) = &mut self.server {
                         server.prepared.clear();
                     }
@@ -86,7 +86,7 @@ impl Session {
         }
         if self.unit.leaves_traces {
             if let Some(server) = &mut self.server {
-                server.owner = Rc::downgrade(&self.mark);
+                server.owner = self.kept.mark.leave();
             }
             if shared.sequences_are_read {
                 self.pins.insert(Effects::SEQUENCE_READ);
@@ -130,13 +130,13 @@ impl Session {
             return;
         }
         let alone = self.unit.started == TxStatus::Idle && matches!(self.unit.control, None | Some(Control::None));
-        let committed = if alone { !self.unit.errored } else { self.ended_by_commit };
+        let committed = if alone { !self.unit.errored } else { self.kept.ended_by_commit };
         let staged = std::mem::take(&mut self.staged);
         if committed {
             for class in &staged {
                 self.apply(class, shared);
             }
-            self.read_sql_context();
+            self.kept.read_sql_context();
         }
         self.staged = staged;
         self.staged.clear();
@@ -145,11 +145,11 @@ impl Session {
     fn apply(&mut self, class: &Class, shared: &mut Shared) {
         let profiles = &mut shared.profiles;
         if class.effects.intersects(Effects::DISCARD_ALL) {
-            self.profile = self.startup.clone();
+            self.kept.profile = self.kept.startup.clone();
             // What is loaded stays.
             self.pins = self.pins.minus(self.pins.minus(Effects::LOAD));
-            self.statements.clear();
-            self.unnamed = None;
+            self.kept.statements.clear();
+            self.kept.unnamed = None;
             if let Some(server) = &mut self.server {
                 let cleanup = server.cleanup;
                 server.discarded(profiles);
@@ -181,13 +181,13 @@ impl Session {
             last == Some(true)
         };
         let told = |profile: Rc<Profile>, profiles: &mut Profiles| {
-            self.reported.entries().fold(profile, |profile, (name, value)| {
+            self.kept.reported.entries().fold(profile, |profile, (name, value)| {
                 let name = name.to_ascii_lowercase();
                 if sets(&name) { profiles.with(&profile, &name, value) } else { profile }
             })
         };
-        let wanted = profiles.apply(&self.profile, &class.settings, &self.startup);
-        self.profile = told(wanted, profiles);
+        let wanted = profiles.apply(&self.kept.profile, &class.settings, &self.kept.startup);
+        self.kept.profile = told(wanted, profiles);
         if let Some(server) = &mut self.server {
             let nothing = profiles.empty();
             let has = profiles.apply(&server.profile, &class.settings, &nothing);
@@ -202,11 +202,11 @@ impl Session {
             && header.tag == frontend::QUERY
             && let Ok(text) = frontend::query_text(body)
         {
-            shared.classifier.learn_writes(text, self.sql);
+            shared.classifier.learn_writes(text, self.kept.sql);
         }
         let Some(old) = self.relearn.take() else { return };
         let Shared { classifier, interner, .. } = shared;
-        let sql = self.sql;
+        let sql = self.kept.sql;
         let new = interner.intern(&old.definition, old.text().len(), |text| classifier.classify(text, sql));
         self.replace_statement(&old, &new);
     }
@@ -214,7 +214,7 @@ impl Session {
     /// The client's names lead to `new` where they led to `old`.
     pub(super) fn replace_statement(&mut self, old: &Rc<Statement>, new: &Rc<Statement>) {
         let parsed = self.unit.parses.iter_mut().map(|(_, statement)| statement);
-        for statement in self.statements.values_mut().chain(&mut self.unnamed).chain(parsed) {
+        for statement in self.kept.statements.statements_mut().chain(&mut self.kept.unnamed).chain(parsed) {
             if Rc::ptr_eq(statement, old) {
                 *statement = new.clone();
             }

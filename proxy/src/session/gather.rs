@@ -74,7 +74,7 @@ impl Session {
         match tag {
             frontend::QUERY => {
                 let text = frontend::query_text(body)?;
-                let class = shared.classifier.classify(text, self.sql);
+                let class = shared.classifier.classify(text, self.kept.sql);
                 self.unit.shape = Shape::Simple;
                 self.unit.run(&class);
                 self.unit.class = Some(class);
@@ -137,7 +137,7 @@ impl Session {
 
     fn intern(&self, parse: &Parse<'_>, definition: &[u8], shared: &mut Shared) -> Rc<Statement> {
         let Shared { classifier, interner, .. } = shared;
-        if self.sql == SqlContext::default() {
+        if self.kept.sql == SqlContext::default() {
             return interner
                 .intern(definition, parse.text.len(), |text| classifier.classify(text, SqlContext::default()));
         }
@@ -150,8 +150,8 @@ impl Session {
         let parsed = self.unit.parses.iter().rev().find(|(parsed, _)| **parsed == *name);
         match parsed {
             Some((_, statement)) => Some(statement.clone()),
-            None if name.is_empty() => self.unnamed.clone(),
-            None => self.statements.get(name).cloned(),
+            None if name.is_empty() => self.kept.unnamed.clone(),
+            None => self.kept.statements.get(name).cloned(),
         }
     }
 

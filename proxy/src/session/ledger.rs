@@ -128,6 +128,11 @@ impl Ledger {
         self.expected.front()
     }
 
+    /// For how many requests there is room.
+    pub(super) fn room(&self) -> usize {
+        self.expected.capacity().max(self.statements.capacity()).max(self.portals.capacity())
+    }
+
     /// The oldest is a Query of the proxy itself.
     pub(super) fn is_own(&self) -> bool {
         matches!(self.head(), Some(Expect::Injected | Expect::Probe))

@@ -76,7 +76,7 @@ impl Session {
                 && self.unit.mentions == 1
                 && self.status != TxStatus::Failed
                 && matches!(&*class.deallocates, [one] if match one {
-                    Deallocate::Name(name) => self.statements.contains_key(name.as_bytes()),
+                    Deallocate::Name(name) => self.kept.statements.contains(name.as_bytes()),
                     Deallocate::All => !self.pins.intersects(Effects::PREPARE_SQL),
                 })
         };
@@ -120,9 +120,9 @@ impl Session {
                 frontend::PARSE => match parses.next() {
                     Some((name, statement)) if self.may_answer(&statement.class) => {
                         if name.is_empty() {
-                            self.unnamed = Some(statement);
+                            self.kept.unnamed = Some(statement);
                         } else {
-                            self.statements.insert(name, statement);
+                            self.kept.statements.insert(name, statement);
                         }
                         backend::put_empty(&mut self.to_client, backend::PARSE_COMPLETE);
                     }
@@ -160,7 +160,7 @@ impl Session {
                 },
                 frontend::CLOSE => {
                     if let Ok(Target { kind: Kind::Statement, name }) = Target::read(tag, body) {
-                        self.statements.remove(name);
+                        self.kept.statements.remove(name);
                     }
                     backend::put_empty(&mut self.to_client, backend::CLOSE_COMPLETE);
                 }
@@ -177,7 +177,7 @@ impl Session {
     }
 
     fn known_class(&self, name: &[u8]) -> Option<Rc<Class>> {
-        let statement = if name.is_empty() { self.unnamed.as_ref() } else { self.statements.get(name) };
+        let statement = if name.is_empty() { self.kept.unnamed.as_ref() } else { self.kept.statements.get(name) };
         statement.map(|statement| statement.class.clone())
     }
 
@@ -219,11 +219,11 @@ impl Session {
         }
         match &class.proxy {
             Some(ProxyCommand::SetRoute(route)) => {
-                self.route = route.unwrap_or_default();
+                self.kept.route = route.unwrap_or_default();
                 Answer::Done("SET")
             }
             Some(ProxyCommand::SetConsistency(name)) => {
-                self.consistency = name.map(|name| match name {
+                self.kept.consistency = name.map(|name| match name {
                     ConsistencyName::Session => Consistency::Session,
                     ConsistencyName::Strong => Consistency::Strong,
                     ConsistencyName::Eventual => Consistency::Eventual,
@@ -232,7 +232,7 @@ impl Session {
             }
             Some(ProxyCommand::Show(name)) => match &**name {
                 "route" => {
-                    let route = match self.route {
+                    let route = match self.kept.route {
                         Route::Auto => "auto",
                         Route::Primary => "primary",
                         Route::Standby => "standby",
@@ -250,11 +250,11 @@ impl Session {
             }
             None => match &*class.deallocates {
                 [Deallocate::Name(name)] => {
-                    self.statements.remove(name.as_bytes());
+                    self.kept.statements.remove(name.as_bytes());
                     Answer::Done("DEALLOCATE")
                 }
                 _ => {
-                    self.statements.clear();
+                    self.kept.statements.clear();
                     Answer::Done("DEALLOCATE ALL")
                 }
             },

@@ -15,7 +15,6 @@
 //! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
 //! is forwarded, so that until then it can be run again.
 
-use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
 use bytes::{Buf, BytesMut};
@@ -23,7 +22,7 @@ use bytes::{Buf, BytesMut};
 use crate::auth::Access;
 use crate::error::{Origin, ProxyError, SqlState};
 use crate::pool::Mode;
-use crate::route::class::{Route, SqlContext, setting_needs_primary};
+use crate::route::class::{Route, setting_needs_primary};
 use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
@@ -39,6 +38,7 @@ pub mod lost;
 mod probe;
 pub mod profile;
 mod reply;
+mod rest;
 pub mod statements;
 mod unit;
 
@@ -50,6 +50,7 @@ use statements::{Interner, Prepared, Statement};
 use unit::{Copy, Extent, Forwarding, Unit};
 
 pub use reply::Fault;
+pub use rest::{Awake, Kept, Spares};
 
 /// A unit of this many bytes is sent on before its end is seen.
 pub const GATHER_LIMIT_BYTES: usize = 1 << 20;
@@ -65,19 +66,22 @@ pub struct Shared {
     pub profiles: Profiles,
     /// Buffers.
     pub buffers: Buffers,
+    /// What idle sessions do not need.
+    pub spares: Spares,
     /// Somebody has asked for sequence values of their own session (`lastval`, `currval`) here: from
     /// then on who may have made some stays on their server.
     pub sequences_are_read: bool,
 }
 
-/// By which a server knows the session that left something on it. Nothing but an identity.
-#[derive(Debug)]
-pub struct Mark(());
+/// By which a server knows the session that left something on it. Nothing but an identity, which most sessions
+/// never need.
+#[derive(Clone, Debug, Default)]
+pub struct Mark(Option<Rc<()>>);
 
 impl Mark {
-    /// Another one.
-    pub fn new() -> Rc<Self> {
-        Rc::new(Self(()))
+    /// To be left on a server.
+    fn leave(&mut self) -> Weak<()> {
+        Rc::downgrade(self.0.get_or_insert_default())
     }
 }
 
@@ -96,7 +100,7 @@ pub struct ServerState {
     pub cleanup: Cleanup,
     /// The session that last did something which may live on in the server process: sequence values,
     /// what a function left.
-    owner: Weak<Mark>,
+    owner: Weak<()>,
 }
 
 impl ServerState {
@@ -113,8 +117,8 @@ impl ServerState {
     }
 
     /// Whether what was left on it is this session's.
-    pub fn is_of(&self, mark: &Rc<Mark>) -> bool {
-        self.owner.as_ptr() == Rc::as_ptr(mark)
+    pub fn is_of(&self, mark: &Mark) -> bool {
+        mark.0.as_ref().is_some_and(|own| self.owner.as_ptr() == Rc::as_ptr(own))
     }
 
     /// Whether something was left on it by a session that still exists.
@@ -218,8 +222,7 @@ pub struct Config {
 /// One client's session.
 #[derive(Debug)]
 pub struct Session {
-    config: Config,
-    mark: Rc<Mark>,
+    kept: Kept,
     phase: Phase,
     /// As the client believes it to be.
     status: TxStatus,
@@ -234,16 +237,6 @@ pub struct Session {
     /// The proxy's own error that the client was told last.
     told: Option<(SqlState, Origin)>,
 
-    startup: Rc<Profile>,
-    profile: Rc<Profile>,
-    /// ParameterStatus values the client knows.
-    reported: Rc<Profile>,
-    sql: SqlContext,
-    route: Route,
-    consistency: Option<Consistency>,
-
-    statements: HashMap<Box<[u8]>, Rc<Statement>, foldhash::fast::RandomState>,
-    unnamed: Option<Rc<Statement>>,
     /// Portals whose Execute changes the session or ends a failed transaction.
     portals: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// The statement of the last BindComplete: whose Execute an error is about.
@@ -254,8 +247,6 @@ pub struct Session {
     pins: Effects,
     /// What is to be asked about that.
     probe: probe::Probe,
-    /// The open transaction was ended by COMMIT.
-    ended_by_commit: bool,
     /// A standby refused this statement as a write…
     relearn: Option<Rc<Statement>>,
     /// …or the unit's Query.
@@ -288,67 +279,7 @@ impl Session {
         reported: Vec<(String, String)>,
         shared: &mut Shared,
     ) -> Result<Self, ProxyError> {
-        let mut entries = profile::from_startup(startup)
-            .map_err(|option| ProxyError::Unsupported(format!("startup option `{option}`")))?;
-        let consistency = match entries.remove("manatee.consistency") {
-            Some(text) => Some(Consistency::parse(&text).ok_or_else(|| {
-                ProxyError::NotAllowed(format!("invalid value for parameter \"manatee.consistency\": \"{text}\""))
-            })?),
-            None => None,
-        };
-        let route = match entries.remove("manatee.route").as_deref() {
-            None | Some("auto") => Route::Auto,
-            Some("primary") => Route::Primary,
-            Some("standby") => Route::Standby,
-            Some(text) => {
-                return Err(ProxyError::NotAllowed(format!(
-                    "invalid value for parameter \"manatee.route\": \"{text}\""
-                )));
-            }
-        };
-        let profile = shared.profiles.intern(entries);
-        let reported = reported.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        let reported = shared.profiles.intern(reported);
-        let mut session = Self {
-            config,
-            mark: Mark::new(),
-            phase: Phase::Gather,
-            status: TxStatus::Idle,
-            unit: Unit::default(),
-            ledger: Ledger::default(),
-            server: None,
-            served_by: ServedBy::Primary,
-            reruns: 0,
-            used: None,
-            told: None,
-            startup: profile.clone(),
-            profile,
-            reported,
-            sql: SqlContext::default(),
-            route,
-            consistency,
-            statements: HashMap::default(),
-            unnamed: None,
-            portals: Vec::new(),
-            last_bound: None,
-            staged: Vec::new(),
-            pins: Effects::NONE,
-            probe: probe::Probe::default(),
-            ended_by_commit: false,
-            relearn: None,
-            learn_text: false,
-            replay_error: None,
-            to_client: BytesMut::new(),
-            to_server: BytesMut::new(),
-            withheld: BytesMut::new(),
-            passing: 0,
-            before: BytesMut::new(),
-            after: BytesMut::new(),
-            name: String::new(),
-        };
-        session.unit.reset(TxStatus::Idle);
-        session.read_sql_context();
-        Ok(session)
+        Ok(Self::of(Kept::new(config, startup, reported, shared)?))
     }
 
     /// Goes on as far as what has arrived allows. Call after every arrival, attachment or loss,
@@ -475,14 +406,14 @@ impl Session {
     }
 
     /// By which servers know this session.
-    pub fn mark(&self) -> &Rc<Mark> {
-        &self.mark
+    pub fn mark(&self) -> &Mark {
+        &self.kept.mark
     }
 
     /// The client is gone: what it left on servers is nobody's any more. Says how strictly the one
     /// that the session has must be cleaned.
     pub fn disown(&mut self) -> Cleanup {
-        self.mark = Mark::new();
+        self.kept.mark = Mark::default();
         // A server process keeps its temporary schema, even if emptied, and what it has loaded.
         let lasting = self.pins.intersects(Effects::TEMP_OBJECT.union(Effects::LOAD));
         if lasting { Cleanup::Close } else { Cleanup::DiscardAll }
@@ -531,7 +462,7 @@ impl Session {
     pub fn is_lingering(&self) -> bool {
         self.server.is_some()
             && self.is_idle()
-            && self.config.mode == Mode::Transaction
+            && self.kept.config.mode == Mode::Transaction
             && self.pins == Effects::SEQUENCE_READ
     }
 
@@ -566,7 +497,7 @@ impl Session {
 
     /// How strict the session is now.
     pub fn consistency(&self) -> Consistency {
-        self.consistency.unwrap_or(self.config.consistency)
+        self.kept.consistency.unwrap_or(self.kept.config.consistency)
     }
 
     /// The proxy is about to close the connection for this reason.
@@ -592,31 +523,31 @@ impl Session {
 
     /// Where the unit at hand has to run.
     fn need(&self) -> Need {
-        match self.config.access {
+        match self.kept.config.access {
             Access::PrimaryOnly => return Need::Primary,
             Access::ReadOnly => return Need::StandbyOnly,
             Access::ReadWrite => {}
         }
         if self.unit.needs_primary
             || self.unit.extent == Extent::Open
-            || !self.config.split
-            || self.config.mode == Mode::Session
+            || !self.kept.config.split
+            || self.kept.config.mode == Mode::Session
             || self.unit.effects.intersects(PINS)
         {
             return Need::Primary;
         }
-        match (self.unit.hint, self.route) {
+        match (self.unit.hint, self.kept.route) {
             (Some(Hint::Primary), _) | (None, Route::Primary) => return Need::Primary,
             (Some(Hint::Standby), _) | (None, Route::Standby) => return Need::Standby,
             (None, Route::Auto) => {}
         }
         let begins_read_only = || {
             matches!(self.unit.alone(), Some(TransactionControl::Begin { read_only: None, serializable: false }))
-                && matches!(self.profile.get("default_transaction_read_only"), Some("on" | "true" | "yes" | "1"))
+                && matches!(self.kept.profile.get("default_transaction_read_only"), Some("on" | "true" | "yes" | "1"))
         };
         let needs_primary = ["default_transaction_isolation", "transaction_isolation"]
             .iter()
-            .any(|name| self.profile.get(name).is_some_and(|value| setting_needs_primary(name, value)));
+            .any(|name| self.kept.profile.get(name).is_some_and(|value| setting_needs_primary(name, value)));
         if (self.unit.read_only || begins_read_only()) && !needs_primary { Need::Standby } else { Need::Primary }
     }
 
@@ -672,17 +603,5 @@ impl Session {
             rx.advance(self.unit.end.min(rx.len()));
             self.unit.end = 0;
         }
-    }
-
-    /// Sees how the session's texts are to be read.
-    fn read_sql_context(&mut self) {
-        let value = |name: &str| {
-            let reported = || self.reported.entries().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            self.profile.get(name).or_else(|| reported().map(|(_, value)| value))
-        };
-        self.sql = SqlContext {
-            standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
-            ascii_safe_encoding: value("client_encoding").is_none_or(crate::route::class::encoding_is_ascii_safe),
-        };
     }
 }

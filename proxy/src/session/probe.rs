@@ -49,6 +49,17 @@ pub(super) struct Probe {
     failed: bool,
 }
 
+impl Probe {
+    /// Whether there is nothing to ask.
+    pub(super) fn is_empty(&self) -> bool {
+        self.doubts.is_empty()
+            && self.names.is_empty()
+            && self.found.is_empty()
+            && self.settings.is_empty()
+            && !self.failed
+    }
+}
+
 impl Session {
     /// After a unit: which pins it may have removed, or never made.
     pub(super) fn doubt_pins(&mut self, effects: Effects) {
@@ -96,7 +107,7 @@ impl Session {
             .collect();
         if asked.intersects(Effects::SETTINGS_DOUBT) {
             parts.push(SETTINGS.to_owned());
-            let known = self.profile.names().filter(|name| name.contains('.')).map(Box::from);
+            let known = self.kept.profile.names().filter(|name| name.contains('.')).map(Box::from);
             let mut names: Vec<Box<str>> = known.chain(self.probe.names.drain(..)).collect();
             names.sort_unstable();
             names.dedup();
@@ -153,11 +164,11 @@ impl Session {
         }
         self.pins = self.pins.minus(probe.doubts).union(probe.found);
         if probe.doubts.intersects(Effects::SETTINGS_DOUBT) {
-            self.profile = shared.profiles.intern(probe.settings);
+            self.kept.profile = shared.profiles.intern(probe.settings);
             if let Some(server) = &mut self.server {
-                server.profile = self.profile.clone();
+                server.profile = self.kept.profile.clone();
             }
-            self.read_sql_context();
+            self.kept.read_sql_context();
         }
         if self.pins.is_empty() {
             self.phase = Phase::Release;

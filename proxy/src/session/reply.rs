@@ -244,9 +244,9 @@ impl Session {
     /// The client's name leads to this statement from now on, or to none.
     fn define(&mut self, name: Box<[u8]>, statement: Option<Rc<Statement>>) {
         let before = match (&statement, name.is_empty()) {
-            (_, true) => mem::replace(&mut self.unnamed, statement),
-            (Some(statement), false) => self.statements.insert(name.clone(), statement.clone()),
-            (None, false) => self.statements.remove(&name),
+            (_, true) => mem::replace(&mut self.kept.unnamed, statement),
+            (Some(statement), false) => self.kept.statements.insert(name.clone(), statement.clone()),
+            (None, false) => self.kept.statements.remove(&name),
         };
         if self.unit.forwarding == Forwarding::Withheld {
             self.unit.undo.push((name, before));
@@ -257,12 +257,12 @@ impl Session {
     pub(super) fn undo_definitions(&mut self) {
         while let Some((name, before)) = self.unit.undo.pop() {
             match (before, name.is_empty()) {
-                (before, true) => self.unnamed = before,
+                (before, true) => self.kept.unnamed = before,
                 (Some(statement), false) => {
-                    self.statements.insert(name, statement);
+                    self.kept.statements.insert(name, statement);
                 }
                 (None, false) => {
-                    self.statements.remove(&name);
+                    self.kept.statements.remove(&name);
                 }
             }
         }
@@ -337,9 +337,9 @@ impl Session {
         if tag == backend::COMMAND_COMPLETE {
             self.unit.completed_any = true;
             if body.starts_with(b"COMMIT\0") || body.starts_with(b"PREPARE TRANSACTION\0") {
-                self.ended_by_commit = true;
+                self.kept.ended_by_commit = true;
             } else if body.starts_with(b"ROLLBACK\0") {
-                self.ended_by_commit = false;
+                self.kept.ended_by_commit = false;
             }
         }
         if self.unit.commit_doubt && tag == backend::COMMAND_COMPLETE {
@@ -385,13 +385,13 @@ impl Session {
         if injected || !belongs_to_session(&name) || self.ledger.is_empty() {
             return Ok(Fate::Swallow);
         }
-        self.reported = shared.profiles.with(&self.reported, &name, &value);
+        self.kept.reported = shared.profiles.with(&self.kept.reported, &name, &value);
         let lower = name.to_ascii_lowercase();
-        self.profile = shared.profiles.with(&self.profile, &lower, &value);
+        self.kept.profile = shared.profiles.with(&self.kept.profile, &lower, &value);
         if let Some(server) = &mut self.server {
             server.profile = shared.profiles.with(&server.profile, &lower, &value);
         }
-        self.read_sql_context();
+        self.kept.read_sql_context();
         Ok(Fate::Forward)
     }
 
@@ -456,9 +456,9 @@ impl Session {
             _ if stale => Ok(Some(self.unit.needs_primary)),
             b"25006" if self.served_by == ServedBy::Standby => {
                 // Not for who asked for a standby: then it is an answer.
-                let asked = self.config.access == crate::auth::Access::ReadOnly
+                let asked = self.kept.config.access == crate::auth::Access::ReadOnly
                     || self.unit.hint == Some(Hint::Standby)
-                    || (self.unit.hint.is_none() && self.route == Route::Standby);
+                    || (self.unit.hint.is_none() && self.kept.route == Route::Standby);
                 if asked {
                     return Ok(None);
                 }
@@ -474,7 +474,7 @@ impl Session {
             // What is not there (42P01 …), or not granted, may be on the primary: just created, or of this
             // session alone.
             b"40001" | b"40P01" | b"57P04" | b"0A000" | b"55000" | b"XX000" | b"3F000" | [b'4', b'2', ..]
-                if self.served_by == ServedBy::Standby && self.config.access == crate::auth::Access::ReadWrite =>
+                if self.served_by == ServedBy::Standby && self.kept.config.access == crate::auth::Access::ReadWrite =>
             {
                 Ok(Some(true))
             }
@@ -504,7 +504,7 @@ impl Session {
         if let Some(Expect::Execute { .. } | Expect::Bind { .. }) = self.ledger.head()
             && let Some(statement) = self.last_bound.take()
         {
-            shared.classifier.learn_writes(statement.text(), self.sql);
+            shared.classifier.learn_writes(statement.text(), self.kept.sql);
             shared.interner.forget(&statement);
             // The client's names lead to the old class: let it be found anew.
             self.relearn = Some(statement);
@@ -588,7 +588,7 @@ impl Session {
             // A Query drops the unnamed statement, also one parsed in the same unit.
             Some(Expect::Query) if self.ledger.is_empty() => {
                 if self.unit.class.is_some() {
-                    self.unnamed = None;
+                    self.kept.unnamed = None;
                 }
             }
             _ => return Err(Fault::Unexpected('Z')),
@@ -629,10 +629,10 @@ impl Session {
             return;
         }
         let Some(server) = &mut self.server else { return };
-        server.profile = self.profile.clone();
+        server.profile = self.kept.profile.clone();
         for (name, value) in server.parameters.iter().filter(|(name, _)| belongs_to_session(name)) {
-            if self.reported.get(name) != Some(value) {
-                self.reported = shared.profiles.with(&self.reported, name, value);
+            if self.kept.reported.get(name) != Some(value) {
+                self.kept.reported = shared.profiles.with(&self.kept.reported, name, value);
                 backend::put_parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
             }
         }

@@ -54,6 +54,39 @@ impl Statement {
     }
 }
 
+/// A client's names. Most clients have none: an empty one has no memory of its own.
+#[derive(Debug, Default)]
+pub(super) struct Names(Option<Box<ByName>>);
+
+type ByName = HashMap<Box<[u8]>, Rc<Statement>, RandomState>;
+
+impl Names {
+    pub(super) fn get(&self, name: &[u8]) -> Option<&Rc<Statement>> {
+        self.0.as_ref()?.get(name)
+    }
+
+    pub(super) fn contains(&self, name: &[u8]) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Returns what the name led to before.
+    pub(super) fn insert(&mut self, name: Box<[u8]>, statement: Rc<Statement>) -> Option<Rc<Statement>> {
+        self.0.get_or_insert_default().insert(name, statement)
+    }
+
+    pub(super) fn remove(&mut self, name: &[u8]) -> Option<Rc<Statement>> {
+        self.0.as_mut()?.remove(name)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0 = None;
+    }
+
+    pub(super) fn statements_mut(&mut self) -> impl Iterator<Item = &mut Rc<Statement>> {
+        self.0.iter_mut().flat_map(|names| names.values_mut())
+    }
+}
+
 /// The statements of one thread and database.
 #[derive(Debug, Default)]
 pub struct Interner {

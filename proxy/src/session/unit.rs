@@ -138,6 +138,11 @@ impl Unit {
             Self { parses, undo, bound, started, read_only: true, repeatable: true, single: true, ..Self::default() };
     }
 
+    /// For how many messages there is room.
+    pub(super) fn room(&self) -> usize {
+        self.parses.capacity().max(self.undo.capacity()).max(self.bound.capacity())
+    }
+
     /// Ready to be run again.
     pub fn rewind(&mut self) {
         self.parses_sent = 0;

@@ -335,7 +335,7 @@ async fn serve(listener: StdListener, setup: Setup, topology: Topology, catalogs
         tokio::task::spawn_local(async move {
             let _ = stream.set_nodelay(true);
             match admit(stream, address, &registry).await {
-                Ok(Some((stream, client))) => driver::run(stream, client, worker).await,
+                Ok(Some((stream, client))) => driver::run(stream, client, worker, ()).await,
                 Ok(None) => {}
                 Err(error) => println!("not admitted: {error:#}"),
             }

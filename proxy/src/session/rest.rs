@@ -1,0 +1,208 @@
+//! Between two units a session is no more than what it keeps. The rest of it, several times as large, is the
+//! same for all idle sessions: it serves others meanwhile.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use super::ledger::Ledger;
+use super::profile::{self, Profile};
+use super::statements::{Names, Statement};
+use super::unit::Unit;
+use super::{Config, Mark, Phase, ServedBy, Session, Shared, probe};
+use crate::error::ProxyError;
+use crate::route::Effects;
+use crate::route::class::{Route, SqlContext};
+use crate::topology::consistency::Consistency;
+use crate::wire::backend::TxStatus;
+
+/// Spares kept for the next who has something to do: about as many as have something to do at a time. More
+/// are given back to the system.
+const MOST_SPARE: usize = 256;
+
+/// Requests there is room for in a spare. One that has grown above this is not kept: it was for a long pipeline.
+const MOST_REQUESTS: usize = 256;
+
+/// What a session keeps while it is idle.
+#[derive(Debug)]
+pub struct Kept {
+    pub(super) config: Config,
+    pub(super) mark: Mark,
+    pub(super) startup: Rc<Profile>,
+    pub(super) profile: Rc<Profile>,
+    /// ParameterStatus values the client knows.
+    pub(super) reported: Rc<Profile>,
+    pub(super) sql: SqlContext,
+    pub(super) route: Route,
+    pub(super) consistency: Option<Consistency>,
+    pub(super) statements: Names,
+    pub(super) unnamed: Option<Rc<Statement>>,
+    /// The last transaction was ended by COMMIT.
+    pub(super) ended_by_commit: bool,
+}
+
+impl Kept {
+    /// Of a client that has just logged in.
+    ///
+    /// # Errors
+    /// Startup options that are not understood.
+    pub fn new(
+        config: Config,
+        startup: &[(String, String)],
+        reported: Vec<(String, String)>,
+        shared: &mut Shared,
+    ) -> Result<Self, ProxyError> {
+        let mut entries = profile::from_startup(startup)
+            .map_err(|option| ProxyError::Unsupported(format!("startup option `{option}`")))?;
+        let consistency = match entries.remove("manatee.consistency") {
+            Some(text) => Some(Consistency::parse(&text).ok_or_else(|| {
+                ProxyError::NotAllowed(format!("invalid value for parameter \"manatee.consistency\": \"{text}\""))
+            })?),
+            None => None,
+        };
+        let route = match entries.remove("manatee.route").as_deref() {
+            None | Some("auto") => Route::Auto,
+            Some("primary") => Route::Primary,
+            Some("standby") => Route::Standby,
+            Some(text) => {
+                return Err(ProxyError::NotAllowed(format!(
+                    "invalid value for parameter \"manatee.route\": \"{text}\""
+                )));
+            }
+        };
+        let profile = shared.profiles.intern(entries);
+        let reported = reported.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let reported = shared.profiles.intern(reported);
+        let mut kept =
+            Self { startup: profile.clone(), profile, reported, route, consistency, ..Self::nobodys(config, shared) };
+        kept.read_sql_context();
+        Ok(kept)
+    }
+
+    /// Of no client: what a spare has.
+    fn nobodys(config: Config, shared: &Shared) -> Self {
+        let empty = shared.profiles.empty();
+        Self {
+            config,
+            mark: Mark::default(),
+            startup: empty.clone(),
+            profile: empty.clone(),
+            reported: empty,
+            sql: SqlContext::default(),
+            route: Route::Auto,
+            consistency: None,
+            statements: Names::default(),
+            unnamed: None,
+            ended_by_commit: false,
+        }
+    }
+
+    /// Sees how the session's texts are to be read.
+    pub(super) fn read_sql_context(&mut self) {
+        let value = |name: &str| {
+            let reported = || self.reported.entries().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            self.profile.get(name).or_else(|| reported().map(|(_, value)| value))
+        };
+        self.sql = SqlContext {
+            standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
+            ascii_safe_encoding: value("client_encoding").is_none_or(crate::route::class::encoding_is_ascii_safe),
+        };
+    }
+}
+
+/// A session that may have something to do, and what its client has said and was not dealt with.
+#[derive(Debug)]
+pub struct Awake {
+    /// The session.
+    pub session: Session,
+    /// Its client's bytes.
+    pub rx: BytesMut,
+}
+
+/// What idle sessions do not need, for the next who has something to do. What such a session keeps is nobody's.
+// Boxed because they travel.
+#[allow(clippy::vec_box)]
+#[derive(Debug, Default)]
+pub struct Spares(Vec<Box<Awake>>);
+
+impl Awake {
+    /// The client has said something. `kept` is nobody's from now on, until [`Awake::rest`].
+    pub fn new(kept: &mut Kept, rx: BytesMut, shared: &mut Shared) -> Box<Self> {
+        let mut awake = shared.spares.0.pop().unwrap_or_else(|| {
+            let session = Session::of(Kept::nobodys(kept.config.clone(), shared));
+            Box::new(Self { session, rx: BytesMut::new() })
+        });
+        std::mem::swap(&mut awake.session.kept, kept);
+        awake.rx = rx;
+        awake
+    }
+
+    /// Whether nothing is lost if the session rests: it is idle, everything was said, and no server is its own.
+    pub fn may_rest(&self) -> bool {
+        self.rx.is_empty() && self.session.may_rest()
+    }
+
+    /// The session is idle, and [may rest](Awake::may_rest).
+    pub fn rest(mut self: Box<Self>, kept: &mut Kept, shared: &mut Shared) {
+        debug_assert!(self.may_rest());
+        let session = &mut self.session;
+        std::mem::swap(&mut session.kept, kept);
+        session.last_bound = None;
+        session.trim(&mut shared.buffers);
+        let has_grown = session.ledger.room() > MOST_REQUESTS
+            || session.unit.room() > MOST_REQUESTS
+            || session.portals.capacity().max(session.staged.capacity()) > MOST_REQUESTS;
+        shared.buffers.give_back(&mut self.rx);
+        if shared.spares.0.len() < MOST_SPARE && !has_grown {
+            shared.spares.0.push(self);
+        }
+    }
+}
+
+impl Session {
+    /// With what it keeps, and nothing to do.
+    pub(super) fn of(kept: Kept) -> Self {
+        let mut unit = Unit::default();
+        unit.reset(TxStatus::Idle);
+        Self {
+            kept,
+            phase: Phase::Gather,
+            status: TxStatus::Idle,
+            unit,
+            ledger: Ledger::default(),
+            server: None,
+            served_by: ServedBy::Primary,
+            reruns: 0,
+            used: None,
+            told: None,
+            portals: Vec::new(),
+            last_bound: None,
+            staged: Vec::new(),
+            pins: Effects::NONE,
+            probe: probe::Probe::default(),
+            relearn: None,
+            learn_text: false,
+            replay_error: None,
+            to_client: BytesMut::new(),
+            to_server: BytesMut::new(),
+            withheld: BytesMut::new(),
+            passing: 0,
+            before: BytesMut::new(),
+            after: BytesMut::new(),
+            name: String::new(),
+        }
+    }
+
+    fn may_rest(&self) -> bool {
+        self.is_idle()
+            && self.server.is_none()
+            && self.pins.is_empty()
+            && self.ledger.is_empty()
+            && [&self.to_client, &self.to_server, &self.withheld, &self.before, &self.after]
+                .iter()
+                .all(|buffer| buffer.is_empty())
+            && (self.portals.is_empty() && self.staged.is_empty() && self.probe.is_empty())
+            && (self.relearn.is_none() && !self.learn_text && self.replay_error.is_none())
+            && (self.used.is_none() && self.told.is_none() && self.reruns == 0 && self.passing == 0)
+    }
+}
