@@ -80,6 +80,8 @@ struct Driver<S> {
     moment: Option<Instant>,
     /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
     flush: bool,
+    /// The last read from the client brought a buffer full.
+    long: bool,
 }
 
 /// What has happened.
@@ -137,6 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             seat,
             moment: None,
             flush: false,
+            long: false,
         })
     }
 
@@ -382,16 +385,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if present.end.poll(cx) {
             return Poll::Ready((rx, Some(Ending::Stop)));
         }
-        let ending = match poll_fill(&mut self.stream, &mut rx, &mut self.shared.borrow_mut().buffers, cx) {
-            Poll::Ready(Ok(0)) => Some(Ending::Gone(None)),
-            Poll::Ready(Ok(count)) => {
-                add(&present.tally.received, count as u64);
-                None
-            }
-            Poll::Ready(Err(error)) => Some(Ending::Gone(Some(error))),
-            Poll::Pending if worker.is_stopping() => Some(Ending::Stop),
-            Poll::Pending => return Poll::Pending,
-        };
+        let ending =
+            match poll_fill(&mut self.stream, &mut rx, &mut self.shared.borrow_mut().buffers, &mut self.long, cx) {
+                Poll::Ready(Ok(0)) => Some(Ending::Gone(None)),
+                Poll::Ready(Ok(count)) => {
+                    add(&present.tally.received, count as u64);
+                    None
+                }
+                Poll::Ready(Err(error)) => Some(Ending::Gone(Some(error))),
+                Poll::Pending if worker.is_stopping() => Some(Ending::Stop),
+                Poll::Pending => return Poll::Pending,
+            };
         Poll::Ready((rx, ending))
     }
 
@@ -416,13 +420,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if let Poll::Ready(Err(error)) = poll_write(&mut server.stream, session.to_server(), &mut server.flush, cx)
             {
                 // It may have said why before it went.
-                return match poll_fill(&mut server.stream, &mut server.rx, buffers, cx) {
+                return match poll_fill(&mut server.stream, &mut server.rx, buffers, &mut server.lease.long, cx) {
                     Poll::Ready(Ok(1..)) => Poll::Ready(Event::Server),
                     _ => Poll::Ready(Event::ServerGone(Some(error))),
                 };
             }
             if session.to_client().len() < BACKLOG_BYTES {
-                match poll_fill(&mut server.stream, &mut server.rx, buffers, cx) {
+                match poll_fill(&mut server.stream, &mut server.rx, buffers, &mut server.lease.long, cx) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Event::ServerGone(None)),
                     Poll::Ready(Ok(count)) => {
                         add(&self.seat.present.tally.sent, count as u64);
@@ -435,7 +439,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         let limit = if session.wants_client() { usize::MAX } else { READ_AHEAD_BYTES };
         if rx.len() < limit && session.to_server().len() < BACKLOG_BYTES && session.to_client().len() < BACKLOG_BYTES {
-            match poll_fill(&mut self.stream, rx, buffers, cx) {
+            match poll_fill(&mut self.stream, rx, buffers, &mut self.long, cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Event::Ending(Ending::Gone(None))),
                 Poll::Ready(Ok(count)) => {
                     add(&self.seat.present.tally.received, count as u64);
@@ -506,7 +510,7 @@ fn poll_waiting<S: AsyncRead + AsyncWrite + Unpin>(
         return Poll::Ready(error);
     }
     while rx.len() < READ_AHEAD_BYTES {
-        match poll_fill(stream, rx, buffers, cx) {
+        match poll_fill(stream, rx, buffers, &mut false, cx) {
             Poll::Ready(Ok(0)) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
             Poll::Ready(Ok(_)) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(error),
@@ -543,21 +547,29 @@ fn poll_write<W: AsyncWrite + Unpin>(
     Poll::Ready(Ok(()))
 }
 
-/// Reads once, at the end of the buffer, which it has only while there is something in it.
+/// Reads once, at the end of the buffer, which it has only while there is something in it. `long`: the last
+/// read brought a buffer full.
 fn poll_fill<R: AsyncRead + Unpin>(
     stream: &mut R,
     rx: &mut BytesMut,
     buffers: &mut Buffers,
+    long: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
+    if *long {
+        buffers.lend_long(rx);
+    }
     buffers.lend(rx);
     if rx.capacity() - rx.len() < BUFFER_BYTES / 4 {
         rx.reserve(BUFFER_BYTES);
     }
+    let room = rx.capacity() - rx.len();
     // Holds no state between polls.
     let filled = pin!(stream.read_buf(rx)).poll(cx);
-    if filled.is_pending() {
-        buffers.give_back(rx);
+    match filled {
+        Poll::Ready(Ok(count)) => *long = count >= room.min(BUFFER_BYTES),
+        Poll::Ready(Err(_)) => {}
+        Poll::Pending => buffers.give_back(rx),
     }
     filled
 }

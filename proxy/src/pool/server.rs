@@ -93,12 +93,14 @@ pub struct Lease {
     pub asked: Option<Instant>,
     /// Runs while the session keeps it for a moment only.
     pub linger: Option<Pin<Box<Sleep>>>,
+    /// The last read brought a buffer full.
+    pub long: bool,
 }
 
 impl Lease {
     /// From now on.
     pub fn new(number: usize, since: Instant) -> Self {
-        Self { number, since, asked: None, linger: None }
+        Self { number, since, asked: None, linger: None, long: false }
     }
 }
 

@@ -10,29 +10,53 @@ pub const BUFFER_BYTES: usize = 16 << 10;
 /// sockets. More are given back to the system.
 const MOST_SPARE: usize = 64;
 
+/// Room of a buffer for a side that has more to say than [`BUFFER_BYTES`] at a time: a large answer, a COPY.
+pub const LONG_BYTES: usize = 4 * BUFFER_BYTES;
+
+/// Of these kept: about as many as carry something long at a time.
+const MOST_SPARE_LONG: usize = 8;
+
 /// What has grown above this is not kept: it was for one large message.
-const KEPT_BYTES: usize = 4 * BUFFER_BYTES;
+const KEPT_BYTES: usize = LONG_BYTES;
 
 /// Empty buffers.
 #[derive(Debug, Default)]
 pub struct Buffers {
     spare: Vec<BytesMut>,
+    long: Vec<BytesMut>,
 }
 
 impl Buffers {
     /// Sees to it that `buffer`, if it has no room at all, has [`BUFFER_BYTES`].
     pub fn lend(&mut self, buffer: &mut BytesMut) {
-        if buffer.capacity() == 0 {
+        // One that was consumed to its very end has no capacity until it is reclaimed.
+        if buffer.capacity() == 0 && !buffer.try_reclaim(BUFFER_BYTES) {
             *buffer = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES));
         }
     }
 
+    /// Sees to it that `buffer`, if there is not much in it, has [`LONG_BYTES`].
+    pub fn lend_long(&mut self, buffer: &mut BytesMut) {
+        if buffer.len() > BUFFER_BYTES / 4 || buffer.try_reclaim(LONG_BYTES - buffer.len()) {
+            return;
+        }
+        let long = self.long.pop().unwrap_or_else(|| BytesMut::with_capacity(LONG_BYTES));
+        let mut short = std::mem::replace(buffer, long);
+        buffer.extend_from_slice(&short);
+        short.clear();
+        self.give_back(&mut short);
+    }
+
     /// Takes `buffer`'s room away if it is empty.
     pub fn give_back(&mut self, buffer: &mut BytesMut) {
-        if buffer.is_empty() && buffer.capacity() > 0 {
+        if buffer.is_empty() {
             let mut room = std::mem::take(buffer);
             // What was consumed from its head is room again.
-            if self.spare.len() < MOST_SPARE && room.try_reclaim(BUFFER_BYTES) && room.capacity() <= KEPT_BYTES {
+            if room.try_reclaim(LONG_BYTES) {
+                if self.long.len() < MOST_SPARE_LONG && room.capacity() <= KEPT_BYTES {
+                    self.long.push(room);
+                }
+            } else if self.spare.len() < MOST_SPARE && room.try_reclaim(BUFFER_BYTES) && room.capacity() <= KEPT_BYTES {
                 self.spare.push(room);
             }
         }
@@ -82,11 +106,35 @@ mod tests {
     }
 
     #[test]
+    fn long_ones_are_for_what_is_long() {
+        let mut buffers = Buffers::default();
+        let mut buffer = BytesMut::new();
+        buffers.lend(&mut buffer);
+        buffers.lend_long(&mut buffer);
+        assert!(buffer.capacity() >= LONG_BYTES);
+        buffer.extend_from_slice(&[1; LONG_BYTES]);
+        buffers.lend_long(&mut buffer);
+        buffers.give_back(&mut buffer);
+        assert_eq!(buffer.len(), LONG_BYTES, "it is in use");
+        buffer.advance(LONG_BYTES);
+        buffers.give_back(&mut buffer);
+        assert_eq!((buffers.spare.len(), buffers.long.len()), (1, 1));
+        buffers.lend(&mut buffer);
+        buffer.extend_from_slice(b"abc");
+        buffers.lend_long(&mut buffer);
+        assert_eq!((&buffer[..], buffers.spare.len(), buffers.long.len()), (&b"abc"[..], 1, 0));
+        buffer.clear();
+        buffers.give_back(&mut buffer);
+        buffers.lend(&mut buffer);
+        assert!(buffer.capacity() < LONG_BYTES);
+    }
+
+    #[test]
     fn what_has_grown_is_not_kept() {
         let mut buffers = Buffers::default();
         let mut buffer = BytesMut::with_capacity(KEPT_BYTES + 1);
         buffers.give_back(&mut buffer);
-        assert_eq!((buffer.capacity(), buffers.spare.len()), (0, 0));
+        assert_eq!((buffer.capacity(), buffers.spare.len(), buffers.long.len()), (0, 0, 0));
     }
 
     #[test]
