@@ -63,6 +63,19 @@ enum Fate {
     Swallow,
 }
 
+/// How many bytes of complete messages at the head have this tag, and are not to be passed on in parts.
+fn alike(bytes: &[u8], tag: u8) -> usize {
+    let mut end = 0;
+    while let Some(rest) = bytes.get(end..)
+        && let Ok(Some(header)) = Header::read(rest)
+        && header.tag == tag
+        && header.size <= STREAM_ABOVE_BYTES.min(rest.len())
+    {
+        end += header.size;
+    }
+    end
+}
+
 impl Session {
     /// Takes what the server sent. On a fault the driver closes it and calls
     /// [`Session::server_lost`].
@@ -112,6 +125,12 @@ impl Session {
             position += header.size;
             if fate == Fate::Swallow {
                 run = position;
+            } else if matches!(header.tag, backend::DATA_ROW | wire::frontend::COPY_DATA)
+                && self.unit.forwarding == Forwarding::On
+                && self.after.is_empty()
+            {
+                // What was found of the first of many is true of the others.
+                position += alike(&rx[position..], header.tag);
             }
             if !self.after.is_empty() {
                 self.pass(&rx[run..position], &mut shared.buffers);
