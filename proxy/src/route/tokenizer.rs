@@ -158,8 +158,21 @@ fn is_identifier_start(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
 }
 
+/// Which bytes go on with an identifier: looked up for nearly every byte of every text.
+const IDENTIFIER: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    loop {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80;
+        if byte == u8::MAX {
+            break table;
+        }
+        byte += 1;
+    }
+};
+
 fn is_identifier(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80
+    IDENTIFIER[usize::from(byte)]
 }
 
 impl<'a> Scanner<'a> {
@@ -286,10 +299,9 @@ impl<'a> Scanner<'a> {
 
     fn word(&mut self) -> Result<(), Odd> {
         let start = self.at;
-        let mut end = start + 1;
-        while self.text.get(end).is_some_and(|byte| is_identifier(*byte)) {
-            end += 1;
-        }
+        let rest = &self.text[start + 1..];
+        let length = rest.iter().position(|byte| !is_identifier(*byte)).unwrap_or(rest.len());
+        let end = start + 1 + length;
         let word = &self.text[start..end];
         let next = self.text.get(end).copied().unwrap_or(0);
         if next == b'\'' {
