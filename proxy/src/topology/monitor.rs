@@ -31,6 +31,8 @@ const QUICK_INTERVAL: Duration = Duration::from_millis(5);
 const QUICK_RECONNECT: Duration = Duration::from_millis(20);
 /// Without a primary, what is no news is published no more often than this.
 const NO_NEWS_INTERVAL: Duration = Duration::from_millis(25);
+/// What is no news shows in the metrics no more often than this: they are read every few seconds.
+const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a quick succession lasts before the normal pace returns: a primary that is down for
 /// longer is not worth two hundred connection attempts a second.
 const QUICK_LIMIT: Duration = Duration::from_secs(20);
@@ -156,6 +158,7 @@ pub async fn run(
     let mut last = Snapshot::unknown();
     let mut lost_at: Option<Instant> = None;
     let mut published = Instant::now();
+    let (mut shown, mut shown_at) = (Snapshot::unknown(), None::<Instant>);
     let mut ticks = tokio::time::interval(settings.poll_interval.max(Duration::from_millis(10)));
     if let Some(first) = state.borrow_and_update().clone() {
         knowledge.handle_state(first, Instant::now());
@@ -174,7 +177,11 @@ pub async fn run(
         if snapshot.primary.is_some() || is_news(&last, &snapshot) || now >= published + NO_NEWS_INTERVAL {
             published = now;
             report(&last, &snapshot);
-            metrics::show_topology(settings.shard.as_str(), &last, &snapshot);
+            // The names of gauges are made for each: not several times per interval.
+            if is_news(&shown, &snapshot) || shown_at.is_none_or(|shown_at| now >= shown_at + SHOW_INTERVAL) {
+                metrics::show_topology(settings.shard.as_str(), &shown, &snapshot);
+                (shown, shown_at) = (snapshot.clone(), Some(now));
+            }
             match (last.primary.is_some(), snapshot.primary.is_some()) {
                 (true, false) => lost_at = Some(now),
                 (false, true) => {
