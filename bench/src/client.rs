@@ -24,6 +24,9 @@ pub struct Dialer {
     secret: Secret,
 }
 
+/// Of the protocol, in a startup message.
+const PROTOCOL_3_0: u32 = 3 << 16;
+
 impl Dialer {
     /// [`APP`] at `address`.
     pub fn new(address: SocketAddr, secret: Secret) -> Self {
@@ -42,6 +45,8 @@ impl Dialer {
         let (mut first, mut proved) = (None, None);
         let mut out = BytesMut::new();
         encode_startup(&mut out, APP, APP, &[]);
+        // As most drivers ask, and as PgBouncer understands it: its old versions close on a minor they do not know.
+        out[4..8].copy_from_slice(&PROTOCOL_3_0.to_be_bytes());
         loop {
             client.stream.write_all(&out).await?;
             out.clear();
