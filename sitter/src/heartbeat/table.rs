@@ -198,7 +198,8 @@ impl Table {
         let mut health = PeerHealth { refused: entry.refusals >= REFUSALS, ..PeerHealth::default() };
         if let Some((at, answer)) = &entry.answer {
             let since_answer = millis(now.saturating_duration_since(*at));
-            health.silent_ms = Some(self.silence(*at, now).saturating_sub(self.explained_ms(entry)));
+            health.explained_ms = self.explained_ms(entry);
+            health.silent_ms = Some(self.silence(*at, now).saturating_sub(health.explained_ms));
             health.postgres_down_ms = answer.postgres_down_ms.map(|down| down + since_answer);
             health.stopping = answer.stopping;
             health.suspects = answer.suspects.clone();

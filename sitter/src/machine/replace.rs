@@ -164,7 +164,7 @@ fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) ->
             return Some(format!("the sync {sync} has no election node"));
         }
     }
-    if suspect && (!attached || stalled_ms >= view.settings.suspicion_timeout_ms) {
+    if suspect && (!attached || stalled_ms >= suspicion::stream_patience_ms(view, sync)) {
         return Some(format!("the sync {sync} is silent, and does not acknowledge"));
     }
     (stalled_ms >= SYNC_STALLED_MS).then(|| format!("the sync {sync} does not follow"))

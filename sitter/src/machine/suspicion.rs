@@ -60,10 +60,17 @@ fn shared_by_another(view: &View, peer: PeerId) -> bool {
         .any(|(&other, health)| other != peer && !is_suspect(view, other) && health.suspects.contains(&peer))
 }
 
-/// Whether WAL or keepalives still come from upstream: its PostgreSQL lives, whatever became of
+/// How long (ms) PostgreSQL's stream from or to `peer` may stand still before that says something.
+pub(super) fn stream_patience_ms(view: &View, peer: PeerId) -> u64 {
+    let explained_ms = view.health.get(&peer).map_or(0, |health| health.explained_ms);
+    view.settings.suspicion_timeout_ms + explained_ms
+}
+
+/// Whether WAL or keepalives still come from `upstream`: its PostgreSQL lives, whatever became of
 /// its sitter.
-fn stream_is_fresh(view: &View, standby: &StandbyStatus) -> bool {
-    standby.streaming && standby.upstream_silent_ms.is_some_and(|silent| silent < view.settings.suspicion_timeout_ms)
+fn stream_is_fresh(view: &View, upstream: PeerId, standby: &StandbyStatus) -> bool {
+    let patience_ms = stream_patience_ms(view, upstream);
+    standby.streaming && standby.upstream_silent_ms.is_some_and(|silent| silent < patience_ms)
 }
 
 /// Why the primary counts as gone for its sync; None if it does not.
@@ -82,7 +89,7 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
     }
     // A host that refuses connections to its sitter is alive: had its PostgreSQL died, the stream
     // would have been closed, so an idle one is as good as a fresh one.
-    let streaming = if health.refused { standby.streaming } else { stream_is_fresh(view, standby) };
+    let streaming = if health.refused { standby.streaming } else { stream_is_fresh(view, primary, standby) };
     if is_missing(view, primary) {
         let missing_ms = view.observed.missing_ms.get(&primary).copied().unwrap_or(0);
         let healthy = heard && health.postgres_down_ms.is_none() && streaming;

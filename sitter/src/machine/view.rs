@@ -16,6 +16,9 @@ use super::local::{Data, Local, ServerConfig};
 pub struct PeerHealth {
     /// Milliseconds since its sitter last answered; None if it never did.
     pub silent_ms: Option<u64>,
+    /// How much silence (ms) the way to it explains: a long line, packets that had to be sent again. Not
+    /// counted in `silent_ms`, and not to be held against its PostgreSQL either, which uses the same way.
+    pub explained_ms: u64,
     /// Its host answers, but its sitter's port is closed: the process is gone, no need to wait.
     pub refused: bool,
     /// Its sitter says that its PostgreSQL can not commit or is down, for this long

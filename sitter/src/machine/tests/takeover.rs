@@ -107,6 +107,11 @@ fn one_suspicion_alone_or_a_live_stream_is_not_enough() {
     assert!(matches!(decide(&view).action, Action::Configure(_)), "shared");
     standby(&mut view).upstream_silent_ms = Some(100);
     waits(&view, "sync, streaming");
+    // On a line that loses packets the stream stands still for longer, too.
+    standby(&mut view).upstream_silent_ms = Some(2_500);
+    assert!(matches!(decide(&view).action, Action::Configure(_)));
+    health(&mut view, 1).explained_ms = 2_000;
+    waits(&view, "sync, streaming");
 }
 
 #[test]
