@@ -26,6 +26,13 @@ const LEAST_PAUSE: Duration = Duration::from_millis(400);
 /// How many answers' times are remembered: as many seconds, about, as a bad line is remembered.
 const ANSWERS: usize = 600;
 
+/// A line that has turned bad is known by so many of the last answers: they come the more slowly the worse it is, and
+/// would be few among all that are remembered for minutes.
+const RECENT: usize = 50;
+
+/// So many in a row that all took long are a long line.
+const IN_A_ROW: usize = 10;
+
 /// A lost packet is sent again after the usual round trip and as much again and more (RFC 6298): a
 /// line that long explains this many round trips of silence.
 const ROUND_TRIPS: u32 = 3;
@@ -91,16 +98,24 @@ impl Line {
         self.sorted.insert(place, took);
     }
 
-    /// The least time, and the greatest that is no hiccup.
-    fn bounds(&self) -> Option<(Duration, Duration)> {
-        let hiccups = self.sorted.len() * HICCUPS_PERCENT / 100;
-        let slow = self.sorted.len().checked_sub(hiccups + 1).and_then(|place| self.sorted.get(place));
-        self.sorted.first().copied().zip(slow.copied())
+    /// The greatest of `sorted` that is no hiccup.
+    fn slow(sorted: &[Duration]) -> Option<Duration> {
+        let hiccups = sorted.len() * HICCUPS_PERCENT / 100;
+        sorted.len().checked_sub(hiccups + 1).and_then(|place| sorted.get(place)).copied()
+    }
+
+    /// The last `count`, or none if there were fewer.
+    fn last(&self, count: usize) -> impl Iterator<Item = Duration> {
+        let skipped = self.took.len().checked_sub(count).unwrap_or(self.took.len());
+        self.took.iter().skip(skipped).copied()
     }
 
     /// Silence after which the peer is to be suspected.
     fn patience(&self, timing: Timing) -> Duration {
-        let Some((least, slow)) = self.bounds() else { return timing.suspicion };
+        let mut recent: Vec<_> = self.last(RECENT).collect();
+        recent.sort_unstable();
+        let Some(slow) = Self::slow(&self.sorted).max(Self::slow(&recent)) else { return timing.suspicion };
+        let least = self.sorted.first().copied().max(self.last(IN_A_ROW).min()).unwrap_or_default();
         let long = timing.suspicion + least * ROUND_TRIPS;
         let unsteady = timing.interval + slow * WORST_TWICE;
         long.max(unsteady).min(timing.suspicion * MOST_PATIENCE)
@@ -335,6 +350,14 @@ mod tests {
             answer_after(&mut f, if number % 50 == 0 { 900 } else { 1 });
         }
         assert_eq!(suspected_after(&mut f), 1_010, "hiccups");
+        for _ in 0..IN_A_ROW {
+            answer_after(&mut f, 400);
+        }
+        assert_eq!(suspected_after(&mut f), 2_200, "long from one moment to the next");
+        for number in 0..RECENT {
+            answer_after(&mut f, if number % 10 == 0 { 1_200 } else { 400 });
+        }
+        assert_eq!(suspected_after(&mut f), 2_500, "and lossy");
         for number in 0..ANSWERS {
             answer_after(&mut f, if number % 20 == 0 { 900 } else { 1 });
         }
