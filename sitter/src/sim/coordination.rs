@@ -105,6 +105,10 @@ impl World {
 
     /// The state is lost, or garbage. An operator restores it later.
     pub(super) fn lose_state(&mut self, until: u64, garbage: bool) {
+        // Before its history goes too.
+        if let Err(problem) = self.check_history() {
+            self.violation = Some(problem);
+        }
         let node = self.zk.state();
         let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };
         let state = Arc::clone(state);
@@ -130,6 +134,9 @@ impl World {
         let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };
         if self.unaware_of(state.generation) > 1 {
             return;
+        }
+        if let Err(problem) = self.check_history() {
+            self.violation = Some(problem);
         }
         let wanted = state.generation.saturating_sub(generations);
         let history = self.zk.history_now();

@@ -293,7 +293,8 @@ impl World {
         able && *primary != host && host_state.postgres.is_primary() && host_state.postgres.serves()
     }
 
-    fn check_history(&mut self) -> Result<(), String> {
+    /// What was written since the last time.
+    pub(super) fn check_history(&mut self) -> Result<(), String> {
         let fresh = self.zk.history_after(self.oracle.seen_history);
         if fresh.is_empty() {
             return Ok(());
