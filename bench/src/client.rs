@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::{Buf, Bytes, BytesMut};
 use manatee_proxy::auth::{Secret, nonce};
 use manatee_proxy::wire::scram::{Channel, ClientExchange, Credential, MECHANISM};
-use manatee_proxy::wire::startup::{encode_password, encode_sasl_initial, encode_startup};
+use manatee_proxy::wire::startup::{VERSION_3_0, encode_password, encode_sasl_initial, encode_startup};
 use manatee_proxy::wire::{HEADER_BYTES, backend, complete, frontend};
 use manatee_tests::lab::APP;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,9 +23,6 @@ pub struct Dialer {
     address: SocketAddr,
     secret: Secret,
 }
-
-/// Of the protocol, in a startup message.
-const PROTOCOL_3_0: u32 = 3 << 16;
 
 impl Dialer {
     /// [`APP`] at `address`.
@@ -46,7 +43,7 @@ impl Dialer {
         let mut out = BytesMut::new();
         encode_startup(&mut out, APP, APP, &[]);
         // As most drivers ask, and as PgBouncer understands it: its old versions close on a minor they do not know.
-        out[4..8].copy_from_slice(&PROTOCOL_3_0.to_be_bytes());
+        out[4..8].copy_from_slice(&VERSION_3_0.to_be_bytes());
         loop {
             client.stream.write_all(&out).await?;
             out.clear();

@@ -17,7 +17,7 @@ use crate::route::{Catalog, Classifier, classify_uncached};
 use crate::session::lost::How;
 use crate::session::profile::Profiles;
 use crate::session::statements::Interner;
-use crate::session::{Config, Need, ServedBy, ServerState, Session, Shared, Step};
+use crate::session::{Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
 use crate::topology::consistency::Consistency;
 use crate::wire::scram::Verifier;
 use crate::wire::startup::{HEADER_BYTES, Header, Startup, parse_cancel, parse_sasl_initial};
@@ -126,7 +126,7 @@ impl World {
         let config = Config { access, mode, split: flags & 8 == 0, consistency: Consistency::Session };
         // Without startup options it cannot fail; if it does, that is what was to be found.
         #[allow(clippy::expect_used)]
-        let session = Session::new(config, &[], Vec::new(), &mut shared).expect("a session");
+        let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).expect("a session"));
         Self {
             session,
             shared,

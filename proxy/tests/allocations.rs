@@ -15,7 +15,7 @@ use manatee_proxy::pool::Mode;
 use manatee_proxy::route::Classifier;
 use manatee_proxy::session::profile::Profiles;
 use manatee_proxy::session::statements::Interner;
-use manatee_proxy::session::{Config, ServedBy, ServerState, Session, Shared, Step};
+use manatee_proxy::session::{Config, Kept, ServedBy, ServerState, Session, Shared, Step};
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::backend::{self, TxStatus};
 use manatee_proxy::wire::{frontend, put_message};
@@ -85,7 +85,7 @@ impl Table {
         };
         let (access, mode, consistency) = (Access::ReadWrite, Mode::Transaction, Consistency::Session);
         let config = Config { access, mode, split: true, consistency };
-        let session = Session::new(config, &[], Vec::new(), &mut shared).unwrap();
+        let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).unwrap());
         let state = Some(ServerState::new(Vec::new(), &shared));
         Self { session, shared, state, rx: BytesMut::new(), server_rx: BytesMut::new() }
     }

@@ -15,7 +15,7 @@ use manatee_proxy::route::Classifier;
 use manatee_proxy::session::lost::How;
 use manatee_proxy::session::profile::Profiles;
 use manatee_proxy::session::statements::Interner;
-use manatee_proxy::session::{Cleanup, Config, Need, ServedBy, ServerState, Session, Shared, Step};
+use manatee_proxy::session::{Cleanup, Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::frontend::{self, Kind};
 use proptest::prelude::*;
@@ -53,7 +53,7 @@ impl Pair {
             split: true,
             consistency: Consistency::Session,
         };
-        let session = Session::new(config, &[], Vec::new(), &mut shared).unwrap();
+        let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).unwrap());
         let states = [(); 2].map(|()| Some(ServerState::new(Vec::new(), &shared)));
         Self {
             session,

@@ -38,9 +38,7 @@ impl Keyring {
     pub fn prefer_own(&self) {
         self.newest.store(self.own.clone());
     }
-}
 
-impl Keyring {
     /// Whether it leads to the same secrets, now and later.
     fn is_same(&self, other: &Self) -> bool {
         let trusted = matches!((&*self.own, &*other.own), (Secret::None, Secret::None));

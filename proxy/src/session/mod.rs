@@ -269,19 +269,6 @@ pub struct Session {
 const PINS: Effects = Effects::PINS.union(Effects::LOAD).union(Effects::SEQUENCE_READ);
 
 impl Session {
-    /// Of a client that has just logged in.
-    ///
-    /// # Errors
-    /// Startup options that are not understood.
-    pub fn new(
-        config: Config,
-        startup: &[(String, String)],
-        reported: Vec<(String, String)>,
-        shared: &mut Shared,
-    ) -> Result<Self, ProxyError> {
-        Ok(Self::of(Kept::new(config, startup, reported, shared)?))
-    }
-
     /// Goes on as far as what has arrived allows. Call after every arrival, attachment or loss,
     /// until it says [`Step::Wait`].
     pub fn advance(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Step {

@@ -161,7 +161,7 @@ impl Awake {
 
 impl Session {
     /// With what it keeps, and nothing to do.
-    pub(super) fn of(kept: Kept) -> Self {
+    pub fn of(kept: Kept) -> Self {
         let mut unit = Unit::default();
         unit.reset(TxStatus::Idle);
         Self {

@@ -24,7 +24,8 @@ const CANCEL_CODE: u32 = 80_877_102;
 const FORWARDED_CANCEL_CODE: u32 = 1234 << 16 | 0x4D41;
 const SSL_CODE: u32 = 80_877_103;
 const GSSENC_CODE: u32 = 80_877_104;
-const VERSION_3_0: u32 = 3 << 16;
+/// Protocol 3.0, in a startup message.
+pub const VERSION_3_0: u32 = 3 << 16;
 /// What servers are asked for. It differs from 3.0 in longer cancel keys; servers before PostgreSQL 18 negotiate down,
 /// and go on (manual, section 55.2.1).
 const VERSION_3_2: u32 = VERSION_3_0 | 2;

@@ -77,6 +77,13 @@ pub(super) fn write(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
     Ok(())
 }
 
+/// Writes them, and tells PostgreSQL to read them.
+pub(super) fn reload(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
+    write(inner, rendered)?;
+    inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
+    Ok(())
+}
+
 /// The replication role's password, for libpq (manual, section 34.16).
 pub(super) fn write_passfile(inner: &Inner) -> Result<(), Error> {
     let password = inner.settings.replication_password.expose().replace('\\', "\\\\").replace(':', "\\:");
@@ -109,8 +116,7 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
         inner.set_record(record(false))?;
     }
     if !unchanged {
-        write(inner, &rendered)?;
-        inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
+        reload(inner, &rendered)?;
     }
     // While the other processes take it over.
     keep_slots(&session, &config.slots).await?;
@@ -146,9 +152,7 @@ pub(super) fn announce(inner: &Inner, config: &ServerConfig) -> Result<(), Error
     let rendered = render(inner, config, guard::name(false));
     let record = Record { id: rendered.id.clone(), config: config.clone(), confirmed: false, trusted: false };
     inner.set_record(record)?;
-    write(inner, &rendered)?;
-    inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
-    Ok(())
+    reload(inner, &rendered)
 }
 
 /// Repeats `done` every few milliseconds until it says so, for at most `bound`.

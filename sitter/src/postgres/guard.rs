@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
-use rustix::process::Signal;
 use tokio::task::JoinHandle;
 
 use super::apply;
@@ -136,8 +135,7 @@ async fn carry_out(inner: &Inner, record: Record, change: Change) -> Result<(), 
     if !trusted {
         inner.set_record(Record { trusted, ..record.clone() })?;
     }
-    apply::write(inner, &rendered)?;
-    inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
+    apply::reload(inner, &rendered)?;
     let wanted = conf::primary_conninfo(&inner.settings, &record.config.recovery, inner.me, name(trusted));
     let live = || apply::text(&session, "SELECT current_setting('primary_conninfo')");
     apply::until(inner.settings.confirm_timeout, "the name to follow under", || async {

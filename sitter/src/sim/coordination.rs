@@ -103,12 +103,16 @@ impl World {
         }
     }
 
-    /// The state is lost, or garbage. An operator restores it later.
-    pub(super) fn lose_state(&mut self, until: u64, garbage: bool) {
-        // Before its history goes too.
+    /// What was written in this step is looked at before it is gone.
+    fn check_before_loss(&mut self) {
         if let Err(problem) = self.check_history() {
             self.violation = Some(problem);
         }
+    }
+
+    /// The state is lost, or garbage. An operator restores it later.
+    pub(super) fn lose_state(&mut self, until: u64, garbage: bool) {
+        self.check_before_loss();
         let node = self.zk.state();
         let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };
         let state = Arc::clone(state);
@@ -135,9 +139,7 @@ impl World {
         if self.unaware_of(state.generation) > 1 {
             return;
         }
-        if let Err(problem) = self.check_history() {
-            self.violation = Some(problem);
-        }
+        self.check_before_loss();
         let wanted = state.generation.saturating_sub(generations);
         let history = self.zk.history_now();
         let old = history.iter().rev().find(|entry| entry.state.generation == wanted);

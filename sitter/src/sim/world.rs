@@ -1,6 +1,6 @@
 //! Time, and one run: who moves when, and what is checked after every step.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use manatee_shared::cluster::{ClusterState, Peer};
@@ -91,7 +91,7 @@ pub(super) struct World {
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
     /// Timelines begun by promotions by hand, and how many such in a row each is the last of.
-    pub(super) by_hand: std::collections::BTreeMap<u32, u32>,
+    pub(super) by_hand: BTreeMap<u32, u32>,
     /// Faults that wait for their moment.
     pub(super) armed: Vec<Fault>,
     /// New primaries that are to lose their power soon: when, who, for how long.
@@ -136,7 +136,7 @@ impl World {
             lost_history: false,
             next_id: 100,
             oracle: Oracle::default(),
-            by_hand: std::collections::BTreeMap::new(),
+            by_hand: BTreeMap::new(),
             armed: Vec::new(),
             doomed: Vec::new(),
             violation: None,
