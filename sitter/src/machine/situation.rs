@@ -68,6 +68,20 @@ impl Promotion {
     }
 }
 
+/// Whether `standby` has on disk everything that was acknowledged before the generation of `state`, on the path that
+/// the generation's primary is on: its sync may take over then (rule 4).
+pub(crate) fn has_beginning(state: &ClusterState, standby: &StandbyStatus) -> bool {
+    let Some(received) = standby.received else { return false };
+    let contains = |wanted| standby.history.contains(received, wanted);
+    let promoted_at = Promotion::of(state).and_then(|promotion| promotion.at);
+    promoted_at.is_some_and(contains)
+        || match state.init_position() {
+            Some(init) => contains(init),
+            // A state of Manatee 2 does not know the timeline; its shards have only one.
+            None => received.lsn >= state.init_wal,
+        }
+}
+
 /// A valid state, and everything else that is known.
 #[derive(Clone, Copy)]
 pub(super) struct Situation<'a> {
@@ -136,15 +150,7 @@ impl<'a> Situation<'a> {
     /// Whether `standby` has on disk everything that was acknowledged before this generation
     /// (rule 4), on the path that the generation's primary is on.
     pub(super) fn is_caught_up(&self, standby: &StandbyStatus) -> bool {
-        let Some(received) = standby.received else { return false };
-        let contains = |wanted| standby.history.contains(received, wanted);
-        let promoted_at = Promotion::of(self.state).and_then(|promotion| promotion.at);
-        promoted_at.is_some_and(contains)
-            || match self.state.init_position() {
-                Some(init) => contains(init),
-                // A state of Manatee 2 does not know the timeline; its shards have only one.
-                None => received.lsn >= self.state.init_wal,
-            }
+        has_beginning(self.state, standby)
     }
 
     /// A peer of this shard that has seen a later generation than this state's: either the change is about

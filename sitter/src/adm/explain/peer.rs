@@ -1,13 +1,12 @@
 //! What is wrong with a peer, by its role and by its sitter's own word.
 
 use manatee_shared::cluster::{Peer, Role};
-use manatee_shared::lsn::WalPosition;
 
 use super::lost::{said, server_told};
 use super::{Finding, Matter};
 use crate::adm::cluster::{Cluster, SitterStatus};
 use crate::machine::local::{Data, Gate, PrimaryStatus, Server, StandbyStatus};
-use crate::machine::situation::Promotion;
+use crate::machine::situation::has_beginning;
 
 /// One peer in its shard.
 struct Subject<'a> {
@@ -268,23 +267,11 @@ impl Subject<'_> {
                     .next("wait: the gate opens by itself"),
             );
         }
-        if self.role == Role::Sync && !self.has_beginning(standby) {
+        if self.role == Role::Sync && !has_beginning(&self.cluster.state, standby) {
             findings.push(self.behind(standby));
         }
         findings.extend(self.failure(status).filter(|_| findings.is_empty()));
         findings
-    }
-
-    /// Whether the sync has what the generation began with, and so may take over (rule 4).
-    fn has_beginning(&self, standby: &StandbyStatus) -> bool {
-        let state = &self.cluster.state;
-        let contains = |wanted: WalPosition| standby.received.is_some_and(|at| standby.history.contains(at, wanted));
-        let promoted = Promotion::of(state).and_then(|promotion| promotion.at);
-        promoted.is_some_and(contains)
-            || match state.init_position() {
-                Some(init) => contains(init),
-                None => standby.received.is_some_and(|received| received.lsn >= state.init_wal),
-            }
     }
 
     fn behind(&self, standby: &StandbyStatus) -> Finding {
