@@ -15,8 +15,6 @@ use crate::pool::Mode;
 use crate::route::class::{Access, Reason, SqlContext};
 use crate::route::{Catalog, Classifier, classify_uncached};
 use crate::session::lost::How;
-use crate::session::profile::Profiles;
-use crate::session::statements::Interner;
 use crate::session::{Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
 use crate::topology::consistency::Consistency;
 use crate::wire::scram::Verifier;
@@ -113,14 +111,8 @@ struct World {
 
 impl World {
     fn new(flags: u8) -> Self {
-        let mut shared = Shared {
-            classifier: Classifier::new(1, 64, Arc::default()),
-            interner: Interner::default(),
-            profiles: Profiles::default(),
-            buffers: Default::default(),
-            spares: Default::default(),
-            sequences_are_read: flags & 4 != 0,
-        };
+        let mut shared = Shared::new(Classifier::new(1, 64, Arc::default()));
+        shared.sequences_are_read = flags & 4 != 0;
         let access = if flags & 1 == 0 { auth::Access::ReadWrite } else { auth::Access::ReadOnly };
         let mode = if flags & 2 == 0 { Mode::Transaction } else { Mode::Session };
         let config = Config { access, mode, split: flags & 8 == 0, consistency: Consistency::Session };

@@ -13,8 +13,6 @@ use bytes::{BufMut, BytesMut};
 use manatee_proxy::auth::Access;
 use manatee_proxy::pool::Mode;
 use manatee_proxy::route::Classifier;
-use manatee_proxy::session::profile::Profiles;
-use manatee_proxy::session::statements::Interner;
 use manatee_proxy::session::{Config, Kept, ServedBy, ServerState, Session, Shared, Step};
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::backend::{self, TxStatus};
@@ -75,14 +73,7 @@ struct Table {
 
 impl Table {
     fn new() -> Self {
-        let mut shared = Shared {
-            classifier: Classifier::new(7, 100, Arc::default()),
-            interner: Interner::default(),
-            profiles: Profiles::default(),
-            buffers: Default::default(),
-            spares: Default::default(),
-            sequences_are_read: false,
-        };
+        let mut shared = Shared::new(Classifier::new(7, 100, Arc::default()));
         let (access, mode, consistency) = (Access::ReadWrite, Mode::Transaction, Consistency::Session);
         let config = Config { access, mode, split: true, consistency };
         let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).unwrap());

@@ -13,8 +13,6 @@ use manatee_proxy::auth::Access;
 use manatee_proxy::pool::Mode;
 use manatee_proxy::route::Classifier;
 use manatee_proxy::session::lost::How;
-use manatee_proxy::session::profile::Profiles;
-use manatee_proxy::session::statements::Interner;
 use manatee_proxy::session::{Cleanup, Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::frontend::{self, Kind};
@@ -39,14 +37,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        let mut shared = Shared {
-            classifier: Classifier::new(7, 100, Arc::default()),
-            interner: Interner::default(),
-            profiles: Profiles::default(),
-            sequences_are_read: false,
-            buffers: Default::default(),
-            spares: Default::default(),
-        };
+        let mut shared = Shared::new(Classifier::new(7, 100, Arc::default()));
         let config = Config {
             access: Access::ReadWrite,
             mode: Mode::Transaction,

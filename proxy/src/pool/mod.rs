@@ -14,10 +14,7 @@ use tokio::sync::Notify;
 use crate::auth::Identity;
 use crate::metrics::SessionMetrics;
 use crate::route::{Catalog, Classifier};
-use crate::session::buffers::Buffers;
-use crate::session::profile::Profiles;
-use crate::session::statements::Interner;
-use crate::session::{ServedBy, Shared, Spares};
+use crate::session::{ServedBy, Shared};
 use crate::tls::servers::Servers;
 use crate::topology::consistency::Consistency;
 use crate::topology::{Node, Reader, Reign, Snapshot, Topology};
@@ -230,14 +227,7 @@ impl Worker {
             return known.clone();
         }
         let classifier = Classifier::new(self.seed, CLASSIFIER_CAPACITY, self.catalogs.of(database));
-        let shared = Rc::new(RefCell::new(Shared {
-            classifier,
-            interner: Interner::default(),
-            profiles: Profiles::default(),
-            buffers: Buffers::default(),
-            spares: Spares::default(),
-            sequences_are_read: false,
-        }));
+        let shared = Rc::new(RefCell::new(Shared::new(classifier)));
         self.databases.borrow_mut().insert(database.clone(), shared.clone());
         shared
     }

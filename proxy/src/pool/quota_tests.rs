@@ -27,14 +27,7 @@ struct World {
 impl World {
     async fn new(most: usize) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let shared = Shared {
-            classifier: crate::route::Classifier::new(1, 1, Arc::default()),
-            interner: crate::session::statements::Interner::default(),
-            profiles: crate::session::profile::Profiles::default(),
-            sequences_are_read: false,
-            buffers: Default::default(),
-            spares: Default::default(),
-        };
+        let shared = Shared::new(crate::route::Classifier::new(1, 1, Arc::default()));
         Self { listener, ends: Vec::new(), shared, quota: Quota::new(most) }
     }
 

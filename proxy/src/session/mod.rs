@@ -73,12 +73,31 @@ pub struct Shared {
     pub sequences_are_read: bool,
 }
 
+impl Shared {
+    /// Before the first session.
+    pub fn new(classifier: Classifier) -> Self {
+        Self {
+            classifier,
+            interner: Interner::default(),
+            profiles: Profiles::default(),
+            buffers: Buffers::default(),
+            spares: Spares::default(),
+            sequences_are_read: false,
+        }
+    }
+}
+
 /// By which a server knows the session that left something on it. Nothing but an identity, which most sessions
 /// never need.
 #[derive(Clone, Debug, Default)]
 pub struct Mark(Option<Rc<()>>);
 
 impl Mark {
+    /// Whether it may be on a server.
+    pub fn is_left(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// To be left on a server.
     fn leave(&mut self) -> Weak<()> {
         Rc::downgrade(self.0.get_or_insert_default())
