@@ -509,9 +509,9 @@ impl NodePool {
 /// The one of the idle servers that fits a session best. `room`: one more may be opened.
 #[allow(clippy::vec_box)]
 fn take_idle(idle: &mut Vec<Box<Server>>, mark: &Mark, room: bool) -> Option<Box<Server>> {
-    let at = idle
-        .iter()
-        .rposition(|server| server.is_of(mark))
+    // Most sessions have left nothing anywhere: then only the server last used is looked at.
+    let own = mark.is_left().then(|| idle.iter().rposition(|server| server.is_of(mark))).flatten();
+    let at = own
         .or_else(|| idle.iter().rposition(|server| !server.is_owned()))
         // Of the others the one unused longest.
         .or_else(|| (!room && !idle.is_empty()).then_some(0))?;

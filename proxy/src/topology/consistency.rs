@@ -113,6 +113,11 @@ impl Requirement {
     /// Whether the session may read from `standby` now.
     pub fn allows(&mut self, standby: &Standby, snapshot: &Snapshot) -> bool {
         self.follow(snapshot);
+        self.is_met_by(standby)
+    }
+
+    /// As [`Requirement::allows`], once the snapshot has been followed.
+    fn is_met_by(&self, standby: &Standby) -> bool {
         let met = |need: Need| {
             matches!(need, Need::Nothing) || matches!(need, Need::Replayed(lsn) if standby.replayed.lsn >= lsn)
         };
@@ -150,14 +155,14 @@ impl Requirement {
         let sticky = self.last_read.and_then(|(id, _)| snapshot.fit_standbys().find(|standby| standby.node.id == id));
         let any = consistency == Consistency::Eventual;
         if let Some(standby) = sticky
-            && (any || self.allows(standby, snapshot))
+            && (any || self.is_met_by(standby))
         {
             return Some(standby);
         }
         let count = snapshot.standbys.len();
         (0..count)
             .map(|step| &snapshot.standbys[(seed.wrapping_add(step)) % count])
-            .find(|standby| standby.fit && (any || self.allows(standby, snapshot)))
+            .find(|standby| standby.fit && (any || self.is_met_by(standby)))
     }
 
     /// A unit that may run on a standby found none that would do, or one that would.
