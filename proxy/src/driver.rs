@@ -12,14 +12,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::auth::{Client, Opened};
 use crate::error::ProxyError;
 use crate::pool::census::{Activity, Seat, add, micros};
 use crate::pool::{Lease, Server, Wanted, Worker, give_back};
-use crate::session::buffers::{BUFFER_BYTES, Buffers};
+use crate::session::buffers::{BUFFER_BYTES, Buffers, consume};
 use crate::session::lost::How;
 use crate::session::{Awake, Cleanup, Config, Fault, Kept, Need, ServedBy, Session, Shared, Step};
 use crate::topology::consistency::Requirement;
@@ -531,7 +531,7 @@ fn poll_write<W: AsyncWrite + Unpin>(
         match Pin::new(&mut *stream).poll_write(cx, out) {
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(written)) => {
-                out.advance(written);
+                consume(out, written);
                 *flush = true;
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -556,20 +556,40 @@ fn poll_fill<R: AsyncRead + Unpin>(
     long: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
+    if rx.capacity() == 0 && !*long {
+        // Mostly there is nothing to read: one asks in order to be woken.
+        let next = buffers.next();
+        let filled = poll_read(stream, next, long, cx);
+        if matches!(filled, Poll::Ready(Ok(1..))) {
+            std::mem::swap(rx, next);
+        }
+        return filled;
+    }
     if *long {
         buffers.lend_long(rx);
     }
-    buffers.lend(rx);
     if rx.capacity() - rx.len() < BUFFER_BYTES / 4 {
         rx.reserve(BUFFER_BYTES);
     }
+    let filled = poll_read(stream, rx, long, cx);
+    if filled.is_pending() {
+        buffers.give_back(rx);
+    }
+    filled
+}
+
+/// Reads once, at the end of the buffer, which has room.
+fn poll_read<R: AsyncRead + Unpin>(
+    stream: &mut R,
+    rx: &mut BytesMut,
+    long: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
     let room = rx.capacity() - rx.len();
     // Holds no state between polls.
     let filled = pin!(stream.read_buf(rx)).poll(cx);
-    match filled {
-        Poll::Ready(Ok(count)) => *long = count >= room.min(BUFFER_BYTES),
-        Poll::Ready(Err(_)) => {}
-        Poll::Pending => buffers.give_back(rx),
+    if let Poll::Ready(Ok(count)) = filled {
+        *long = count >= room.min(BUFFER_BYTES);
     }
     filled
 }

@@ -19,20 +19,40 @@ const MOST_SPARE_LONG: usize = 8;
 /// What has grown above this is not kept: it was for one large message.
 const KEPT_BYTES: usize = LONG_BYTES;
 
-/// Empty buffers.
+/// Empty buffers. A buffer without any capacity holds none of them: whoever takes bytes from its head does so by
+/// [`consume`].
 #[derive(Debug, Default)]
 pub struct Buffers {
     spare: Vec<BytesMut>,
     long: Vec<BytesMut>,
+    /// What the next who reads reads into; he keeps it only if bytes came.
+    next: BytesMut,
+}
+
+/// Takes the first `count` bytes away, at most all of them. One that was advanced to its very end would have no
+/// capacity, though it holds all its room.
+pub fn consume(buffer: &mut BytesMut, count: usize) {
+    if count >= buffer.len() { buffer.clear() } else { buffer.advance(count) }
 }
 
 impl Buffers {
     /// Sees to it that `buffer`, if it has no room at all, has [`BUFFER_BYTES`].
     pub fn lend(&mut self, buffer: &mut BytesMut) {
-        // One that was consumed to its very end has no capacity until it is reclaimed.
-        if buffer.capacity() == 0 && !buffer.try_reclaim(BUFFER_BYTES) {
-            *buffer = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES));
+        if buffer.capacity() == 0 {
+            *buffer = self.take();
         }
+    }
+
+    fn take(&mut self) -> BytesMut {
+        self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+    }
+
+    /// Where to read what is for a buffer that holds nothing. If bytes came, it is to be swapped with that one.
+    pub fn next(&mut self) -> &mut BytesMut {
+        if self.next.capacity() == 0 {
+            self.next = self.take();
+        }
+        &mut self.next
     }
 
     /// Sees to it that `buffer`, if there is not much in it, has [`LONG_BYTES`].
@@ -49,16 +69,23 @@ impl Buffers {
 
     /// Takes `buffer`'s room away if it is empty.
     pub fn give_back(&mut self, buffer: &mut BytesMut) {
-        if buffer.is_empty() {
-            let mut room = std::mem::take(buffer);
-            // What was consumed from its head is room again.
-            if room.try_reclaim(LONG_BYTES) {
-                if self.long.len() < MOST_SPARE_LONG && room.capacity() <= KEPT_BYTES {
-                    self.long.push(room);
-                }
-            } else if self.spare.len() < MOST_SPARE && room.try_reclaim(BUFFER_BYTES) && room.capacity() <= KEPT_BYTES {
+        if buffer.is_empty() && buffer.capacity() > 0 {
+            self.keep(std::mem::take(buffer));
+        }
+    }
+
+    fn keep(&mut self, mut room: BytesMut) {
+        if room.capacity() == BUFFER_BYTES {
+            if self.spare.len() < MOST_SPARE {
                 self.spare.push(room);
             }
+        // What was consumed from its head is room again.
+        } else if room.try_reclaim(LONG_BYTES) {
+            if self.long.len() < MOST_SPARE_LONG && room.capacity() <= KEPT_BYTES {
+                self.long.push(room);
+            }
+        } else if self.spare.len() < MOST_SPARE && room.try_reclaim(BUFFER_BYTES) {
+            self.spare.push(room);
         }
     }
 
@@ -72,7 +99,7 @@ impl Buffers {
         if !to.is_empty() || rest > count / 2 {
             self.lend(to);
             to.extend_from_slice(&from[..count]);
-            return from.advance(count);
+            return consume(from, count);
         }
         std::mem::swap(from, to);
         if rest > 0 {
@@ -96,8 +123,10 @@ mod tests {
         buffer.extend_from_slice(&[1; 9000]);
         buffers.give_back(&mut buffer);
         assert_eq!(buffer.len(), 9000, "it is in use");
-        buffer.advance(9000);
-        let room = buffer.as_ptr() as usize - 9000;
+        consume(&mut buffer, 1);
+        assert_eq!(buffer.len(), 8999);
+        consume(&mut buffer, 9000);
+        let room = buffer.as_ptr() as usize - 1;
         buffers.give_back(&mut buffer);
         assert_eq!((buffer.capacity(), buffers.spare.len()), (0, 1));
         buffers.lend(&mut buffer);
@@ -116,7 +145,7 @@ mod tests {
         buffers.lend_long(&mut buffer);
         buffers.give_back(&mut buffer);
         assert_eq!(buffer.len(), LONG_BYTES, "it is in use");
-        buffer.advance(LONG_BYTES);
+        consume(&mut buffer, LONG_BYTES);
         buffers.give_back(&mut buffer);
         assert_eq!((buffers.spare.len(), buffers.long.len()), (1, 1));
         buffers.lend(&mut buffer);

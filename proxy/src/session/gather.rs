@@ -3,8 +3,9 @@
 
 use std::rc::Rc;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 
+use super::buffers::consume;
 use super::statements::Statement;
 use super::unit::{Extent, Shape};
 use super::{GATHER_LIMIT_BYTES, Phase, Session, Shared};
@@ -49,7 +50,7 @@ impl Session {
             if matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL)
                 && self.unit.end == 0
             {
-                rx.advance(header.size);
+                consume(rx, header.size);
                 continue;
             }
             let ends = self.note(header.tag, body, shared)?;
@@ -161,7 +162,7 @@ impl Session {
         loop {
             let tag = match wire::complete(rx) {
                 Ok(Some((header, _))) => {
-                    rx.advance(header.size);
+                    consume(rx, header.size);
                     header.tag
                 }
                 Ok(None) => return false,

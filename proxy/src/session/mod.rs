@@ -17,7 +17,7 @@
 
 use std::rc::{Rc, Weak};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 
 use crate::auth::Access;
 use crate::error::{Origin, ProxyError, SqlState};
@@ -606,7 +606,7 @@ impl Session {
     fn consume(&mut self, rx: &mut BytesMut) {
         if !self.unit.consumed {
             self.unit.consumed = true;
-            rx.advance(self.unit.end.min(rx.len()));
+            buffers::consume(rx, self.unit.end);
             self.unit.end = 0;
         }
     }

@@ -4,9 +4,9 @@
 use std::mem;
 use std::rc::Rc;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{BufMut, BytesMut};
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, consume};
 use super::ledger::Expect;
 use super::statements::Statement;
 use super::unit::{Copy, Extent, Forwarding};
@@ -145,7 +145,7 @@ impl Session {
             shared.buffers.forward(rx, position, &mut self.to_client);
         } else {
             self.pass(&rx[run..position], &mut shared.buffers);
-            rx.advance(position);
+            consume(rx, position);
         }
         result
     }
@@ -234,30 +234,30 @@ impl Session {
     /// Answers those requests at the head of the ledger that need no server: behind the message at
     /// hand, which was what they waited for.
     pub(super) fn answer_known(&mut self) {
-        let mut answers = mem::take(&mut self.after);
         while let Some(known) = self.ledger.pop_known() {
             match known {
                 Expect::KnownParse { name, statement } => {
                     self.define(name, Some(statement));
-                    backend::put_empty(&mut answers, backend::PARSE_COMPLETE);
+                    backend::put_empty(&mut self.after, backend::PARSE_COMPLETE);
                 }
                 Expect::KnownClose { name } => {
                     self.define(name, None);
-                    backend::put_empty(&mut answers, backend::CLOSE_COMPLETE);
+                    backend::put_empty(&mut self.after, backend::CLOSE_COMPLETE);
                 }
                 _ => {}
             }
         }
-        self.after = answers;
     }
 
     /// As [`Session::answer_known`], while no message of the server is at hand.
     pub(super) fn answer_known_now(&mut self, buffers: &mut Buffers) {
         self.answer_known();
-        let after = mem::take(&mut self.after);
-        self.pass(&after, buffers);
-        self.after = after;
-        self.after.clear();
+        if !self.after.is_empty() {
+            let after = mem::take(&mut self.after);
+            self.pass(&after, buffers);
+            self.after = after;
+            self.after.clear();
+        }
     }
 
     /// The client's name leads to this statement from now on, or to none.
