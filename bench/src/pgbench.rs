@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -71,6 +73,9 @@ pub struct Pgbench {
     pub scratch: PathBuf,
 }
 
+/// All of a round that does not count, logins above all, may take this many seconds.
+const LOGIN_LIMIT_S: u32 = 90;
+
 /// Where a round runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Address {
@@ -117,7 +122,7 @@ impl Pgbench {
         command
     }
 
-    /// Runs `load` for one second to warm up and at least `seconds` that count. Any failed transaction or
+    /// Runs `load`, once all its clients have logged in, for one second to warm up and at least `seconds` that count. Any failed transaction or
     /// aborted client is an error.
     pub async fn run(&self, address: Address, load: Load, seconds: u32) -> Result<Round> {
         let prefix = self.scratch.join("latencies");
@@ -129,8 +134,8 @@ impl Pgbench {
             .args(["-n", "-P", "1", "-l"])
             .arg(format!("--log-prefix={}", prefix.display()))
             .args(load.workload.options())
-            // The last report may be missing: it falls together with the end.
-            .args(["-c", &load.clients.to_string(), "-T", &(seconds + 2).to_string()])
+            // It is told to end: its time begins before its clients have logged in, which takes a thousand of them seconds.
+            .args(["-c", &load.clients.to_string(), "-T", &(seconds + LOGIN_LIMIT_S).to_string()])
             .arg(&self.user);
         let mut child = command.spawn().context("running pgbench")?;
         let pid = child.id().unwrap_or_default();
@@ -139,7 +144,12 @@ impl Pgbench {
         let (mut reports, mut noise) = (Vec::new(), Vec::new());
         while let Some(line) = lines.next_line().await? {
             match progress(&line) {
-                Some(progress) => reports.push((progress, address.pid.map(cpu::nanoseconds).transpose()?)),
+                Some(progress) => {
+                    reports.push((progress, address.pid.map(cpu::nanoseconds).transpose()?));
+                    if measured_s(&reports) >= f64::from(seconds) {
+                        end(pid)?;
+                    }
+                }
                 None => noise.push(line),
             }
         }
@@ -155,8 +165,37 @@ impl Pgbench {
     }
 }
 
-/// From the first progress report, which ends the warm-up, to the last.
-fn figures(reports: &[(Progress, Option<u64>)], latencies: &str) -> Option<Round> {
+/// Lets pgbench end as it does when its time is over, which the same signal tells it.
+fn end(pid: u32) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("pgbench has no process id")?;
+    match kill_process(pid, Signal::ALARM) {
+        // It had ended.
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).context("ending pgbench"),
+    }
+}
+
+/// A report, and the proxy's CPU until then.
+type Report = (Progress, Option<u64>);
+
+/// The reports between which is measured. While clients log in nothing is done; the first report of something done may
+/// tell of a part of a second only, so that the warm-up ends with the next one.
+fn after_warm_up(reports: &[Report]) -> &[Report] {
+    let begun = reports.iter().position(|(report, _)| report.tps > 0.0);
+    begun.and_then(|begun| reports.get(begun + 1..)).unwrap_or_default()
+}
+
+/// Seconds measured so far; reports come a little early or late.
+fn measured_s(reports: &[Report]) -> f64 {
+    const JITTER_S: f64 = 0.1;
+    let counted = after_warm_up(reports);
+    let (Some((first, _)), Some((last, _))) = (counted.first(), counted.last()) else { return 0.0 };
+    last.at_s - first.at_s + JITTER_S
+}
+
+/// From the end of the warm-up to the last report.
+fn figures(reports: &[Report], latencies: &str) -> Option<Round> {
+    let reports = after_warm_up(reports);
     let ((first, first_cpu), (last, last_cpu)) = (reports.first()?, reports.last()?);
     let seconds = last.at_s - first.at_s;
     let done: f64 = reports.windows(2).map(|pair| pair[1].0.tps * (pair[1].0.at_s - pair[0].0.at_s)).sum();
@@ -198,15 +237,17 @@ mod tests {
     fn the_first_second_does_not_count() {
         let report = |line: &str, cpu| (progress(line).unwrap(), Some(cpu));
         let reports = [
-            report("progress: 1.0 s, 100.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 1_000_000),
-            report("progress: 2.0 s, 2000.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 11_000_000),
-            report("progress: 3.0 s, 1000.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 31_000_000),
+            report("progress: 1.0 s, 0.0 tps, lat 0.0 ms stddev 0.0, 0 failed", 0),
+            report("progress: 1.2 s, 50.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 500_000),
+            report("progress: 2.0 s, 100.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 1_000_000),
+            report("progress: 3.0 s, 2000.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 11_000_000),
+            report("progress: 4.0 s, 1000.0 tps, lat 1.0 ms stddev 0.1, 0 failed", 31_000_000),
         ];
         let log = "0 1 9000 0 1700000000 0\n0 2 1000 0 1700000001 0\n0 3 3000 0 1700000002 500\n";
         let round = figures(&reports, log).unwrap();
         assert_eq!((round.tps, round.cpu_us), (1500.0, Some(10.0)));
         assert_eq!((round.p50_ms, round.p99_ms), (1.0, 1.0));
-        assert_eq!(figures(&reports[..1], log), None);
+        assert_eq!(figures(&reports[..3], log), None);
     }
 
     #[test]

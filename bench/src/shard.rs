@@ -19,6 +19,10 @@ use zeroize::Zeroizing;
 
 use crate::pgbench::Pgbench;
 
+/// All who are measured keep connections to the primary at the same time: those with pools 30 each, the others one for
+/// each of up to 70 clients; and for the growth over shards one per shard watches it.
+const MAX_CONNECTIONS: u32 = 500;
+
 /// Iterations of the role's verifier: PostgreSQL's default.
 const ITERATIONS: u32 = 4096;
 /// Its salt. Known, so that the bench's own clients can keep their keys instead of hashing for
@@ -43,7 +47,8 @@ pub struct Shard {
 impl Shard {
     /// Brings it up and fills pgbench's tables. `bin_dir`: where sitter and adm are.
     pub async fn up(bin_dir: Option<PathBuf>) -> Result<Self> {
-        let options = Options { proxies: 0, netns: Namespaces::No, bin_dir, ..Options::default() };
+        let parameters = vec![("max_connections".to_owned(), MAX_CONNECTIONS.to_string())];
+        let options = Options { proxies: 0, netns: Namespaces::No, bin_dir, parameters, ..Options::default() };
         let (mut lab, _) = Lab::up(&options).await?;
         let state = lab.whole(Duration::from_secs(60)).await?;
         let roles = [Role::Primary, Role::Sync, Role::Async(0)];
