@@ -558,10 +558,10 @@ fn poll_fill<R: AsyncRead + Unpin>(
 ) -> Poll<io::Result<usize>> {
     if rx.capacity() == 0 && !*long {
         // Mostly there is nothing to read: one asks in order to be woken.
-        let next = buffers.next();
-        let filled = poll_read(stream, next, long, cx);
+        let reading = buffers.reading();
+        let filled = poll_read(stream, reading, long, cx);
         if matches!(filled, Poll::Ready(Ok(1..))) {
-            std::mem::swap(rx, next);
+            std::mem::swap(rx, reading);
         }
         return filled;
     }

@@ -26,7 +26,7 @@ pub struct Buffers {
     spare: Vec<BytesMut>,
     long: Vec<BytesMut>,
     /// What the next who reads reads into; he keeps it only if bytes came.
-    next: BytesMut,
+    reading: BytesMut,
 }
 
 /// Takes the first `count` bytes away, at most all of them. One that was advanced to its very end would have no
@@ -48,11 +48,11 @@ impl Buffers {
     }
 
     /// Where to read what is for a buffer that holds nothing. If bytes came, it is to be swapped with that one.
-    pub fn next(&mut self) -> &mut BytesMut {
-        if self.next.capacity() == 0 {
-            self.next = self.take();
+    pub fn reading(&mut self) -> &mut BytesMut {
+        if self.reading.capacity() == 0 {
+            self.reading = self.take();
         }
-        &mut self.next
+        &mut self.reading
     }
 
     /// Sees to it that `buffer`, if there is not much in it, has [`LONG_BYTES`].
