@@ -9,8 +9,6 @@
 //!
 //! The lexical rules are those of PostgreSQL's `src/backend/parser/scan.l` and section 4.1 of the manual.
 
-use std::ops::Range;
-
 use super::class::{Hint, SqlContext};
 
 /// A key longer than this is not kept: the text is parsed each time.
@@ -111,8 +109,6 @@ struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
     key: &'a mut Vec<u8>,
-    /// What of the text comes next in the key and is not copied yet, so that it is copied in few pieces.
-    run: Range<usize>,
     standard_strings: bool,
     literals: Literals,
     previous: Previous,
@@ -158,25 +154,16 @@ impl Groups {
     }
 }
 
-/// What a byte is to an identifier: looked up for nearly every byte of every text.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    None,
-    /// Goes on with one.
-    Rest,
-    /// And begins one.
-    Start,
+fn is_identifier_start(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
 }
 
-const IDENTIFIER: [Part; 256] = {
-    let mut table = [Part::None; 256];
+/// Which bytes go on with an identifier: looked up for nearly every byte of every text.
+const IDENTIFIER: [bool; 256] = {
+    let mut table = [false; 256];
     let mut byte = 0_u8;
     loop {
-        table[byte as usize] = match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'_' | 0x80.. => Part::Start,
-            b'0'..=b'9' | b'$' => Part::Rest,
-            _ => Part::None,
-        };
+        table[byte as usize] = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80;
         if byte == u8::MAX {
             break table;
         }
@@ -184,12 +171,8 @@ const IDENTIFIER: [Part; 256] = {
     }
 };
 
-fn is_identifier_start(byte: u8) -> bool {
-    IDENTIFIER[usize::from(byte)] == Part::Start
-}
-
 fn is_identifier(byte: u8) -> bool {
-    IDENTIFIER[usize::from(byte)] != Part::None
+    IDENTIFIER[usize::from(byte)]
 }
 
 impl<'a> Scanner<'a> {
@@ -198,7 +181,6 @@ impl<'a> Scanner<'a> {
             text,
             at: 0,
             key,
-            run: 0..0,
             standard_strings: context.standard_conforming_strings,
             literals: Literals::Undecided,
             previous: Previous::Other,
@@ -216,8 +198,6 @@ impl<'a> Scanner<'a> {
     fn run(&mut self) -> Result<(), Odd> {
         while let Some(&byte) = self.text.get(self.at) {
             match byte {
-                // Most bytes of most texts.
-                _ if is_identifier_start(byte) => self.word()?,
                 b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => {
                     self.at += 1;
                     self.space = true;
@@ -235,55 +215,38 @@ impl<'a> Scanner<'a> {
                 }
                 b'(' => {
                     self.token();
-                    self.flush();
                     self.groups.open(self.key.len());
-                    self.copy(1);
+                    self.key.push(b'(');
+                    self.at += 1;
                 }
                 b')' => {
                     self.copy(1);
-                    self.flush();
                     self.groups.close(self.key);
                 }
+                _ if is_identifier_start(byte) => self.word()?,
                 0..=0x1f | 0x7f => return Err(Odd),
                 _ => self.copy(1),
             }
         }
-        self.flush();
         Ok(())
     }
 
-    /// Begins a token: white space before it becomes one space, which mostly it is.
-    #[inline]
+    /// Begins a token: white space before it becomes one space.
     fn token(&mut self) {
-        self.previous = Previous::Other;
         if self.space {
-            self.space = false;
-            let follows = !self.run.is_empty() && self.at == self.run.end + 1;
-            if follows && self.text[self.run.end] == b' ' {
-                self.run.end = self.at;
-            } else {
-                self.flush();
-                if !self.key.is_empty() {
-                    self.key.push(b' ');
-                }
+            if !self.key.is_empty() {
+                self.key.push(b' ');
             }
+            self.space = false;
         }
+        self.previous = Previous::Other;
     }
 
     /// Copies a token of `length` bytes.
     fn copy(&mut self, length: usize) {
         self.token();
-        if self.run.is_empty() {
-            self.run.start = self.at;
-        }
+        self.key.extend_from_slice(&self.text[self.at..self.at + length]);
         self.at += length;
-        self.run.end = self.at;
-    }
-
-    /// Brings the key up to the last token.
-    fn flush(&mut self) {
-        let run = std::mem::replace(&mut self.run, 0..0);
-        self.key.extend_from_slice(&self.text[run]);
     }
 
     fn line_comment(&mut self) {
@@ -320,7 +283,7 @@ impl<'a> Scanner<'a> {
     /// A comment is white space, unless it comes first and is a hint.
     fn comment(&mut self, start: usize, end: usize) {
         self.space = true;
-        if !self.key.is_empty() || !self.run.is_empty() || self.hint.is_some() {
+        if !self.key.is_empty() || self.hint.is_some() {
             return;
         }
         let Ok(body) = std::str::from_utf8(&self.text[start..end]) else { return };
@@ -336,14 +299,11 @@ impl<'a> Scanner<'a> {
 
     fn word(&mut self) -> Result<(), Odd> {
         let start = self.at;
-        let mut end = start + 1;
-        let next = loop {
-            match self.text.get(end) {
-                Some(&byte) if is_identifier(byte) => end += 1,
-                other => break other.copied().unwrap_or(0),
-            }
-        };
+        let rest = &self.text[start + 1..];
+        let length = rest.iter().position(|byte| !is_identifier(*byte)).unwrap_or(rest.len());
+        let end = start + 1 + length;
         let word = &self.text[start..end];
+        let next = self.text.get(end).copied().unwrap_or(0);
         if next == b'\'' {
             let quote = match word {
                 b"e" | b"E" => Some(Quote::Escape),
@@ -373,14 +333,11 @@ impl<'a> Scanner<'a> {
     }
 
     /// From a function whose arguments matter on, literals are kept.
-    #[inline]
     fn watch(&mut self, name: &[u8]) {
-        let matters = match name.len() {
-            10 => name.eq_ignore_ascii_case(b"set_config"),
-            15 => name.eq_ignore_ascii_case(b"current_setting"),
-            _ => false,
-        };
-        if matters && self.literals == Literals::Fold {
+        if self.literals == Literals::Fold
+            && ((name.len() == 10 && name.eq_ignore_ascii_case(b"set_config"))
+                || (name.len() == 15 && name.eq_ignore_ascii_case(b"current_setting")))
+        {
             self.literals = Literals::Keep;
         }
     }
@@ -495,7 +452,6 @@ impl<'a> Scanner<'a> {
             return Ok(());
         }
         self.token();
-        self.flush();
         self.at += length;
         self.key.push(kind);
         // Of more than two in a row (`IN (1, 2, 3 …)`) two are kept.
@@ -527,13 +483,8 @@ enum Quote {
 
 /// True for the first words of the statements in which literals decide nothing.
 fn decides_nothing(word: &[u8]) -> bool {
-    let words: &[&[u8]] = match word.len() {
-        4 => &[b"with"],
-        5 => &[b"merge", b"table"],
-        6 => &[b"select", b"insert", b"update", b"delete", b"values"],
-        _ => &[],
-    };
-    words.iter().any(|candidate| word.eq_ignore_ascii_case(candidate))
+    const WORDS: [&[u8]; 8] = [b"select", b"insert", b"update", b"delete", b"with", b"values", b"merge", b"table"];
+    WORDS.iter().any(|candidate| word.eq_ignore_ascii_case(candidate))
 }
 
 #[cfg(test)]
