@@ -128,11 +128,8 @@ impl Snapshot {
 
     /// Oldest known position of the primary whose sampling began after `moment`.
     pub fn position_after(&self, moment: Instant) -> Option<Lsn> {
-        // Whoever has just used something asks before the next sample is there.
-        if self.positions.last().is_none_or(|newest| newest.started <= moment) {
-            return None;
-        }
-        let index = self.positions.partition_point(|sample| sample.started <= moment);
-        self.positions.get(index).map(|sample| sample.lsn)
+        // From the newest on: whoever has just used something asks before there is another.
+        let after = self.positions.iter().rev().take_while(|sample| sample.started > moment);
+        after.last().map(|sample| sample.lsn)
     }
 }
