@@ -8,12 +8,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 
 use crate::auth;
 use crate::pool::Mode;
 use crate::route::class::{Access, Reason, SqlContext};
 use crate::route::{Catalog, Classifier, classify_uncached};
+use crate::session::buffers::consume;
 use crate::session::lost::How;
 use crate::session::{Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
 use crate::topology::consistency::Consistency;
@@ -151,10 +152,10 @@ impl World {
             assert!(held <= (self.given + 1) * MAX_SWELL, "{held} bytes for the client of {} given", self.given);
             // The client and the server read everything.
             let said = self.session.to_client().len();
-            self.session.to_client().advance(said);
+            consume(self.session.to_client(), said);
             let asked = self.session.to_server().len();
             assert!(self.attached || asked == 0, "bytes for a server that is not there");
-            self.session.to_server().advance(asked);
+            consume(self.session.to_server(), asked);
             match step {
                 Step::Wait => return,
                 Step::End => {

@@ -29,7 +29,7 @@ pub struct Buffers {
     reading: BytesMut,
 }
 
-/// Takes the first `count` bytes away, at most all of them. One that was advanced to its very end would have no
+/// Takes the first `count` bytes away, at most all of them. A full one that was advanced to its very end would have no
 /// capacity, though it holds all its room.
 pub fn consume(buffer: &mut BytesMut, count: usize) {
     if count >= buffer.len() { buffer.clear() } else { buffer.advance(count) }

@@ -134,10 +134,7 @@ impl Session {
             }
             if !self.after.is_empty() {
                 self.pass(&rx[run..position], &mut shared.buffers);
-                let after = mem::take(&mut self.after);
-                self.pass(&after, &mut shared.buffers);
-                self.after = after;
-                self.after.clear();
+                self.pass_after(&mut shared.buffers);
                 run = position;
             }
         };
@@ -162,6 +159,14 @@ impl Session {
         };
         buffers.lend(to);
         to.put_slice(bytes);
+    }
+
+    /// Passes on what was put behind the message at hand.
+    fn pass_after(&mut self, buffers: &mut Buffers) {
+        let after = mem::take(&mut self.after);
+        self.pass(&after, buffers);
+        self.after = after;
+        self.after.clear();
     }
 
     /// From here on the client sees the unit's answer.
@@ -253,10 +258,7 @@ impl Session {
     pub(super) fn answer_known_now(&mut self, buffers: &mut Buffers) {
         self.answer_known();
         if !self.after.is_empty() {
-            let after = mem::take(&mut self.after);
-            self.pass(&after, buffers);
-            self.after = after;
-            self.after.clear();
+            self.pass_after(buffers);
         }
     }
 
