@@ -122,8 +122,8 @@ impl Pgbench {
         command
     }
 
-    /// Runs `load`, once all its clients have logged in, for one second to warm up and at least `seconds` that count. Any failed transaction or
-    /// aborted client is an error.
+    /// Runs `load`, once all its clients have logged in, for a second or two to warm up and at least `seconds` that
+    /// count. Any failed transaction or aborted client is an error.
     pub async fn run(&self, address: Address, load: Load, seconds: u32) -> Result<Round> {
         let prefix = self.scratch.join("latencies");
         let mut command = self.command("pgbench", address.at);
