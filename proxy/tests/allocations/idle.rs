@@ -20,7 +20,8 @@ use manatee_proxy::topology::{self, Node, Primary, Reign, Snapshot};
 use manatee_proxy::wire::backend::{self, TxStatus};
 use manatee_proxy::wire::{complete, frontend, put_message};
 
-use super::{TAKEN_BYTES, TEXT, bind_and_execute, rows};
+use super::TAKEN_BYTES;
+use super::steady::{TEXT, bind_and_execute, rows};
 
 /// Clients before those that are counted: pools, tables and buffers are there then.
 const BEFORE: usize = 64;
