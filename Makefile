@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz test-openzfs bench clean
+.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz test-openzfs bench micro clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench: build ## proxies side by side, a table and bench.json; installs what it m
 	@config/dev/install-bench.sh
 	$(CARGO) build --release --locked -p manatee-proxy -p manatee-bench
 	target/release/manatee-bench $(BENCH)
+
+micro: install ## what the proxy does for one query, piece by piece, without sockets (criterion)
+	$(CARGO) bench --locked -p manatee-bench --bench hot_path
 
 clean:
 	$(CARGO) clean
