@@ -49,8 +49,8 @@ impl Session {
             if self.server.as_ref().is_some_and(|server| !server.prepared.has(statement.id())) {
                 self.put_parse(statement);
                 self.ledger.push(Expect::InjectedParse(statement.clone()));
-                statement.name_into(&mut self.name);
-                frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, self.name.as_bytes());
+                let name = statement.name().as_bytes();
+                frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, name);
                 self.ledger.push(Expect::Compare(statement.clone()));
             }
         }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::ledger::Expect;
-use super::statements::{NAME_PREFIX, Statement};
+use super::statements::{NAME_PREFIX, Statement, server_name};
 use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Phase, Session, Shared, gather::Ends};
 use crate::error::{ProxyError, SqlState, encode_response};
@@ -287,8 +287,7 @@ impl Session {
             }
             Some(statement) => {
                 self.ensure_named(statement);
-                statement.name_into(&mut self.name);
-                frontend::put_bind(&mut self.before, bind.portal, self.name.as_bytes(), bind.rest);
+                frontend::put_bind(&mut self.before, bind.portal, statement.name().as_bytes(), bind.rest);
                 Leaves::Replaced
             }
         };
@@ -317,8 +316,12 @@ impl Session {
             }
             Some(statement) => {
                 self.ensure_named(statement);
-                statement.name_into(&mut self.name);
-                frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, self.name.as_bytes());
+                frontend::put_target(
+                    &mut self.before,
+                    frontend::DESCRIBE,
+                    Kind::Statement,
+                    statement.name().as_bytes(),
+                );
                 Leaves::Replaced
             }
         };
@@ -415,13 +418,12 @@ impl Session {
     pub(super) fn put_parse(&mut self, statement: &Rc<Statement>) {
         let Some(server) = &mut self.server else { return };
         if let Some(evicted) = server.prepared.insert(statement.id()) {
-            let name = format!("{NAME_PREFIX}{evicted}");
+            let name = server_name(evicted);
             frontend::put_target(&mut self.before, frontend::CLOSE, Kind::Statement, name.as_bytes());
             self.ledger.push(Expect::InjectedClose);
         }
-        statement.name_into(&mut self.name);
         let (text, types) = statement.definition.split_at(statement.text().len());
-        frontend::put_parse(&mut self.before, self.name.as_bytes(), text, &types[1..]);
+        frontend::put_parse(&mut self.before, statement.name().as_bytes(), text, &types[1..]);
     }
 
     /// What the unit, a Query of several statements, does first, if that ends the transaction.

@@ -106,8 +106,47 @@ struct Pending {
     last: Option<Rc<Statement>>,
 }
 
-/// By name.
-type Names = HashMap<Box<[u8]>, Pending, RandomState>;
+/// By name. The empty name, which nearly every Bind has, is looked for nowhere.
+#[derive(Debug, Default)]
+struct Names {
+    unnamed: Option<Pending>,
+    named: HashMap<Box<[u8]>, Pending, RandomState>,
+}
+
+impl Names {
+    fn get(&self, name: &[u8]) -> Option<&Pending> {
+        if name.is_empty() { self.unnamed.as_ref() } else { self.named.get(name) }
+    }
+
+    /// A request is sent after which `name` leads to `last`.
+    fn change(&mut self, name: &[u8], last: Option<Rc<Statement>>) {
+        let known = if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) };
+        let pending = match known {
+            Some(pending) => return *pending = Pending { changes: pending.changes + 1, last },
+            None => Pending { changes: 1, last },
+        };
+        if name.is_empty() {
+            self.unnamed = Some(pending);
+        } else {
+            self.named.insert(name.into(), pending);
+        }
+    }
+
+    /// The oldest request that changes `name` was answered.
+    fn answered(&mut self, name: &[u8]) {
+        let known = if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) };
+        match known {
+            Some(pending) if pending.changes > 1 => pending.changes -= 1,
+            _ if name.is_empty() => self.unnamed = None,
+            _ => drop(self.named.remove(name)),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.unnamed = None;
+        self.named.clear();
+    }
+}
 
 /// The outstanding requests of one unit.
 #[derive(Debug, Default)]
@@ -130,7 +169,7 @@ impl Ledger {
 
     /// For how many requests there is room.
     pub(super) fn room(&self) -> usize {
-        self.expected.capacity().max(self.statements.capacity()).max(self.portals.capacity())
+        self.expected.capacity().max(self.statements.named.capacity()).max(self.portals.named.capacity())
     }
 
     /// The oldest is a Query of the proxy itself.
@@ -142,11 +181,7 @@ impl Ledger {
     pub(super) fn push(&mut self, expect: Expect) {
         if let Some((kind, name, statement)) = expect.change() {
             let names = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
-            let last = statement.cloned();
-            match names.get_mut(name) {
-                Some(pending) => *pending = Pending { changes: pending.changes + 1, last },
-                None => drop(names.insert(name.into(), Pending { changes: 1, last })),
-            }
+            names.change(name, statement.cloned());
         }
         self.expected.push_back(expect);
     }
@@ -156,10 +191,7 @@ impl Ledger {
         let expect = self.expected.pop_front()?;
         if let Some((kind, name, _)) = expect.change() {
             let names = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
-            match names.get_mut(name) {
-                Some(pending) if pending.changes > 1 => pending.changes -= 1,
-                _ => drop(names.remove(name)),
-            }
+            names.answered(name);
         }
         Some(expect)
     }
@@ -214,21 +246,30 @@ mod tests {
 
     #[test]
     fn names_lead_where_the_last_request_takes_them() {
+        leads_where_the_last_request_takes_it(b"a");
+    }
+
+    #[test]
+    fn so_does_the_empty_name() {
+        leads_where_the_last_request_takes_it(b"");
+    }
+
+    fn leads_where_the_last_request_takes_it(name: &[u8]) {
         let mut ledger = Ledger::default();
-        let close = |kind| Expect::Close { kind, name: Box::from(&b"a"[..]) };
-        let bind = || Expect::Bind { portal: Box::from(&b"a"[..]), statement: None };
-        assert!(ledger.pending_portal(b"a").is_none());
+        let close = |kind| Expect::Close { kind, name: name.into() };
+        let bind = || Expect::Bind { portal: name.into(), statement: None };
+        assert!(ledger.pending_portal(name).is_none());
         for expect in [bind(), close(Kind::Statement), bind(), Expect::Sync] {
             ledger.push(expect);
         }
-        assert!(ledger.pending_portal(b"a").is_some() && ledger.pending_statement(b"a").is_some());
+        assert!(ledger.pending_portal(name).is_some() && ledger.pending_statement(name).is_some());
         ledger.pop();
-        assert!(ledger.pending_portal(b"a").is_some(), "there is another one");
+        assert!(ledger.pending_portal(name).is_some(), "there is another one");
         ledger.pop();
-        assert!(ledger.pending_statement(b"a").is_none());
-        assert!(ledger.pop_skipped().is_some() && ledger.pending_portal(b"a").is_none());
+        assert!(ledger.pending_statement(name).is_none());
+        assert!(ledger.pop_skipped().is_some() && ledger.pending_portal(name).is_none());
         ledger.push(bind());
         ledger.clear();
-        assert!(ledger.is_empty() && ledger.pending_portal(b"a").is_none());
+        assert!(ledger.is_empty() && ledger.pending_portal(name).is_none());
     }
 }

@@ -280,7 +280,6 @@ pub struct Session {
     passing: usize,
     before: BytesMut,
     after: BytesMut,
-    name: String,
 }
 
 /// What pins a session, beyond [`Effects::PINS`]: a loaded library stays; a session that asks for

@@ -189,7 +189,6 @@ impl Session {
             passing: 0,
             before: BytesMut::new(),
             after: BytesMut::new(),
-            name: String::new(),
         }
     }
 

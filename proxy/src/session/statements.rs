@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::rc::Rc;
 
 use foldhash::fast::RandomState;
@@ -29,6 +28,7 @@ pub struct Statement {
     /// What the text means.
     pub class: Rc<Class>,
     id: u32,
+    name: Box<str>,
     /// Of the rows that clients were last told it returns.
     pub shape: Cell<Option<u64>>,
     /// It returns other rows now: who has it has to prepare it anew.
@@ -46,12 +46,15 @@ impl Statement {
         self.id
     }
 
-    /// Appends the name on servers.
-    pub fn name_into(&self, name: &mut String) {
-        name.clear();
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{NAME_PREFIX}{}", self.id);
+    /// Name on servers.
+    pub fn name(&self) -> &str {
+        &self.name
     }
+}
+
+/// The name on servers of the statement with this number.
+pub(super) fn server_name(id: u32) -> Box<str> {
+    format!("{NAME_PREFIX}{id}").into_boxed_str()
 }
 
 /// A client's names. Most clients have none: an empty one has no memory of its own.
@@ -127,6 +130,7 @@ impl Interner {
             text_bytes,
             class,
             id: self.next_id,
+            name: server_name(self.next_id),
             shape: Cell::default(),
             stale: Cell::default(),
         })

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use manatee_proxy::auth::Access;
 use manatee_proxy::pool::Mode;
-use manatee_proxy::route::Classifier;
-use manatee_proxy::session::{Config, Kept, ServedBy, ServerState, Session, Shared, Step};
+use manatee_proxy::route::{Catalog, Classifier};
+use manatee_proxy::session::{Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::backend::{self, TxStatus};
 use manatee_proxy::wire::{frontend, put_message};
 
-/// A session and the server it is given for each unit.
+/// A session that reads, and the standby's server it is given for each unit.
 pub(crate) struct Table {
     session: Session,
     shared: Shared,
@@ -23,7 +23,10 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        let mut shared = Shared::new(Classifier::new(7, 100, Arc::default()));
+        let catalog = Arc::default();
+        let mut shared = Shared::new(Classifier::new(7, 100, Arc::clone(&catalog)));
+        // Nothing in it writes.
+        catalog.store(Some(Arc::new(Catalog::default())));
         let (access, mode, consistency) = (Access::ReadWrite, Mode::Transaction, Consistency::Session);
         let config = Config { access, mode, split: true, consistency };
         let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).unwrap());
@@ -40,7 +43,10 @@ impl Table {
         loop {
             let step = self.session.advance(&mut self.rx, &mut self.shared);
             match step {
-                Step::Acquire(_) => self.session.attach(self.state.take().unwrap(), ServedBy::Primary),
+                Step::Acquire(need) => {
+                    assert_eq!(need, Need::Standby);
+                    self.session.attach(self.state.take().unwrap(), ServedBy::Standby);
+                }
                 Step::Wait if !answered => {
                     answered = true;
                     to_server = self.session.to_server().len();
