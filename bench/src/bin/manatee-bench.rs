@@ -261,7 +261,7 @@ async fn measure(arguments: &Proxies, field: &mut Field, report: &mut Report) ->
             Part::Logins => crowd::logins(field, report, rounds).await?,
             // Hardly varies, and takes its time.
             Part::Idle => crowd::idle(field, report, 1).await?,
-            Part::Crowd => crowd::crowd(field, report, seconds.max(2), rounds.min(2)).await?,
+            Part::Crowd => crowd::crowd(field, report, seconds.max(2), rounds).await?,
         }
     }
     Ok(())
