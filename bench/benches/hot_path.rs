@@ -8,23 +8,48 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use manatee_proxy::route::class::SqlContext;
 use manatee_proxy::route::{Classifier, classify_uncached, tokenizer};
 use manatee_proxy::wire::{backend, complete, put_message};
 
-use steady::{LITERAL, Table, bind_and_execute, prepare, rows, simple};
+use steady::{LITERAL, TEXT, Table, prepared, simple};
+
+/// Texts short and long, by what they are called.
+fn texts() -> Vec<(&'static str, Vec<u8>)> {
+    const CTE: &str = "WITH regional AS (SELECT region, SUM(amount) AS total FROM orders WHERE placed > '2024-01-01' GROUP BY region), \
+        best AS (SELECT region FROM regional WHERE total > (SELECT SUM(total) / 10 FROM regional)) \
+        SELECT region, product, SUM(quantity) AS units, SUM(amount) AS sales FROM orders o JOIN products p USING (product) \
+        WHERE region IN (SELECT region FROM best) AND p.kind IN ('a', 'b', 'c', 'd') GROUP BY region, product ORDER BY 4 LIMIT 20";
+    let rows: String = (0..1000).map(|n| format!("({n}, 'name {n}', now()), ")).collect();
+    vec![
+        ("pgbench -S", LITERAL.into()),
+        ("pgbench -S prepared", TEXT.into()),
+        ("pgbench update", b"UPDATE pgbench_accounts SET abalance = abalance + -4711 WHERE aid = 54321;".into()),
+        ("BEGIN", b"BEGIN".into()),
+        ("CTE", CTE.into()),
+        ("INSERT of 1000 rows", format!("INSERT INTO t VALUES {rows}(0, '', now())").into()),
+    ]
+}
 
 /// How a text becomes a class: by the tokenizer alone, from the cache, by the parser.
 fn text(c: &mut Criterion) {
     let context = SqlContext::default();
     let mut group = c.benchmark_group("text");
-    group.throughput(Throughput::Bytes(LITERAL.len() as u64));
     let mut key = Vec::with_capacity(1024);
-    group.bench_function("tokenizer", |b| b.iter(|| tokenizer::scan(black_box(LITERAL), context, &mut key)));
     let mut classifier = Classifier::new(7, 100, Arc::default());
-    group.bench_function("cache", |b| b.iter(|| classifier.classify(black_box(LITERAL), context)));
-    group.bench_function("parser", |b| b.iter(|| classify_uncached(black_box(LITERAL), context, None)));
+    for (name, text) in texts() {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(BenchmarkId::new("tokenizer", name), |b| {
+            b.iter(|| tokenizer::scan(black_box(&text), context, &mut key));
+        });
+        group.bench_function(BenchmarkId::new("cache", name), |b| {
+            b.iter(|| classifier.classify(black_box(&text), context));
+        });
+        group.bench_function(BenchmarkId::new("parser", name), |b| {
+            b.iter(|| classify_uncached(black_box(&text), context, None));
+        });
+    }
     group.finish();
 }
 
@@ -60,10 +85,7 @@ fn session(c: &mut Criterion) {
 
     let (mut request, mut answer) = (BytesMut::new(), BytesMut::new());
     let mut table = Table::new();
-    prepare(&mut table, b"P0_1");
-    bind_and_execute(&mut request, b"P0_1");
-    backend::put_empty(&mut answer, backend::BIND_COMPLETE);
-    rows(&mut answer);
+    prepared(&mut table, b"P0_1", &mut request, &mut answer);
     group.bench_function("prepared", |b| b.iter(|| table.unit(&request, &answer)));
     group.finish();
 }

@@ -12,7 +12,7 @@ use std::cell::Cell;
 use bytes::BytesMut;
 use manatee_proxy::wire::{backend, frontend};
 
-use steady::{TEXT, Table, bind_and_execute, prepare, rows, simple};
+use steady::{TEXT, Table, bind_and_execute, prepared, rows, simple};
 
 /// The system's allocator, which counts for each thread how often it is asked, and how many bytes more it
 /// has given than it was given back.
@@ -94,10 +94,7 @@ fn the_unnamed_statement_asks_for_no_memory() {
 fn a_prepared_statement_asks_for_no_memory() {
     let (mut request, mut answer) = (BytesMut::new(), BytesMut::new());
     let mut table = Table::new();
-    prepare(&mut table, b"P0_1");
-    bind_and_execute(&mut request, b"P0_1");
-    backend::put_empty(&mut answer, backend::BIND_COMPLETE);
-    rows(&mut answer);
+    prepared(&mut table, b"P0_1", &mut request, &mut answer);
     // On servers it has another name.
     let renamed = request.len() + "manatee_1".len() - "P0_1".len();
     assert_eq!(allocations(&mut table, &request, &answer, (renamed, answer.len())), 0);

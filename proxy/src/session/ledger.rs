@@ -118,24 +118,22 @@ impl Names {
         if name.is_empty() { self.unnamed.as_ref() } else { self.named.get(name) }
     }
 
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Pending> {
+        if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) }
+    }
+
     /// A request is sent after which `name` leads to `last`.
     fn change(&mut self, name: &[u8], last: Option<Rc<Statement>>) {
-        let known = if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) };
-        let pending = match known {
-            Some(pending) => return *pending = Pending { changes: pending.changes + 1, last },
-            None => Pending { changes: 1, last },
-        };
-        if name.is_empty() {
-            self.unnamed = Some(pending);
-        } else {
-            self.named.insert(name.into(), pending);
+        match self.get_mut(name) {
+            Some(pending) => *pending = Pending { changes: pending.changes + 1, last },
+            None if name.is_empty() => self.unnamed = Some(Pending { changes: 1, last }),
+            None => drop(self.named.insert(name.into(), Pending { changes: 1, last })),
         }
     }
 
     /// The oldest request that changes `name` was answered.
     fn answered(&mut self, name: &[u8]) {
-        let known = if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) };
-        match known {
+        match self.get_mut(name) {
             Some(pending) if pending.changes > 1 => pending.changes -= 1,
             _ if name.is_empty() => self.unnamed = None,
             _ => drop(self.named.remove(name)),

@@ -84,14 +84,17 @@ pub(crate) fn simple(request: &mut BytesMut, answer: &mut BytesMut) {
     rows(answer);
 }
 
-/// Has the client of `table` prepare the statement as `name`.
-pub(crate) fn prepare(table: &mut Table, name: &[u8]) {
-    let (mut request, mut answer) = (BytesMut::new(), BytesMut::new());
-    frontend::put_parse(&mut request, name, TEXT, &[0, 0]);
-    frontend::put_empty(&mut request, frontend::SYNC);
-    backend::put_empty(&mut answer, backend::PARSE_COMPLETE);
-    backend::put_ready(&mut answer, TxStatus::Idle);
-    table.unit(&request, &answer);
+/// Running the statement that the client of `table` has prepared as `name`, which it does here, and the answer.
+pub(crate) fn prepared(table: &mut Table, name: &[u8], request: &mut BytesMut, answer: &mut BytesMut) {
+    let (mut parse, mut parsed) = (BytesMut::new(), BytesMut::new());
+    frontend::put_parse(&mut parse, name, TEXT, &[0, 0]);
+    frontend::put_empty(&mut parse, frontend::SYNC);
+    backend::put_empty(&mut parsed, backend::PARSE_COMPLETE);
+    backend::put_ready(&mut parsed, TxStatus::Idle);
+    table.unit(&parse, &parsed);
+    bind_and_execute(request, name);
+    backend::put_empty(answer, backend::BIND_COMPLETE);
+    rows(answer);
 }
 
 /// The end of an answer: a row, and that is all.
