@@ -1,5 +1,5 @@
-//! Manatee's proxy. `bin → server → driver → pool, topology → session → wire`; session, route and
-//! wire are pure: bytes in, actions out.
+//! Manatee's proxy. `bin → server → driver → pool, topology → core`. The pure part, sessions, routing and
+//! the wire protocol, is the crate `manatee-proxy-core`: bytes in, actions out.
 
 pub mod admin;
 pub mod auth;
@@ -7,17 +7,14 @@ pub mod cancel;
 pub mod catalog;
 pub mod config;
 pub mod driver;
-pub mod error;
-pub mod fuzzing;
 pub mod http;
 pub mod metrics;
 pub mod pool;
 pub mod relay;
-pub mod route;
 pub mod server;
-pub mod session;
 pub mod shards;
 pub mod tls;
 pub mod topology;
 pub mod upstream;
-pub mod wire;
+
+pub use manatee_proxy_core::{error, route, session, wire};

@@ -1,17 +1,21 @@
-//! Mutated conversations through the entry points of `fuzzing`: a few seconds of them in every test
+//! Mutated conversations through the entry points of `targets`: a few seconds of them in every test
 //! run, hours with `make fuzz` (`MANATEE_FUZZ_SECONDS`). A failure prints the target and the bytes;
 //! put them into `REGRESSIONS`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "fuzz/targets.rs"]
+mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
 use manatee_proxy::error::{SqlState, encode_response};
-use manatee_proxy::fuzzing::{Target, targets};
 use manatee_proxy::wire::backend::{self, TxStatus};
 use manatee_proxy::wire::frontend::{self, Kind};
 use manatee_proxy::wire::{put_cstr, put_message};
+
+use targets::{Target, targets};
 
 /// What once failed: target and bytes.
 const REGRESSIONS: &[(&str, &[u8])] = &[];
@@ -114,7 +118,7 @@ fn server_message(random: &mut Random, out: &mut BytesMut) {
     }
 }
 
-/// A conversation in the form that `fuzzing::session` reads.
+/// A conversation in the form that `targets::session` reads.
 fn conversation(random: &mut Random) -> Vec<u8> {
     let mut data = vec![u8::try_from(random.below(16)).unwrap()];
     let mut message = BytesMut::new();

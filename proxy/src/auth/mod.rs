@@ -6,21 +6,24 @@ use std::sync::Arc;
 
 mod failures;
 mod greeting;
-pub mod hba;
 mod keyring;
 mod login;
 mod places;
 mod policy;
+mod rules;
 mod secret;
-pub mod usermap;
 pub mod users;
 pub mod verifier;
+
+pub use manatee_proxy_core::rules::{hba, usermap};
+pub use manatee_proxy_core::terms::Access;
 
 pub use greeting::{Greetings, check_name};
 pub use keyring::{Keyring, Keys};
 pub use login::{Admission, Entered, Gatekeeper, Progress, login};
 pub use places::Taken;
 pub use policy::{Policy, PolicyError};
+pub use rules::RulesError;
 pub use secret::{Md5Hash, Secret, nonce, random};
 
 use manatee_shared::ids::ShardName;
@@ -57,19 +60,6 @@ impl Hash for Identity {
         self.database.hash(state);
         self.role.hash(state);
     }
-}
-
-/// What the address a client connected to asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Access {
-    /// Writes to the primary, reads to standbys.
-    #[default]
-    ReadWrite,
-    /// Everything read-only, to a standby.
-    ReadOnly,
-    /// Everything to the primary.
-    PrimaryOnly,
 }
 
 /// What is settled by where a client connected to.

@@ -1,6 +1,7 @@
 //! Everything about logins that is read from files: users, rules, maps. Replaced as a whole.
 
-use super::hba::{Rules, RulesError};
+use super::hba::Rules;
+use super::rules::{self, RulesError};
 use super::usermap::UserMaps;
 use super::users::{Users, UsersError};
 use crate::config::Config;
@@ -41,8 +42,8 @@ impl Policy {
     pub fn load(config: &Config) -> Result<Self, PolicyError> {
         let policy = Self {
             users: Users::load(config.auth.users_file.as_deref())?,
-            rules: Rules::load(config.auth.hba_file.as_deref()).map_err(PolicyError::Rules)?,
-            maps: UserMaps::load(config.auth.ident_file.as_deref()).map_err(PolicyError::Maps)?,
+            rules: rules::load(config.auth.hba_file.as_deref(), Rules::parse).map_err(PolicyError::Rules)?,
+            maps: rules::load(config.auth.ident_file.as_deref(), UserMaps::parse).map_err(PolicyError::Maps)?,
         };
         if policy.rules.want_certificates() && config.tls.client_ca_file.is_none() {
             return Err(PolicyError::NoAuthorities);

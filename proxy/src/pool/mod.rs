@@ -27,19 +27,9 @@ mod quota;
 mod server;
 
 pub use acquire::Wanted;
+pub use manatee_proxy_core::terms::Mode;
 pub use quota::{Limits, Quota};
 pub use server::{Grant, Lease, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
-
-/// When a server connection goes back to the pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// After each transaction.
-    #[default]
-    Transaction,
-    /// When the client leaves.
-    Session,
-}
 
 /// The part of the configuration that sessions need, for one thread.
 #[derive(Clone, Debug)]

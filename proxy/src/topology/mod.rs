@@ -14,12 +14,10 @@ use arc_swap::cache::Cache;
 use manatee_shared::ids::PeerId;
 use tokio::sync::{mpsc, watch};
 
-pub mod consistency;
-pub mod knowledge;
 pub mod monitor;
-pub mod snapshot;
 
-pub use snapshot::{Node, Primary, Reign, Sample, Snapshot, Standby};
+pub use manatee_proxy_core::topology::{Node, Primary, Reign, Sample, Snapshot, Standby};
+pub use manatee_proxy_core::topology::{consistency, knowledge, snapshot};
 
 /// Where writes may go: changes wake whoever holds clients back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 
-use crate::auth;
-use crate::pool::Mode;
-use crate::route::class::{Access, Reason, SqlContext};
-use crate::route::{Catalog, Classifier, classify_uncached};
-use crate::session::buffers::consume;
-use crate::session::lost::How;
-use crate::session::{Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
-use crate::topology::consistency::Consistency;
-use crate::wire::scram::Verifier;
-use crate::wire::startup::{HEADER_BYTES, Header, Startup, parse_cancel, parse_sasl_initial};
+use manatee_proxy::auth;
+use manatee_proxy::pool::Mode;
+use manatee_proxy::route::class::{Access, Reason, SqlContext};
+use manatee_proxy::route::{Catalog, Classifier, classify_uncached};
+use manatee_proxy::session::buffers::consume;
+use manatee_proxy::session::lost::How;
+use manatee_proxy::session::{Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
+use manatee_proxy::topology::consistency::Consistency;
+use manatee_proxy::wire::scram::Verifier;
+use manatee_proxy::wire::startup::{HEADER_BYTES, Header, Startup, parse_cancel, parse_sasl_initial};
 
 /// Steps a session may take over one chunk before it is said to loop. A unit is tried ten times at
 /// most, and a chunk of 255 bytes holds 51 units at most.
@@ -30,7 +30,7 @@ const MAX_STEPS: usize = 10_000;
 const MAX_SWELL: usize = 200;
 
 /// What a client sends before it is authenticated.
-pub fn startup(data: &[u8]) {
+pub(crate) fn startup(data: &[u8]) {
     let mut rest = data;
     while let Some((head, body)) = rest.split_first_chunk::<HEADER_BYTES>() {
         rest = body;
@@ -50,14 +50,14 @@ pub fn startup(data: &[u8]) {
 }
 
 /// SASL messages and verifiers.
-pub fn scram(data: &[u8]) {
+pub(crate) fn scram(data: &[u8]) {
     let (first, last) = data.split_at(data.len() / 2);
     let _ = parse_sasl_initial(first);
     let _ = Verifier::parse(&String::from_utf8_lossy(last));
 }
 
 /// A text of SQL: what is said from the cache is what the parser says.
-pub fn classify(data: &[u8], catalog: &Arc<ArcSwapOption<Catalog>>) {
+pub(crate) fn classify(data: &[u8], catalog: &Arc<ArcSwapOption<Catalog>>) {
     let (flags, text) = data.split_first().unwrap_or((&0, data));
     // A text of the protocol ends at the first NUL (manual, section 55.6).
     let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -77,7 +77,7 @@ pub fn classify(data: &[u8], catalog: &Arc<ArcSwapOption<Catalog>>) {
 
 /// Both sides of a session at once. A byte says whose the next chunk is and how long it is; some of
 /// its values are events: the server is lost, the pool refuses.
-pub fn session(data: &[u8]) {
+pub(crate) fn session(data: &[u8]) {
     let mut world = World::new(data.first().copied().unwrap_or_default());
     let mut rest = data.get(1..).unwrap_or_default();
     while let Some((&control, after)) = rest.split_first() {
@@ -163,7 +163,7 @@ impl World {
                     return;
                 }
                 Step::Acquire(_) if std::mem::take(&mut self.refuse_next) => {
-                    self.session.refuse(&crate::error::ProxyError::TooManyClients, &mut self.client);
+                    self.session.refuse(&manatee_proxy::error::ProxyError::TooManyClients, &mut self.client);
                 }
                 Step::Acquire(need) => {
                     assert!(!self.attached, "a second server");
@@ -199,7 +199,7 @@ fn panic_for_loop() {
 }
 
 /// The targets by name: for one program that runs them all.
-pub fn targets() -> [(&'static str, Target); 4] {
+pub(crate) fn targets() -> [(&'static str, Target); 4] {
     [
         ("startup", Rc::new(startup)),
         ("scram", Rc::new(scram)),
@@ -209,4 +209,4 @@ pub fn targets() -> [(&'static str, Target); 4] {
 }
 
 /// Takes whatever it is given.
-pub type Target = Rc<dyn Fn(&[u8])>;
+pub(crate) type Target = Rc<dyn Fn(&[u8])>;

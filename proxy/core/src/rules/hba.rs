@@ -7,40 +7,6 @@
 //! Without a file everybody is asked for a password.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-
-/// Why a file of rules cannot be used. One line.
-#[derive(Debug, thiserror::Error)]
-pub enum RulesError {
-    /// It cannot be read.
-    #[error("{path}: cannot be read: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A line is not understood.
-    #[error("{path}:{line}: {problem}")]
-    Line {
-        /// Which file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong, and the remedy.
-        problem: String,
-    },
-}
-
-/// What `parse` makes of the file; the default without one.
-pub(super) fn load<T: Default>(
-    path: Option<&Path>,
-    parse: impl FnOnce(&str) -> Result<T, (usize, String)>,
-) -> Result<T, RulesError> {
-    let Some(path) = path else { return Ok(T::default()) };
-    let text = std::fs::read_to_string(path).map_err(|source| RulesError::Read { path: path.to_owned(), source })?;
-    parse(&text).map_err(|(line, problem)| RulesError::Line { path: path.to_owned(), line, problem })
-}
 
 /// How somebody proves themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,14 +140,6 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Reads the file; the default without one.
-    ///
-    /// # Errors
-    /// [`RulesError`]
-    pub fn load(path: Option<&Path>) -> Result<Self, RulesError> {
-        load(path, Self::parse)
-    }
-
     /// Reads rules; on an error the line, from 1, and the problem.
     ///
     /// # Errors

@@ -19,11 +19,11 @@ use std::rc::{Rc, Weak};
 
 use bytes::BytesMut;
 
-use crate::auth::Access;
 use crate::error::{Origin, ProxyError, SqlState};
-use crate::pool::Mode;
 use crate::route::class::{Route, setting_needs_primary};
 use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
+use crate::terms::Access;
+use crate::terms::Mode;
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
 
@@ -155,7 +155,7 @@ impl ServerState {
     }
 
     /// Takes note of a ParameterStatus.
-    pub(crate) fn set_parameter(&mut self, name: &str, value: &str) {
+    pub fn set_parameter(&mut self, name: &str, value: &str) {
         reply::remember(&mut self.parameters, name, value);
     }
 

@@ -1,9 +1,7 @@
 //! Names in certificates to roles: maps as in pg_ident.conf (manual, section 21.2), without regular
 //! expressions. Pure.
 
-use std::path::Path;
-
-use super::hba::{RulesError, fields};
+use super::hba::fields;
 
 /// All maps.
 #[derive(Clone, Debug, Default)]
@@ -17,14 +15,6 @@ struct Entry {
 }
 
 impl UserMaps {
-    /// Reads the file; no maps without one.
-    ///
-    /// # Errors
-    /// [`RulesError`]
-    pub fn load(path: Option<&Path>) -> Result<Self, RulesError> {
-        super::hba::load(path, Self::parse)
-    }
-
     /// Reads maps; on an error the line, from 1, and the problem.
     ///
     /// # Errors

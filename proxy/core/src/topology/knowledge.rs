@@ -304,6 +304,7 @@ impl Knowledge {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests need a moment to count from")]
     use super::*;
     use manatee_shared::cluster::Peer;
     use manatee_shared::topology::Freshness;

@@ -9,9 +9,9 @@ use super::profile::{Profile, Profiles};
 use super::statements::Statement;
 use super::unit::Forwarding;
 use super::{Cleanup, PINS, Phase, Session, Shared, dispatch};
-use crate::pool::Mode;
 use crate::route::class::{Deallocate, Scope, SettingChange};
 use crate::route::{Class, Control, Effects, TransactionControl};
+use crate::terms::Mode;
 use crate::wire::backend::TxStatus;
 use crate::wire::{self, frontend};
 

@@ -477,7 +477,7 @@ impl Session {
             _ if stale => Ok(Some(self.unit.needs_primary)),
             b"25006" if self.served_by == ServedBy::Standby => {
                 // Not for who asked for a standby: then it is an answer.
-                let asked = self.kept.config.access == crate::auth::Access::ReadOnly
+                let asked = self.kept.config.access == crate::terms::Access::ReadOnly
                     || self.unit.hint == Some(Hint::Standby)
                     || (self.unit.hint.is_none() && self.kept.route == Route::Standby);
                 if asked {
@@ -495,7 +495,8 @@ impl Session {
             // What is not there (42P01 …), or not granted, may be on the primary: just created, or of this
             // session alone.
             b"40001" | b"40P01" | b"57P04" | b"0A000" | b"55000" | b"XX000" | b"3F000" | [b'4', b'2', ..]
-                if self.served_by == ServedBy::Standby && self.kept.config.access == crate::auth::Access::ReadWrite =>
+                if self.served_by == ServedBy::Standby
+                    && self.kept.config.access == crate::terms::Access::ReadWrite =>
             {
                 Ok(Some(true))
             }
