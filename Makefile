@@ -34,7 +34,7 @@ e2e: build
 
 SEEDS ?= 10000
 sim: install ## simulated shards under faults, SEEDS=n of them; a failure prints how to replay it
-	$(CARGO) run --profile sim --locked -p manatee-sitter --features sim --bin manatee-sim -- \
+	$(CARGO) run --profile sim --locked -p manatee-sitter-core --features sim --bin manatee-sim -- \
 	  --seeds $(SEEDS) --threads $$(nproc)
 
 smoke: build ## the main job unattended: bring up, write, kill the primary's host, rejoin

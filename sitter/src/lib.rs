@@ -1,18 +1,17 @@
-//! Manatee's host service. `bin → driver → execute → machine`; the machine is pure.
+//! Manatee's host service. `bin → driver → execute → core`. The pure part, the state machine and its
+//! simulation, is the crate `manatee-sitter-core`.
 
-pub mod adm;
 pub mod api;
 pub mod backup;
 pub mod config;
 pub mod driver;
 pub mod execute;
 pub mod heartbeat;
-pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod postgres;
 pub mod rejoin;
-#[cfg(any(test, feature = "sim"))]
-pub mod sim;
 pub mod snapshotter;
 pub mod storage;
+
+pub use manatee_sitter_core::machine;

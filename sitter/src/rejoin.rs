@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
-use serde::{Deserialize, Serialize};
 
+pub use crate::machine::action::Rung;
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::postgres::control::{self, ClusterMode};
@@ -31,22 +31,6 @@ use crate::postgres::copy::{SourceFacts, Verdict};
 use crate::postgres::inner::Inner;
 use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle};
 use crate::storage::Storage;
-
-/// What was done to the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rung {
-    /// Nothing: it lies on the source's history and can stream as it is.
-    AsIs,
-    /// `pg_rewind`.
-    Rewind,
-    /// Back to a snapshot from before the divergence; the data is set aside.
-    Rollback,
-    /// Received what changed since a snapshot that the source has too; the data is set aside.
-    Incremental,
-    /// Set aside and copied in full.
-    Copy,
-}
 
 /// How a rejoin ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

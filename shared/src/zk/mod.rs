@@ -1,11 +1,11 @@
-//! ZooKeeper as the shard sees it: one trait, a real client and a deterministic fake.
+//! ZooKeeper as the shard sees it: one trait and the real client; the crate `manatee-fake-zookeeper` has a
+//! deterministic fake.
 //!
 //! Readers never act on events. They read the newest [`View`], which the implementation keeps
 //! current by watches and re-reads after every reconnection. Writers compare-and-set on the
 //! version they decided from (rule 1).
 
 pub mod client;
-pub mod fake;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use manatee_shared::zk::fake::{FakeSession, FakeZooKeeper};
+use manatee_fake_zookeeper::{FakeSession, FakeZooKeeper};
 
 use super::*;
 use crate::heartbeat::Timing;

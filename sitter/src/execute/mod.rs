@@ -4,7 +4,6 @@
 //! One file per family: [`state`] writes to ZooKeeper, [`server`] acts on PostgreSQL, [`fence`] is
 //! the check before anything that would let this peer acknowledge or overwrite.
 
-pub mod fence;
 mod server;
 mod state;
 
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::zk::{Coordination, ZkError};
+pub use manatee_sitter_core::fence;
 
 use crate::machine::action::Action;
 use crate::machine::local::SystemIdentifier;

@@ -7,60 +7,18 @@
 //! Ownership: [`Heartbeats`] owns the table and the tasks; dropping it ends them.
 
 mod poll;
-pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use manatee_shared::ids::PeerId;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::machine::local::Data;
 use crate::machine::view::PeerHealth;
+pub use manatee_sitter_core::heartbeat::{Answer, Timing, table};
 use table::Table;
-
-/// The answer to `GET /heartbeat`: a peer's own word about itself. Fields of newer versions are
-/// ignored, missing ones defaulted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Answer {
-    /// Who answers: an address may have been given to another peer.
-    pub id: PeerId,
-    /// It was asked to stop.
-    #[serde(default)]
-    pub stopping: bool,
-    /// Its PostgreSQL can not commit, or is down, for this many milliseconds.
-    #[serde(default)]
-    pub postgres_down_ms: Option<u64>,
-    /// The peers it finds gone itself.
-    #[serde(default)]
-    pub suspects: BTreeSet<PeerId>,
-    /// Its data directory: a shard is set up anew only by peers without data (rule 8).
-    #[serde(default)]
-    pub data: Option<Data>,
-    /// Its PostgreSQL is a primary, or a standby that streams.
-    #[serde(default)]
-    pub streaming: Option<bool>,
-    /// The generation of the state it last read.
-    #[serde(default)]
-    pub generation: Option<u64>,
-    /// The highest generation that it, or its predecessors over the same data, ever saw.
-    #[serde(default)]
-    pub newest_generation: Option<u64>,
-}
-
-/// How often and how patiently peers are asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// Between two questions to one peer.
-    pub interval: Duration,
-    /// Silence after which a peer is suspected. Also bounds each connect and each request, so
-    /// that a host that died holds up nothing for longer.
-    pub suspicion: Duration,
-}
 
 /// The table as the tasks share it.
 #[derive(Debug)]
@@ -161,7 +119,10 @@ mod tests {
     use axum::{Json, Router};
     use tokio::net::TcpListener;
 
+    use std::time::Duration;
+
     use super::*;
+    use crate::machine::local::Data;
 
     const TIMING: Timing = Timing { interval: Duration::from_millis(50), suspicion: Duration::from_millis(500) };
 

@@ -2,13 +2,15 @@
 //!
 //! Built only with the feature `sim`; not installed anywhere.
 
+#![allow(clippy::disallowed_methods, reason = "the program around the simulation")]
+
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use manatee_sitter::sim::mutation::Mutation;
-use manatee_sitter::sim::plan::Plan;
-use manatee_sitter::sim::run::{replay, report, run_seeds};
+use manatee_sitter_core::sim::mutation::Mutation;
+use manatee_sitter_core::sim::plan::Plan;
+use manatee_sitter_core::sim::run::{replay, report, run_seeds};
 
 /// Runs a simulated shard under faults, and says whether any rule of safety was broken.
 #[derive(Parser)]

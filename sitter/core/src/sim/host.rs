@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use manatee_fake_zookeeper::FakeSession;
 use manatee_shared::cluster::{ClusterState, Peer};
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Version;
-use manatee_shared::zk::fake::FakeSession;
 
 use super::heartbeats::Poll;
 use super::plan::Kind;

@@ -4,7 +4,7 @@ use manatee_shared::cluster::{Peer, Role};
 
 use super::lost::{said, server_told};
 use super::{Finding, Matter};
-use crate::adm::cluster::{Cluster, SitterStatus};
+use crate::cluster::{Cluster, SitterStatus};
 use crate::machine::local::{Data, Gate, PrimaryStatus, Server, StandbyStatus};
 use crate::machine::situation::has_beginning;
 

@@ -7,8 +7,8 @@ use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole};
 use manatee_shared::zk::{HistoryEntry, StateNode};
 
 use super::*;
-use crate::adm::cluster::samples::*;
-use crate::adm::cluster::{Decision, Failure, SessionStatus, SitterStatus};
+use crate::cluster::samples::*;
+use crate::cluster::{Decision, Failure, SessionStatus, SitterStatus};
 use crate::machine::local::*;
 
 fn evidence() -> Evidence {

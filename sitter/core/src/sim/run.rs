@@ -101,6 +101,7 @@ pub fn shrink(plan: &Plan) -> Plan {
 
 /// What to tell about a failing plan: events, problem, and how to see it again. The plan is kept in
 /// the directory for temporary files.
+#[expect(clippy::disallowed_methods, reason = "keeps the plan of a failure")]
 pub fn report(plan: &Plan) -> String {
     let small = shrink(plan);
     let failure = match run(&small, true) {
@@ -110,7 +111,7 @@ pub fn report(plan: &Plan) -> String {
     let file = std::env::temp_dir().join(format!("manatee-sim-{}.json", plan.seed));
     let kept = match std::fs::write(&file, small.to_json()) {
         Ok(()) => format!(
-            "replay: cargo run --profile sim -p manatee-sitter --features sim --bin manatee-sim -- --replay {}",
+            "replay: cargo run --profile sim -p manatee-sitter-core --features sim --bin manatee-sim -- --replay {}",
             file.display()
         ),
         Err(error) => format!("the replay file {} can not be written: {error}", file.display()),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
+use manatee_fake_zookeeper::{FakeSession, FakeZooKeeper};
 use manatee_shared::cluster::{ClusterState, Peer};
-use manatee_shared::zk::fake::{FakeSession, FakeZooKeeper};
 use manatee_shared::zk::{Session, Version};
 
 use super::host::{Host, Sitter, Straggler};
@@ -124,6 +124,7 @@ impl World {
         };
         Self {
             rng: fastrand::Rng::with_seed(plan.seed),
+            #[expect(clippy::disallowed_methods, reason = "a moment to count from; only differences matter")]
             base: Instant::now(),
             now: 0,
             zk,

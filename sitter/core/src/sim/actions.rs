@@ -11,7 +11,7 @@ use super::mutation::Mutation;
 use super::plan::{Crash, Fault, Kind, Target};
 use super::postgres::{Process, number};
 use super::world::World;
-use crate::execute::fence;
+use crate::fence;
 use crate::machine::action::{Action, Rung, StopMode};
 use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::machine::preempt::preempts;

@@ -19,7 +19,7 @@ use super::view::View;
 /// own, one promoted by hand that follows it the next: these numbers are left to them, so that what
 /// streamed from them is on no timeline of the shard, now or later, and has to rejoin. Each number that
 /// is left out costs followers the fetch of a small file during a takeover.
-pub(crate) const TIMELINES_APART: u32 = 4;
+pub const TIMELINES_APART: u32 = 4;
 
 /// Key of [`Promotion`] among the state's extra fields.
 const PROMOTION: &str = "promotion";
@@ -35,17 +35,17 @@ const PROMOTION: &str = "promotion";
 /// init_wal literally. So the primary adds a position of its own timeline as soon as it has one:
 /// whoever contains that has everything, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Promotion {
+pub struct Promotion {
     /// The timeline that the primary promotes to.
-    pub(crate) timeline: Timeline,
+    pub timeline: Timeline,
     /// A position on it. None while the primary may still be in recovery: nobody can rejoin to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) at: Option<WalPosition>,
+    pub at: Option<WalPosition>,
 }
 
 impl Promotion {
     /// What `state` says. None: its generation did not begin with a takeover.
-    pub(crate) fn of(state: &ClusterState) -> Option<Self> {
+    pub fn of(state: &ClusterState) -> Option<Self> {
         let value = state.extra.get(PROMOTION)?.clone();
         serde_json::from_value(value).ok()
     }
@@ -53,14 +53,14 @@ impl Promotion {
     /// The promotion of a takeover in `state` by a sync that is on `timeline`: a timeline above all
     /// that were ever used, also by hand ([`TIMELINES_APART`]). Those of earlier generations are, or
     /// were, the ancestors of this one's.
-    pub(crate) fn reserve(state: &ClusterState, timeline: Timeline) -> Self {
+    pub fn reserve(state: &ClusterState, timeline: Timeline) -> Self {
         let reserved = Self::of(state).map(|promotion| promotion.timeline);
         let newest = [reserved, state.init_wal_timeline].into_iter().flatten().fold(timeline, Timeline::max);
         Self { timeline: Timeline(newest.0.saturating_add(TIMELINES_APART)), at: None }
     }
 
     /// Records `promotion` in `state`, or removes it.
-    pub(crate) fn set(state: &mut ClusterState, promotion: Option<Self>) {
+    pub fn set(state: &mut ClusterState, promotion: Option<Self>) {
         match promotion.and_then(|promotion| serde_json::to_value(promotion).ok()) {
             Some(value) => state.extra.insert(PROMOTION.to_owned(), value),
             None => state.extra.remove(PROMOTION),
@@ -70,7 +70,7 @@ impl Promotion {
 
 /// Whether `standby` has on disk everything that was acknowledged before the generation of `state`, on the path that
 /// the generation's primary is on: its sync may take over then (rule 4).
-pub(crate) fn has_beginning(state: &ClusterState, standby: &StandbyStatus) -> bool {
+pub fn has_beginning(state: &ClusterState, standby: &StandbyStatus) -> bool {
     let Some(received) = standby.received else { return false };
     let contains = |wanted| standby.history.contains(received, wanted);
     let promoted_at = Promotion::of(state).and_then(|promotion| promotion.at);

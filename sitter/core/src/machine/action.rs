@@ -6,9 +6,9 @@ use manatee_shared::cluster::ClusterState;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Timeline, WalPosition};
 use manatee_shared::zk::Version;
+use serde::{Deserialize, Serialize};
 
 use super::local::ServerConfig;
-pub use crate::rejoin::Rung;
 
 /// How PostgreSQL is brought down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,22 @@ pub enum StopMode {
     /// SIGQUIT, and SIGKILL when that takes too long: for a primary that must not acknowledge
     /// anything more.
     Immediate,
+}
+
+/// What was done to the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rung {
+    /// Nothing: it lies on the source's history and can stream as it is.
+    AsIs,
+    /// `pg_rewind`.
+    Rewind,
+    /// Back to a snapshot from before the divergence; the data is set aside.
+    Rollback,
+    /// Received what changed since a snapshot that the source has too; the data is set aside.
+    Incremental,
+    /// Set aside and copied in full.
+    Copy,
 }
 
 /// One step.

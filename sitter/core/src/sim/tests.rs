@@ -1,4 +1,5 @@
 //! Runs of many seeds, and the bugs that they must find.
+#![allow(clippy::disallowed_methods, reason = "which seeds to run is not part of a run")]
 
 use super::mutation::Mutation;
 use super::plan::Plan;

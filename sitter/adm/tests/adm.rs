@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[allow(dead_code, reason = "serves the tests of the client as well")]
-#[path = "../../shared/tests/support/mod.rs"]
+#[path = "../../../shared/tests/support/mod.rs"]
 mod support;
 
 use std::net::TcpListener;

@@ -3,9 +3,9 @@
 use manatee_shared::cluster::{ClusterState, Promote};
 
 use super::{Finding, Matter};
-use crate::adm::cluster::Cluster;
-use crate::adm::evidence::Evidence;
-use crate::adm::freeze;
+use crate::cluster::Cluster;
+use crate::evidence::Evidence;
+use crate::freeze;
 use crate::machine::local::Synchronous;
 
 pub(super) fn findings(evidence: &Evidence, cluster: &Cluster) -> Vec<Finding> {

@@ -16,8 +16,8 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 use manatee_shared::zk::{StateNode, Version};
 
-use crate::adm::cluster::SitterStatus;
-use crate::adm::evidence::Evidence;
+use crate::cluster::SitterStatus;
+use crate::evidence::Evidence;
 use crate::machine::local::{Data, Recovery, Server, Synchronous};
 use crate::machine::situation::Promotion;
 
@@ -268,7 +268,7 @@ mod tests {
     use manatee_shared::zk::HistoryEntry;
 
     use super::*;
-    use crate::adm::cluster::samples::*;
+    use crate::cluster::samples::*;
     use crate::machine::local::{Gate, PrimaryStatus, ServerConfig, SystemIdentifier};
 
     fn at(timeline: u32, lsn: u64) -> WalPosition {

@@ -1,21 +1,21 @@
-//! The operator's command line. See [`manatee_sitter::adm`].
+//! The operator's command line. See [`manatee_adm`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use manatee_adm::{Arguments, Outcome, run};
 use manatee_shared::telemetry::{self, LogSettings};
-use manatee_sitter::adm::{self, Outcome};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments = adm::Arguments::parse();
+    let arguments = Arguments::parse();
     // Silent unless asked: what matters is in the output.
     let filter = std::env::var("LOG_LEVEL").unwrap_or_else(|_| "off".to_owned());
     if let Err(error) = telemetry::init(&LogSettings { filter, ..LogSettings::default() }) {
         eprintln!("manatee-adm: LOG_LEVEL: {error}");
         return ExitCode::FAILURE;
     }
-    match adm::run(arguments).await {
+    match run(arguments).await {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Found) => ExitCode::FAILURE,
         Err(error) => {

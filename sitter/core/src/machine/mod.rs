@@ -9,7 +9,7 @@ pub mod action;
 pub mod decide;
 pub mod local;
 pub mod preempt;
-pub(crate) mod situation;
+pub mod situation;
 pub mod suspicion;
 pub mod tracker;
 pub mod view;

@@ -9,15 +9,16 @@
 //! What the network does to a single request is the caller's to play: for an answer that is lost,
 //! call [`FakeSession::write_now`], [`FakeSession::disconnect`], and report [`ZkError::Unknown`].
 
+#![forbid(unsafe_code)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use manatee_shared::cluster::{ClusterState, Peer};
+use manatee_shared::zk::{ActivePeer, Coordination, HistoryEntry, Session, StateNode, Version, View, ZkError};
 use tokio::sync::watch;
-
-use super::{ActivePeer, Coordination, HistoryEntry, Session, StateNode, Version, View, ZkError};
-use crate::cluster::{ClusterState, Peer};
 
 /// The server: what a shard's folder holds, and which sessions are alive.
 #[derive(Clone)]
@@ -105,7 +106,7 @@ impl FakeZooKeeper {
     }
 
     /// Peers with an election node.
-    pub fn active(&self) -> BTreeMap<crate::ids::PeerId, ActivePeer> {
+    pub fn active(&self) -> BTreeMap<manatee_shared::ids::PeerId, ActivePeer> {
         lock(&self.0).active()
     }
 
@@ -128,7 +129,7 @@ impl FakeZooKeeper {
 }
 
 impl Core {
-    fn active(&self) -> BTreeMap<crate::ids::PeerId, ActivePeer> {
+    fn active(&self) -> BTreeMap<manatee_shared::ids::PeerId, ActivePeer> {
         // In rising order, so that the highest sequence of a peer stays.
         let entries = self.election.iter();
         entries.map(|(&sequence, (_, peer))| (peer.id, ActivePeer { sequence, peer: peer.clone() })).collect()
@@ -359,7 +360,7 @@ impl Coordination for FakeSession {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::Lsn;
+    use manatee_shared::lsn::Lsn;
 
     fn peer(number: u8) -> Peer {
         Peer::new(format!("10.0.0.{number}:5432:12345").parse().expect("id"), format!("peer{number}"))

@@ -4,9 +4,9 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::zk::StateNode;
 
 use super::{Finding, Matter, Report};
-use crate::adm::backfill::{Candidate, candidates, plan};
-use crate::adm::cluster::{Answer, SitterStatus};
-use crate::adm::evidence::Evidence;
+use crate::backfill::{Candidate, candidates, plan};
+use crate::cluster::{Answer, SitterStatus};
+use crate::evidence::Evidence;
 use crate::machine::local::{Data, Server};
 
 /// ZooKeeper does not answer; perhaps one sitter does.

@@ -3,6 +3,8 @@
 //!
 //! Names, options and outputs are Manatee 2's; what it called stable is stable here.
 
+#![forbid(unsafe_code)]
+
 pub mod backfill;
 pub mod check_lock;
 pub mod cluster;
@@ -33,6 +35,7 @@ use std::io::{self, Write};
 use clap::{Parser, Subcommand};
 
 use connect::Connection;
+use manatee_sitter_core::machine;
 
 /// The command line.
 #[derive(Debug, Parser)]

@@ -1,0 +1,12 @@
+//! What the sitter decides, without doing any of it: the state machine of a peer, the fence before each step,
+//! the table of heartbeats; and the simulation that runs them by the thousand.
+//!
+//! Pure by construction: no runtime and no I/O crate in `Cargo.toml`; `clippy.toml` refuses clocks, files,
+//! the environment, randomness and sockets. Moments and random numbers are arguments.
+#![forbid(unsafe_code)]
+
+pub mod fence;
+pub mod heartbeat;
+pub mod machine;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
