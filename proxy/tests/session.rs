@@ -5,6 +5,10 @@
 mod drivers;
 #[path = "session/harness.rs"]
 mod harness;
+#[path = "session/prepared.rs"]
+mod prepared;
+#[path = "session/raw.rs"]
+mod raw;
 
 use harness::{Postgres, Proxy, Setup, catalog, pgbench};
 

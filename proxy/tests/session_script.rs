@@ -341,6 +341,28 @@ fn a_statement_never_returns_other_rows_than_its_client_was_told() {
 }
 
 #[test]
+fn the_unnamed_statement_outlives_the_proxys_own_queries() {
+    let run = |name: &str, text: &str| [parse(name, text), bind("", name), execute(""), sync()].concat();
+    let unnamed = [bind("", ""), execute(""), sync()].concat();
+    // The first server lacks the settings when the session comes back to it: they are given by a Query.
+    let mut pair = Pair::new();
+    pair.send(&[parse("", "select 1"), sync()].concat());
+    pair.send(&run("a", "set work_mem = '5MB'"));
+    pair.send(&unnamed);
+    assert_eq!(pair.read(), "1 ZI 1 2 INSERT_0_1 ZI 2 D SELECT_1 ZI");
+    // So are questions about what binds a session to its server.
+    let mut pair = Pair::new();
+    pair.send(&run("a", "select pg_advisory_lock(1)"));
+    let server = pair.attached.unwrap();
+    pair.servers[server].pins = vec!["a"];
+    pair.send(&[parse("", "select 1"), sync()].concat());
+    pair.send(&run("b", "select pg_advisory_unlock(2)"));
+    assert_eq!(pair.attached, Some(server));
+    pair.send(&unnamed);
+    assert_eq!(pair.read(), "1 2 D SELECT_1 ZI 1 ZI 1 2 D SELECT_1 ZI 2 D SELECT_1 ZI");
+}
+
+#[test]
 fn a_pin_lasts_as_long_as_what_made_it() {
     let mut pair = Pair::new();
     pair.send(&query("select pg_advisory_lock(1)"));

@@ -20,7 +20,7 @@ use crate::session::{Cleanup, Mark, ServedBy, ServerState, Shared};
 use crate::tls::servers::ServerStream;
 use crate::topology::Node;
 use crate::upstream::Upstream;
-use crate::wire::{backend, complete, frontend};
+use crate::wire::{backend, complete};
 
 /// How long DISCARD ALL may take before the server is closed instead.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
@@ -206,7 +206,10 @@ impl Server {
             problem: format!("DISCARD ALL: {problem}"),
         };
         let mut request = BytesMut::new();
-        frontend::put_query(&mut request, b"DISCARD ALL");
+        match &mut self.state {
+            Some(state) => state.discard_all(&mut request),
+            None => return Err(failed("it belongs to a session")),
+        }
         let talk = async {
             self.stream.write_all(&request).await.map_err(|error| failed(&error.to_string()))?;
             self.stream.flush().await.map_err(|error| failed(&error.to_string()))?;

@@ -47,8 +47,7 @@ impl Session {
         self.before.clear();
         for statement in &bound {
             if self.server.as_ref().is_some_and(|server| !server.prepared.has(statement.id())) {
-                self.put_parse(statement);
-                self.ledger.push(Expect::InjectedParse(statement.clone()));
+                self.put_parse(statement, Expect::InjectedParse(statement.clone()));
                 let name = statement.name().as_bytes();
                 frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, name);
                 self.ledger.push(Expect::Compare(statement.clone()));

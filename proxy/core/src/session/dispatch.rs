@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::inject::Injected;
 use super::ledger::Expect;
-use super::statements::{NAME_PREFIX, Statement, server_name};
+use super::statements::{NAME_PREFIX, Statement};
 use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Phase, Session, Shared, gather::Ends};
 use crate::error::{ProxyError, SqlState, encode_response};
@@ -68,8 +69,7 @@ impl Session {
             return self.compare_or_dispatch();
         }
         self.replay_error = None;
-        frontend::put_query(&mut self.to_server, sql.as_bytes());
-        self.ledger.push(Expect::Injected);
+        self.inject_now(&Injected::Settings(&sql), Expect::Injected);
         self.phase = Phase::Replay;
     }
 
@@ -264,8 +264,8 @@ impl Session {
         if known {
             self.ledger.push(Expect::KnownParse { name, statement });
         } else {
-            self.put_parse(&statement);
-            self.ledger.push(Expect::Parse { name, statement });
+            let expect = Expect::Parse { name, statement: statement.clone() };
+            self.put_parse(&statement, expect);
         }
         Leaves::Replaced
     }
@@ -353,11 +353,7 @@ impl Session {
     /// it has one of that name for somebody else.
     fn send_missing(&mut self, name: &[u8]) -> Option<Leaves> {
         if name.is_empty() {
-            if let Some(server) = &mut self.server {
-                server.unnamed = None;
-            }
-            frontend::put_target(&mut self.before, frontend::CLOSE, Kind::Statement, b"");
-            self.ledger.push(Expect::InjectedClose);
+            self.inject(&Injected::CloseUnnamed, Expect::InjectedClose);
             return None;
         }
         if !name.starts_with(NAME_PREFIX.as_bytes()) {
@@ -382,20 +378,15 @@ impl Session {
     }
 
     fn ensure_unnamed(&mut self, statement: &Rc<Statement>) {
-        let Some(server) = &mut self.server else { return };
-        if server.unnamed.as_ref().is_some_and(|has| Rc::ptr_eq(has, statement)) {
-            return;
+        let has = self.server.as_ref().and_then(|server| server.unnamed.as_ref());
+        if !has.is_some_and(|has| Rc::ptr_eq(has, statement)) {
+            self.inject(&Injected::ParseUnnamed(statement), Expect::InjectedUnnamed(statement.clone()));
         }
-        server.unnamed = Some(statement.clone());
-        let (text, types) = statement.definition.split_at(statement.text().len());
-        frontend::put_parse(&mut self.before, b"", text, &types[1..]);
-        self.ledger.push(Expect::InjectedUnnamed(statement.clone()));
     }
 
     fn ensure_named(&mut self, statement: &Rc<Statement>) {
         if self.server.as_mut().is_some_and(|server| !server.prepared.touch(statement.id())) {
-            self.put_parse(statement);
-            self.ledger.push(Expect::InjectedParse(statement.clone()));
+            self.put_parse(statement, Expect::InjectedParse(statement.clone()));
         }
     }
 
@@ -407,23 +398,19 @@ impl Session {
                 && !name.is_empty()
                 && self.sent_statement(name.as_bytes()).is_some()
             {
-                frontend::put_parse(&mut self.before, name.as_bytes(), b"", &[0, 0]);
-                self.ledger.push(Expect::Placeholder);
+                self.inject(&Injected::Placeholder(name.as_bytes()), Expect::Placeholder);
                 self.unit.placeholders = true;
             }
         }
     }
 
     /// Parse under the statement's interned name; makes room for it.
-    pub(super) fn put_parse(&mut self, statement: &Rc<Statement>) {
-        let Some(server) = &mut self.server else { return };
-        if let Some(evicted) = server.prepared.insert(statement.id()) {
-            let name = server_name(evicted);
-            frontend::put_target(&mut self.before, frontend::CLOSE, Kind::Statement, name.as_bytes());
-            self.ledger.push(Expect::InjectedClose);
+    pub(super) fn put_parse(&mut self, statement: &Rc<Statement>, expect: Expect) {
+        let evicted = self.server.as_ref().and_then(|server| server.prepared.in_the_way_of(statement.id()));
+        if let Some(evicted) = evicted {
+            self.inject(&Injected::Close(evicted), Expect::InjectedClose);
         }
-        let (text, types) = statement.definition.split_at(statement.text().len());
-        frontend::put_parse(&mut self.before, statement.name().as_bytes(), text, &types[1..]);
+        self.inject(&Injected::Parse(statement), expect);
     }
 
     /// What the unit, a Query of several statements, does first, if that ends the transaction.

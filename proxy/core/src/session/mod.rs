@@ -32,6 +32,7 @@ mod compare;
 mod dispatch;
 mod finish;
 mod gather;
+mod inject;
 mod ledger;
 mod local;
 pub mod lost;

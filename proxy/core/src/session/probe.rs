@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 
 use postgres_protocol::escape::escape_literal;
 
+use super::inject::Injected;
 use super::ledger::Expect;
 use super::{Phase, Session, Shared};
 use crate::route::{Effects, TransactionControl};
-use crate::wire::{backend, frontend};
+use crate::wire::backend;
 
 /// Pins that the server can be asked about, the letter of the answer, and how to ask. Operators are
 /// qualified: the session's search path may have others.
@@ -116,8 +117,7 @@ impl Session {
                 format!("SELECT 's', {name}, pg_catalog.current_setting({name}, true)")
             }));
         }
-        frontend::put_query(&mut self.to_server, parts.join(" UNION ALL ").as_bytes());
-        self.ledger.push(Expect::Probe);
+        self.inject_now(&Injected::Question(&parts.join(" UNION ALL ")), Expect::Probe);
         self.phase = Phase::Probe;
         true
     }

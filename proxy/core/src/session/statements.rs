@@ -164,16 +164,18 @@ impl Prepared {
         self.last_used.contains_key(&id)
     }
 
-    /// The server will have it; the returned one must be closed to make room.
-    pub fn insert(&mut self, id: u32) -> Option<u32> {
-        self.clock += 1;
-        self.last_used.insert(id, self.clock);
-        if self.last_used.len() <= MAX_PER_SERVER {
+    /// Which one must be closed before this one can be added, if the server has as many as it may.
+    pub fn in_the_way_of(&self, id: u32) -> Option<u32> {
+        if self.last_used.len() < MAX_PER_SERVER || self.has(id) {
             return None;
         }
-        let oldest = self.last_used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)?;
-        self.last_used.remove(&oldest);
-        Some(oldest)
+        self.last_used.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)
+    }
+
+    /// The server will have it.
+    pub fn insert(&mut self, id: u32) {
+        self.clock += 1;
+        self.last_used.insert(id, self.clock);
     }
 
     /// The server does not have it (any more).
@@ -208,10 +210,11 @@ mod tests {
     fn the_statement_unused_longest_makes_room() {
         let mut prepared = Prepared::default();
         for id in 0..MAX_PER_SERVER as u32 {
-            assert_eq!(prepared.insert(id), None);
+            assert_eq!(prepared.in_the_way_of(id), None);
+            prepared.insert(id);
         }
         assert!(prepared.touch(0));
-        assert_eq!(prepared.insert(9999), Some(1));
-        assert!(!prepared.touch(1));
+        assert_eq!(prepared.in_the_way_of(0), None);
+        assert_eq!(prepared.in_the_way_of(9999), Some(1));
     }
 }
