@@ -375,7 +375,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn note(&self, error: &ProxyError) {
-        tracing::info!(%error, sqlstate = %error.sqlstate(), "told to a client");
+        tracing::info!(%error, sqlstate = %error.sqlstate(), "error sent to client");
     }
 
     /// While there is nothing to do: what the client says, or why it is over.

@@ -224,10 +224,10 @@ pub enum ProxyError {
     #[error("no server connection became free within {0:?}")]
     PoolTimeout(Duration),
     /// A write on a read-only listen address.
-    #[error("cannot run this on a read-only address")]
+    #[error("cannot execute this statement on the proxy's read-only address")]
     ReadOnly,
     /// Held for the whole time allowed and no server that could serve appeared.
-    #[error("no server fit for this was available within {0:?}")]
+    #[error("no suitable server became available within {0:?}")]
     HoldTimeout(Duration),
     /// The client is on a read-only address and there was nothing to read from.
     #[error("no standby fit to read from was available within {0:?}")]
@@ -277,7 +277,7 @@ pub enum ProxyError {
         waited: Duration,
     },
     /// A server said something we do not understand.
-    #[error("unexpected answer of {target}: {problem}")]
+    #[error("unexpected response from {target}: {problem}")]
     ServerProtocol {
         /// Which server.
         target: String,
@@ -286,7 +286,7 @@ pub enum ProxyError {
     },
     /// A server asks for another kind of proof than the client gave us the means for, because the role's
     /// password, or the server's rules, were changed.
-    #[error("{target} asked for {wanted}, for which there is no secret of user \"{user}\" here")]
+    #[error("{target} requires {wanted} authentication, but the proxy has no such credential for role \"{user}\"")]
     NoSecret {
         /// Which server.
         target: String,
@@ -456,7 +456,7 @@ impl ProxyError {
             Self::Connect { .. } | Self::ServerTls { .. } | Self::ConnectTimeout { .. } => {
                 "cannot connect to a database server".to_owned()
             }
-            Self::ServerProtocol { .. } => "unexpected answer of a database server".to_owned(),
+            Self::ServerProtocol { .. } => "unexpected response from a database server".to_owned(),
             Self::Server { error, .. } => error.message.clone(),
             Self::TransactionLost => {
                 "could not finish the transaction: the database server was lost, nothing was committed".to_owned()
@@ -467,7 +467,7 @@ impl ProxyError {
             }
             Self::ShuttingDown => "terminating connection due to administrator command".to_owned(),
             Self::ClientGone(_) => "connection lost".to_owned(),
-            Self::Internal(_) => "internal error of the proxy; its log says more".to_owned(),
+            Self::Internal(_) => "internal proxy error; see the proxy's log".to_owned(),
             other => other.to_string(),
         }
     }

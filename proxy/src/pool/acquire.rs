@@ -52,10 +52,10 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn new(worker: &'a Worker, bytes: usize) -> Result<Self, ProxyError> {
         if worker.held_clients.get() >= worker.settings().hold_max_clients {
-            return Err(ProxyError::HoldFull("too many clients are waiting for one already"));
+            return Err(ProxyError::HoldFull("the queue of waiting clients is full (hold.max_clients)"));
         }
         if worker.held_bytes.get() + bytes > worker.settings().hold_max_bytes {
-            return Err(ProxyError::HoldFull("too many bytes are waiting for one already"));
+            return Err(ProxyError::HoldFull("the buffer for waiting clients is full (hold.max_bytes)"));
         }
         worker.held_clients.set(worker.held_clients.get() + 1);
         worker.held_bytes.set(worker.held_bytes.get() + bytes);
@@ -247,7 +247,7 @@ impl Worker {
                 }
                 Grant::Place(place) => match self.open(wanted, node, served_by, place).await {
                     Err(Refusal::Final(error)) if error.is_wrong_secret() && pool.lock_out(Instant::now()) => {
-                        tracing::info!(%error, "a server connection from before is waited for");
+                        tracing::info!(%error, "server rejected the role's credential; waiting for an existing connection");
                         waiting = None;
                         continue;
                     }

@@ -235,19 +235,19 @@ fn is_news(before: &Snapshot, after: &Snapshot) -> bool {
 fn report(before: &Snapshot, after: &Snapshot) {
     if before.generation != after.generation || before.primary() != after.primary() {
         let primary = after.primary().map_or_else(|| "none".to_owned(), |node| node.id.to_string());
-        tracing::info!(generation = after.generation, %primary, "primary");
+        tracing::info!(generation = after.generation, %primary, "primary changed");
     }
     for standby in &after.standbys {
         let fit = before.standby(standby.node.id).map(|standby| standby.fit);
         if fit != Some(standby.fit) {
-            tracing::info!(node = %standby.node.id, fit = standby.fit, lag_ms = standby.lag.as_millis(), "standby");
+            tracing::info!(node = %standby.node.id, fit = standby.fit, lag_ms = standby.lag.as_millis(), "standby fitness changed");
         }
     }
     for gone in before.standbys.iter().filter(|standby| after.standby(standby.node.id).is_none()) {
-        tracing::info!(node = %gone.node.id, "standby does not serve any more");
+        tracing::info!(node = %gone.node.id, "standby left the topology");
     }
     if before.state_is_current != after.state_is_current {
-        tracing::info!(current = after.state_is_current, "cluster state");
+        tracing::info!(current = after.state_is_current, "ZooKeeper state became current or stale");
     }
 }
 

@@ -138,7 +138,7 @@ pub(super) fn summary(old: Option<&ClusterState>, new: &ClusterState) -> String 
     let deposed = ids(&old.deposed);
     let reaped = deposed.iter().filter(|id| !ids(&new.deposed).contains(id) && place(id));
     changes.extend(reaped.map(|id| format!("{id} was removed from the deposed")));
-    if changes.is_empty() { "nothing that matters".to_owned() } else { changes.join("; ") }
+    if changes.is_empty() { "no role change".to_owned() } else { changes.join("; ") }
 }
 
 #[cfg(test)]

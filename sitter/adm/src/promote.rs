@@ -75,7 +75,7 @@ pub async fn promote(arguments: PromoteArguments, outer: &Connection) -> anyhow:
     let issues = issues::find(&cluster);
     if !issues.is_empty() && !arguments.yes {
         bail!(
-            "not promoted, for not all is well; with --yes it is done all the same\n{}",
+            "not promoted: the shard has problems (below). Use --yes to promote anyway\n{}",
             issues::lines(&issues).trim_end()
         );
     }
@@ -236,7 +236,7 @@ async fn outcome(shard: &Shard, asked: &ClusterState, began: Instant) -> anyhow:
     let left = request.expire_time.duration_since(Timestamp::now()).unsigned_abs();
     let view = match tokio::time::timeout(left + REMOVAL, ended).await {
         Ok(Ok(view)) => View::clone(&view),
-        _ => bail!("nothing came of it; see why with `manatee-adm explain`"),
+        _ => bail!("the promotion did not happen; run `manatee-adm explain`"),
     };
     let Some((_, state)) = view.state.valid() else { bail!("the state is gone; see `manatee-adm explain`") };
     told(request, state, began.elapsed())

@@ -187,7 +187,9 @@ async fn watch(api: &Api, before: Option<String>) -> anyhow::Result<u64> {
                 }
             }
             Err(error) if heard.elapsed() > PATIENCE => {
-                return Err(error.context("the sitter does not answer any more; the order stands, and goes on with it"));
+                return Err(error.context(
+                    "lost contact with the sitter; the rebuild stays ordered and resumes when the sitter restarts",
+                ));
             }
             Err(_) => display.show("the sitter does not answer"),
         }

@@ -76,7 +76,7 @@ fn of_history(present: Option<&ClusterState>, history: &[HistoryEntry]) -> Vec<I
     }
     match (present, previous) {
         (Some(present), Some(last)) if last.state != *present => {
-            issues.push(Issue::error("the state is not the last entry of the history: it was changed past the rules"));
+            issues.push(Issue::error("the state is not the last entry of the history: it was written without a history entry (not by Manatee)"));
         }
         (Some(_), None) => issues.push(Issue::error("there is a state, but no history")),
         _ => {}
@@ -121,7 +121,7 @@ mod tests {
             [
                 "error: history 2-0000000001: peer 10.0.0.4:5432:12345 became primary without having been the sync",
                 "error: history 2-0000000001: the former primary 10.0.0.1:5432:12345 is not listed as deposed",
-                "error: the state is not the last entry of the history: it was changed past the rules",
+                "error: the state is not the last entry of the history: it was written without a history entry (not by Manatee)",
             ]
         );
         assert_eq!(texts(&first, &[]), ["error: there is a state, but no history"]);

@@ -190,7 +190,7 @@ pub fn explain(evidence: &Evidence) -> Report {
         (Some(true), Some(Matter::Degrades)) => "writes are acknowledged, with less redundancy than there should be",
         (Some(true), Some(_)) => "writes are acknowledged, but the loss of one more peer may stop them",
         (Some(false), _) => "writes are NOT acknowledged",
-        (None, _) => "whether writes are acknowledged is not known, for the primary's sitter does not say",
+        (None, _) => "write availability unknown: the primary's sitter does not answer",
     };
     Report::new(&evidence.shard, writable, summary.to_owned(), findings)
 }

@@ -81,7 +81,9 @@ impl Subject<'_> {
             ));
         }
         let others = match self.role {
-            Role::Primary => "; its sync takes over if it may, else see what keeps it below",
+            Role::Primary => {
+                "; the sync takes over automatically; if it does not, see the blocking reason under the sync"
+            }
             Role::Sync => "; the primary replaces it if an async is fit",
             Role::Deposed => "; if it is gone for good, `manatee-adm reap` takes it off the list",
             Role::Async(_) | Role::Unassigned => "",
@@ -149,12 +151,16 @@ impl Subject<'_> {
                 Finding::new(Matter::StopsWrites, format!("{} has lost its data", self.title()))
                     .why(said(status))
                     .risk("nothing, while the sync has its own")
-                    .next("wait: the sync takes over; if it does not, see what keeps it below")
+                    .next("wait: the sync takes over; if it does not, see the blocking reason under the sync")
             }
             Data::Absent | Data::Incomplete => {
                 let busy = matches!(status.in_flight.as_deref(), Some("bootstrap" | "rejoin"));
                 let what = if busy { "is copying its data" } else { "has no data yet" };
-                let next = if busy { "wait until the copy is done" } else { "wait; if nothing happens, see why above" };
+                let next = if busy {
+                    "wait until the copy is done"
+                } else {
+                    "wait for the copy to start; if it does not, act on the reason shown under 'why'"
+                };
                 self.finding(what).why(with_failure(status)).next(next)
             }
         };

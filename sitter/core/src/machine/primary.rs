@@ -145,7 +145,10 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     }
     if let Plan::Replace { new, reason } = &plan {
         if !overlaps {
-            return wait(format!("primary: {}; the walsenders have yet to leave what was before", plan.reason()));
+            return wait(format!(
+                "primary: {}; waiting for walsenders to apply the previous synchronous_standby_names",
+                plan.reason()
+            ));
         }
         return replace::write(situation, primary, *new, reason);
     }

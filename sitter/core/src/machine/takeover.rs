@@ -39,7 +39,7 @@ pub(super) fn consider(situation: Situation<'_>, standby: &StandbyStatus) -> Tak
     if view.uncertain_write {
         return match situation.config().map(|config| config.recovery) {
             Some(Recovery::Follow(_)) => Takeover::Blocked("the outcome of a state write is not known yet".to_owned()),
-            Some(_) => Takeover::Step(wait("whether the takeover was written is not known yet")),
+            Some(_) => Takeover::Step(wait("takeover write outcome unknown, waiting for ZooKeeper")),
             // It took long to start. What it would acknowledge to the old primary now is in no init_wal.
             None => Takeover::Step(act(
                 Action::Configure(detached(situation.slots(Role::Sync))),
