@@ -44,6 +44,7 @@ pub mod listen;
 mod pending;
 mod reload;
 pub mod run;
+mod successor;
 
 use crew::{Action, Crew, Order, Target};
 use listen::{Accepted, Incoming};

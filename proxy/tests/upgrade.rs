@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -21,21 +21,6 @@ const QUESTION: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 struct Process(Child);
 
 impl Process {
-    fn start(config: &Path, socket: &Path, more: &[&str], log: &Path) -> Self {
-        let log = std::fs::File::create(log).expect("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_manatee-proxy"))
-            .arg("--config")
-            .arg(config)
-            .arg("--upgrade-socket")
-            .arg(socket)
-            .args(more)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("proxy");
-        Self(child)
-    }
-
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).expect("pid")), signal).expect("signal");
     }
@@ -96,80 +81,205 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("free").port()
 }
 
-#[test]
-fn a_successor_takes_over_every_listener() {
-    let folder = tempfile::tempdir().expect("folder");
-    let path = |name: &str| folder.path().join(name);
-    let ports: [u16; 5] = std::array::from_fn(|_| free_port());
-    let address = |index: usize| SocketAddr::from(([127, 0, 0, 1], ports[index]));
-    std::fs::write(path("password"), "x\n").expect("write");
-    // Secrets are not everybody's.
-    std::fs::set_permissions(path("password"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
-    let text = format!(
-        "workers = 2\n[listen]\naddress = \"{}\"\nread_only = \"{}\"\nprimary_only = \"{}\"\nhttp = \"{}\"\n\
-         unix_directory = {:?}\nupgrade_drain = \"1s\"\n[[listen.shards]]\naddress = \"{}\"\nshard = \"other\"\n\
-         [zookeeper]\nservers = [\"127.0.0.1:1\"]\n[shard]\nname = \"test\"\n[auth]\npassword_file = {:?}\n",
-        address(0),
-        address(1),
-        address(2),
-        address(3),
-        folder.path(),
-        address(4),
-        path("password"),
-    );
-    std::fs::write(path("proxy.toml"), text).expect("write");
-    let doors = [
-        Door::Tcp(address(0)),
-        Door::Tcp(address(1)),
-        Door::Tcp(address(2)),
-        Door::Http(address(3)),
-        Door::Tcp(address(4)),
-        Door::Unix(path(&format!(".s.PGSQL.{}", ports[0]))),
-    ];
-    let (config, socket) = (path("proxy.toml"), path("upgrade"));
-    let mut first = Process::start(&config, &socket, &[], &path("first.log"));
-    for door in &doors {
-        until(&format!("{door:?} answers"), || knock(door).is_ok());
+/// A place for proxies: configuration, sockets, logs, and every door that clients use.
+struct Site {
+    folder: tempfile::TempDir,
+    doors: Vec<Door>,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = |name: &str| folder.path().join(name);
+        let ports: [u16; 5] = std::array::from_fn(|_| free_port());
+        let address = |index: usize| SocketAddr::from(([127, 0, 0, 1], ports[index]));
+        std::fs::write(path("password"), "x\n").expect("write");
+        // Secrets are not everybody's.
+        std::fs::set_permissions(path("password"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+        let text = format!(
+            "workers = 2\n[listen]\naddress = \"{}\"\nread_only = \"{}\"\nprimary_only = \"{}\"\nhttp = \"{}\"\n\
+             unix_directory = {:?}\nupgrade_drain = \"1s\"\n[[listen.shards]]\naddress = \"{}\"\nshard = \"other\"\n\
+             [zookeeper]\nservers = [\"127.0.0.1:1\"]\n[shard]\nname = \"test\"\n[auth]\npassword_file = {:?}\n",
+            address(0),
+            address(1),
+            address(2),
+            address(3),
+            folder.path(),
+            address(4),
+            path("password"),
+        );
+        std::fs::write(path("proxy.toml"), text).expect("write");
+        let doors = vec![
+            Door::Tcp(address(0)),
+            Door::Tcp(address(1)),
+            Door::Tcp(address(2)),
+            Door::Http(address(3)),
+            Door::Tcp(address(4)),
+            Door::Unix(path(&format!(".s.PGSQL.{}", ports[0]))),
+        ];
+        Self { folder, doors }
     }
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let served = Arc::new(AtomicUsize::new(0));
-    let knocking: Vec<_> = doors
-        .iter()
-        .cloned()
-        .map(|door| {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// Starts a proxy with these further arguments and environment, and a log of this name.
+    fn start(&self, log: &str, more: &[&str], environment: &[(&str, &Path)]) -> Process {
+        let file = std::fs::File::create(self.path(log)).expect("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_manatee-proxy"))
+            .arg("--config")
+            .arg(self.path("proxy.toml"))
+            .arg("--upgrade-socket")
+            .arg(self.path("upgrade"))
+            .args(more)
+            .envs(environment.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("proxy");
+        Process(child)
+    }
+
+    fn wait_until_open(&self) {
+        for door in &self.doors {
+            until(&format!("{door:?} answers"), || knock(door).is_ok());
+        }
+    }
+}
+
+/// Clients that connect at every door, over and over.
+struct Visitors {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    threads: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Visitors {
+    fn at(doors: &[Door]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let served = Arc::new(AtomicUsize::new(0));
+        let visit = |door: Door| {
             let (stop, served) = (stop.clone(), served.clone());
             std::thread::spawn(move || {
                 let mut refused = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     match knock(&door) {
-                        Ok(_) => served.fetch_add(1, Ordering::Relaxed),
-                        Err(error) => {
-                            refused.push(format!("{door:?}: {error}"));
-                            0
+                        Ok(_) => {
+                            served.fetch_add(1, Ordering::Relaxed);
                         }
-                    };
+                        Err(error) => refused.push(format!("{door:?}: {error}")),
+                    }
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 refused
             })
-        })
-        .collect();
-    let second = Process::start(&config, &socket, &["--upgrade"], &path("second.log"));
-    until("the successor waits for the listeners", || socket.exists());
+        };
+        let threads = doors.iter().cloned().map(visit).collect();
+        Self { stop, served, threads }
+    }
+
+    /// Waits until a hundred more were served.
+    fn wait_for_more(&self) {
+        let before = self.served.load(Ordering::Relaxed);
+        until("a hundred more are served", || self.served.load(Ordering::Relaxed) > before + 100);
+    }
+
+    /// Ends the visits; all that were refused.
+    fn refused(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
+    }
+}
+
+#[test]
+fn a_successor_takes_over_every_listener() {
+    let site = Site::new();
+    let mut first = site.start("first.log", &[], &[]);
+    site.wait_until_open();
+    let visitors = Visitors::at(&site.doors);
+    let mut second = site.start("second.log", &["--upgrade"], &[]);
+    until("the successor waits for the listeners", || site.path("upgrade").exists());
     first.signal(Signal::SIGQUIT);
     until("the first process ends", || first.has_ended());
-    let before = served.load(Ordering::Relaxed);
-    until("the successor serves", || served.load(Ordering::Relaxed) > before + 100);
-    stop.store(true, Ordering::Relaxed);
-    let refused: Vec<String> = knocking.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
-    let served = served.load(Ordering::Relaxed);
-    println!("{served} connects over {} listeners during the hand-over, {} refused", doors.len(), refused.len());
-    let log = |name: &str| std::fs::read_to_string(path(name)).unwrap_or_default();
-    assert!(refused.is_empty(), "{refused:?}\n{}\n{}", log("first.log"), log("second.log"));
+    visitors.wait_for_more();
+    let refused = visitors.refused();
+    assert!(refused.is_empty(), "{refused:?}\n{}\n{}", site.log("first.log"), site.log("second.log"));
     // And it stops when told to.
-    let mut second = second;
     second.signal(Signal::SIGTERM);
     until("the successor ends", || second.has_ended());
-    assert!(knock(&doors[0]).is_err());
+    assert!(knock(&site.doors[0]).is_err());
+}
+
+/// A process that is no child of this test; killed when dropped.
+struct Stranger(Pid);
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+/// What a service manager hears.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn at(path: &Path) -> Self {
+        let ear = UnixDatagram::bind(path).expect("socket");
+        ear.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        Self(ear)
+    }
+
+    /// The next message.
+    fn hear(&self) -> String {
+        let mut buffer = [0; 256];
+        let length = self.0.recv(&mut buffer).expect("a message in time");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+}
+
+#[test]
+fn sigusr2_starts_a_successor_that_becomes_the_main_process() {
+    let site = Site::new();
+    let notify = site.path("notify");
+    let manager = Manager::at(&notify);
+    let mut first = site.start("first.log", &[], &[("NOTIFY_SOCKET", &notify)]);
+    assert_eq!(manager.hear(), "READY=1");
+    site.wait_until_open();
+    let visitors = Visitors::at(&site.doors);
+    first.signal(Signal::SIGUSR2);
+    let message = manager.hear();
+    let pid = message.strip_prefix("MAINPID=").and_then(|rest| rest.strip_suffix("\nREADY=1"));
+    let pid = pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("heard {message:?}"));
+    let successor = Stranger(Pid::from_raw(pid));
+    until("the first process ends", || first.has_ended());
+    visitors.wait_for_more();
+    let refused = visitors.refused();
+    assert!(refused.is_empty(), "{refused:?}\n{}", site.log("first.log"));
+    // It can be replaced in turn, though it was itself started to take over.
+    kill(successor.0, Signal::SIGUSR2).expect("signal");
+    let message = manager.hear();
+    let next = message.strip_prefix("MAINPID=").and_then(|rest| rest.strip_suffix("\nREADY=1"));
+    let next = next.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("heard {message:?}"));
+    let _next = Stranger(Pid::from_raw(next));
+    assert_ne!(next, pid);
+    site.wait_until_open();
+}
+
+#[test]
+fn a_successor_that_cannot_start_costs_nothing() {
+    let site = Site::new();
+    let first = site.start("first.log", &[], &[]);
+    site.wait_until_open();
+    let config = std::fs::read_to_string(site.path("proxy.toml")).expect("configuration");
+    std::fs::write(site.path("proxy.toml"), config.replace("workers = 2", "wokers = 2")).expect("write");
+    let visitors = Visitors::at(&site.doors);
+    first.signal(Signal::SIGUSR2);
+    until("the mistake is in the log", || site.log("first.log").contains("wokers"));
+    visitors.wait_for_more();
+    assert!(visitors.refused().is_empty(), "{}", site.log("first.log"));
 }

@@ -46,6 +46,14 @@ pub fn ready() {
     }
 }
 
+/// The program does the work from now on that its predecessor did, and is the service's main process. The manager takes
+/// this only with `NotifyAccess=all`, because it is not the main process that says so (sd_notify(3)).
+pub fn ready_as_successor() {
+    if let Some(manager) = Manager::of_environment() {
+        manager.tell(&format!("MAINPID={}\nREADY=1", std::process::id()));
+    }
+}
+
 /// The program is about to end in an orderly way.
 pub fn stopping() {
     if let Some(manager) = Manager::of_environment() {

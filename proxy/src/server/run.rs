@@ -10,13 +10,15 @@ use manatee_shared::topology::TopologyWatcher;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::process::Child;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::background::{follow_hangups, serve_http};
 use super::follow::follow_shards;
 use super::listen::{Address, ListenError, Listener};
+use super::successor::Successor;
 use super::{Proxy, Shared, Workers, accept};
 use crate::admin;
 use crate::admin::command::Ending;
@@ -77,7 +79,7 @@ impl Listeners {
 }
 
 /// Runs until told to stop by a signal: SIGTERM drains, SIGINT does not wait, SIGQUIT hands the
-/// listeners to a successor and drains.
+/// listeners to a successor that waits for them and drains, SIGUSR2 starts that successor first.
 ///
 /// # Errors
 /// When threads cannot be started.
@@ -101,13 +103,18 @@ pub fn run(
     let options = Opt { upgrade: matches!(start, Start::TakeOver), ..Opt::default() };
     let mut server = Server::new_with_opt_and_conf(options, conf);
     server.bootstrap();
-    server.add_service(Sessions { listeners: listeners.sessions, shared: shared.clone(), workers });
+    let successor = upgrade_socket.map(Successor::of_this_process).transpose()?;
+    let ready = match start {
+        Start::Fresh => service::ready,
+        Start::TakeOver => service::ready_as_successor,
+    };
+    server.add_service(Sessions { listeners: listeners.sessions, shared: shared.clone(), workers, ready });
     server.add_service(Beside {
         http: listeners.http,
         parts: Mutex::new(Some((background, metrics))),
         shared: shared.clone(),
     });
-    server.run(RunArgs { shutdown_signal: Box::new(Signals { shared }) });
+    server.run(RunArgs { shutdown_signal: Box::new(Signals { shared, successor }) });
     Ok(())
 }
 
@@ -123,6 +130,8 @@ struct Sessions {
     listeners: Vec<(Listener, Entrance)>,
     shared: Arc<Shared>,
     workers: Workers,
+    /// Tells the service manager that the listeners are open.
+    ready: fn(),
 }
 
 impl Sessions {
@@ -153,7 +162,7 @@ impl Service for Sessions {
                 Err(error) => give_up(&error),
             }
         }
-        service::ready();
+        (self.ready)();
         // A hand-over: the successor accepts from now on. An error means that pingora is gone.
         let _ = shutdown.wait_for(|stop| *stop).await;
         self.shared.closed.cancel();
@@ -247,6 +256,28 @@ impl Service for Beside {
 /// Which end was asked for. The drain is ours: pingora would sleep through all of it.
 struct Signals {
     shared: Arc<Shared>,
+    /// What SIGUSR2 starts; None without an upgrade socket.
+    successor: Option<Successor>,
+}
+
+impl Signals {
+    /// Waits for a SIGUSR2 whose successor is ready for the listeners. One that cannot be started changes nothing.
+    async fn wait_for_successor(&self, signals: &mut Signal) -> Child {
+        loop {
+            if signals.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            let Some(successor) = &self.successor else {
+                tracing::error!("SIGUSR2: no hand-over without --upgrade-socket; go on serving");
+                continue;
+            };
+            tracing::info!("SIGUSR2: starting a successor");
+            match successor.start().await {
+                Ok(child) => return child,
+                Err(error) => tracing::error!(%error, "no hand-over; go on serving"),
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -256,10 +287,16 @@ impl ShutdownSignalWatch for Signals {
         let mut terminate = listen(SignalKind::terminate());
         let mut interrupt = listen(SignalKind::interrupt());
         let mut quit = listen(SignalKind::quit());
+        let mut upgrade = listen(SignalKind::user_defined2());
         let mut ending = self.shared.console.ending();
         // Signals are cancel-safe: a pending one is not lost; so is the wait for a value.
         let limit = tokio::select! {
             _ = quit.recv() => return ShutdownSignal::GracefulUpgrade,
+            // A successor under way when another signal comes finds nobody who hands over, and ends.
+            child = self.wait_for_successor(&mut upgrade) => {
+                tracing::info!(pid = child.id(), "handing the listeners over");
+                return ShutdownSignal::GracefulUpgrade;
+            }
             _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
             _ = terminate.recv() => Some(DRAIN_LIMIT),
             ordered = wait_for_ending(&mut ending) => match ordered {
