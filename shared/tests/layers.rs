@@ -1,0 +1,203 @@
+//! The layers hold: which crate may know which, what the cores may use, and what may lie below what in the sitter and
+//! the proxy. A new dependency that breaks none of this gets a line here.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// Each crate with the others of the workspace that it may know, and those that its tests may know besides.
+const CRATES: &[(&str, &[&str], &[&str])] = &[
+    ("manatee-shared", &[], &[]),
+    ("manatee-fake-zookeeper", &["manatee-shared"], &[]),
+    // The fake is optional: the simulation's.
+    ("manatee-sitter-core", &["manatee-shared", "manatee-fake-zookeeper"], &[]),
+    ("manatee-proxy-core", &["manatee-shared"], &[]),
+    ("manatee-sitter", &["manatee-shared", "manatee-sitter-core"], &["manatee-fake-zookeeper", "manatee-tests"]),
+    ("manatee-adm", &["manatee-shared", "manatee-sitter-core"], &[]),
+    ("manatee-proxy", &["manatee-shared", "manatee-proxy-core"], &[]),
+    ("manatee-tests", &["manatee-shared"], &[]),
+    ("manatee-bench", &["manatee-shared", "manatee-proxy", "manatee-tests"], &[]),
+];
+
+/// Crates of others that a core may use: none does I/O, reads a clock or makes random numbers of its own.
+const PURE: &[(&str, &[&str])] = &[
+    (
+        "manatee-proxy-core",
+        &[
+            "arc-swap",
+            "base64",
+            "bytes",
+            "foldhash",
+            "hmac",
+            "memchr",
+            "pg_query",
+            "postgres-protocol",
+            "serde",
+            "sha2",
+            "stringprep",
+            "subtle",
+            "thiserror",
+            "zeroize",
+        ],
+    ),
+    // jiff for dates; anyhow, clap and fastrand (with seeds) are the simulation's.
+    ("manatee-sitter-core", &["anyhow", "clap", "fastrand", "jiff", "serde", "serde_json", "thiserror"]),
+];
+
+/// Modules of manatee-shared that a core may use: data and rules.
+const DATA: &[&str] = &["cluster", "ids", "invariants", "lsn", "topology", "zk"];
+
+/// Names of those modules that are no data.
+const NO_DATA: &[&str] = &["zk::client", "TopologyWatcher", "Coordination"];
+
+/// What a folder must not use: what lies above it.
+const ABOVE: &[(&str, &[&str])] = &[
+    ("sitter/core/src/machine", &["sim", "fence", "heartbeat"]),
+    ("sitter/core/src/heartbeat", &["sim", "fence"]),
+    ("sitter/src/postgres", &["api", "driver", "execute", "heartbeat", "snapshotter"]),
+    ("sitter/src/storage", &["api", "driver", "execute", "heartbeat", "snapshotter"]),
+    ("sitter/src/backup", &["execute", "heartbeat", "snapshotter"]),
+    ("sitter/src/heartbeat", &["api", "backup", "driver", "execute", "postgres", "rejoin", "snapshotter", "storage"]),
+    ("sitter/src/execute", &["api", "driver", "heartbeat", "snapshotter"]),
+    ("sitter/src/driver", &["api", "backup", "rejoin", "snapshotter", "storage"]),
+    ("proxy/core/src/wire", &["route", "rules", "session", "topology"]),
+    ("proxy/core/src/route", &["error", "rules", "session", "topology", "wire"]),
+    ("proxy/core/src/rules", &["error", "route", "session", "topology", "wire"]),
+    ("proxy/core/src/topology", &["error", "route", "rules", "session", "wire"]),
+    ("proxy/core/src/session", &["rules"]),
+    ("proxy/src/pool", &["admin", "driver", "http", "server"]),
+    ("proxy/src/topology", &["admin", "auth", "cancel", "driver", "http", "pool", "relay", "server"]),
+    ("proxy/src/tls", &["admin", "cancel", "driver", "http", "pool", "relay", "server"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("shared/ is in the repository").to_owned()
+}
+
+fn manifest(folder: &Path) -> Table {
+    let path = folder.join("Cargo.toml");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).parse().expect("TOML")
+}
+
+/// The workspace's crates: name, folder, manifest.
+fn crates() -> Vec<(String, PathBuf, Table)> {
+    let members = manifest(&root())["workspace"]["members"].as_array().expect("an array").clone();
+    let read = |member: Value| {
+        let folder = root().join(member.as_str().expect("a folder"));
+        let manifest = manifest(&folder);
+        (manifest["package"]["name"].as_str().expect("a name").to_owned(), folder, manifest)
+    };
+    members.into_iter().map(read).collect()
+}
+
+fn names(manifest: &Table, section: &str) -> BTreeSet<String> {
+    manifest.get(section).and_then(Value::as_table).into_iter().flat_map(Table::keys).cloned().collect()
+}
+
+/// Whether a dependency is one of ours.
+fn is_own(name: &str) -> bool {
+    name.starts_with("manatee-")
+}
+
+/// The sources below `folder`, without comments and the code of tests.
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "tests" && name != "bin") {
+                found.extend(sources(&path));
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !path.file_stem().is_some_and(|name| name.to_string_lossy().ends_with("tests"))
+        {
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            // Tests are a module at the end; `mod tests;` alone is a line like others.
+            let tests = text
+                .match_indices("\n#[cfg(test)]\n")
+                .find(|(at, _)| text[*at..].lines().nth(2).is_some_and(|line| line.trim_end().ends_with('{')));
+            let product = tests.map_or(text.as_str(), |(at, _)| &text[..at]);
+            let code = product.lines().filter(|line| !line.trim_start().starts_with("//"));
+            found.push((path, code.collect::<Vec<_>>().join("\n")));
+        }
+    }
+    found
+}
+
+/// Whether `code` names `path`, and not only something that begins so.
+fn mentions(code: &str, path: &str) -> bool {
+    code.match_indices(path)
+        .any(|(at, _)| !code[at + path.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
+#[test]
+fn no_crate_knows_one_above_it() {
+    for (name, _, manifest) in crates() {
+        let (_, allowed, in_tests) =
+            CRATES.iter().find(|(known, ..)| *known == name).unwrap_or_else(|| panic!("{name} has no line in CRATES"));
+        for section in ["dependencies", "build-dependencies", "dev-dependencies"] {
+            for other in names(&manifest, section).iter().filter(|other| is_own(other)) {
+                let other = other.as_str();
+                let fine = allowed.contains(&other) || section == "dev-dependencies" && in_tests.contains(&other);
+                assert!(fine, "{name} must not know {other} ({section})");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_cores_use_nothing_that_does_io() {
+    let crates = crates();
+    for (core, pure) in PURE {
+        let (_, folder, manifest) = crates.iter().find(|(name, ..)| name == core).expect("the core");
+        for name in names(manifest, "dependencies").iter().filter(|name| !is_own(name)) {
+            assert!(pure.contains(&name.as_str()), "{core} uses {name}: if that does no I/O, add it to PURE");
+        }
+        let library = fs::read_to_string(folder.join("src/lib.rs")).expect("lib.rs");
+        assert!(library.contains("#![forbid(unsafe_code)]"), "{core} does not forbid unsafe code");
+        let lints = fs::read_to_string(folder.join("clippy.toml")).expect("clippy.toml");
+        for wanted in ["std::time::Instant::now", "std::time::SystemTime::now", "std::fs::File", "std::env::var"] {
+            assert!(lints.contains(&format!("\"{wanted}\"")), "{core}/clippy.toml does not refuse {wanted}");
+        }
+    }
+}
+
+#[test]
+fn the_cores_use_only_the_data_of_the_shared_crate() {
+    for core in ["sitter/core/src", "proxy/core/src"] {
+        for (path, code) in sources(&root().join(core)) {
+            for (at, _) in code.match_indices("manatee_shared::") {
+                let rest = &code[at + "manatee_shared::".len()..];
+                let module: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                assert!(DATA.contains(&module.as_str()), "{}: manatee_shared::{module} is no data", path.display());
+            }
+            // The simulation plays ZooKeeper's part.
+            if !path.starts_with(root().join("sitter/core/src/sim")) {
+                for name in NO_DATA {
+                    assert!(!mentions(&code, name), "{}: {name} is no data", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_folder_uses_what_lies_above_it() {
+    for (folder, above) in ABOVE {
+        let folder = root().join(folder);
+        let mut all = if folder.is_dir() { sources(&folder) } else { Vec::new() };
+        let file = folder.with_extension("rs");
+        if file.is_file() {
+            all.push((file.clone(), fs::read_to_string(file).expect("UTF-8")));
+        }
+        assert!(!all.is_empty(), "{} is not there: correct ABOVE", folder.display());
+        for (path, code) in all {
+            for module in *above {
+                assert!(!mentions(&code, &format!("crate::{module}")), "{} uses {module}", path.display());
+            }
+        }
+    }
+}
