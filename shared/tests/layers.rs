@@ -57,9 +57,13 @@ const NO_DATA: &[&str] = &["zk::client", "TopologyWatcher", "Coordination"];
 const ABOVE: &[(&str, &[&str])] = &[
     ("sitter/core/src/machine", &["sim", "fence", "heartbeat"]),
     ("sitter/core/src/heartbeat", &["sim", "fence"]),
+    (
+        "sitter/src/host",
+        &["api", "backup", "driver", "execute", "heartbeat", "postgres", "rejoin", "snapshotter", "storage"],
+    ),
+    ("sitter/src/backup", &["api", "driver", "execute", "heartbeat", "postgres", "rejoin", "snapshotter", "storage"]),
+    ("sitter/src/storage", &["api", "driver", "execute", "heartbeat", "postgres", "rejoin", "snapshotter"]),
     ("sitter/src/postgres", &["api", "driver", "execute", "heartbeat", "snapshotter"]),
-    ("sitter/src/storage", &["api", "driver", "execute", "heartbeat", "snapshotter"]),
-    ("sitter/src/backup", &["execute", "heartbeat", "snapshotter"]),
     ("sitter/src/heartbeat", &["api", "backup", "driver", "execute", "postgres", "rejoin", "snapshotter", "storage"]),
     ("sitter/src/execute", &["api", "driver", "heartbeat", "snapshotter"]),
     ("sitter/src/driver", &["api", "backup", "rejoin", "snapshotter", "storage"]),

@@ -7,6 +7,7 @@ pub mod config;
 pub mod driver;
 pub mod execute;
 pub mod heartbeat;
+pub mod host;
 pub mod memory;
 pub mod metrics;
 pub mod postgres;

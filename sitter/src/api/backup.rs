@@ -18,7 +18,8 @@ use tokio::sync::watch;
 
 use super::Api;
 use super::auth::problem;
-use crate::backup::{Wish, fitness, headers};
+use super::fitness;
+use crate::backup::{Wish, headers};
 use crate::driver::status::Status;
 use crate::metrics::{BACKUPS, SENT};
 use crate::postgres::Error;

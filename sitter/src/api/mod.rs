@@ -4,6 +4,7 @@
 
 mod auth;
 mod backup;
+mod fitness;
 mod manatee2;
 pub mod rebuild;
 

@@ -8,7 +8,7 @@ use manatee_shared::ids::PeerId;
 use serde::Deserialize;
 
 use super::{Wish, headers};
-use crate::postgres::Error;
+use crate::host::Error;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);

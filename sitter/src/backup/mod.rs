@@ -13,13 +13,10 @@
 //! What operators see of a copy to this peer is in [`progress`].
 
 pub mod client;
-pub mod fitness;
 pub mod progress;
 
 use manatee_shared::ids::PeerId;
 use serde::{Deserialize, Serialize};
-
-use crate::storage::Snapshot;
 
 /// Names of the answer's headers.
 pub mod headers {
@@ -31,6 +28,15 @@ pub mod headers {
     pub const BASE: &str = "manatee-base";
     /// Estimate of the stream's bytes, if there is one.
     pub const SIZE: &str = "manatee-size";
+}
+
+/// A moment of the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Milliseconds since 1970, 13 digits.
+    pub name: String,
+    /// Identity of its contents, the same in every copy.
+    pub guid: u64,
 }
 
 /// What a peer asks another one for.

@@ -12,17 +12,13 @@
 mod apply;
 mod condition;
 mod conf;
-pub(crate) mod control;
 pub(crate) mod copy;
 pub mod drain;
-mod error;
-pub(crate) mod files;
 mod guard;
 mod hba;
 pub(crate) mod inner;
 pub(crate) mod lifecycle;
 mod observe;
-pub(crate) mod osuser;
 mod probe;
 mod process;
 mod replication_tls;
@@ -31,7 +27,6 @@ mod session;
 pub mod settings;
 mod setup;
 mod survey;
-pub(crate) mod tool;
 mod walsender;
 
 use std::sync::Arc;
@@ -43,22 +38,21 @@ use tokio::task::JoinHandle;
 
 pub use self::condition::Condition;
 use self::copy::Verdict;
-pub use self::error::Error;
 use self::inner::Inner;
 use self::observe::Observer;
 pub use self::replication_tls::ReplicationTls;
-pub use self::settings::{Layout, Secret, Settings, StorageSettings};
+pub use self::settings::{Secret, Settings, StorageSettings};
 use crate::backup::Wish;
 use crate::backup::client::Client;
 use crate::backup::progress::Progress;
+pub use crate::host::{Error, Layout, REPLICATION_ROLE};
+pub(crate) use crate::host::{control, error, files, osuser, tool};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Local, Server, ServerConfig, SystemIdentifier};
 use crate::rejoin::{self, Rejoined, Rung};
 use crate::storage::zfs::stream::Outgoing;
 use crate::storage::{Directory, Storage, Zfs, zfs};
 
-/// Role that streams WAL, copies data and rewinds.
-pub const REPLICATION_ROLE: &str = "manatee_replication";
 /// Role of the proxies: looks up verifiers, asks for roles and positions.
 pub const PROXY_ROLE: &str = "manatee_proxy";
 /// `application_name` of the sitter's own sessions.

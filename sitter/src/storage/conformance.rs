@@ -9,8 +9,8 @@ use manatee_tests::zpool::Pool;
 use super::*;
 use crate::backup::client::Client;
 use crate::backup::progress::Progress;
-use crate::postgres::Layout;
-use crate::postgres::osuser::OsUser;
+use crate::host::Layout;
+use crate::host::osuser::OsUser;
 
 fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none()) || !folder.exists()

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 
 use super::{Snapshots, Source, Storage};
 use crate::backup::progress::{Begin, Method, Progress};
-use crate::postgres::osuser::OsUser;
-use crate::postgres::tool::Tool;
-use crate::postgres::{Error, Layout, REPLICATION_ROLE, files};
+use crate::host::osuser::OsUser;
+use crate::host::tool::Tool;
+use crate::host::{Error, Layout, REPLICATION_ROLE, files};
 
 /// A peer's folders on one file system.
 #[derive(Debug)]

@@ -16,15 +16,15 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use manatee_shared::ids::PeerId;
-use serde::{Deserialize, Serialize};
 
 pub use self::directory::Directory;
 pub use self::zfs::Zfs;
 use self::zfs::stream::{Offer, Outgoing};
+pub use crate::backup::Snapshot;
 use crate::backup::Wish;
 pub use crate::backup::progress::Method;
+use crate::host::Error;
 use crate::machine::local::SystemIdentifier;
-use crate::postgres::Error;
 
 /// What to copy, and from whom.
 #[derive(Clone, Debug)]
@@ -77,15 +77,6 @@ pub enum Destroyed {
     Gone,
     /// A transfer, or data made from it, needs it.
     InUse,
-}
-
-/// A moment of the data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// Milliseconds since 1970, 13 digits.
-    pub name: String,
-    /// Identity of its contents, the same in every copy.
-    pub guid: u64,
 }
 
 /// What storage with snapshots can do besides.

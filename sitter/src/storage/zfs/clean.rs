@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::postgres::osuser::OsUser;
-use crate::postgres::{Error, files};
+use crate::host::osuser::OsUser;
+use crate::host::{Error, files};
 
 /// Files that say that a server runs, or which recovery was under way there.
 const FILES: [&str; 3] = ["postmaster.pid", "postmaster.opts", "recovery.signal"];

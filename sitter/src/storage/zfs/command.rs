@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
-use crate::postgres::Error;
-use crate::postgres::osuser::OsUser;
-use crate::postgres::tool::{Output, Tool};
+use crate::host::Error;
+use crate::host::osuser::OsUser;
+use crate::host::tool::{Output, Tool};
 
 /// How long a command may take. Destroying a large data set on a busy pool takes minutes.
 const COMMAND: Duration = Duration::from_secs(600);

@@ -15,8 +15,8 @@ use super::{Zfs, clean, stream};
 use crate::backup::Wish;
 use crate::backup::client::{Incoming, Refusal};
 use crate::backup::progress::{Begin, Method};
-use crate::postgres::osuser::OsUser;
-use crate::postgres::{Error, files};
+use crate::host::osuser::OsUser;
+use crate::host::{Error, files};
 use crate::storage::directory::base_backup;
 use crate::storage::{Source, Storage};
 

@@ -35,8 +35,8 @@ use super::{Destroyed, Method, Snapshot, Snapshots, Source, Storage};
 use crate::backup::Wish;
 use crate::backup::client::Client;
 use crate::backup::progress::Progress;
-use crate::postgres::osuser::OsUser;
-use crate::postgres::{Error, Layout, files};
+use crate::host::osuser::OsUser;
+use crate::host::{Error, Layout, files};
 
 /// A peer's datasets.
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use tokio::sync::Mutex;
 use super::command::{Commands, PATH};
 use super::{Snapshot, Zfs};
 use crate::backup::Wish;
-use crate::postgres::Error;
-use crate::postgres::osuser::OsUser;
+use crate::host::Error;
+use crate::host::osuser::OsUser;
 use crate::storage::Snapshots;
 
 /// The tag of our holds. zfs-fuse can not list tags, so there is only this one.

@@ -9,7 +9,7 @@ use crate::machine::local::{Data, Server};
 ///
 /// It must be known to be the shard's: of a peer in the chain that produces or streams. A primary that can
 /// not see ZooKeeper may have been deposed.
-pub fn problem(status: &Status, system: &str) -> Option<String> {
+pub(super) fn problem(status: &Status, system: &str) -> Option<String> {
     let Data::Present(ours) = &status.local.data else {
         return Some("this peer has no complete data".to_owned());
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 
 use super::error::Error;
-use super::settings::Layout;
+use super::layout::Layout;
 use crate::machine::local::{Data, SystemIdentifier};
 
 /// `DBState` of `pg_control` (`catalog/pg_control.h`, the same in PostgreSQL 13 to 18).
