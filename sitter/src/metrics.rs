@@ -13,6 +13,7 @@ use metrics::{gauge, histogram};
 
 use crate::driver::status::session_name;
 use crate::machine::local::{Downstream, Local, Server};
+use crate::machine::readiness::Need;
 use crate::postgres::Condition;
 use crate::rejoin::Rung;
 
@@ -25,6 +26,11 @@ const PHASE: &str = "manatee_takeover_phase_seconds";
 const POSTGRES_UP: &str = "manatee_postgres_up";
 const DISK_FULL: &str = "manatee_disk_full";
 const PENDING_RESTART: &str = "manatee_postgres_pending_restart_settings";
+const LOOSENED: &str = "manatee_settings_loosened";
+/// Counted by the observation of PostgreSQL.
+pub const LOOSENED_TOTAL: &str = "manatee_settings_breaches_total";
+const READY: &str = "manatee_takeover_ready";
+const WEAK_COMMITS: &str = "manatee_weak_commit_settings";
 const DECISIONS: &str = "manatee_decisions_total";
 const ACTIONS: &str = "manatee_actions_total";
 const REJOINS: &str = "manatee_rejoins_total";
@@ -76,6 +82,9 @@ pub struct Metrics {
     postgres_up: Gauge,
     disk_full: Gauge,
     pending_restart: Gauge,
+    loosened: Gauge,
+    weak_commits: Gauge,
+    ready: Vec<(Need, Gauge)>,
     suspected: Gauge,
     decisions: Counter,
     phases: Vec<(Phase, Histogram)>,
@@ -93,6 +102,8 @@ impl Metrics {
     /// Registers everything with the installed recorder.
     pub fn new() -> Self {
         describe();
+        // Its first value is seen by `increase()` only if there was one before.
+        counter!(LOOSENED_TOTAL).absolute(0);
         Self {
             roles: ROLES.iter().map(|role| (*role, gauge!(ROLE, "role" => role.to_string()))).collect(),
             generation: gauge!(GENERATION),
@@ -100,6 +111,9 @@ impl Metrics {
             postgres_up: gauge!(POSTGRES_UP),
             disk_full: gauge!(DISK_FULL),
             pending_restart: gauge!(PENDING_RESTART),
+            loosened: gauge!(LOOSENED),
+            weak_commits: gauge!(WEAK_COMMITS),
+            ready: Need::ALL.iter().map(|need| (*need, gauge!(READY, "reason" => need.name()))).collect(),
             suspected: gauge!(SUSPECTED),
             decisions: counter!(DECISIONS),
             phases: Phase::ALL.iter().map(|phase| (*phase, histogram!(PHASE, "phase" => phase.name()))).collect(),
@@ -110,7 +124,12 @@ impl Metrics {
     /// Room on the disk, and settings that wait for a restart.
     pub fn condition(&self, condition: &Condition) {
         self.disk_full.set(f64::from(u8::from(condition.disk_full)));
-        self.pending_restart.set(f64::from(u32::try_from(condition.pending_restart.len()).unwrap_or(u32::MAX)));
+        self.pending_restart.set(count(condition.pending_restart.len()));
+        self.weak_commits.set(count(condition.weak_commits.len()));
+        for (need, gauge) in &self.ready {
+            let fails = condition.unready.iter().any(|unready| unready.need == *need);
+            gauge.set(f64::from(u8::from(!fails)));
+        }
     }
 
     /// Role and generation of the newest state.
@@ -140,6 +159,7 @@ impl Metrics {
             Server::Down { .. } | Server::Starting { .. } | Server::Hung { .. } => (false, None, &[]),
         };
         self.postgres_up.set(f64::from(u8::from(up)));
+        self.loosened.set(count(local.loosened.len()));
         for (peer, gauge) in &self.lag {
             if downstreams.iter().all(|downstream| downstream.peer != *peer) {
                 gauge.set(0.0);
@@ -156,7 +176,7 @@ impl Metrics {
 
     /// How many peers are found gone.
     pub fn suspected(&self, count: usize) {
-        self.suspected.set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+        self.suspected.set(self::count(count));
     }
 
     /// A decision other than the last.
@@ -196,6 +216,10 @@ impl Metrics {
     }
 }
 
+fn count(items: usize) -> f64 {
+    f64::from(u32::try_from(items).unwrap_or(u32::MAX))
+}
+
 fn describe() {
     describe_gauge!(ROLE, "1 for the role this peer has in the newest state, 0 for the others");
     describe_gauge!(GENERATION, "Generation of the newest state");
@@ -204,6 +228,10 @@ fn describe() {
     describe_gauge!(POSTGRES_UP, "Whether the local PostgreSQL answers");
     describe_gauge!(DISK_FULL, "Whether less room is left on the data's disk than its reserve");
     describe_gauge!(PENDING_RESTART, "Settings of PostgreSQL whose new values take effect at its next start");
+    describe_gauge!(LOOSENED, "Settings that Manatee owns and that are not in force: writes may be lost");
+    describe_counter!(LOOSENED_TOTAL, "Times that settings of Manatee's were not in force and were put right");
+    describe_gauge!(READY, "Whether what a takeover needs of this peer was tried lately with success, by what it is");
+    describe_gauge!(WEAK_COMMITS, "Roles and databases whose commits do not wait for the sync");
     describe_gauge!(SUSPECTED, "Peers found gone from here");
     describe_counter!(TAKEOVERS, "Takeovers by this peer");
     describe_counter!(DECISIONS, "Changes of decision");

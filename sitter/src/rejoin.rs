@@ -29,7 +29,7 @@ use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::postgres::control::{self, ClusterMode};
 use crate::postgres::copy::{SourceFacts, Verdict};
 use crate::postgres::inner::Inner;
-use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle};
+use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle, session};
 use crate::storage::Storage;
 
 /// How a rejoin ended.
@@ -241,8 +241,9 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         tracing::info!(name = taken.name, "took a snapshot before the rewind");
     }
     copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
+    let database = session::database_of(inner, source).await?;
     let connection = format!(
-        "host={} port={} user={REPLICATION_ROLE} dbname=postgres application_name=manatee-rewind connect_timeout=10 \
+        "host={} port={} user={REPLICATION_ROLE} dbname={database} application_name=manatee-rewind connect_timeout=10 \
          keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000 {}",
         source.ip,
         source.pg_port,

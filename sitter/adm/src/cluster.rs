@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connect::Shard;
 use crate::machine::local::{Local, Server};
+use crate::machine::readiness::Unready;
 
 /// How long a sitter may take to answer. One that is down must not hold up the operator.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,6 +36,15 @@ pub struct SitterStatus {
     /// Settings of PostgreSQL that wait for a restart.
     #[serde(default)]
     pub pending_restart: Vec<String>,
+    /// Roles and databases whose commits do not wait for the sync: the statements that made it so.
+    #[serde(default)]
+    pub weak_commits: Vec<String>,
+    /// The last time that settings of Manatee's were not in force.
+    #[serde(default)]
+    pub breach: Option<PastBreach>,
+    /// What a takeover would need of it and what failed when it was tried lately.
+    #[serde(default)]
+    pub unready: Vec<Unready>,
     /// Its session with ZooKeeper.
     #[serde(default)]
     pub zk: Option<SessionStatus>,
@@ -47,6 +57,18 @@ pub struct SitterStatus {
     /// It was asked to stop.
     #[serde(default)]
     pub stopping: bool,
+}
+
+/// Settings of Manatee's were not in force for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PastBreach {
+    /// What they were meanwhile.
+    pub settings: Vec<String>,
+    /// For how long, ms.
+    pub lasted_ms: u64,
+    /// How long ago that ended, ms.
+    pub ago_ms: u64,
 }
 
 /// A sitter's session with ZooKeeper.
@@ -269,11 +291,22 @@ pub(super) mod samples {
         let data = Data::Present(SystemIdentifier("7".to_owned()));
         let decision = Some(Decision { action: "wait".to_owned(), reason: "all is well".to_owned() });
         Ok(SitterStatus {
-            local: Local { data, server, config: None, unfit: None, last_position: None },
+            local: Local {
+                data,
+                server,
+                config: None,
+                unfit: None,
+                loosened: Vec::new(),
+                outdated: false,
+                last_position: None,
+            },
             decision,
             in_flight: None,
             last_failure: None,
             pending_restart: Vec::new(),
+            weak_commits: Vec::new(),
+            breach: None,
+            unready: Vec::new(),
             zk: Some(SessionStatus { session: "connected".to_owned() }),
             settings: SitterSettings::default(),
             newest_generation: Some(3),

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::cluster::{Cluster, SitterStatus};
 use super::table::{abbreviate, abbreviation_length};
 use crate::machine::local::{Data, Server, StandbyStatus};
+use crate::machine::readiness::Need;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -158,6 +159,29 @@ impl<'a> Subject<'a> {
             issues.push(self.issue(format_args!("to be brought back in line{doing}")));
         } else {
             issues.extend(self.of_server(&status.local.server));
+        }
+        if !status.local.loosened.is_empty() {
+            let settings = status.local.loosened.join("; ");
+            let text = format!("{}: settings that only Manatee may change are not in force: {settings}", self.name);
+            issues.push(Issue::error(text));
+        }
+        if let Some(breach) = &status.breach {
+            let (settings, lasted_ms, ago_s) = (breach.settings.join("; "), breach.lasted_ms, breach.ago_ms / 1_000);
+            let text = format!(
+                "{}: settings that only Manatee may change were not in force for {lasted_ms} ms, until {ago_s} s ago: {settings}",
+                self.name
+            );
+            issues.push(Issue::warning(text));
+        }
+        if self.role == Role::Primary {
+            for statement in &status.weak_commits {
+                let text = format!("{}: commits do not wait for the sync: {statement}", self.name);
+                issues.push(Issue::warning(text));
+            }
+        }
+        for unready in status.unready.iter().filter(|unready| unready.need != Need::Upstream) {
+            let text = format!("{}: not ready for a takeover: {}: {}", self.name, unready.need, unready.detail);
+            issues.push(Issue::error(text));
         }
         if !status.pending_restart.is_empty() {
             let settings = status.pending_restart.join(", ");

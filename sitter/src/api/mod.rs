@@ -149,6 +149,7 @@ async fn heartbeat(State(api): State<Api>) -> Response {
         id: status.id,
         stopping: status.stopping,
         postgres_down_ms: status.postgres_down_ms,
+        unready_ms: status.unready_ms,
         suspects: status.suspects.clone(),
         data: Some(status.local.data.clone()),
         streaming: Some(status.streaming),

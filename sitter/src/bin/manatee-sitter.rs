@@ -1,7 +1,8 @@
 //! `manatee-sitter`: one per database host. Only wiring: what it does is in the library.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +71,23 @@ fn one_line(problem: &anyhow::Error) -> String {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(&args.config)?;
+    let (config, settings, token) = prepare(&args.config)?;
+    if args.check_config {
+        check_host(&config, settings)?;
+        println!("{}: good", args.config.display());
+        return Ok(());
+    }
+    telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
+    let result = runtime.block_on(serve(config, settings, token, &args.config));
+    // Blocking work, such as a copy, must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Reads the configuration and what it names, and checks what can be checked without changing anything.
+fn prepare(path: &Path) -> anyhow::Result<(Config, postgres::Settings, Option<Secret>)> {
+    let config = Config::load(path)?;
     let bin_dir = environment::find_programs(config.postgres.bin_dir.as_deref())?;
     environment::check_user(&config.postgres.os_user)?;
     if config.storage.kind == StorageKind::Zfs {
@@ -79,19 +96,24 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let settings = config.postgres(bin_dir)?;
     settings.check(config.id())?;
     let token = config.api_token()?;
-    if args.check_config {
-        println!("{}: good", args.config.display());
-        return Ok(());
-    }
-    telemetry::init(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
-    let result = runtime.block_on(serve(config, settings, token));
-    // Blocking work, such as a copy, must not hold up the end.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    Ok((config, settings, token))
 }
 
-async fn serve(config: Config, settings: postgres::Settings, token: Option<Secret>) -> anyhow::Result<()> {
+/// What a running sitter finds out or puts up with, and an operator wants to know before: this host's address and
+/// folder, secrets that are open to all, and settings that PostgreSQL refuses.
+fn check_host(config: &Config, mut settings: postgres::Settings) -> anyhow::Result<()> {
+    environment::check_address(config.peer.ip)?;
+    environment::check_folder(&config.peer.dir, &config.shard, config.id())?;
+    environment::check_secrets(&config.secret_files())?;
+    let refused = postgres::leave_out(&mut settings)?;
+    if !refused.is_empty() {
+        let told: Vec<_> = refused.iter().map(|refused| format!("`{}`: {}", refused.key, refused.problem)).collect();
+        bail!("PostgreSQL refuses {}; correct or remove it", told.join("; "));
+    }
+    Ok(())
+}
+
+async fn serve(config: Config, settings: postgres::Settings, token: Option<Secret>, path: &Path) -> anyhow::Result<()> {
     let prometheus = telemetry::install_recorder()?;
     let me = config.me();
     let _lock = environment::lock(&config.peer.dir, &config.shard, me.id)?;
@@ -154,7 +176,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         () = survey_when_lost(&*zk, &postgres) => Err(anyhow!("the task that watches for a lost state has ended")),
         () = memory::keep(config.peer.dir.clone(), status) => Err(anyhow!("the driver has ended")),
         () = snapshotter.run() => Err(anyhow!("the snapshotter has ended")),
-        () = watch_hangups() => Err(anyhow!("cannot listen for SIGHUP")),
+        problem = watch_hangups(path) => Err(problem),
         () = async { stop.cancelled().await; service::stopping(); tokio::time::sleep(bound).await } => {
             Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
         }
@@ -251,13 +273,30 @@ async fn survey_when_lost(zk: &dyn Coordination, postgres: &Postgres) {
     }
 }
 
-/// Nothing of the configuration can change live yet; says so.
-async fn watch_hangups() {
-    let Ok(mut hangups) = shutdown::Hangups::listen() else { return };
+/// SIGHUP: takes over a changed configuration by starting this very process anew, in its place. PostgreSQL, which outlives
+/// sitters, goes on, and so does the session with ZooKeeper until the new one is there: as with SIGUSR2, nobody notices. What
+/// changes by reload is given to PostgreSQL by the new one at once; what needs a restart is shown as pending. A
+/// configuration that is not good changes nothing. Returns why it does not go on.
+async fn watch_hangups(path: &Path) -> anyhow::Error {
+    let mut hangups = match shutdown::Hangups::listen() {
+        Ok(hangups) => hangups,
+        Err(problem) => return anyhow::Error::from(problem).context("cannot listen for SIGHUP"),
+    };
     loop {
         hangups.next().await;
-        warn!(
-            "SIGHUP: the configuration is read at start only; start the sitter anew (SIGUSR2 ends it and leaves PostgreSQL running)"
-        );
+        if let Err(problem) = prepare(path) {
+            error!("SIGHUP: the configuration stays as it was: {}", one_line(&problem));
+            continue;
+        }
+        info!("SIGHUP: starting anew with the configuration as it is now; PostgreSQL goes on");
+        // Only returns if it fails. Descriptors are closed on exec.
+        let problem = std::process::Command::new(own_program()).args(std::env::args_os().skip(1)).exec();
+        error!("SIGHUP: cannot start anew: {problem}; the configuration stays as it was");
     }
+}
+
+/// This program's file; one that was replaced meanwhile is still to be had as what runs.
+fn own_program() -> PathBuf {
+    let link = PathBuf::from("/proc/self/exe");
+    std::fs::read_link(&link).ok().filter(|program| program.is_file()).unwrap_or(link)
 }

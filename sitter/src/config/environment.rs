@@ -3,7 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use manatee_shared::ids::{PeerId, ShardName};
@@ -69,6 +70,32 @@ pub enum Unfit {
         found: String,
         /// Who we are.
         wanted: String,
+    },
+    /// The address is another host's.
+    #[error("`peer.ip`: this host does not have {address}: {source}; name the address by which others reach this host")]
+    Address {
+        /// The address.
+        address: IpAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The peer's folder cannot be one.
+    #[error("`peer.dir`: {} {problem}", path.display())]
+    NotAFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A secret that everybody may read or replace.
+    #[error("`{key}`: {} has mode {mode:04o}: everybody on this host may read or change it; chmod 600 it", path.display())]
+    OpenSecret {
+        /// The configuration's key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
     },
     /// A port.
     #[error("`{key}`: cannot listen on {address}: {source}; {remedy}")]
@@ -169,6 +196,59 @@ pub fn lock(folder: &Path, shard: &ShardName, me: PeerId) -> Result<PeerLock, Un
     Ok(PeerLock { _file: file })
 }
 
+/// Whether this host has the peer's address.
+pub fn check_address(address: IpAddr) -> Result<(), Unfit> {
+    // Port 0: any that is free.
+    match TcpListener::bind((address, 0)) {
+        Err(source) if source.kind() == io::ErrorKind::AddrNotAvailable => Err(Unfit::Address { address, source }),
+        _ => Ok(()),
+    }
+}
+
+/// File systems that hold no files of anybody's.
+const PSEUDO: [(u64, &str); 2] = [(0x9fa0, "proc"), (0x6265_6572, "sysfs")];
+
+/// Whether the peer's folder could be made and kept, and is not another peer's. Only looks.
+pub fn check_folder(folder: &Path, shard: &ShardName, me: PeerId) -> Result<(), Unfit> {
+    let fail = |problem: String| Err(Unfit::NotAFolder { path: folder.to_owned(), problem });
+    let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if !there.is_dir() {
+        return fail(format!("cannot be made: {} is not a folder; choose another", there.display()));
+    }
+    let file_system = rustix::fs::statfs(there).ok().and_then(|found| u64::try_from(found.f_type).ok());
+    if let Some((_, name)) = PSEUDO.iter().find(|(magic, _)| file_system == Some(*magic)) {
+        return fail(format!("is on {name}, which keeps no files; choose a folder on a disk"));
+    }
+    if rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_err() {
+        return fail(format!(
+            "cannot be written: {} belongs to somebody else, or is read-only; correct that",
+            there.display()
+        ));
+    }
+    let lock = folder.join("sitter.lock");
+    let wanted = format!("{me} of shard {}", shard.as_str());
+    let text = std::fs::read_to_string(&lock).unwrap_or_default();
+    match text.lines().next().map(str::trim) {
+        Some(found) if !found.is_empty() && found != wanted => {
+            Err(Unfit::OtherPeer { folder: folder.to_owned(), lock, found: found.to_owned(), wanted })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether only their owner and group may read secrets, and only the owner may change them.
+pub fn check_secrets(files: &[(&'static str, &Path)]) -> Result<(), Unfit> {
+    for (key, path) in files {
+        // One that is not there is told by whoever reads it.
+        let Ok(facts) = std::fs::metadata(path) else { continue };
+        let mode = facts.permissions().mode() & 0o7777;
+        if mode & 0o027 != 0 {
+            return Err(Unfit::OpenSecret { key, path: (*path).to_owned(), mode });
+        }
+    }
+    Ok(())
+}
+
 /// What to do about a port that can not be had.
 pub fn port_problem(key: &'static str, address: SocketAddr, source: io::Error) -> Unfit {
     let remedy = match source.kind() {
@@ -218,6 +298,29 @@ mod tests {
         assert!(problem.starts_with("`peer.pg_port`: cannot listen on 127.0.0.1:"), "{problem}");
         let elsewhere = check_postgres_port("203.0.113.1:5432".parse().unwrap()).unwrap_err().to_string();
         assert!(elsewhere.contains("correct `peer.ip`"), "{elsewhere}");
+    }
+
+    #[test]
+    fn what_this_host_cannot_be_is_named() {
+        let problem = check_address("203.0.113.1".parse().unwrap()).unwrap_err().to_string();
+        assert!(problem.contains("does not have 203.0.113.1"), "{problem}");
+        check_address("127.0.0.1".parse().unwrap()).unwrap();
+        let shard: ShardName = "demo".parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (path, words) in [(Path::new("/proc/manatee"), "is on proc"), (Path::new("/dev/null"), "is not a folder")] {
+            let problem = check_folder(path, &shard, id(5432)).unwrap_err().to_string();
+            assert!(problem.contains(words), "{problem}");
+        }
+        check_folder(&folder.path().join("new/peer"), &shard, id(5432)).unwrap();
+        drop(lock(folder.path(), &shard, id(5433)).unwrap());
+        let problem = check_folder(folder.path(), &shard, id(5432)).unwrap_err().to_string();
+        assert!(problem.contains("belongs to peer 10.0.0.1:5433:12345"), "{problem}");
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, "x").unwrap();
+        for (mode, good) in [(0o777, false), (0o644, false), (0o660, false), (0o640, true), (0o600, true)] {
+            std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(check_secrets(&[("api.token_file", &secret)]).is_ok(), good, "{mode:o}");
+        }
     }
 
     #[test]

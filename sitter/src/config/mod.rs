@@ -239,6 +239,12 @@ pub struct ApiConfig {
     pub token_file: Option<PathBuf>,
 }
 
+/// A fast stop writes what is dirty: less time than this is as good as none.
+const LEAST_STOP: Duration = Duration::from_secs(1);
+
+/// Four WAL segments, in bytes.
+const LEAST_SLOT_WAL: u64 = 64 << 20;
+
 fn default_postgres() -> String {
     "postgres".to_owned()
 }
@@ -297,6 +303,22 @@ impl Config {
         };
         if peer.backup_port == peer.pg_port || status_port == peer.pg_port {
             return fail("peer.pg_port", format!("{} is given to the sitter's API too; choose another", peer.pg_port));
+        }
+        if self.postgres.stop_timeout < LEAST_STOP {
+            let least = humantime_serde::re::humantime::format_duration(LEAST_STOP);
+            return fail(
+                "postgres.stop_timeout",
+                format!("PostgreSQL would be killed at every stop; choose at least \"{least}\""),
+            );
+        }
+        let kept = self.postgres.max_slot_wal_keep_size;
+        if kept.bytes() < LEAST_SLOT_WAL {
+            let problem = format!(
+                "{} bytes hold less than a few WAL segments: a peer that is away for a moment would have to be copied anew; \
+                 write it with a unit, such as \"8GiB\", and not below \"64MiB\"",
+                kept.bytes()
+            );
+            return fail("postgres.max_slot_wal_keep_size", problem);
         }
         if !peer.dir.is_absolute() {
             return fail("peer.dir", format!("`{}` is not an absolute path; write it from /", peer.dir.display()));
@@ -393,6 +415,18 @@ impl Config {
             one_node_write_mode: self.one_node_write_mode,
             ..view::Settings::default()
         }
+    }
+
+    /// The files of secrets that this configuration names, with their keys.
+    pub fn secret_files(&self) -> Vec<(&'static str, &Path)> {
+        let postgres = &self.postgres;
+        let named = [
+            ("postgres.replication_password_file", Some(&postgres.replication_password_file)),
+            ("postgres.proxy_password_file", Some(&postgres.proxy_password_file)),
+            ("postgres.superuser_password_file", postgres.superuser_password_file.as_ref()),
+            ("api.token_file", self.api.token_file.as_ref()),
+        ];
+        named.into_iter().filter_map(|(key, path)| Some((key, path?.as_path()))).collect()
     }
 
     /// The shared secret of the shard's sitters, if one is configured.
@@ -496,6 +530,8 @@ mod tests {
             ("kind = \"directory\"", "kind = \"zfs\"\ndataset = \"tank/db1\"", "api.token_file"),
             ("kind = \"directory\"", "dataset = \"tank/db1\"", "storage.dataset"),
             ("interval = \"1h\"", "interval = \"0s\"", "snapshots.interval"),
+            ("stop_timeout = \"10s\"", "stop_timeout = \"0s\"", "postgres.stop_timeout"),
+            ("max_slot_wal_keep_size = \"8GiB\"", "max_slot_wal_keep_size = 8", "postgres.max_slot_wal_keep_size"),
             ("servers = [\"127.0.0.1:2181\"]", "servers = []", "zookeeper.servers"),
             ("filter = \"info\"", "filter = \"=,[\"", "log.filter"),
         ] {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::running::{Ended, Running};
-use self::status::{DecisionStatus, FailureStatus, PeerStatus, SettingsStatus, Status, ZkStatus};
+use self::status::{BreachStatus, DecisionStatus, FailureStatus, PeerStatus, SettingsStatus, Status, ZkStatus};
 use self::takeover::TakeoverClock;
 use crate::execute::{Execute, Outcome, Problem};
 use crate::heartbeat::Heartbeats;
@@ -98,6 +98,8 @@ pub struct Driver {
     running: Option<Running>,
     /// The decision in force and since when.
     decided: (Decision, Instant),
+    /// Since when something that a takeover needs, and that peers do not share, has failed.
+    unready: Option<Instant>,
     /// The last action that ended, and when.
     last_end: Option<(&'static str, Instant)>,
     status: watch::Sender<Arc<Status>>,
@@ -127,6 +129,7 @@ impl Driver {
             uncertain_write: false,
             running: None,
             decided: (decision, now),
+            unready: None,
             last_end: None,
             // Replaced below, by what the first observation shows.
             status: watch::Sender::new(Arc::new(Status::nothing(parts.me.clone(), parts.shard.clone(), now))),
@@ -312,6 +315,9 @@ impl Driver {
         let (decision, since) = &self.decided;
         let generation = view.zk.state.valid().map(|(_, state)| state.generation);
         let suspects = suspicion::suspects(view);
+        let condition = self.parts.condition.borrow().clone();
+        let is_unready = condition.unready.iter().any(|unready| !unready.need.is_no_preference());
+        self.unready = is_unready.then(|| self.unready.unwrap_or(now));
         let status = Status {
             id: view.me.id,
             zone_id: view.me.zone_id.clone(),
@@ -331,10 +337,17 @@ impl Driver {
             settings: SettingsStatus::from(&view.settings),
             newest_generation: view.observed.newest_generation,
             peers: view.health.iter().map(|(peer, health)| (*peer, PeerStatus::from(health))).collect(),
-            pending_restart: self.parts.condition.borrow().pending_restart.clone(),
+            pending_restart: condition.pending_restart.clone(),
+            weak_commits: condition.weak_commits.clone(),
+            breach: condition
+                .breach
+                .clone()
+                .map(|(breach, ended)| BreachStatus { breach, ago_ms: millis(now.saturating_duration_since(ended)) }),
+            unready: condition.unready.clone(),
             stopping: self.stopping.is_some(),
             streaming: suspicion::streams(view),
             postgres_down_ms: view.observed.postgres_down_ms,
+            unready_ms: self.unready.map(|since| millis(now.saturating_duration_since(since))),
             state: view.zk.state.valid().map(|(_, state)| Arc::clone(state)),
             active: view.zk.in_election_order().into_iter().map(|active| active.peer.clone()).collect(),
             suspects,
@@ -343,7 +356,7 @@ impl Driver {
         self.metrics.role(status.role, generation);
         self.metrics.session(view.zk.session);
         self.metrics.local(&view.local);
-        self.metrics.condition(&self.parts.condition.borrow());
+        self.metrics.condition(&condition);
         self.metrics.suspected(status.suspects.len());
         self.takeover.watch(view, now, &self.metrics);
         self.status.send_replace(Arc::new(status));

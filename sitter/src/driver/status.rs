@@ -9,7 +9,8 @@ use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::zk;
 use serde::Serialize;
 
-use crate::machine::local::{Data, Gate, Local, Server};
+use crate::machine::local::{Breach, Data, Gate, Local, Server};
+use crate::machine::readiness::Unready;
 use crate::machine::view::{LastFailure, PeerHealth, Settings};
 
 /// The driver decides many times a second. One that has not for this long is stuck; its sitter
@@ -51,11 +52,21 @@ pub struct Status {
     pub peers: BTreeMap<PeerId, PeerStatus>,
     /// Settings of PostgreSQL whose new values take effect at the next start only.
     pub pending_restart: Vec<String>,
+    /// Roles and databases whose commits do not wait for the sync: the statements that made it so.
+    pub weak_commits: Vec<String>,
+    /// The last time that settings of Manatee's were not in force, while it is worth telling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breach: Option<BreachStatus>,
+    /// What a takeover would need of this peer and what failed when it was tried lately.
+    pub unready: Vec<Unready>,
     /// A stop was asked for.
     pub stopping: bool,
     /// How long PostgreSQL had not answered at [`Self::at`], ms.
     #[serde(skip)]
     pub postgres_down_ms: Option<u64>,
+    /// How long something of [`Self::unready`] that another peer may have in order had failed at [`Self::at`], ms.
+    #[serde(skip)]
+    pub unready_ms: Option<u64>,
     /// PostgreSQL is a primary, or a standby that streams.
     #[serde(skip)]
     pub streaming: bool,
@@ -142,6 +153,17 @@ impl From<&LastFailure> for FailureStatus {
     }
 }
 
+/// Settings of Manatee's were not in force.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BreachStatus {
+    /// What they were, and for how long.
+    #[serde(flatten)]
+    pub breach: Breach,
+    /// How long ago that ended, ms.
+    pub ago_ms: u64,
+}
+
 /// Settings of this sitter.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -168,6 +190,8 @@ pub struct PeerStatus {
     pub refused: bool,
     /// Its PostgreSQL can not commit, for this long, ms.
     pub postgres_down_ms: Option<u64>,
+    /// Something that a takeover would need fails there, for this long, ms.
+    pub unready_ms: Option<u64>,
     /// It is stopping.
     pub stopping: bool,
     /// The peers it finds gone.
@@ -180,6 +204,7 @@ impl From<&PeerHealth> for PeerStatus {
             silent_ms: health.silent_ms,
             refused: health.refused,
             postgres_down_ms: health.postgres_down_ms,
+            unready_ms: health.unready_ms,
             stopping: health.stopping,
             suspects: health.suspects.clone(),
         }
@@ -219,6 +244,8 @@ impl Status {
             server: Server::Down { crashed: false, standby: false },
             config: None,
             unfit: None,
+            loosened: Vec::new(),
+            outdated: false,
             last_position: None,
         };
         Self {
@@ -237,8 +264,12 @@ impl Status {
             newest_generation: None,
             peers: BTreeMap::new(),
             pending_restart: Vec::new(),
+            weak_commits: Vec::new(),
+            breach: None,
+            unready: Vec::new(),
             stopping: false,
             postgres_down_ms: None,
+            unready_ms: None,
             streaming: false,
             state: None,
             active: Vec::new(),
@@ -367,6 +398,8 @@ mod tests {
             "newestGeneration",
             "peers",
             "pendingRestart",
+            "weakCommits",
+            "unready",
         ] {
             assert!(json.get(key).is_some(), "{key}: {json}");
         }

@@ -55,8 +55,15 @@ fn start(failures: u32) -> Fixture {
     let fake =
         Arc::new(Fake { zk: zk.clone(), me: me.clone(), done: Mutex::default(), failures: Mutex::new(failures) });
     let server = Server::Down { crashed: false, standby: false };
-    let local =
-        watch::Sender::new(Local { data: Data::Absent, server, config: None, unfit: None, last_position: None });
+    let local = watch::Sender::new(Local {
+        data: Data::Absent,
+        server,
+        config: None,
+        unfit: None,
+        loosened: Vec::new(),
+        outdated: false,
+        last_position: None,
+    });
     let stop = CancellationToken::new();
     let timing = Timing { interval: Duration::from_millis(50), suspicion: Duration::from_millis(500) };
     let driver = Driver::new(Parts {

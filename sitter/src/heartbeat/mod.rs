@@ -145,6 +145,7 @@ mod tests {
             id: peer,
             stopping: false,
             postgres_down_ms: Some(7),
+            unready_ms: None,
             suspects: BTreeSet::new(),
             data: Some(Data::Absent),
             streaming: Some(false),

@@ -115,6 +115,14 @@ impl Error {
         move |source| Self::Io { what, path, source }
     }
 
+    /// What the server answered, if it did.
+    pub(crate) fn code(&self) -> Option<&tokio_postgres::error::SqlState> {
+        match self {
+            Self::Query { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+
     /// For `map_err` on queries.
     pub(crate) fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| Self::Query { what, source }

@@ -23,6 +23,17 @@ pub(crate) fn replace_volatile(path: &Path, text: &str, owner: &OsUser) -> Resul
     put(path, text, owner, false)
 }
 
+/// As [`replace`], for a file that is to take effect before it is durable: [`make_durable`] follows.
+pub(crate) fn replace_at_once(path: &Path, text: &str, owner: &OsUser) -> Result<(), Error> {
+    put(path, text, owner, false)
+}
+
+/// Flushes a file that was just replaced, and its name.
+pub(crate) fn make_durable(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))?;
+    sync_folder(path)
+}
+
 fn put(path: &Path, text: &str, owner: &OsUser, durable: bool) -> Result<(), Error> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

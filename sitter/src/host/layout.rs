@@ -37,6 +37,14 @@ impl Layout {
     pub fn socket(&self, port: u16) -> PathBuf {
         self.run().join(format!(".s.PGSQL.{port}"))
     }
+    /// `postgresql.conf`.
+    pub fn main_conf(&self) -> PathBuf {
+        self.data().join("postgresql.conf")
+    }
+    /// What ALTER SYSTEM writes; PostgreSQL reads it last.
+    pub fn altered(&self) -> PathBuf {
+        self.data().join("postgresql.auto.conf")
+    }
     /// Settings included at the end of `postgresql.conf`.
     pub fn manatee_conf(&self) -> PathBuf {
         self.run().join("manatee.conf")

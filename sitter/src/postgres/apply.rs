@@ -14,6 +14,7 @@
 //! 5. detached: no WAL receiver, twice in a row.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -60,21 +61,44 @@ pub(super) fn write(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
     files::replace_volatile(&layout.hba(), &rendered.hba, user)?;
     files::replace_volatile(&layout.ident(), &rendered.ident, user)?;
     files::replace_volatile(&layout.manatee_conf(), &rendered.conf, user)?;
-    let main = layout.data().join("postgresql.conf");
+    keep_include(inner)?;
+    if clean_altered(inner)? {
+        files::make_durable(&layout.altered())?;
+    }
+    Ok(())
+}
+
+/// Sees to it that our settings are the last of `postgresql.conf`. Whether they were not.
+pub(super) fn keep_include(inner: &Inner) -> Result<bool, Error> {
+    let main = inner.layout.main_conf();
     let text = match std::fs::read_to_string(&main) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(Error::io("read", &main)(error)),
     };
-    if let Some(text) = conf::with_include(&text) {
-        files::replace(&main, &text, user)?;
+    let Some(text) = conf::with_include(&text) else { return Ok(false) };
+    files::replace(&main, &text, &inner.user)?;
+    Ok(true)
+}
+
+/// Removes from `postgresql.auto.conf`, which PostgreSQL reads last, what only Manatee may set. Whether there was any.
+pub(super) fn clean_altered(inner: &Inner) -> Result<bool, Error> {
+    let path = inner.layout.altered();
+    let written = || std::fs::metadata(&path).and_then(|file| Ok((file.ino(), file.len(), file.modified()?))).ok();
+    let before = written();
+    let cleaned = std::fs::read_to_string(&path).ok().and_then(|text| conf::without_owned(&text));
+    let Some((text, removed)) = cleaned else { return Ok(false) };
+    if written() != before {
+        // Another ALTER SYSTEM has just written it: that is not to be lost. The next look is near.
+        return Ok(true);
     }
-    let auto = layout.data().join("postgresql.auto.conf");
-    if let Some((text, removed)) = std::fs::read_to_string(&auto).ok().and_then(|text| conf::without_owned(&text)) {
-        tracing::warn!(?removed, "removed settings that only Manatee may change from postgresql.auto.conf");
-        files::replace(&auto, &text, user)?;
-    }
-    Ok(())
+    files::replace_at_once(&path, &text, &inner.user)?;
+    tracing::error!(
+        settings = removed.join(", "),
+        file = %path.display(),
+        "removed settings that only Manatee may change, or that give up acknowledged writes: somebody used ALTER SYSTEM"
+    );
+    Ok(true)
 }
 
 /// Writes them, and tells PostgreSQL to read them.
@@ -110,7 +134,9 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     let rendered = render(inner, config, name);
     let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed, trusted };
     let live = text(&session, "SELECT current_setting('manatee.config_id', true)").await?;
-    let unchanged = live.as_deref() == Some(&rendered.id) && before.as_ref().is_some_and(|b| b.id == rendered.id);
+    let unchanged = live.as_deref() == Some(&rendered.id)
+        && before.as_ref().is_some_and(|b| b.id == rendered.id)
+        && set_elsewhere(inner, &session, config, name).await?.is_none();
     let names = text(&session, "SELECT current_setting('synchronous_standby_names')").await?.unwrap_or_default();
     if before.as_ref().is_none_or(|before| *before != record(true)) {
         inner.set_record(record(false))?;
@@ -197,12 +223,12 @@ async fn confirm_settings(
     let what = "the reload of PostgreSQL's configuration";
     let live = || text(session, "SELECT current_setting('manatee.config_id', true)");
     until(bound, what, || async { Ok((live().await?.as_deref() == Some(id)).then_some(())) }).await?;
-    for (name, wanted) in conf::expected(&inner.settings, inner.me, config, name) {
-        let found = text(session, &format!("SELECT current_setting('{name}')")).await?;
-        if found.as_deref() != Some(&wanted) {
-            // Not the values: one of them might hold what an operator put there.
-            return Err(Error::NotApplied(format!("{name} is set elsewhere")));
-        }
+    if let Some(name) = set_elsewhere(inner, session, config, name).await? {
+        // Not the value: it might hold what an operator put there.
+        let source =
+            "SELECT concat_ws(', line ', coalesce(sourcefile, source), sourceline) FROM pg_settings WHERE name = ";
+        let source = text(session, &format!("{source}'{name}'")).await?.unwrap_or_default();
+        return Err(Error::NotApplied(format!("{name} is set elsewhere: {source}")));
     }
     let wrong = "SELECT string_agg('line ' || line_number || ': ' || error, '; ') FROM pg_hba_file_rules \
                  WHERE error IS NOT NULL";
@@ -212,9 +238,25 @@ async fn confirm_settings(
     }
 }
 
+/// The first of the settings that the configuration decides that is not as it should be.
+async fn set_elsewhere(
+    inner: &Inner,
+    session: &Client,
+    config: &ServerConfig,
+    name: Name,
+) -> Result<Option<&'static str>, Error> {
+    for (setting, wanted) in conf::expected(&inner.settings, inner.me, config, name) {
+        let found = text(session, &format!("SELECT current_setting('{setting}')")).await?;
+        if found.as_deref() != Some(&wanted) {
+            return Ok(Some(setting));
+        }
+    }
+    Ok(None)
+}
+
 async fn close_gate(inner: &Inner, session: &Client) -> Result<(), Error> {
     // Accepted by the postmaster after it has read the new pg_hba.conf.
-    drop(session::local(&inner.settings, inner.me).await?);
+    drop(session::local(inner).await?);
     let what = "the end of client sessions";
     until(inner.settings.confirm_timeout, what, || async {
         Ok((observe::end_clients(session).await? == 0).then_some(()))
@@ -223,7 +265,7 @@ async fn close_gate(inner: &Inner, session: &Client) -> Result<(), Error> {
 }
 
 async fn checkpointer_knows(inner: &Inner) -> Result<(), Error> {
-    let session = session::local(&inner.settings, inner.me).await?;
+    let session = session::local(inner).await?;
     checkpoint(&session).await
 }
 

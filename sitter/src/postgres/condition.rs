@@ -7,12 +7,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::inner::Inner;
+use crate::machine::local::Breach;
+use crate::machine::readiness::Unready;
 
 /// Between two looks at the disk.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -31,13 +33,24 @@ pub struct Condition {
     pub disk_full: bool,
     /// Settings whose new values take effect at the next start only.
     pub pending_restart: Vec<String>,
+    /// Roles and databases whose sessions begin with a `synchronous_commit` under which commits do not wait for the
+    /// sync: the statements that made it so.
+    pub weak_commits: Vec<String>,
+    /// The last time that settings of Manatee's were not in force, and when it ended; of the last hour.
+    pub breach: Option<(Breach, Instant)>,
+    /// What a takeover would need and what was tried lately without success (rule 11).
+    pub unready: Vec<Unready>,
 }
+
+/// For how long an ended [`Breach`] is told: whoever is paged for it looks at it by then.
+const BREACH_TOLD: Duration = Duration::from_secs(3600);
 
 /// Keeps `condition` current until aborted.
 pub(super) fn watch(inner: Arc<Inner>, condition: watch::Sender<Condition>) -> JoinHandle<()> {
     tokio::spawn(async move {
         for turn in (0..SETTINGS_EVERY).cycle() {
             look_at_disk(&inner, &condition).await;
+            look_at_breach(&inner, &condition);
             if turn == 0 {
                 look_at_settings(&inner, &condition).await;
             }
@@ -61,12 +74,44 @@ async fn look_at_disk(inner: &Inner, condition: &watch::Sender<Condition>) {
     }
 }
 
+fn look_at_breach(inner: &Inner, condition: &watch::Sender<Condition>) {
+    let breach = inner.known().breach.clone().filter(|(_, ended)| ended.elapsed() < BREACH_TOLD);
+    condition.send_if_modified(|condition| {
+        let changed = condition.breach != breach;
+        condition.breach = breach;
+        changed
+    });
+}
+
+/// Settings of roles and databases that begin sessions with a commit that does not wait for the sync.
+const WEAK_COMMITS: &str = "SELECT format('ALTER %s SET %s', \
+       CASE WHEN setrole = 0 THEN 'DATABASE ' || quote_ident(datname) \
+            WHEN setdatabase = 0 THEN 'ROLE ' || quote_ident(rolname) \
+            ELSE format('ROLE %I IN DATABASE %I', rolname, datname) END, setting) \
+     FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase LEFT JOIN pg_roles r ON r.oid = setrole, \
+          unnest(setconfig) setting \
+     WHERE starts_with(lower(setting), 'synchronous_commit=') \
+       AND split_part(lower(setting), '=', 2) NOT IN ('on', 'true', 'yes', '1', 'remote_apply') ORDER BY 1";
+
 async fn look_at_settings(inner: &Inner, condition: &watch::Sender<Condition>) {
     const PENDING: &str = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name";
     let Ok(session) = inner.session() else { return };
     // Of no consequence if it fails: the next look is near.
     let Ok(rows) = session.query(PENDING, &[]).await else { return };
     let names: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    let Ok(rows) = session.query(WEAK_COMMITS, &[]).await else { return };
+    let weak: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    let changed_weak = condition.send_if_modified(|condition| {
+        let changed = condition.weak_commits != weak;
+        condition.weak_commits.clone_from(&weak);
+        changed
+    });
+    if changed_weak && !weak.is_empty() {
+        tracing::warn!(
+            settings = weak.join("; "),
+            "commits of these sessions do not wait for the sync: they are lost with the primary's host"
+        );
+    }
     let changed = condition.send_if_modified(|condition| {
         let changed = condition.pending_restart != names;
         condition.pending_restart.clone_from(&names);

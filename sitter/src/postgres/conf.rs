@@ -72,6 +72,39 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("synchronous_commit", "on"),
 ];
 
+/// Owned settings that never change while a server runs. They are given on its command line as well, which wins over
+/// every file, also over what ALTER SYSTEM writes (`guc.h`, `GucSource`). What changes by reload cannot be
+/// given there.
+pub(super) const FIXED: &[(&str, &str)] = &[
+    ("fsync", "on"),
+    ("full_page_writes", "on"),
+    ("hot_standby", "on"),
+    // After a crash of one backend everybody would be let in at once, unacknowledged commits
+    // visible (rule 7): the postmaster ends instead, and is started with the gate closed.
+    ("restart_after_crash", "off"),
+    ("wal_log_hints", "on"),
+];
+
+/// Owned settings that take effect by reload and that acknowledged writes, or a takeover, depend on: looked at in every
+/// observation, in this order. The first three follow from the configuration ([`expected`]), and so must be known to be in
+/// force before it counts as confirmed.
+pub(super) const WATCHED: [&str; 8] = [
+    "synchronous_standby_names",
+    "primary_conninfo",
+    "primary_slot_name",
+    "fsync",
+    "full_page_writes",
+    "restart_after_crash",
+    "recovery_min_apply_delay",
+    "recovery_target_timeline",
+];
+
+/// How many of [`WATCHED`] the configuration decides.
+pub(super) const DECIDED: usize = 3;
+
+/// What the rest of [`WATCHED`] must be, as `current_setting` shows it.
+const WATCHED_VALUES: [&str; WATCHED.len() - DECIDED] = ["on", "on", "off", "0", "latest"];
+
 /// The parameter by which a session recognises what it runs with.
 pub(super) const CONFIG_ID: &str = "manatee.config_id";
 
@@ -82,6 +115,12 @@ pub(super) const IMPOSSIBLE: &str = "manatee_nobody";
 pub(super) fn is_owned(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     OWNED.contains(&name.as_str()) || name.starts_with("manatee.")
+}
+
+/// Whether commits under this value of `synchronous_commit` wait until the sync has them on disk.
+pub(super) fn is_safe_commit(value: &str) -> bool {
+    // `config.sgml`; the aliases of `on` are in guc_tables.c.
+    ["on", "true", "yes", "1", "remote_apply"].iter().any(|safe| safe.eq_ignore_ascii_case(value))
 }
 
 /// Refuses settings that Manatee owns, or that would give up acknowledged writes.
@@ -102,6 +141,44 @@ pub(super) fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<
         if lower == "synchronous_commit" && !["on", "remote_apply"].contains(&value.as_str()) {
             return refuse("must be `on` or `remote_apply`: less would lose acknowledged writes".to_owned());
         }
+    }
+    Ok(())
+}
+
+/// Numbers below which a shard cannot work, and why.
+const LEAST: &[(&str, u32, &str)] = &[
+    ("max_wal_senders", 4, "two followers, a copy and a peer that comes back each take one"),
+    ("max_replication_slots", 4, "each follower has one, and so has a peer that comes back"),
+];
+
+/// Clients that must find room beside the connections kept for superusers.
+const LEAST_CLIENTS: u32 = 5;
+
+/// Refuses numbers with which PostgreSQL does not start, or a shard does not work. What is no number is PostgreSQL's to judge.
+pub(super) fn check_numbers(parameters: &BTreeMap<String, String>, template: &str) -> Result<(), Error> {
+    let given = |name: &str| -> Option<u32> {
+        let default = || DEFAULTS.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        setting(name, parameters, template).or_else(default)?.parse().ok()
+    };
+    let refuse = |name: &str, problem: String| {
+        let in_template = !parameters.keys().any(|key| key.eq_ignore_ascii_case(name));
+        let key = if in_template { "postgres.conf_file, " } else { "postgres.parameters." };
+        Err(Error::Setting { key: format!("{key}{name}"), problem })
+    };
+    for (name, least, why) in LEAST {
+        if let Some(found) = given(name).filter(|found| found < least) {
+            return refuse(name, format!("{found} is too few: choose at least {least} ({why})"));
+        }
+    }
+    let (connections, reserved) = (given("max_connections"), given("superuser_reserved_connections"));
+    if let (Some(connections), Some(reserved)) = (connections, reserved)
+        && connections < reserved.saturating_add(LEAST_CLIENTS)
+    {
+        let least = reserved.saturating_add(LEAST_CLIENTS);
+        let problem = format!(
+            "{connections} is too few: {reserved} are kept for superusers (superuser_reserved_connections); choose at least {least}"
+        );
+        return refuse("max_connections", problem);
     }
     Ok(())
 }
@@ -137,7 +214,7 @@ pub(super) fn check_template(text: &str) -> Result<(), Error> {
 }
 
 /// Value of a setting, quoted (manual, section 20.1.2; `guc-file.l` also knows backslash escapes).
-fn quote(value: &str) -> String {
+pub(super) fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
@@ -211,6 +288,16 @@ pub(super) fn expected(
     ]
 }
 
+/// Which of [`WATCHED`] are not as they should be, given the `values` seen: their places there. A standby may follow under
+/// either name: the guard changes it under way.
+pub(super) fn loosened(settings: &Settings, me: PeerId, config: &ServerConfig, values: &[String]) -> Vec<usize> {
+    let [own, guest] = [Name::Own, Name::Guest].map(|name| expected(settings, me, config, name));
+    let decided = own.iter().zip(&guest).map(|((_, own), (_, guest))| [own.as_str(), guest.as_str()]);
+    let wanted = decided.chain(WATCHED_VALUES.iter().map(|value| [*value, *value]));
+    let wrong = values.iter().zip(wanted).enumerate().filter(|(_, (found, wanted))| !wanted.contains(&found.as_str()));
+    wrong.map(|(place, _)| place).collect()
+}
+
 /// The file, without its identity. Primary and Detached render alike, so that a promotion changes
 /// nothing here but who acknowledges.
 pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, name: Name) -> String {
@@ -239,15 +326,12 @@ pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, nam
     line("hba_file", &layout.hba().to_string_lossy());
     line("ident_file", &layout.ident().to_string_lossy());
     line("wal_level", "replica");
-    line("hot_standby", "on");
-    line("wal_log_hints", "on");
-    line("fsync", "on");
-    line("full_page_writes", "on");
+    for (name, value) in FIXED {
+        line(name, value);
+    }
+    line("recovery_min_apply_delay", "0");
     line("max_slot_wal_keep_size", &format!("{}MB", (settings.max_slot_wal_keep_bytes >> 20).max(1)));
     line("recovery_target_timeline", "latest");
-    // After a crash of one backend everybody would be let in at once, unacknowledged commits
-    // visible (rule 7): the postmaster ends instead, and is started with the gate closed.
-    line("restart_after_crash", "off");
     line("logging_collector", "off");
     line("log_destination", "stderr");
     line("log_line_prefix", "%m [%p] %b ");
@@ -284,15 +368,17 @@ pub(super) fn with_include(text: &str) -> Option<String> {
     Some(kept)
 }
 
-/// `postgresql.auto.conf` (which wins over every other file) without settings that Manatee owns,
-/// and the names removed; None if there are none.
+/// `postgresql.auto.conf` (which wins over every other file) without settings that Manatee owns, or
+/// that would give up acknowledged writes, and the names removed; None if there are none.
 pub(super) fn without_owned(text: &str) -> Option<(String, Vec<String>)> {
     let mut removed = Vec::new();
     let mut kept = String::new();
     for line in text.lines() {
         let name: String =
             line.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '.').collect();
-        if is_owned(&name) {
+        let gives_up = name.eq_ignore_ascii_case("synchronous_commit")
+            && template_settings(line).any(|(_, value)| !is_safe_commit(value));
+        if is_owned(&name) || gives_up {
             removed.push(name);
         } else {
             kept.push_str(line);
@@ -389,6 +475,26 @@ mod tests {
     }
 
     #[test]
+    fn numbers_with_which_a_shard_cannot_work_are_refused_by_name() {
+        let check = |name: &str, value: &str| {
+            let parameters = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            check_numbers(&parameters, "").map_err(|error| error.to_string())
+        };
+        for (name, value) in [("max_connections", "5"), ("max_wal_senders", "0"), ("max_replication_slots", "3")] {
+            let problem = check(name, value).unwrap_err();
+            assert!(
+                problem.contains(&format!("postgres.parameters.{name}")) && problem.contains("at least"),
+                "{problem}"
+            );
+        }
+        for (name, value) in [("max_connections", "13"), ("max_wal_senders", "4"), ("max_wal_senders", "many")] {
+            assert_eq!(check(name, value), Ok(()), "{name} {value}");
+        }
+        let problem = check_numbers(&BTreeMap::new(), "max_connections = 8 # few").unwrap_err().to_string();
+        assert!(problem.contains("postgres.conf_file, max_connections"), "{problem}");
+    }
+
+    #[test]
     fn include_is_added_once_and_kept_last() {
         let first = with_include("port = 1").unwrap();
         assert_eq!(with_include(&first), None);
@@ -405,6 +511,37 @@ mod tests {
         assert_eq!(removed, ["synchronous_standby_names"]);
         assert_eq!(kept, "# comment\nwork_mem = '1MB'\n");
         assert!(without_owned(&kept).is_none());
+    }
+
+    #[test]
+    fn altered_system_may_not_give_up_acknowledged_writes() {
+        for (value, stays) in
+            [("off", false), ("'local'", false), ("remote_write", false), ("'on'", true), ("remote_apply", true)]
+        {
+            let text = format!("synchronous_commit = {value}\n");
+            assert_eq!(without_owned(&text).is_none(), stays, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_force_is_found_under_either_name() {
+        let following = config(Recovery::Follow(peer(2)));
+        let values = |name| {
+            let decided = expected(&settings(), peer(1), &following, name).map(|(_, value)| value);
+            decided.into_iter().chain(WATCHED_VALUES.map(str::to_owned)).collect::<Vec<_>>()
+        };
+        let found = |values: &[String]| {
+            let places = loosened(&settings(), peer(1), &following, values);
+            places.into_iter().map(|place| WATCHED[place]).collect::<Vec<_>>()
+        };
+        for name in [Name::Own, Name::Guest] {
+            assert!(found(&values(name)).is_empty());
+        }
+        let mut changed = values(Name::Own);
+        (changed[0], changed[3]) = (String::new(), "off".to_owned());
+        assert_eq!(found(&changed), ["synchronous_standby_names", "fsync"]);
+        changed[1].push_str("host=elsewhere");
+        assert_eq!(found(&changed)[1], "primary_conninfo");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) struct SourceFacts {
 
 /// Asks, as the replication role, over an ordinary session.
 pub(crate) async fn ask_source(inner: &Inner, source: PeerId) -> Result<SourceFacts, Error> {
-    let session = session::remote(&inner.settings, source).await?;
+    let session = session::remote(inner, source).await?;
     let sql = "SELECT (pg_control_system()).system_identifier::text,
                       current_setting('server_version_num')::int / 10000,
                       pg_is_in_recovery(),
@@ -92,7 +92,7 @@ pub(crate) async fn wait_for_checkpoint(
     facts: &SourceFacts,
     bound: Duration,
 ) -> Result<(), Error> {
-    let session = session::remote(&inner.settings, source).await?;
+    let session = session::remote(inner, source).await?;
     let wanted = facts.position.timeline.0.to_string();
     apply::until(bound, "the source's checkpoint on its timeline", || async {
         let sql = "SELECT (pg_control_checkpoint()).timeline_id";
@@ -104,7 +104,7 @@ pub(crate) async fn wait_for_checkpoint(
 
 /// Sees to it that the source keeps what we will need after the copy.
 async fn ensure_slot(inner: &Inner, source: PeerId) -> Result<String, Error> {
-    let session = session::remote(&inner.settings, source).await?;
+    let session = session::remote(inner, source).await?;
     let slot = slot_name(inner.me);
     // A slot's name is letters, digits and underscores.
     let drop_lost = format!(

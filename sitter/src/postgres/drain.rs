@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Returns once two looks in a row have found nobody at work, or at the limit.
 pub(super) async fn drain(inner: &Inner) -> Result<(), Error> {
     let began = Instant::now();
-    let session = session::local(&inner.settings, inner.me).await?;
+    let session = session::local(inner).await?;
     let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE {CLIENTS} AND state <> 'idle'");
     let question = session.prepare(&sql).await.map_err(Error::query("look for clients at work"))?;
     let mut at_rest = false;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
@@ -14,9 +14,10 @@ use super::error::Error;
 use super::files;
 use super::osuser::OsUser;
 use super::process::Postmaster;
+use super::refused::{self, Refused};
 use super::settings::{Layout, Settings};
 use super::tool::Tool;
-use crate::machine::local::{Local, ServerConfig, SystemIdentifier};
+use crate::machine::local::{Breach, Local, ServerConfig, SystemIdentifier};
 
 /// How long an action waits for another to end.
 const BUSY: Duration = Duration::from_millis(500);
@@ -48,6 +49,10 @@ pub(crate) struct Known {
     pub(crate) crashed: bool,
     /// See [`Local::unfit`].
     pub(crate) unfit: Option<String>,
+    /// See [`Local::loosened`].
+    pub(crate) loosened: Vec<String>,
+    /// The last time that something was loosened and is in force again, and when that was.
+    pub(crate) breach: Option<(Breach, Instant)>,
     /// The configuration.
     pub(crate) record: Option<Record>,
     /// Rises with every change of `record` or `postmaster`: an observation that began under another
@@ -62,7 +67,10 @@ pub(crate) struct Known {
 /// Shared by [`super::Postgres`] and its observation task.
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Without what PostgreSQL refuses.
     pub(crate) settings: Settings,
+    /// That.
+    pub(crate) left_out: Vec<Refused>,
     pub(crate) layout: Layout,
     pub(crate) me: PeerId,
     pub(crate) user: OsUser,
@@ -85,12 +93,19 @@ impl Inner {
         local: Local,
     ) -> Result<(Arc<Self>, mpsc::Receiver<oneshot::Sender<()>>), Error> {
         settings.check(me)?;
+        let mut settings = settings;
+        let left_out = refused::leave_out(&mut settings)?;
+        for refused in &left_out {
+            let (key, problem) = (&refused.key, &refused.problem);
+            tracing::error!(key, problem, "PostgreSQL refuses this setting: it is left out until it is corrected");
+        }
         let user = OsUser::resolve(&settings.os_user)?;
         let version = major_version(&settings.bin_dir)?;
         let layout = settings.layout();
         // More than one action never waits for a look, but one dropped halfway may leave its own.
         let (looks, receiver) = mpsc::channel(8);
         let inner = Self {
+            left_out,
             layout,
             me,
             user,

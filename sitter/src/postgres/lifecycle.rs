@@ -210,7 +210,7 @@ fn checkpoint_in_background(inner: &Arc<Inner>) {
     let inner = Arc::clone(inner);
     // Bounded by the checkpoint's own timeout.
     tokio::spawn(async move {
-        let done = match session::local(&inner.settings, inner.me).await {
+        let done = match session::local(&inner).await {
             Ok(session) => apply::checkpoint(&session).await,
             Err(error) => Err(error),
         };

@@ -16,14 +16,18 @@ pub(crate) mod copy;
 pub mod drain;
 mod guard;
 mod hba;
+mod in_force;
 pub(crate) mod inner;
 pub(crate) mod lifecycle;
 mod observe;
 mod probe;
 mod process;
+mod refused;
+mod rehearsal;
 mod replication_tls;
+mod roles;
 mod serverlog;
-mod session;
+pub(crate) mod session;
 pub mod settings;
 mod setup;
 mod survey;
@@ -40,6 +44,7 @@ pub use self::condition::Condition;
 use self::copy::Verdict;
 use self::inner::Inner;
 use self::observe::Observer;
+pub use self::refused::leave_out;
 pub use self::replication_tls::ReplicationTls;
 pub use self::settings::{Secret, Settings, StorageSettings};
 use crate::backup::Wish;
@@ -94,12 +99,14 @@ pub struct Postgres {
     /// Kept current by `watching`.
     condition: watch::Receiver<Condition>,
     watching: JoinHandle<()>,
+    rehearsing: JoinHandle<()>,
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.observer.abort();
         self.watching.abort();
+        self.rehearsing.abort();
     }
 }
 
@@ -107,14 +114,23 @@ impl Postgres {
     /// A manager for the data under `settings.dir`. Needs a tokio runtime; changes nothing yet.
     pub fn new(settings: Settings, me: PeerId) -> Result<Self, Error> {
         let server = Server::Down { crashed: false, standby: false };
-        let local = Local { data: Data::Absent, server, config: None, unfit: None, last_position: None };
+        let local = Local {
+            data: Data::Absent,
+            server,
+            config: None,
+            unfit: None,
+            loosened: Vec::new(),
+            outdated: false,
+            last_position: None,
+        };
         let (inner, looks) = Inner::new(settings, me, local)?;
         let progress = Progress::new();
         let storage = storage(&inner, &progress);
         let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
         let (sender, condition) = watch::channel(Condition::default());
+        let rehearsing = rehearsal::watch(Arc::clone(&inner), sender.clone());
         let watching = condition::watch(Arc::clone(&inner), sender);
-        Ok(Self { inner, storage, progress, observer, condition, watching })
+        Ok(Self { inner, storage, progress, observer, condition, watching, rehearsing })
     }
 
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].

@@ -25,11 +25,13 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
-use super::conf::CONFIG_ID;
+use super::apply;
+use super::conf::{self, CONFIG_ID};
 use super::control;
 use super::error::Error;
 use super::files;
-use super::guard::Guard;
+use super::guard::{self, Guard};
+use super::in_force::InForce;
 use super::inner::Inner;
 use super::probe::Probe;
 use super::process::{self, Postmaster};
@@ -60,6 +62,7 @@ const LOG_LIMIT_BYTES: u64 = 512 << 20;
 /// Everything at once. Text, because it is parsed here anyway. `client` counts sessions that a
 /// closed gate ends.
 fn query() -> String {
+    let watched = conf::WATCHED.map(|name| format!("current_setting('{name}')")).join(", ");
     format!(
         "WITH activity AS MATERIALIZED (
              SELECT count(*) FILTER (WHERE backend_type = 'walreceiver') AS receivers,
@@ -82,7 +85,8 @@ fn query() -> String {
                 coalesce((SELECT json_agg(json_build_object('name', application_name, 'state', state,
                         'sent', sent_lsn, 'write', write_lsn, 'flush', flush_lsn, 'replay', replay_lsn,
                         'priority', sync_priority)) FROM pg_stat_replication)::text, '[]'),
-                activity.vital
+                activity.vital,
+                ARRAY[{watched}]
          FROM activity LEFT JOIN pg_stat_wal_receiver r ON true"
     )
 }
@@ -152,6 +156,8 @@ struct Seen {
     segment_bytes: i64,
     downstreams: Vec<Downstream>,
     vital: Vec<i32>,
+    /// Values of [`conf::WATCHED`].
+    watched: Vec<String>,
 }
 
 impl Seen {
@@ -176,6 +182,7 @@ impl Seen {
             segment_bytes: row.try_get(12)?,
             downstreams: downstreams(row.try_get(13)?),
             vital: row.try_get::<_, Option<Vec<i32>>>(14)?.unwrap_or_default(),
+            watched: row.try_get(15)?,
         })
     }
 
@@ -203,6 +210,8 @@ struct Memory {
     last_message: Option<(String, Instant)>,
     /// Since when every observation found one of the vital processes stopped.
     stopped_since: Option<Instant>,
+    /// Whether the files would be rendered otherwise today; about the configuration of this epoch.
+    outdated: Option<bool>,
 }
 
 impl Memory {
@@ -217,6 +226,7 @@ impl Memory {
             idle_since: None,
             last_message: None,
             stopped_since: None,
+            outdated: None,
         }
     }
 }
@@ -234,6 +244,7 @@ pub(super) struct Observer {
     log_config: Option<String>,
     probe: Probe,
     guard: Guard,
+    in_force: InForce,
     log_checked: Instant,
 }
 
@@ -243,6 +254,7 @@ impl Observer {
             log: Watcher::new(inner.layout.log()),
             probe: Probe::new(Arc::clone(&inner)),
             guard: Guard::new(Arc::clone(&inner)),
+            in_force: InForce::new(Arc::clone(&inner)),
             inner,
             looks,
             query: query(),
@@ -310,6 +322,8 @@ impl Observer {
         self.observed = None;
         self.memory = Memory::new(0);
         self.probe.stop();
+        self.in_force.forget();
+        self.inner.known().loosened.clear();
     }
 
     async fn observe(&mut self, postmaster: Option<Arc<Postmaster>>) {
@@ -347,7 +361,7 @@ impl Observer {
         if open.is_some() {
             return open;
         }
-        match session::local(&self.inner.settings, self.inner.me).await {
+        match session::local(&self.inner).await {
             Ok(client) => {
                 let client = Arc::new(client);
                 self.inner.known().session = Some(Arc::clone(&client));
@@ -398,6 +412,7 @@ impl Observer {
             // A receiver's absence that was seen under another configuration proves nothing.
             self.memory.epoch = epoch;
             self.memory.had_no_receiver = false;
+            self.memory.outdated = None;
         }
         let record = self.inner.known().record.clone();
         if seen.clients > 0 && record.as_ref().is_some_and(|record| record.config.gate == Gate::Closed) {
@@ -407,8 +422,14 @@ impl Observer {
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the gate is not tight"),
             }
         }
+        if let (None, Some(record)) = (self.memory.outdated, record.as_ref().filter(|record| record.confirmed)) {
+            let rendered = apply::render(&self.inner, &record.config, guard::name(record.trusted));
+            self.memory.outdated = Some(rendered.id != record.id);
+        }
+        let (loosened, decided) = self.in_force.look(record.as_ref(), &seen.watched);
+        self.inner.known().loosened = loosened;
         let config = record
-            .filter(|record| record.confirmed && seen.config_id.as_deref() == Some(&record.id))
+            .filter(|record| record.confirmed && !decided && seen.config_id.as_deref() == Some(&record.id))
             .map(|record| record.config);
         let stopped_ms = self.vital_stopped(&seen.vital);
         let server = if seen.in_recovery { self.standby(seen, config.as_ref()) } else { self.primary(seen) };
@@ -577,8 +598,12 @@ impl Observer {
 
     fn publish_all(&self, data: Data, server: Server, config: Option<ServerConfig>) {
         let last_position = self.inner.known().last_position.filter(|_| !matches!(data, Data::Absent));
-        let unfit = self.inner.known().unfit.clone();
-        let new = Local { data, server, config, unfit, last_position };
+        let (unfit, loosened) = {
+            let known = self.inner.known();
+            (known.unfit.clone(), known.loosened.clone())
+        };
+        let outdated = config.is_some() && self.memory.outdated == Some(true);
+        let new = Local { data, server, config, unfit, loosened, outdated, last_position };
         self.inner.local.send_if_modified(|local| {
             let changed = *local != new;
             *local = new;

@@ -63,7 +63,7 @@ fn set(cell: &Mutex<Option<Instant>>, value: Option<Instant>) {
 
 /// Probes until the session ends; the observation starts it anew.
 async fn run(inner: Arc<Inner>, under_way: Arc<Mutex<Option<Instant>>>) {
-    let Ok(session) = session::local(&inner.settings, inner.me).await else { return };
+    let Ok(session) = session::local(&inner).await else { return };
     // A stuck flush can not be cancelled anyway; a timeout would only be an error to explain.
     if session.batch_execute("SET statement_timeout = 0").await.is_err() {
         return;

@@ -12,10 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::conf;
 use super::error::Error;
 use super::files;
 use super::osuser::OsUser;
@@ -68,6 +69,7 @@ impl Postmaster {
         command
             .arg("-D")
             .arg(layout.data())
+            .args(conf::FIXED.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]))
             .current_dir("/")
             // Nothing of the sitter's, which may hold secrets and settings for libpq.
             .env_clear()
@@ -107,8 +109,14 @@ impl Postmaster {
             std::future::pending::<()>().await;
         }
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mut child) = child.take() {
-            let _ = child.wait();
+        match child.take() {
+            Some(mut child) => drop(child.wait()),
+            // Found: still a child of ours if this process is a sitter that started itself anew. Unreaped, it would look
+            // alive to the next postmaster (`CreateLockFile`). Anybody else's cannot be waited for.
+            None => {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options);
+            }
         }
     }
 
@@ -192,12 +200,30 @@ pub(crate) fn left_pid_file(data: &Path) -> bool {
     data.join("postmaster.pid").exists()
 }
 
-/// The end of the server's log, for error messages.
+/// Why the server ended, by its log, for error messages.
 pub(crate) fn log_tail(layout: &Layout) -> String {
-    let text = files::tail(&layout.log(), 2048);
-    let mut lines: Vec<&str> = text.lines().rev().take(6).collect();
-    lines.reverse();
-    lines.join(" | ")
+    last_words(&files::tail(&layout.log(), 8192))
+}
+
+/// What decided of the last run in `log`: the first FATAL or PANIC, with its detail and hint; without one, the last
+/// lines. Without time and process.
+fn last_words(log: &str) -> String {
+    let last_run = log.rsplit("starting PostgreSQL ").next().unwrap_or(log);
+    let lines: Vec<&str> = last_run.lines().collect();
+    let has = |line: &str, levels: &[&str]| levels.iter().any(|level| line.contains(level));
+    let text = |line: &&str| line.split_once("] ").map_or(*line, |(_, text)| text).trim().to_owned();
+    // Whoever is turned away meanwhile is not why it ended.
+    let client = |line: &str| has(line, &["client backend ", "not yet accepting", "walsender "]);
+    let Some(at) = lines.iter().position(|line| has(line, &["FATAL:  ", "PANIC:  "]) && !client(line)) else {
+        return lines.iter().skip(lines.len().saturating_sub(6)).map(text).collect::<Vec<_>>().join(" | ");
+    };
+    // A configuration file's errors come before the FATAL that only says that there are some.
+    let before = lines
+        .iter()
+        .take(at)
+        .filter(|line| has(line, &["configuration parameter", "for parameter", "syntax error in file"]));
+    let after = lines.iter().skip(at + 1).take_while(|line| has(line, &["DETAIL:  ", "HINT:  ", "CONTEXT:  "]));
+    before.chain(lines.get(at)).chain(after).map(text).collect::<Vec<_>>().join(" | ")
 }
 
 #[cfg(test)]
@@ -210,6 +236,24 @@ mod tests {
         for text in ["", "-12\n", "0", "1", "x"] {
             assert!(parse_pid(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_words_that_decide_are_kept() {
+        let log = "2026 [1] postmaster LOG:  starting PostgreSQL 15.14\n2026 [1] LOG:  old\n\
+            2026 [2] postmaster LOG:  starting PostgreSQL 15.14\n\
+            2026 [2] startup FATAL:  recovery aborted because of insufficient parameter settings\n\
+            2026 [2] startup DETAIL:  max_connections = 100 is a lower setting than on the primary server.\n\
+            2026 [2] startup HINT:  You can restart the server\n\
+            2026 [2] postmaster LOG:  startup process exited\n2026 [2] LOG:  a\n2026 [2] LOG:  b\n2026 [2] LOG:  c\n\
+            2026 [2] LOG:  d\n2026 [2] LOG:  database system is shut down\n";
+        assert_eq!(
+            last_words(log),
+            "startup FATAL:  recovery aborted because of insufficient parameter settings | \
+             startup DETAIL:  max_connections = 100 is a lower setting than on the primary server. | \
+             startup HINT:  You can restart the server"
+        );
+        assert_eq!(last_words("2026 [1] LOG:  a\n2026 [1] LOG:  b\n"), "LOG:  a | LOG:  b");
     }
 
     #[test]

@@ -56,6 +56,17 @@ pub(super) fn unfit(log: &str) -> Option<String> {
     Some(line.split_once("] ").map_or(line, |(_, text)| text).trim().to_owned())
 }
 
+/// What the WAL receiver last ended with, with its detail, by the end of the log.
+pub(super) fn last_of_receiver(log: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let is_end =
+        |line: &&str| line.contains("walreceiver") && ["FATAL:  ", "ERROR:  "].iter().any(|level| line.contains(level));
+    let at = lines.iter().rposition(is_end)?;
+    let text = |line: &str| line.split_once("walreceiver ").map_or(line, |(_, text)| text).trim().to_owned();
+    let detail = lines.get(at + 1).filter(|line| line.contains("walreceiver DETAIL:  ")).map(|line| text(line));
+    Some([Some(text(lines[at])), detail].into_iter().flatten().collect::<Vec<_>>().join("; "))
+}
+
 /// What a line of the log means, if anything.
 pub(super) fn meaning(line: &str) -> Option<Meaning> {
     MESSAGES.iter().find(|(text, _)| line.contains(text)).map(|(_, meaning)| *meaning)

@@ -10,6 +10,7 @@ use manatee_shared::ids::PeerId;
 
 use super::conf;
 use super::error::Error;
+use super::hba;
 use super::replication_tls::ReplicationTls;
 pub use crate::host::Layout;
 
@@ -135,7 +136,12 @@ impl Settings {
         conf::check_parameters(&self.parameters)?;
         conf::check_template(self.conf_template.as_deref().unwrap_or_default())?;
         self.replication_tls.check(&self.parameters, self.conf_template.as_deref().unwrap_or_default())?;
+        conf::check_numbers(&self.parameters, self.conf_template.as_deref().unwrap_or_default())?;
         for line in &self.hba {
+            hba::check_line(line).map_err(|problem| Error::Setting {
+                key: "postgres.hba".to_owned(),
+                problem: format!("`{line}`: {problem}"),
+            })?;
             if line.contains(['\n', '\r']) || line.trim_start().starts_with("include") {
                 return Err(Error::Setting {
                     key: "postgres.hba".to_owned(),

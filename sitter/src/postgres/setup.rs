@@ -6,12 +6,10 @@
 
 use std::time::Duration;
 
-use postgres_protocol::password::scram_sha_256;
-
 use super::error::Error;
 use super::inner::Inner;
-use super::settings::Secret;
-use super::{PROXY_ROLE, REPLICATION_ROLE, control, files};
+use super::session::DATABASES;
+use super::{control, files, roles};
 use crate::machine::local::{Data, SystemIdentifier};
 use crate::storage::Storage;
 
@@ -41,16 +39,21 @@ pub(super) async fn initialise(inner: &Inner, storage: &dyn Storage) -> Result<S
         .timeout(INITDB)
         .run(&inner.user)
         .await?;
-    inner
-        .tool("postgres")
-        // An error ends it, with a status that shows; statements, which hold verifiers, are not logged.
-        .args(["--single", "-j", "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "-D"])
-        .arg(&staging)
-        .arg("postgres")
-        .input(statements(inner))
-        .timeout(INITDB)
-        .run(&inner.user)
-        .await?;
+    // Rights to functions are a database's own.
+    let [first, second] = DATABASES;
+    for (database, sql) in [(first, roles::first_setup(&inner.settings)), (second, roles::grants())] {
+        inner
+            .tool("postgres")
+            // An error ends it, with a status that shows; statements, which hold verifiers, are not logged.
+            .args(["--single", "-j", "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "-D"])
+            .arg(&staging)
+            .arg(database)
+            // Separated as `-j` wants it.
+            .input(sql.iter().map(|statement| format!("{statement};\n\n")).collect::<String>())
+            .timeout(INITDB)
+            .run(&inner.user)
+            .await?;
+    }
     let control = control::read_control(&staging)?;
     if control.mode != control::ClusterMode::ShutDown {
         return Err(Error::DataNotFit("the first setup did not end cleanly".to_owned()));
@@ -65,53 +68,4 @@ pub(super) async fn initialise(inner: &Inner, storage: &dyn Storage) -> Result<S
     tracing::info!(system = control.system.0, "made a new cluster");
     inner.refresh().await;
     Ok(control.system)
-}
-
-/// What the single-user server is told: statements separated as `-j` wants it.
-fn statements(inner: &Inner) -> String {
-    let verifier = |secret: &Secret| scram_sha_256(secret.expose().as_bytes());
-    let settings = &inner.settings;
-    let mut sql = vec![
-        format!(
-            "CREATE ROLE {REPLICATION_ROLE} LOGIN REPLICATION PASSWORD '{}'",
-            verifier(&settings.replication_password)
-        ),
-        format!("CREATE ROLE {PROXY_ROLE} LOGIN PASSWORD '{}'", verifier(&settings.proxy_password)),
-    ];
-    if let Some(password) = &settings.superuser_password {
-        let name = settings.superuser.replace('"', "\"\"");
-        sql.push(format!("ALTER ROLE \"{name}\" PASSWORD '{}'", verifier(password)));
-    }
-    // What pg_rewind needs (manual, pg_rewind, Notes), and, for judging whether the WAL is still
-    // there, the listing of pg_wal.
-    for function in [
-        "pg_ls_dir(text, boolean, boolean)",
-        "pg_stat_file(text, boolean)",
-        "pg_read_binary_file(text)",
-        "pg_read_binary_file(text, bigint, bigint, boolean)",
-        "pg_ls_waldir()",
-    ] {
-        sql.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REPLICATION_ROLE}"));
-    }
-    // Which timeline a standby receives on, for those that follow it (see `guard`).
-    sql.push(format!("GRANT pg_read_all_stats TO {REPLICATION_ROLE}"));
-    // What the sync has acknowledged, and whether commits wait for it.
-    sql.push(format!("GRANT pg_read_all_stats TO {PROXY_ROLE}"));
-    sql.extend(
-        [
-            "CREATE SCHEMA manatee",
-            "REVOKE ALL ON SCHEMA manatee FROM PUBLIC",
-            // Types and operators are fixed by the search_path; nobody can put theirs in between.
-            "CREATE FUNCTION manatee.role_verifier(rolname text) \
-             RETURNS TABLE (verifier text, can_login boolean, valid_until timestamptz, connection_limit integer) \
-             LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp \
-             AS 'SELECT a.rolpassword, a.rolcanlogin, a.rolvaliduntil, a.rolconnlimit \
-                 FROM pg_catalog.pg_authid a WHERE a.rolname::text = $1'",
-            "REVOKE ALL ON FUNCTION manatee.role_verifier(text) FROM PUBLIC",
-        ]
-        .map(str::to_owned),
-    );
-    sql.push(format!("GRANT USAGE ON SCHEMA manatee TO {PROXY_ROLE}"));
-    sql.push(format!("GRANT EXECUTE ON FUNCTION manatee.role_verifier(text) TO {PROXY_ROLE}"));
-    sql.iter().map(|statement| format!("{statement};\n\n")).collect()
 }

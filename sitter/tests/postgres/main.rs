@@ -1,7 +1,9 @@
 //! The PostgreSQL manager against real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod in_force;
 mod peer;
+mod readiness;
 mod replication_tls;
 
 use std::collections::BTreeSet;

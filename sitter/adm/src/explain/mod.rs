@@ -37,6 +37,8 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Matter {
+    /// Writes are acknowledged that are lost with one host.
+    LosesWrites,
     /// Writes are not acknowledged because of it.
     StopsWrites,
     /// With it, the loss of one more peer stops writes, or loses them.
@@ -50,6 +52,7 @@ pub enum Matter {
 impl Matter {
     fn told(self) -> &'static str {
         match self {
+            Self::LosesWrites => "may lose writes",
             Self::StopsWrites => "stops writes",
             Self::StopsFailover => "stops failover",
             Self::Degrades => "degrades",
@@ -184,6 +187,9 @@ pub fn explain(evidence: &Evidence) -> Report {
     let writable = is_writable(&cluster);
     let worst = findings.iter().map(|finding| finding.matter).min();
     let summary = match (writable, worst) {
+        (Some(true), Some(Matter::LosesWrites)) => {
+            "writes are acknowledged, but NOT all of them safely: some are lost with the primary's host"
+        }
         (Some(true), None | Some(Matter::Note)) => {
             "healthy: writes are acknowledged, and the loss of any one peer is survived"
         }
@@ -207,6 +213,10 @@ fn is_writable(cluster: &Cluster) -> Option<bool> {
     let Some(sync) = &cluster.state.sync_peer else {
         return Some(config.is_some_and(|config| config.synchronous == Synchronous::Nobody));
     };
+    if status.local.loosens("synchronous_standby_names") {
+        // It waits for nobody, or for somebody who need not be there.
+        return Some(true);
+    }
     let attached = primary.downstreams.iter().find(|downstream| downstream.peer == sync.id);
     Some(attached.is_some_and(|downstream| downstream.streaming && downstream.sync_priority > 0))
 }

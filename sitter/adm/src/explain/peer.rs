@@ -6,6 +6,7 @@ use super::lost::{said, server_told};
 use super::{Finding, Matter};
 use crate::cluster::{Cluster, SitterStatus};
 use crate::machine::local::{Data, Gate, PrimaryStatus, Server, StandbyStatus};
+use crate::machine::readiness::{Need, Unready};
 use crate::machine::situation::has_beginning;
 
 /// One peer in its shard.
@@ -24,7 +25,15 @@ pub(super) fn findings(cluster: &Cluster, role: Role, peer: &Peer) -> Vec<Findin
     let found = match cluster.answers.get(&peer.id) {
         None => Vec::new(),
         Some(Err(problem)) => vec![subject.silent(problem)],
-        Some(Ok(status)) => subject.of_status(status),
+        Some(Ok(status)) => {
+            let of_settings = subject
+                .loosened(status)
+                .into_iter()
+                .chain(subject.weak(status))
+                .chain(subject.breach(status))
+                .chain(subject.unready(status));
+            subject.of_status(status).into_iter().chain(of_settings).collect()
+        }
     };
     found.into_iter().chain(subject.lost_primary()).collect()
 }
@@ -74,6 +83,18 @@ impl Subject<'_> {
 
     fn silent(&self, problem: &str) -> Finding {
         let ip = &self.peer.ip;
+        if self.registered() && self.streams_on() {
+            return Finding::new(
+                Matter::StopsFailover,
+                format!("the sitter of {} does not answer; its PostgreSQL goes on", self.title()),
+            )
+            .why(format!("{problem}; WAL still streams between primary and sync"))
+            .next(format!(
+                "if it is being replaced or restarted, wait; else see `systemctl status manatee-sitter` on {ip}, and the \
+                 network from here to {}",
+                self.peer.backup_url
+            ));
+        }
         if self.registered() {
             return self.finding("is registered, but its sitter does not answer").why(problem).next(format!(
                 "check the network from here to {}, and `systemctl status manatee-sitter` on {ip}",
@@ -91,6 +112,19 @@ impl Subject<'_> {
         self.finding("is gone: neither registered nor answering")
             .why(problem)
             .next(format!("bring back the host {ip}, or start its sitter (systemctl start manatee-sitter){others}"))
+    }
+
+    /// Primary or sync, and the other one's sitter says that WAL streams between the two.
+    fn streams_on(&self) -> bool {
+        let state = &self.cluster.state;
+        let Some(sync) = &state.sync_peer else { return false };
+        match (self.role, self.cluster.server(state.primary.id), self.cluster.server(sync.id)) {
+            (Role::Primary, _, Some(Server::Standby(standby))) => standby.streaming,
+            (Role::Sync, Some(Server::Primary(primary)), _) => {
+                primary.downstreams.iter().any(|down| down.peer == sync.id && down.streaming && down.sync_priority > 0)
+            }
+            _ => false,
+        }
     }
 
     fn of_status(&self, status: &SitterStatus) -> Vec<Finding> {
@@ -121,6 +155,116 @@ impl Subject<'_> {
             }
             server => vec![self.down(status, server)],
         }
+    }
+
+    /// What Manatee owns of its PostgreSQL's settings is not in force.
+    fn loosened(&self, status: &SitterStatus) -> Option<Finding> {
+        let loosened = &status.local.loosened;
+        if loosened.is_empty() {
+            return None;
+        }
+        let unsafe_now = self.role == Role::Primary
+            && ["synchronous_standby_names", "fsync", "full_page_writes"].iter().any(|name| status.local.loosens(name));
+        let risk = if unsafe_now {
+            "what is acknowledged until they are in force again: it may be on this host alone, or not on its disk"
+        } else {
+            super::NOTHING_LOST
+        };
+        let matter = if unsafe_now { Matter::LosesWrites } else { Matter::StopsFailover };
+        Some(
+            Finding::new(matter, format!("{} runs with settings that only Manatee may change", self.title()))
+                .why(format!("{}: somebody used ALTER SYSTEM, or changed a file or an option", loosened.join("; ")))
+                .risk(risk)
+                .next(format!(
+                    "wait: its sitter puts them right within a second. If this stays, see where they come from on {}: \
+                     `SELECT name, setting, source, sourcefile, sourceline FROM pg_settings`",
+                    self.peer.ip
+                )),
+        )
+    }
+
+    /// Sessions of some roles or databases do not wait for the sync.
+    fn weak(&self, status: &SitterStatus) -> Option<Finding> {
+        let first = status.weak_commits.first().filter(|_| self.role == Role::Primary)?;
+        let reset = first.rsplit_once(" SET ").map_or(first.as_str(), |(statement, _)| statement);
+        Some(
+            Finding::new(Matter::LosesWrites, "commits of some roles or databases do not wait for the sync")
+                .why(format!("somebody chose that: {}", status.weak_commits.join("; ")))
+                .risk("what these sessions commit, if the primary's host is lost; nothing else")
+                .next(format!("if that is not wanted: `{reset} RESET synchronous_commit`")),
+        )
+    }
+
+    /// What a takeover would need of it fails now (rule 11). A standby that does not stream has a finding of its own.
+    fn unready(&self, status: &SitterStatus) -> Vec<Finding> {
+        let told = status.unready.iter().filter(|unready| unready.need != Need::Upstream);
+        told.map(|unready| {
+            if unready.need == Need::Parameters {
+                let what = format!("{} leaves out settings that PostgreSQL refuses", self.title());
+                return Finding::new(Matter::Degrades, what).why(unready.detail.clone()).next(self.make_ready(unready));
+            }
+            let finding = Finding::new(
+                Matter::StopsFailover,
+                format!("{} is not ready for a takeover: {} failed", self.title(), unready.need),
+            );
+            finding
+                .why(unready.detail.clone())
+                .risk("nothing that was acknowledged; but the next failover may stand still, and writes with it")
+                .next(self.make_ready(unready))
+        })
+        .collect()
+    }
+
+    fn make_ready(&self, unready: &Unready) -> String {
+        let ip = &self.peer.ip;
+        match unready.need {
+            Need::Configuration => format!(
+                "on {ip}: correct the setting named, in `[postgres.parameters]` or `postgres.conf_file` of the sitter's \
+                 configuration or in the file named; until then PostgreSQL takes over no other change either"
+            ),
+            Need::Parameters => format!(
+                "on {ip}: correct them in the sitter's configuration (`manatee-sitter --check-config` says what is wrong), \
+                 then `systemctl reload manatee-sitter`"
+            ),
+            Need::AccessRules => format!(
+                "on {ip}: correct the line in `postgres.hba` or `postgres.hba_file` of the sitter's configuration; until \
+                 then PostgreSQL keeps the rules it had, and would not start"
+            ),
+            Need::LocalSession => format!(
+                "on {ip}: let the superuser into the database postgres or template1 again \
+                 (`ALTER DATABASE postgres ALLOW_CONNECTIONS true`, from any database that can be reached)"
+            ),
+            Need::ReplicationLogin | Need::ProxyLogin => {
+                let file = if unready.need == Need::ProxyLogin { "proxy" } else { "replication" };
+                format!(
+                    "wait some seconds: the primary gives the role the password of its own sitter's configuration. If this \
+                     stays, `postgres.{file}_password_file` on {ip} is not the primary's: give it the same, and restart the sitter"
+                )
+            }
+            Need::Grants => "wait some seconds: the primary gives the roles their rights again; if this stays, see \
+                             the log of its sitter"
+                .to_owned(),
+            Need::Upstream => "see above".to_owned(),
+        }
+    }
+
+    /// Settings were not in force for a while, and are again.
+    fn breach(&self, status: &SitterStatus) -> Option<Finding> {
+        let breach = status.breach.as_ref().filter(|_| status.local.loosened.is_empty())?;
+        Some(
+            Finding::new(
+                Matter::Note,
+                format!(
+                    "{} ran for {} ms, until {} s ago, with settings that only Manatee may change",
+                    self.title(),
+                    breach.lasted_ms,
+                    breach.ago_ms / 1_000
+                ),
+            )
+            .why(format!("{}; its sitter put them right", breach.settings.join("; ")))
+            .risk("nothing now: the sync has what was acknowledged since; before it had, it was on one host")
+            .next("find out who used ALTER SYSTEM or changed a file: its log says when and what"),
+        )
     }
 
     fn foreign(&self, status: &SitterStatus) -> Option<Finding> {
@@ -213,10 +357,9 @@ impl Subject<'_> {
         let problem = status.last_failure.as_ref().map(|failure| failure.problem.as_str());
         match problem.and_then(|problem| remedy(problem, self.peer)) {
             Some(next) => finding.next(next),
-            None if problem.is_some() => finding.next(format!(
-                "see PostgreSQL's log in `peer.dir`/log on {}; its sitter tries again by itself",
-                self.peer.ip
-            )),
+            None if problem.is_some() => {
+                finding.next(format!("see {} on {}; its sitter tries again by itself", self.log(), self.peer.ip))
+            }
             None => finding.next("wait: its sitter starts it"),
         }
     }
@@ -227,6 +370,10 @@ impl Subject<'_> {
             return closed.then(|| self.finding("lets no clients in").why(said(status)).next("see above"));
         };
         let attached = primary.downstreams.iter().find(|downstream| downstream.peer == sync.id);
+        if status.local.loosens("synchronous_standby_names") {
+            // Told by `loosened`: it waits for nobody.
+            return None;
+        }
         if !attached.is_some_and(|downstream| downstream.streaming && downstream.sync_priority > 0) {
             let next = if self.is_frozen() {
                 "bring back the sync; or end the freeze, and an async replaces it"
@@ -261,11 +408,7 @@ impl Subject<'_> {
                 self.finding(format_args!("can not follow {}", upstream.zone_id)).why(problem.clone()).next(next),
             );
         } else if !standby.streaming {
-            findings.push(
-                self.finding(format_args!("does not stream from {}", upstream.zone_id)).why(with_failure(status)).next(
-                    format!("check the network from {} to {}; it tries all the time", self.peer.ip, upstream.pg_url),
-                ),
-            );
+            findings.push(self.not_streaming(status, upstream));
         } else if status.local.config.as_ref().is_some_and(|config| config.gate == Gate::Closed) {
             findings.push(
                 Finding::new(Matter::Degrades, format!("{} lets no readers in yet", self.title()))
@@ -278,6 +421,27 @@ impl Subject<'_> {
         }
         findings.extend(self.failure(status).filter(|_| findings.is_empty()));
         findings
+    }
+
+    fn not_streaming(&self, status: &SitterStatus, upstream: &Peer) -> Finding {
+        let tried = status.unready.iter().find(|unready| unready.need == Need::Upstream);
+        let detail = tried.map(|unready| unready.detail.as_str()).unwrap_or_default();
+        let why = if detail.is_empty() { with_failure(status) } else { format!("{detail}; {}", with_failure(status)) };
+        let next = if let Some(remedy) = remedy(detail, self.peer) {
+            remedy
+        } else if is_network(detail) {
+            format!("check the network from {} to {}; it tries all the time", self.peer.ip, upstream.pg_url)
+        } else if detail.is_empty() {
+            "wait some seconds: its sitter tries to find out why, and this then says so".to_owned()
+        } else {
+            format!("act on the reason; {} on {} says more. It tries all the time", self.log(), self.peer.ip)
+        };
+        self.finding(format_args!("does not stream from {}", upstream.zone_id)).why(why).next(next)
+    }
+
+    /// Where PostgreSQL's log is.
+    fn log(&self) -> &'static str {
+        "PostgreSQL's log, `peer.dir`/run/postgresql.log,"
     }
 
     fn behind(&self, standby: &StandbyStatus) -> Finding {
@@ -369,6 +533,12 @@ fn with_failure(status: &SitterStatus) -> String {
     }
 }
 
+/// Whether a try to connect failed before PostgreSQL could say anything.
+fn is_network(detail: &str) -> bool {
+    let network = ["could not reach", "connect to the source was not confirmed", "to connect to the source was not"];
+    network.iter().any(|words| detail.contains(words))
+}
+
 /// What helps against failures that an operator can do something about.
 fn remedy(problem: &str, peer: &Peer) -> Option<String> {
     let has = |words: &[&str]| words.iter().any(|word| problem.contains(word));
@@ -379,8 +549,40 @@ fn remedy(problem: &str, peer: &Peer) -> Option<String> {
     if has(&["Permission denied"]) {
         return Some(format!("check the owner of `peer.dir` on {ip}: it must be the configured `os_user`"));
     }
-    if has(&["password authentication failed", "no password supplied"]) {
-        return Some(format!("give {ip} the shard's replication password (`replication_password_file`)"));
+    if has(&["password authentication failed", "no password supplied", "28P01"]) {
+        return Some(format!(
+            "give {ip} the shard's replication password (`replication_password_file`) and restart its sitter. If the \
+             password was changed in SQL, wait: the primary gives the role that of its sitter's configuration again"
+        ));
+    }
+    if has(&["max_wal_senders"]) {
+        return Some(
+            "end other replication clients (pg_receivewal, backups) of its upstream, or raise `max_wal_senders` in \
+             `[postgres.parameters]` of every peer and restart PostgreSQL"
+                .to_owned(),
+        );
+    }
+    if has(&["unrecognized configuration parameter", "invalid value for parameter"]) {
+        return Some(format!(
+            "correct that setting in `[postgres.parameters]` of the sitter on {ip} and restart the sitter"
+        ));
+    }
+    if has(&["could not access file", "could not load library"]) {
+        return Some(format!(
+            "install the library named on {ip}, or take it out of `shared_preload_libraries` in `[postgres.parameters]`; \
+             the data is not at fault, so a rebuild does not help"
+        ));
+    }
+    if has(&["insufficient parameter settings"]) {
+        return Some(format!(
+            "raise the parameters named in the reason in `[postgres.parameters]` on {ip} to at least the primary's values"
+        ));
+    }
+    if has(&["lock file \"postmaster.pid\" already exists"]) {
+        return Some(format!(
+            "on {ip}: see whether the process named is a postmaster of this data; if it is another program, \
+             remove `peer.dir`/data/postmaster.pid"
+        ));
     }
     if has(&["Input/output error", "Read-only file system"]) {
         return Some(format!("check the disk of {ip}; once it is replaced, the peer copies its data anew"));

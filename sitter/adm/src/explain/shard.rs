@@ -74,7 +74,9 @@ fn frozen(cluster: &Cluster) -> Option<Finding> {
 fn no_async(cluster: &Cluster) -> Finding {
     let deposed: Vec<_> = cluster.state.deposed.iter().map(|peer| peer.zone_id.as_str()).collect();
     let next = if deposed.is_empty() {
-        "start another peer: install a sitter for this shard on one more host, it copies the data by itself".to_owned()
+        "bring back the peer that left (`manatee-adm history` names it), or start another peer: install a sitter for this \
+         shard on one more host, it copies the data by itself"
+            .to_owned()
     } else {
         format!("bring back {}: see below", deposed.join(", "))
     };

@@ -10,6 +10,7 @@ use super::*;
 use crate::cluster::samples::*;
 use crate::cluster::{Decision, Failure, SessionStatus, SitterStatus};
 use crate::machine::local::*;
+use crate::machine::readiness::{Need, Unready};
 
 fn evidence() -> Evidence {
     let cluster = healthy();
@@ -248,6 +249,14 @@ fn sessions_and_registrations() {
         &["session with ZooKeeper is disconnected", "from 10.0.0.3 to ZooKeeper"],
     );
     evidence.answers.insert(peer(2).id, Err("timed out".to_owned()));
+    // A sitter that is replaced stops nothing: its PostgreSQL goes on.
+    finds(
+        &evidence,
+        "does not answer; its PostgreSQL goes on",
+        Matter::StopsFailover,
+        &["timed out", "WAL still streams", "http://10.0.0.2:12345"],
+    );
+    detach_sync(&mut evidence);
     finds(
         &evidence,
         "is registered, but its sitter does not answer",
@@ -331,12 +340,22 @@ fn a_postgresql_that_does_not_run() {
 fn standbys_that_do_not_follow() {
     let mut evidence = evidence();
     standby_of(&mut evidence, 3).streaming = false;
-    finds(
-        &evidence,
-        "does not stream from a376df2b",
-        Matter::StopsFailover,
-        &["tcp://postgres@10.0.0.2:5432/postgres"],
-    );
+    for (detail, words) in [
+        ("", "its sitter tries to find out why"),
+        (
+            "could not reach 10.0.0.2:5432:12345: No route to host",
+            "check the network from 10.0.0.3 to tcp://postgres@10.0.0.2",
+        ),
+        ("could not connect to the source: password authentication failed (28P01)", "replication_password_file"),
+        ("FATAL:  number of requested standby connections exceeds max_wal_senders", "pg_receivewal"),
+        ("FATAL:  something else", "`peer.dir`/run/postgresql.log"),
+    ] {
+        let upstream = Unready { need: Need::Upstream, detail: detail.to_owned() };
+        status(&mut evidence, 3).unready = Some(upstream).filter(|_| !detail.is_empty()).into_iter().collect();
+        finds(&evidence, "does not stream from a376df2b", Matter::StopsFailover, &[detail, words]);
+        let (_, text) = finding(&evidence, "does not stream from a376df2b");
+        assert_eq!(text.contains("network"), detail.contains("No route"), "{text}");
+    }
     standby_of(&mut evidence, 3).cannot_follow = Some("forked off".to_owned());
     finds(&evidence, "can not follow a376df2b", Matter::StopsFailover, &["forked off", "brings the data back in line"]);
     status(&mut evidence, 3).settings.manual_rejoin = true;
@@ -390,5 +409,87 @@ fn json_has_the_same() {
     assert_eq!(json["findings"][0]["matter"], "stops-failover");
     for key in ["what", "why", "risk", "next"] {
         assert!(json["findings"][0][key].is_string(), "{key}");
+    }
+}
+
+#[test]
+fn settings_that_were_loosened_put_writes_at_risk() {
+    let mut evidence = evidence();
+    status(&mut evidence, 1).local.loosened = vec!["synchronous_standby_names is ''".to_owned()];
+    // Also with everybody else cut off: it acknowledges alone.
+    detach_sync(&mut evidence);
+    finds(
+        &evidence,
+        "only Manatee may change",
+        Matter::LosesWrites,
+        &["synchronous_standby_names is ''", "on this host alone", "pg_settings"],
+    );
+    let report = explain(&evidence);
+    assert_eq!(report.writable, Some(true));
+    assert!(report.summary.contains("NOT all of them safely"), "{}", report.summary);
+    assert!(!report.text().contains("at risk: nothing"), "{}", report.text());
+    status(&mut evidence, 1).local.loosened = vec!["restart_after_crash is 'on'".to_owned()];
+    finds(&evidence, "only Manatee may change", Matter::StopsFailover, &["nothing that was acknowledged"]);
+}
+
+#[test]
+fn settings_that_were_put_right_are_told_for_a_while() {
+    let mut evidence = evidence();
+    let settings = vec!["fsync is 'off'".to_owned()];
+    let breach = crate::cluster::PastBreach { settings, lasted_ms: 80, ago_ms: 5_000 };
+    status(&mut evidence, 1).breach = Some(breach);
+    finds(&evidence, "ran for 80 ms, until 5 s ago", Matter::Note, &["fsync is 'off'", "put them right"]);
+}
+
+#[test]
+fn roles_whose_commits_do_not_wait_are_named_with_the_remedy() {
+    let mut evidence = evidence();
+    status(&mut evidence, 1).weak_commits = vec!["ALTER ROLE app SET synchronous_commit=off".to_owned()];
+    finds(
+        &evidence,
+        "do not wait for the sync",
+        Matter::LosesWrites,
+        &["ALTER ROLE app SET", "`ALTER ROLE app RESET synchronous_commit`"],
+    );
+}
+
+#[test]
+fn a_peer_that_could_not_take_over_is_never_healthy() {
+    for (need, detail, words) in [
+        (
+            Need::Configuration,
+            "manatee.conf line 14: work_memm: unrecognized configuration parameter",
+            "[postgres.parameters]",
+        ),
+        (Need::AccessRules, "line 7: invalid connection type \"hots\"", "`postgres.hba`"),
+        (
+            Need::LocalSession,
+            "database \"postgres\" is not currently accepting connections (55000)",
+            "ALLOW_CONNECTIONS true",
+        ),
+        (Need::ReplicationLogin, "password authentication failed (28P01)", "postgres.replication_password_file"),
+        (Need::ProxyLogin, "password authentication failed (28P01)", "postgres.proxy_password_file"),
+        (Need::Grants, "a role is gone", "the primary gives the roles their rights again"),
+    ] {
+        let mut evidence = evidence();
+        status(&mut evidence, 2).unready = vec![Unready { need, detail: detail.to_owned() }];
+        finds(&evidence, "is not ready for a takeover", Matter::StopsFailover, &[detail, words, "next failover"]);
+        assert!(!explain(&evidence).summary.contains("healthy"), "{need:?}");
+    }
+}
+
+#[test]
+fn what_keeps_a_server_from_starting_has_its_remedy() {
+    for (problem, words) in [
+        ("FATAL:  could not access file \"nosuch\": No such file or directory", "a rebuild does not help"),
+        ("FATAL:  recovery aborted because of insufficient parameter settings", "at least the primary's values"),
+        ("FATAL:  lock file \"postmaster.pid\" already exists", "remove `peer.dir`/data/postmaster.pid"),
+        ("unrecognized configuration parameter \"work_memm\"", "[postgres.parameters]"),
+        ("exited with 1", "`peer.dir`/run/postgresql.log"),
+    ] {
+        let mut evidence = evidence();
+        status(&mut evidence, 2).local.server = Server::Down { crashed: true, standby: true };
+        failed(&mut evidence, 2, problem);
+        finds(&evidence, "down after a crash", Matter::StopsWrites, &[problem, words]);
     }
 }

@@ -23,6 +23,10 @@ pub struct Answer {
     /// Its PostgreSQL can not commit, or is down, for this many milliseconds.
     #[serde(default)]
     pub postgres_down_ms: Option<u64>,
+    /// What a takeover would need of it has failed when it was tried, for this many milliseconds. Only what another
+    /// peer may have in order.
+    #[serde(default)]
+    pub unready_ms: Option<u64>,
     /// The peers it finds gone itself.
     #[serde(default)]
     pub suspects: BTreeSet<PeerId>,

@@ -168,7 +168,11 @@ impl Table {
         if self.resumed.is_none_or(|resumed| resumed < asked) {
             entry.line.answered(now.saturating_duration_since(asked));
         }
-        let word = |answer: &Answer| Answer { postgres_down_ms: answer.postgres_down_ms.map(|_| 0), ..answer.clone() };
+        let word = |answer: &Answer| Answer {
+            postgres_down_ms: answer.postgres_down_ms.map(|_| 0),
+            unready_ms: answer.unready_ms.map(|_| 0),
+            ..answer.clone()
+        };
         let news = back || entry.answer.as_ref().is_none_or(|(_, old)| word(old) != word(&answer));
         (entry.answer, entry.refusals, entry.gone) = (Some((now, answer)), 0, None);
         news
@@ -216,6 +220,7 @@ impl Table {
             health.explained_ms = self.explained_ms(entry);
             health.silent_ms = Some(self.silence(*at, now).saturating_sub(health.explained_ms));
             health.postgres_down_ms = answer.postgres_down_ms.map(|down| down + since_answer);
+            health.unready_ms = answer.unready_ms.map(|unready| unready + since_answer);
             health.stopping = answer.stopping;
             health.suspects = answer.suspects.clone();
             health.data = answer.data.clone();
@@ -264,6 +269,7 @@ mod tests {
             id: peer(),
             stopping: false,
             postgres_down_ms: None,
+            unready_ms: None,
             suspects: BTreeSet::new(),
             data: None,
             streaming: None,

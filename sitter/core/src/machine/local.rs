@@ -177,6 +177,16 @@ pub enum Server {
     },
 }
 
+/// Settings that Manatee owns were not in force for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Breach {
+    /// What they were meanwhile, as in [`Local::loosened`].
+    pub settings: Vec<String>,
+    /// For how long, ms.
+    pub lasted_ms: u64,
+}
+
 /// All that is known of the local PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Local {
@@ -193,7 +203,22 @@ pub struct Local {
     /// to: each further start would end so, only a rejoin helps. What it said, from its log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfit: Option<String>,
+    /// What Manatee owns of PostgreSQL's settings and is not in force, though it was confirmed: somebody changed it
+    /// by ALTER SYSTEM or in a file. Each names a setting and what it is. While who acknowledges or who is followed is
+    /// among them, `config` is None.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loosened: Vec<String>,
+    /// The sitter's own settings have changed since `config` was given: giving it again is due.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outdated: bool,
     /// Last WAL position known of a data directory whose server is down (`pg_controldata` or the
     /// last observation); for display.
     pub last_position: Option<WalPosition>,
+}
+
+impl Local {
+    /// Whether this setting is among those that are not in force.
+    pub fn loosens(&self, setting: &str) -> bool {
+        self.loosened.iter().any(|loosened| loosened.split(' ').next() == Some(setting))
+    }
 }

@@ -9,6 +9,7 @@ pub mod action;
 pub mod decide;
 pub mod local;
 pub mod preempt;
+pub mod readiness;
 pub mod situation;
 pub mod suspicion;
 pub mod tracker;

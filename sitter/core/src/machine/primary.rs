@@ -136,7 +136,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     }
     let gate = gate(situation, primary, desired.synchronous);
     desired.gate = gate;
-    if view.local.config.as_ref() != Some(&desired) {
+    if view.local.config.as_ref() != Some(&desired) || view.local.outdated {
         let reason = format!("primary: {}, gate {}", plan.reason(), if gate == Gate::Open { "open" } else { "closed" });
         return act(Action::Configure(desired), reason);
     }

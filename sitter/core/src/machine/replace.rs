@@ -24,6 +24,9 @@ use super::suspicion::{self, NODE_GRACE_MS};
 /// and so is one that kept commits waiting for this long in all, if somebody is quicker.
 const SYNC_STALLED_MS: u64 = 5_000;
 
+/// A sync that says for this long (ms) that it could not take over is replaced, if somebody could.
+const UNREADY_MS: u64 = 10_000;
+
 /// Somebody is quicker than a slow sync if it was late for at most one of so many parts of its time.
 const QUICKER: u64 = 4;
 
@@ -87,8 +90,13 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
     let asyncs = || state.async_peers.iter().map(|peer| peer.id);
     let begun = begun.filter(|new| asyncs().any(|peer| peer == *new));
     let candidates = || begun.into_iter().chain(asked).chain(asyncs()).filter(fit);
+    let ready = |peer: &PeerId| quick(peer) && suspicion::is_ready(situation.view, *peer);
     // A slow one is no gain for another slow one, only for one that is gone.
-    match candidates().find(quick).or_else(|| candidates().next().filter(|_| gone.is_some())) {
+    match candidates()
+        .find(ready)
+        .or_else(|| candidates().find(quick))
+        .or_else(|| candidates().next().filter(|_| gone.is_some()))
+    {
         Some(new) => Plan::Replace { new, reason: lost },
         None => Plan::Keep(format!("writes may wait: {lost}; no async is fit to replace it")),
     }
@@ -104,8 +112,28 @@ fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, ask
             Plan::Replace { new, reason: "an operator asked for it".to_owned() }
         }
         Some(new) => Plan::Keep(format!("the sync {sync} is fit; {new} is to replace it, and does not follow yet")),
-        None => Plan::Keep(format!("the sync {sync} is fit")),
+        None => match ready_instead(situation, primary, sync) {
+            Some(new) => Plan::Replace { new, reason: format!("the sync {sync} is not ready to take over") },
+            None => Plan::Keep(format!("the sync {sync} is fit")),
+        },
     }
+}
+
+/// Whether `sync` says that a takeover would fail there.
+fn is_unready(situation: Situation<'_>, sync: PeerId) -> bool {
+    let unready_ms = situation.view.health.get(&sync).and_then(|health| health.unready_ms);
+    unready_ms.is_some_and(|unready_ms| unready_ms >= UNREADY_MS)
+}
+
+/// An async that is to replace a sync which is well but could not take over: only one that could.
+fn ready_instead(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<PeerId> {
+    if !is_unready(situation, sync) || situation.state.is_frozen() {
+        return None;
+    }
+    let asyncs = situation.state.async_peers.iter().map(|peer| peer.id);
+    let begun = begun(situation, sync).filter(|new| asyncs.clone().any(|peer| peer == *new));
+    let able = |peer: &PeerId| is_fit(situation, primary, *peer) && suspicion::is_ready(situation.view, *peer);
+    begun.into_iter().chain(asyncs).find(able)
 }
 
 /// The peer that a replacement of `sync` was begun with.
@@ -175,7 +203,8 @@ fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) ->
 pub(super) fn finds_sync_lost(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<PeerId> {
     let sync = situation.sync()?;
     let slow = is_slow(situation, sync, SYNC_STALLED_MS / 2);
-    (slow || sync_lost(situation, primary, sync).is_some()).then_some(sync)
+    let unready = is_unready(situation, sync);
+    (slow || unready || sync_lost(situation, primary, sync).is_some()).then_some(sync)
 }
 
 /// Whether `peer` follows from here closely enough to be waited for.

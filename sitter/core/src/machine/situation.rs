@@ -204,15 +204,16 @@ impl<'a> Situation<'a> {
     }
 
     /// The async that a new primary can take for its sync: the first that is heard from, best one
-    /// whose PostgreSQL answers.
+    /// whose PostgreSQL answers and that is ready to take over in its turn.
     pub(super) fn next_sync(&self) -> Option<&'a Peer> {
         let heard = |peer: &&'a Peer| {
             let heard = self.view.health.get(&peer.id).is_some_and(|health| health.silent_ms.is_some());
             heard && suspicion::is_alive(self.view, peer.id) && self.data_fits(peer.id) == Some(true)
         };
         let serving = |peer: &&'a Peer| suspicion::is_serving(self.view, peer.id);
+        let ready = |peer: &&'a Peer| serving(peer) && suspicion::is_ready(self.view, peer.id);
         let candidates = || self.state.async_peers.iter().filter(heard);
-        candidates().find(serving).or_else(|| candidates().next())
+        candidates().find(ready).or_else(|| candidates().find(serving)).or_else(|| candidates().next())
     }
 }
 

@@ -79,7 +79,7 @@ fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Dec
     }
     let upstream = upstream(situation, role);
     let desired = follow(upstream, gate(situation, role, standby), situation.slots(role));
-    if situation.view.local.config.as_ref() != Some(&desired) {
+    if situation.view.local.config.as_ref() != Some(&desired) || situation.view.local.outdated {
         let gate = if desired.gate == Gate::Open { "open" } else { "closed" };
         return act(Action::Configure(desired), format!("{role}, following {upstream}, gate {gate}"));
     }

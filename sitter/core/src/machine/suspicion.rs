@@ -118,6 +118,11 @@ pub fn answers(view: &View, peer: PeerId) -> bool {
         && health.is_some_and(|health| health.silent_ms.is_some() && health.postgres_down_ms.is_none())
 }
 
+/// Whether what a takeover needs of `peer` works, as far as its sitter says.
+pub fn is_ready(view: &View, peer: PeerId) -> bool {
+    view.health.get(&peer).is_some_and(|health| health.silent_ms.is_some() && health.unready_ms.is_none())
+}
+
 /// Whether `peer` is alive and its PostgreSQL answers.
 pub fn is_serving(view: &View, peer: PeerId) -> bool {
     let down = view.health.get(&peer).is_some_and(|health| health.postgres_down_ms.is_some());

@@ -24,6 +24,9 @@ pub struct PeerHealth {
     /// Its sitter says that its PostgreSQL can not commit or is down, for this long
     /// ([`Observed::postgres_down_ms`] there).
     pub postgres_down_ms: Option<u64>,
+    /// Its sitter says that something that a takeover would need failed when it was tried, for this long: not what all
+    /// peers share.
+    pub unready_ms: Option<u64>,
     /// Its sitter says that it is stopping.
     pub stopping: bool,
     /// It finds these peers gone itself ([`super::suspicion::suspects`] there).

@@ -10,6 +10,8 @@ fn nothing(me: u8) -> View {
         server: Server::Down { crashed: false, standby: false },
         config: None,
         unfit: None,
+        loosened: Vec::new(),
+        outdated: false,
         last_position: None,
     };
     view.health.values_mut().for_each(|health| health.data = Some(Data::Absent));

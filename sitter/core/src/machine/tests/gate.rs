@@ -57,3 +57,18 @@ fn a_primary_that_may_be_replaced_unheard_is_closed() {
     health(&mut view, 2).silent_ms = Some(10);
     waits(&view, "primary");
 }
+
+/// What a sitter's own settings say of PostgreSQL has changed: it is given the same configuration anew.
+#[test]
+fn an_outdated_configuration_is_given_again_with_the_gate_as_it_is() {
+    for me in [1, 2, 3] {
+        let mut view = view(me);
+        // Also while the sync is away: whoever was let in stays.
+        if me == 1 {
+            primary(&mut view).downstreams.clear();
+        }
+        let given = view.local.config.clone().unwrap();
+        view.local.outdated = true;
+        acts(&view, Action::Configure(given));
+    }
+}

@@ -172,3 +172,22 @@ fn a_sync_that_says_it_can_not_commit_is_replaced_though_it_follows() {
     health(&mut view, 3).postgres_down_ms = Some(500);
     waits(&view, "no async is fit");
 }
+
+/// A sync that acknowledges, but could not take over (rule 11), is worth no more than one that is gone.
+#[test]
+fn a_sync_that_is_not_ready_is_replaced_by_one_that_is() {
+    let mut view = view(1);
+    health(&mut view, 2).unready_ms = Some(9_000);
+    waits(&view, "the sync");
+    health(&mut view, 2).unready_ms = Some(10_000);
+    // The asyncs hear of it, and come to follow the primary: only so are they seen to be fit.
+    assert!(crate::machine::suspicion::suspects(&view).contains(&id(2)));
+    waits(&view, "is fit");
+    primary(&mut view).downstreams = vec![downstream(2, 500, 1), downstream(3, 480, 0)];
+    acts(&view, Action::Configure(both()));
+    health(&mut view, 3).unready_ms = Some(0);
+    waits(&view, "is fit");
+    health(&mut view, 3).unready_ms = None;
+    change(&mut view, |state| state.freeze = Some(manatee_shared::cluster::Freeze::Flag(true)));
+    waits(&view, "is fit");
+}

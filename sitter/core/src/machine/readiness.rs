@@ -1,0 +1,85 @@
+//! Whether a peer is ready for what a takeover would ask of it (rule 11). Plain data: what is tried is the driver's side's.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What of a takeover's needs was tried and failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Need {
+    /// PostgreSQL's configuration files can be read: one unknown name makes PostgreSQL ignore a whole reload.
+    Configuration,
+    /// PostgreSQL takes all of the operator's settings. What it refuses is left out, which lets a takeover through.
+    Parameters,
+    /// Every line of `pg_hba.conf` can be read: a wrong one makes PostgreSQL keep the old rules, and not start.
+    AccessRules,
+    /// The sitter can open a session of its own over the Unix socket.
+    LocalSession,
+    /// The replication role can log in over the network.
+    ReplicationLogin,
+    /// The proxies' role can log in over the network.
+    ProxyLogin,
+    /// Manatee's roles may do what they must.
+    Grants,
+    /// A standby streams, or could connect to its upstream.
+    Upstream,
+}
+
+impl Need {
+    /// Every one, for metrics.
+    pub const ALL: [Self; 8] = [
+        Self::Configuration,
+        Self::Parameters,
+        Self::AccessRules,
+        Self::LocalSession,
+        Self::ReplicationLogin,
+        Self::ProxyLogin,
+        Self::Grants,
+        Self::Upstream,
+    ];
+
+    /// Its name in metrics and in `/status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::Parameters => "parameters",
+            Self::AccessRules => "access_rules",
+            Self::LocalSession => "local_session",
+            Self::ReplicationLogin => "replication_login",
+            Self::ProxyLogin => "proxy_login",
+            Self::Grants => "grants",
+            Self::Upstream => "upstream",
+        }
+    }
+
+    /// Whether it is no reason to prefer another peer: it fails on all of a shard alike, because it is in the data that they
+    /// share, is seen otherwise (who streams), or keeps no takeover from succeeding.
+    pub fn is_no_preference(self) -> bool {
+        matches!(self, Self::Parameters | Self::ProxyLogin | Self::Grants | Self::Upstream)
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Configuration => "PostgreSQL's configuration files",
+            Self::Parameters => "the operator's settings",
+            Self::AccessRules => "pg_hba.conf",
+            Self::LocalSession => "the sitter's own session",
+            Self::ReplicationLogin => "the login of manatee_replication",
+            Self::ProxyLogin => "the login of manatee_proxy",
+            Self::Grants => "the rights of Manatee's roles",
+            Self::Upstream => "the connection to its upstream",
+        })
+    }
+}
+
+/// A need that is not met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unready {
+    /// Which.
+    pub need: Need,
+    /// What came of the try, for people.
+    pub detail: String,
+}
