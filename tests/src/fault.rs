@@ -8,6 +8,7 @@ mod changes;
 mod disks;
 mod network;
 mod operators;
+mod owned;
 mod processes;
 mod proxies;
 mod steps;
@@ -28,6 +29,9 @@ pub use network::ISOLATE_PRIMARY;
 pub use processes::{KILL_PRIMARY, KILL_SITTER, STOP_PRIMARY};
 pub use storage::{LOST_WAL, restore};
 
+/// Number of the last row of the list of faults.
+const LAST: u32 = 63;
+
 /// The families.
 const FAMILIES: &[&[Row]] = &[
     processes::ROWS,
@@ -36,6 +40,7 @@ const FAMILIES: &[&[Row]] = &[
     chain::ROWS,
     disks::ROWS,
     operators::ROWS,
+    owned::ROWS,
     changes::ROWS,
     steps::ROWS,
     storage::ROWS,
@@ -112,8 +117,8 @@ pub fn row(number: u32) -> Result<&'static Row> {
     let built: Vec<String> = rows().map(|row| row.number.to_string()).collect();
     let built = built.join(", ");
     match number {
-        1..=50 => bail!("row {number} is not built yet; built are {built}"),
-        _ => bail!("the list of faults has rows 1 to 50; built are {built}"),
+        1..=LAST => bail!("row {number} is not built yet; built are {built}"),
+        _ => bail!("the list of faults has rows 1 to {LAST}; built are {built}"),
     }
 }
 
@@ -195,7 +200,7 @@ mod tests {
     #[test]
     fn rows_that_are_not_built_say_so() {
         let text = |number| row(number).map(|row| row.number).map_err(|error| error.to_string());
-        assert!(text(51).is_err_and(|error| error.contains("1 to 50")));
+        assert!(text(LAST + 1).is_err_and(|error| error.contains("1 to 63")));
         assert_eq!(text(11), Ok(11));
     }
 
@@ -205,6 +210,6 @@ mod tests {
         let mut once = numbers.clone();
         once.dedup();
         assert_eq!(numbers, once);
-        assert!(rows().all(|row| !row.plays.is_empty() && (1..=50).contains(&row.number)));
+        assert!(rows().all(|row| !row.plays.is_empty() && (1..=LAST).contains(&row.number)));
     }
 }

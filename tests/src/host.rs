@@ -322,6 +322,16 @@ impl Host {
         self.start_sitter()
     }
 
+    /// Replaces `from` in the sitter's configuration and sends SIGHUP: it takes that over in place.
+    pub fn reconfigure(&mut self, from: &str, to: &str) -> Result<()> {
+        let path = self.config_path();
+        let text = std::fs::read_to_string(&path)?;
+        anyhow::ensure!(text.contains(from), "{}: there is no `{from}`", path.display());
+        std::fs::write(&path, text.replacen(from, to, 1))?;
+        self.running_sitter()?.signal(Signal::SIGHUP);
+        Ok(())
+    }
+
     /// The same with another program: a new binary.
     pub async fn upgrade_sitter(&mut self, program: &Path) -> Result<()> {
         self.launch.program = program.to_owned();
