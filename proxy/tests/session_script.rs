@@ -35,15 +35,17 @@ struct Pair {
     ended: bool,
 }
 
+fn config() -> Config {
+    Config { access: Access::ReadWrite, mode: Mode::Transaction, split: true, consistency: Consistency::Session }
+}
+
 impl Pair {
     fn new() -> Self {
+        Self::of(config())
+    }
+
+    fn of(config: Config) -> Self {
         let mut shared = Shared::new(Classifier::new(7, 100, Arc::default()));
-        let config = Config {
-            access: Access::ReadWrite,
-            mode: Mode::Transaction,
-            split: true,
-            consistency: Consistency::Session,
-        };
         let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).unwrap());
         let states = [(); 2].map(|()| Some(ServerState::new(Vec::new(), &shared)));
         Self {
@@ -318,26 +320,122 @@ fn what_was_parsed_can_be_deallocated_by_sql() {
     assert_eq!(pair.read(), "1 ZI BEGIN ZT DEALLOCATE ZT COMMIT ZI");
 }
 
-#[test]
-fn a_statement_never_returns_other_rows_than_its_client_was_told() {
-    let mut pair = Pair::new();
+const RUN_A: fn() -> Vec<u8> = || [bind("", "a"), execute(""), sync()].concat();
+
+/// A client that was told what rows its statement returns.
+fn told(config: Config) -> Pair {
+    let mut pair = Pair::of(config);
     pair.send(&[parse("a", "select 1"), target(frontend::DESCRIBE, Kind::Statement, "a"), sync()].concat());
     assert_eq!(pair.read(), "1 t T ZI");
+    pair
+}
+
+fn on_the_primary() -> Config {
+    Config { access: Access::PrimaryOnly, ..config() }
+}
+
+#[test]
+fn a_statement_never_returns_other_rows_than_its_client_was_told() {
+    let mut pair = told(on_the_primary());
     // The table changes; the other server prepares the statement only now.
-    pair.servers[1].columns = 1;
-    let run = [bind("", "a"), execute(""), sync()].concat();
-    pair.send(&run);
-    assert_eq!(pair.read(), "E0A000 ZI");
-    pair.send(&run);
-    assert_eq!(pair.read(), "E0A000 ZI", "wherever it runs");
-    let again = [target(frontend::CLOSE, Kind::Statement, "a"), parse("a", "select 1"), run].concat();
+    pair.servers.iter_mut().for_each(|server| server.columns = 1);
+    for server in [1, 0, 1] {
+        assert_eq!(pair.next, server);
+        pair.send(&RUN_A());
+        assert_eq!(pair.read(), "E0A000 ZI", "wherever it runs");
+    }
+    let again = [target(frontend::CLOSE, Kind::Statement, "a"), parse("a", "select 1"), RUN_A()].concat();
     pair.send(&again);
     assert_eq!(pair.read(), "3 1 2 D SELECT_1 ZI");
-    // Nothing changed: it is prepared on the other server without a word.
-    let mut pair = Pair::new();
-    pair.send(&[parse("a", "select 1"), target(frontend::DESCRIBE, Kind::Statement, "a"), sync()].concat());
-    pair.send(&[bind("", "a"), execute(""), sync()].concat());
-    assert_eq!(pair.read(), "1 t T ZI 2 D SELECT_1 ZI");
+    pair.send(&RUN_A());
+    assert_eq!(pair.read(), "2 D SELECT_1 ZI");
+    // A standby that has not heard of it yet, or has heard of more, is not asked any more.
+    let mut pair = told(config());
+    pair.servers[1].columns = 1;
+    pair.send(&RUN_A());
+    assert_eq!(pair.read(), "2 D SELECT_1 ZI");
+    assert_eq!(pair.needs, [Need::Standby, Need::Standby, Need::Primary]);
+}
+
+#[test]
+fn what_is_prepared_is_prepared_once_on_each_server() {
+    let mut pair = told(config());
+    let parsed = |pair: &Pair| pair.servers.iter().map(|server| server.parsed).collect::<Vec<_>>();
+    for _ in 0..4 {
+        pair.send(&RUN_A());
+    }
+    assert_eq!(parsed(&pair), [1, 1]);
+    // Who prepares it now is told what it is now, and on each server it is prepared once more: names in it may
+    // mean something else.
+    let prepare = [target(frontend::CLOSE, Kind::Statement, "a"), parse("a", "select 1"), sync()].concat();
+    pair.send(&prepare);
+    for _ in 0..4 {
+        pair.send(&RUN_A());
+    }
+    assert_eq!(parsed(&pair), [2, 2]);
+    // Bound by nobody else meanwhile, the old ones are closed.
+    pair.send(&prepare);
+    pair.send(&prepare);
+    assert!(pair.servers.iter().all(|server| server.statement_names().len() <= 2));
+}
+
+/// Begins a transaction on the server which does not have the statement.
+fn in_a_transaction(before: &[u8], change: impl Fn(&mut Fake), unit: &[u8]) -> (String, Vec<String>) {
+    let mut pair = told(on_the_primary());
+    pair.servers.iter_mut().for_each(change);
+    pair.send(before);
+    assert_eq!(pair.attached, Some(1));
+    pair.read();
+    pair.servers[1].ran.clear();
+    pair.send(unit);
+    (pair.read(), pair.servers[1].ran.clone())
+}
+
+#[test]
+fn nothing_is_asked_in_front_of_what_a_client_says_in_a_transaction() {
+    let nothing = Vec::<String>::new();
+    let begin = query("begin");
+    let same = in_a_transaction(&begin, |_| {}, &RUN_A());
+    assert_eq!(same, ("2 D SELECT_1 ZT".to_owned(), vec!["select 1".to_owned()]));
+    let gone = in_a_transaction(&begin, |server| server.gone = true, &RUN_A());
+    assert_eq!(gone, ("E42P01 ZE".to_owned(), nothing.clone()), "the server's own first error");
+    let other = in_a_transaction(&begin, |server| server.columns = 1, &RUN_A());
+    assert_eq!(other, ("E0A000 ZE".to_owned(), nothing), "and it is not run");
+    // What stands in front of it in the pipeline is run before.
+    let behind = [parse("", "insert"), bind("", ""), execute(""), RUN_A()].concat();
+    let (said, ran) = in_a_transaction(&begin, |server| server.gone = true, &behind);
+    assert_eq!((&*said, &*ran), ("1 2 INSERT_0_1 E42P01 ZE", &["insert".to_owned()][..]));
+    let (said, ran) =
+        in_a_transaction(&begin, |server| server.columns = 1, &[&behind[..], &query("select 2")].concat());
+    assert_eq!((&*said, &*ran), ("1 2 INSERT_0_1 E0A000 ZE E25P02 ZE", &["insert".to_owned()][..]));
+    // Before a Flush as well, and with a Query at the end.
+    let flushed = [&behind[..behind.len() - 5], &empty(frontend::FLUSH), &bind("", "a"), &sync()].concat();
+    let (said, _) = in_a_transaction(&begin, |server| server.columns = 1, &flushed);
+    assert_eq!(said, "1 2 INSERT_0_1 E0A000 ZE");
+    let (said, _) = in_a_transaction(&begin, |server| server.columns = 0, &flushed);
+    assert_eq!(said, "1 2 INSERT_0_1 2 D SELECT_1 2 ZT");
+    let queried = [&behind[..behind.len() - 5], &query("select 2"), &sync()].concat();
+    let (said, ran) = in_a_transaction(&begin, |server| server.gone = true, &queried);
+    assert_eq!((&*said, &*ran), ("1 2 INSERT_0_1 E42P01 ZE", &["insert".to_owned()][..]));
+    let (said, _) = in_a_transaction(&begin, |_| {}, &queried);
+    assert_eq!(said, "1 2 INSERT_0_1 2 D SELECT_1 T D SELECT_1 ZT ZT");
+}
+
+#[test]
+fn who_waits_for_a_description_loses_its_server_as_others_do() {
+    let lose = |unit: &[u8]| {
+        let mut pair = told(on_the_primary());
+        pair.rx.extend_from_slice(unit);
+        pair.pump(0, 1);
+        pair.lose(How::Gone);
+        pair.pump(usize::MAX, usize::MAX);
+        pair.read()
+    };
+    // With a Parse in front of it, it waits.
+    let parse = parse("b", "insert");
+    assert_eq!(lose(&[&parse[..], &RUN_A()].concat()), "1 2 D SELECT_1 ZI");
+    let insert = [&parse[..], &bind("", "b"), &execute(""), &RUN_A()].concat();
+    assert_eq!(lose(&insert), "E08007 ZI");
 }
 
 #[test]

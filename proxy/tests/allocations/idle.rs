@@ -21,7 +21,7 @@ use manatee_proxy::wire::backend::{self, TxStatus};
 use manatee_proxy::wire::{complete, frontend, put_message};
 
 use super::TAKEN_BYTES;
-use super::steady::{TEXT, bind_and_execute, rows};
+use super::steady::{TEXT, bind_and_execute, described, rows};
 
 /// Clients before those that are counted: pools, tables and buffers are there then.
 const BEFORE: usize = 64;
@@ -71,6 +71,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
                     rows(&mut out);
                 }
                 frontend::PARSE => backend::put_empty(&mut out, backend::PARSE_COMPLETE),
+                frontend::DESCRIBE => described(&mut out),
                 frontend::BIND => backend::put_empty(&mut out, backend::BIND_COMPLETE),
                 frontend::EXECUTE => backend::put_command_complete(&mut out, "SELECT 0"),
                 frontend::SYNC => backend::put_ready(&mut out, TxStatus::Idle),

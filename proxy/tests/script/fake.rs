@@ -12,7 +12,8 @@ use manatee_proxy::wire::{complete, put_cstr, put_message, take_cstr};
 #[derive(Default)]
 pub(crate) struct Fake {
     status: TxStatus,
-    statements: HashMap<Vec<u8>, Vec<u8>>,
+    /// Text, and columns of the table when it was prepared.
+    statements: HashMap<Vec<u8>, (Vec<u8>, u16)>,
     portals: HashMap<Vec<u8>, Vec<u8>>,
     skipping: bool,
     copying: bool,
@@ -21,6 +22,10 @@ pub(crate) struct Fake {
     pub(crate) ran: Vec<String>,
     /// Answers 25006 to what writes.
     pub(crate) read_only: bool,
+    /// Parse messages seen.
+    pub(crate) parsed: usize,
+    /// Its only table was dropped.
+    pub(crate) gone: bool,
     /// Columns of its only table.
     pub(crate) columns: u16,
     /// First columns of the answer to what the proxy asks about pins.
@@ -36,6 +41,11 @@ impl Fake {
     pub(crate) fn discard(&mut self) {
         self.statements.clear();
         self.portals.clear();
+    }
+
+    /// Names of its prepared statements.
+    pub(crate) fn statement_names(&self) -> Vec<&[u8]> {
+        self.statements.keys().map(AsRef::as_ref).collect()
     }
 
     /// Takes bytes of the client, appends what the server says.
@@ -99,8 +109,10 @@ impl Fake {
             }
             frontend::CLOSE => {
                 if let Ok(Target { kind, name }) = Target::read(tag, body) {
-                    let map = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
-                    map.remove(name);
+                    match kind {
+                        Kind::Statement => drop(self.statements.remove(name)),
+                        Kind::Portal => drop(self.portals.remove(name)),
+                    }
                 }
                 backend::put_empty(out, backend::CLOSE_COMPLETE);
                 Ok(())
@@ -134,6 +146,7 @@ impl Fake {
 
     fn parse(&mut self, body: &[u8], out: &mut BytesMut) -> Result<(), Failure> {
         let parse = Parse::read(body).expect("parse");
+        self.parsed += 1;
         if parse.name.is_empty() {
             self.statements.remove(&b""[..]);
         }
@@ -147,17 +160,31 @@ impl Fake {
             return Err((b"42601", "syntax".to_owned()));
         }
         self.allowed(parse.text)?;
-        self.statements.insert(parse.name.to_vec(), parse.text.to_vec());
+        self.is_there(parse.text)?;
+        self.statements.insert(parse.name.to_vec(), (parse.text.to_vec(), self.columns));
         backend::put_empty(out, backend::PARSE_COMPLETE);
         Ok(())
     }
 
+    fn is_there(&self, text: &[u8]) -> Result<(), Failure> {
+        let missing = self.gone && text.starts_with(b"select");
+        if missing { Err((b"42P01", "no table".to_owned())) } else { Ok(()) }
+    }
+
+    /// A statement as it is, or as it would be analysed now.
+    fn current(&self, name: &[u8]) -> Result<Vec<u8>, Failure> {
+        let (text, columns) = self.statements.get(name).ok_or_else(|| missing(name))?;
+        self.allowed(text)?;
+        self.is_there(text)?;
+        if *columns != self.columns && text.starts_with(b"select") {
+            return Err((b"0A000", "cached plan must not change result type".to_owned()));
+        }
+        Ok(text.clone())
+    }
+
     fn bind(&mut self, body: &[u8], out: &mut BytesMut) -> Result<(), Failure> {
         let bind = Bind::read(body).expect("bind");
-        let Some(text) = self.statements.get(bind.statement).cloned() else {
-            return Err(missing(bind.statement));
-        };
-        self.allowed(&text)?;
+        let text = self.current(bind.statement)?;
         self.portals.insert(bind.portal.to_vec(), text);
         backend::put_empty(out, backend::BIND_COMPLETE);
         Ok(())
@@ -166,7 +193,7 @@ impl Fake {
     fn describe(&mut self, body: &[u8], out: &mut BytesMut) -> Result<(), Failure> {
         let target = Target::read(frontend::DESCRIBE, body).expect("describe");
         let text = match target.kind {
-            Kind::Statement => self.statements.get(target.name).cloned().ok_or_else(|| missing(target.name)),
+            Kind::Statement => self.current(target.name),
             Kind::Portal => self.portals.get(target.name).cloned().ok_or((b"34000", "no portal".to_owned())),
         }?;
         self.allowed(&text)?;

@@ -90,11 +90,21 @@ pub(crate) fn prepared(table: &mut Table, name: &[u8], request: &mut BytesMut, a
     frontend::put_parse(&mut parse, name, TEXT, &[0, 0]);
     frontend::put_empty(&mut parse, frontend::SYNC);
     backend::put_empty(&mut parsed, backend::PARSE_COMPLETE);
+    described(&mut parsed);
     backend::put_ready(&mut parsed, TxStatus::Idle);
     table.unit(&parse, &parsed);
     bind_and_execute(request, name);
     backend::put_empty(answer, backend::BIND_COMPLETE);
     rows(answer);
+}
+
+/// What the server says of the statement when it is asked, as it is behind each Parse under a name.
+pub(crate) fn described(out: &mut BytesMut) {
+    put_message(out, backend::PARAMETER_DESCRIPTION, |out| out.put_slice(&[0, 1, 0, 0, 0, 23]));
+    put_message(out, backend::ROW_DESCRIPTION, |out| {
+        out.put_slice(b"\0\x01abalance\0");
+        out.put_slice(&[0; 18]);
+    });
 }
 
 /// The end of an answer: a row, and that is all.

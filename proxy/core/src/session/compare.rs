@@ -1,24 +1,42 @@
-//! "cached plan must not change result type" (plancache.c), for statements that move between servers.
+//! What servers say of statements: kept with them ([`Signature`](super::statements::Signature)), and compared when a
+//! statement is brought along to a server that lacks it.
 //!
-//! A client that was told what rows its prepared statement returns must not get other rows from it. A
-//! server that prepared it before a change of schema says so itself; one that prepares it only now
-//! would not. So before such a statement is brought along to a server, that server is asked for its
-//! description, in a round trip of its own: once per statement and server.
+//! A client that was told what rows its prepared statement returns must not get other rows from it. A server that
+//! prepared it before a change of schema says so itself, "cached plan must not change result type" (plancache.c); one
+//! that prepares it only now would not. So there a Describe goes in front of the Bind, in the same place of the
+//! client's pipeline, without a Sync: what stands in front of it counts as it should, and errors come where
+//! PostgreSQL has them. What reads only, outside a transaction, is sent on at once: if the rows are others, nothing has
+//! happened, and the client is not shown them. All else waits for the description before it is sent.
 
 use bytes::{BufMut, BytesMut};
 use foldhash::fast::FixedState;
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 
+use super::inject::Injected;
 use super::ledger::Expect;
-use super::statements::Statement;
-use super::{Phase, Session, Shared};
-use crate::wire::backend::TxStatus;
-use crate::wire::frontend::{self, Kind};
+use super::statements::{Held, Statement};
+use super::unit::{Extent, Forwarding, Shape};
+use super::{Phase, ServedBy, Session, Shared};
+use crate::terms::Access;
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::{put_message, take_cstr};
 
+/// A statement on a server.
+#[derive(Debug)]
+pub(super) enum Brought {
+    /// It has it, or will have it by what was put in front: under this name.
+    Named(Rc<str>),
+    /// As its unnamed statement.
+    Unnamed,
+    /// The server has to say something first: the message that needs it has to wait.
+    Waits,
+    /// It returns other rows there than the client was told.
+    Differs,
+}
+
 /// What makes two RowDescriptions those of different rows: names, types, sizes and modifiers, not the
-/// tables they come from (`equalTupleDescs`). NoData has an empty body.
+/// tables they come from (`equalTupleDescs`).
 pub(super) fn shape(body: &[u8]) -> u64 {
     // Name, table and column number, type, size, modifier, format: manual, section 55.7.
     const BEHIND_NAME: usize = 18;
@@ -36,62 +54,147 @@ pub(super) fn shape(body: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// Whether PostgreSQL may say something else of the rows of this text each time it is asked, without calling its plan
+/// out of date: what is not analysed has no plan that could be (`stmt_requires_parse_analysis` in analyze.c).
+fn varies(text: &[u8]) -> bool {
+    let word = text.trim_ascii_start();
+    [&b"fetch"[..], b"show", b"execute"]
+        .iter()
+        .any(|known| word.get(..known.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(known)))
+}
+
 impl Session {
-    /// The settings are right: asks for descriptions first, if there is something to compare.
-    pub(super) fn compare_or_dispatch(&mut self) {
-        self.phase = Phase::Dispatch;
-        if self.unit.bound.is_empty() || self.status == TxStatus::Failed {
-            return;
+    /// Sees to it that the server has what the client has under this name.
+    pub(super) fn bring(&mut self, name: &[u8], held: &Held, shared: &mut Shared) -> Brought {
+        let Some(server) = &mut self.server else { return Brought::Unnamed };
+        if !name.is_empty() {
+            if let Some(found) = server.prepared.find(held) {
+                return Brought::Named(found);
+            }
+        } else if server.unnamed.as_ref().is_some_and(|has| has.serves(held)) {
+            return Brought::Unnamed;
         }
-        let bound = std::mem::take(&mut self.unit.bound);
-        self.before.clear();
-        for statement in &bound {
-            if self.server.as_ref().is_some_and(|server| !server.prepared.has(statement.id())) {
-                self.put_parse(statement, Expect::InjectedParse(statement.clone()));
-                let name = statement.name().as_bytes();
-                frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, name);
-                self.ledger.push(Expect::Compare(statement.clone()));
+        let statement = &held.statement;
+        if self.unit.mismatch == Some(statement.id()) {
+            return Brought::Differs;
+        }
+        let copy = Held { statement: statement.clone(), since: shared.interner.tick() };
+        let (given, brought) = if name.is_empty() {
+            self.inject(&Injected::ParseUnnamed(&copy), Expect::InjectedUnnamed(statement.clone()));
+            (Rc::from(""), Brought::Unnamed)
+        } else {
+            let given = self.put_parse(&copy, Expect::InjectedParse(statement.clone()), shared);
+            (given.clone(), Brought::Named(given))
+        };
+        match statement.signature() {
+            None if name.is_empty() => {}
+            None => {
+                let expect = Expect::Signature { name: name.into(), statement: statement.clone() };
+                self.inject(&Injected::Describe(&given), expect);
+            }
+            Some(signature) if signature.rows.is_none() || varies(statement.text()) => {}
+            Some(_) => {
+                self.inject(&Injected::Describe(&given), Expect::Compare(statement.clone()));
+                if !self.is_undone_by_silence() {
+                    self.inject_unanswered(&Injected::Flush);
+                    return Brought::Waits;
+                }
             }
         }
-        self.unit.bound = bound;
-        if self.ledger.is_empty() {
-            return;
-        }
-        frontend::put_empty(&mut self.before, frontend::SYNC);
-        self.ledger.push(Expect::Compared);
-        self.to_server.put_slice(&self.before);
-        self.before.clear();
-        self.phase = Phase::Compare;
+        brought
     }
 
-    /// The server's description of a statement.
-    pub(super) fn compare(&mut self, statement: &Rc<Statement>, body: &[u8], shared: &mut Shared) {
-        if statement.shape.get().is_some_and(|told| told != shape(body)) {
-            shared.interner.forget(statement);
-            statement.stale.set(true);
+    /// Whether nothing of the unit has happened if its client is not shown what came of it.
+    fn is_undone_by_silence(&self) -> bool {
+        self.unit.started == TxStatus::Idle
+            && self.unit.extent == Extent::Closed
+            && self.unit.shape == Shape::Extended
+            && self.unit.repeatable
+            && !self.unit.renames
+    }
+
+    /// The server has described a statement behind its Parse.
+    pub(super) fn learn_signature(
+        &mut self,
+        name: &[u8],
+        statement: &Rc<Statement>,
+        rows: Option<u64>,
+        shared: &mut Shared,
+    ) {
+        let variant = shared.interner.variant(statement, &self.described, rows);
+        if Rc::ptr_eq(&variant, statement) {
+            return;
+        }
+        let is_it = |held: &&mut Held| Rc::ptr_eq(&held.statement, statement);
+        if name.is_empty() {
+            let unnamed = self.server.as_mut().and_then(|server| server.unnamed.as_mut());
+            for held in self.kept.unnamed.iter_mut().chain(unnamed).filter(is_it) {
+                held.statement = variant.clone();
+            }
+            return;
+        }
+        if let Some(held) = self.kept.statements.get_mut(name).filter(is_it) {
+            held.statement = variant.clone();
+        }
+        if let Some(server) = &mut self.server {
+            server.prepared.rename(statement.id(), variant.id());
         }
     }
 
-    /// A client is told what rows a statement returns. If others were told something else before, the
-    /// statement is another one from now on, and theirs is stale.
-    pub(super) fn tell_shape(&mut self, statement: &Rc<Statement>, body: &[u8], shared: &mut Shared) {
-        let told = shape(body);
-        if statement.shape.replace(Some(told)).is_none_or(|before| before == told) {
+    /// The server has described a statement that was brought along.
+    pub(super) fn compare(&mut self, statement: &Rc<Statement>, rows: Option<u64>) {
+        let waits = self.phase == Phase::Compare;
+        if statement.signature().is_none_or(|told| told.rows == rows) {
+            if waits {
+                self.go_on();
+            }
             return;
         }
-        statement.stale.set(true);
-        shared.interner.forget(statement);
-        let class = statement.class.clone();
-        let new = shared.interner.intern(&statement.definition, statement.text().len(), |_| class);
-        new.shape.set(Some(told));
-        self.replace_statement(statement, &new);
+        if let Some(server) = &mut self.server {
+            server.prepared.supersede(statement.id());
+            server.unnamed = None;
+        }
+        // A standby may not have heard of the change that the client was told of.
+        let elsewhere = self.served_by == ServedBy::Standby
+            && self.kept.config.access == Access::ReadWrite
+            && self.unit.forwarding == Forwarding::Withheld
+            && self.unit.shape == Shape::Extended
+            && self.unit.can_rerun();
+        if elsewhere {
+            self.unit.forwarding = Forwarding::Rerun { on_primary: true };
+            self.withheld.clear();
+            if waits {
+                self.end_waiting();
+            }
+        } else if waits {
+            self.unit.mismatch = Some(statement.id());
+            self.go_on();
+        } else {
+            self.show();
+            self.before.put_slice(&changed_type());
+            self.unit.errored = true;
+            self.unit.forwarding = Forwarding::Told;
+        }
+    }
+
+    /// What waited can be sent.
+    fn go_on(&mut self) {
+        self.phase = if self.unit.consumed { Phase::Run } else { Phase::Dispatch };
+    }
+
+    /// What waited will not be carried out: the rest of the unit is nothing but its Sync.
+    pub(super) fn end_waiting(&mut self) {
+        self.phase = Phase::Run;
+        if self.unit.extent == Extent::Closed && self.unit.shape != Shape::Simple {
+            self.inject_now(&Injected::Sync, Expect::Sync);
+        }
     }
 }
 
 /// The error, as PostgreSQL words it: drivers look at code, message and routine.
 pub(super) fn changed_type() -> BytesMut {
     let mut error = BytesMut::new();
-    put_message(&mut error, crate::wire::backend::ERROR_RESPONSE, |out| {
+    put_message(&mut error, backend::ERROR_RESPONSE, |out| {
         out.put_slice(b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0");
     });
     error
@@ -122,6 +225,12 @@ mod tests {
         assert_ne!(one, shape(&description(&[("a", 1, 23)])));
         assert_ne!(one, shape(&description(&[("a", 1, 20), ("b", 1, 25)])));
         assert_ne!(one, shape(&description(&[("a", 1, 23), ("c", 1, 25)])));
-        assert_ne!(one, shape(b""));
+        assert_ne!(one, shape(&description(&[])));
+    }
+
+    #[test]
+    fn what_is_not_analysed_may_say_something_else_each_time() {
+        assert!(varies(b" FETCH 5 FROM c") && varies(b"show all"));
+        assert!(!varies(b"select 1") && !varies(b"sho"));
     }
 }

@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::compare::Brought;
 use super::inject::Injected;
 use super::ledger::Expect;
-use super::statements::{NAME_PREFIX, Statement};
+use super::statements::{Held, NAME_PREFIX};
 use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Phase, Session, Shared, gather::Ends};
 use crate::error::{ProxyError, SqlState, encode_response};
@@ -24,6 +25,8 @@ enum Leaves {
     AsIs,
     /// Not at all; what was put before it stands in its place.
     Replaced,
+    /// Not yet: what was put before it has to be answered first.
+    Waits,
 }
 
 impl Session {
@@ -66,29 +69,41 @@ impl Session {
             }
         }
         if sql.is_empty() {
-            return self.compare_or_dispatch();
+            self.phase = Phase::Dispatch;
+            return;
         }
         self.replay_error = None;
         self.inject_now(&Injected::Settings(&sql), Expect::Injected);
         self.phase = Phase::Replay;
     }
 
-    /// Sends the gathered unit.
+    /// Sends the gathered unit, or what is left of it.
     pub(super) fn dispatch(&mut self, rx: &BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
         self.phase = Phase::Run;
-        self.kept.ended_by_commit = false;
-        self.unit.forwarding = if self.unit.extent == Extent::Closed { Forwarding::Withheld } else { Forwarding::On };
+        if self.unit.sent == 0 {
+            self.kept.ended_by_commit = false;
+            let closed = self.unit.extent == Extent::Closed;
+            self.unit.forwarding = if closed { Forwarding::Withheld } else { Forwarding::On };
+        }
         for buffer in [&mut self.to_server, &mut self.before] {
             shared.buffers.lend(buffer);
         }
         let unit = &rx[..self.unit.end];
-        let (mut position, mut run) = (0, 0);
+        let (mut position, mut run) = (self.unit.sent, self.unit.sent);
         while position < unit.len() {
             let Some((header, body)) = wire::complete(&unit[position..])? else {
                 return Err(ProxyError::Internal("a gathered unit ends within a message".to_owned()));
             };
             self.before.clear();
             let leaves = self.send(header.tag, body, shared)?;
+            if leaves == Leaves::Waits {
+                self.to_server.put_slice(&unit[run..position]);
+                self.to_server.put_slice(&self.before);
+                self.unit.sent = position;
+                run = unit.len();
+                self.phase = Phase::Compare;
+                break;
+            }
             if leaves == Leaves::Replaced || !self.before.is_empty() {
                 self.to_server.put_slice(&unit[run..position]);
                 self.to_server.put_slice(&self.before);
@@ -127,6 +142,12 @@ impl Session {
                 self.feed_skipping(header.tag);
             } else {
                 self.feed_message(header.tag, &message, shared)?;
+                if self.phase == Phase::Compare {
+                    // It comes again.
+                    let mut again = BytesMut::from(message);
+                    again.extend_from_slice(rx);
+                    *rx = again;
+                }
             }
             if self.phase != Phase::Run {
                 return Ok(());
@@ -163,20 +184,27 @@ impl Session {
 
     fn feed_message(&mut self, tag: u8, message: &Bytes, shared: &mut Shared) -> Result<(), ProxyError> {
         let body = &message[wire::HEADER_BYTES..];
-        match self.note(tag, body, shared)? {
-            Ends::Leave => {
-                self.phase = Phase::Ended;
-                return Ok(());
+        if !std::mem::take(&mut self.unit.noted) {
+            match self.note(tag, body, shared)? {
+                Ends::Leave => {
+                    self.phase = Phase::Ended;
+                    return Ok(());
+                }
+                Ends::Yes => self.unit.extent = Extent::Closed,
+                Ends::No | Ends::Flush => {}
             }
-            Ends::Yes => self.unit.extent = Extent::Closed,
-            Ends::No | Ends::Flush => {}
         }
         self.before.clear();
         let leaves = self.send(tag, body, shared)?;
         self.to_server.put_slice(&self.before);
         self.before.clear();
-        if leaves == Leaves::AsIs {
-            self.to_server.put_slice(message);
+        match leaves {
+            Leaves::AsIs => self.to_server.put_slice(message),
+            Leaves::Replaced => {}
+            Leaves::Waits => {
+                self.unit.noted = true;
+                self.phase = Phase::Compare;
+            }
         }
         self.answer_known_now(&mut shared.buffers);
         Ok(())
@@ -205,10 +233,11 @@ impl Session {
                 Ok(Leaves::AsIs)
             }
             frontend::PARSE => Ok(self.send_parse(shared)),
-            frontend::BIND => self.send_bind(body),
-            frontend::DESCRIBE => self.send_describe(body),
+            frontend::BIND => self.send_bind(body, shared),
+            frontend::DESCRIBE => self.send_describe(body, shared),
             frontend::EXECUTE => {
                 let (portal, _) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
+                self.unit.executed = true;
                 let statement = match self.ledger.pending_portal(portal) {
                     Some(pending) => pending.cloned(),
                     None => self.portals.iter().find(|(name, _)| **name == *portal).map(|(_, known)| known.clone()),
@@ -232,7 +261,6 @@ impl Session {
             return Leaves::AsIs;
         };
         self.unit.parses_sent += 1;
-        let _ = shared;
         if statement.class.proxy.is_some() {
             return self.send_refused(
                 SqlState::FEATURE_NOT_SUPPORTED,
@@ -242,90 +270,82 @@ impl Session {
         let Some(server) = &mut self.server else {
             return Leaves::AsIs;
         };
+        let since = shared.interner.tick();
         if name.is_empty() {
-            server.unnamed = Some(statement.clone());
-            self.ledger.push(Expect::Parse { name, statement });
+            let held = Held { statement, since };
+            server.unnamed = Some(held.clone());
+            self.ledger.push(Expect::Parse { name, held });
             return Leaves::AsIs;
         }
         let taken = match self.ledger.pending_statement(&name) {
             Some(pending) => pending.is_some(),
             None => self.kept.statements.contains(&name),
         };
-        let known = server.prepared.touch(statement.id());
-        // What the server has it is not asked for, and would refuse in an aborted transaction.
-        let aborted = self.unit.started == TxStatus::Failed && !self.unit.leaves_failed;
-        if aborted && (taken || known) && !leaves_failed(statement.class.control) {
-            return self.send_refused(SqlState(*b"25P02"), super::local::ABORTED);
-        }
         if taken {
+            let aborted = self.unit.started == TxStatus::Failed && !self.unit.leaves_failed;
+            if aborted && !leaves_failed(statement.class.control) {
+                return self.send_refused(SqlState(*b"25P02"), super::local::ABORTED);
+            }
             let message = format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(&name));
             return self.send_refused(SqlState(*b"42P05"), &message);
         }
-        if known {
-            self.ledger.push(Expect::KnownParse { name, statement });
-        } else {
-            let expect = Expect::Parse { name, statement: statement.clone() };
-            self.put_parse(&statement, expect);
-        }
+        // What SET LOCAL and the like have changed is not in the profile.
+        let unsettled = self.pins.union(self.unit.effects).intersects(Effects::SETTINGS_UNKNOWN);
+        let alone = self.sets || self.unit.sets || unsettled;
+        let held = Held { statement: shared.interner.prepare(&statement, alone), since };
+        let given = self.put_parse(&held, Expect::Parse { name: name.clone(), held: held.clone() }, shared);
+        self.inject(&Injected::Describe(&given), Expect::Signature { name, statement: held.statement });
         Leaves::Replaced
     }
 
-    fn send_bind(&mut self, body: &[u8]) -> Result<Leaves, ProxyError> {
+    fn send_bind(&mut self, body: &[u8], shared: &mut Shared) -> Result<Leaves, ProxyError> {
         let bind = Bind::read(body)?;
-        let statement = self.sent_statement(bind.statement);
-        let leaves = match &statement {
+        let held = self.sent_statement(bind.statement);
+        let leaves = match &held {
             None => match self.send_missing(bind.statement) {
                 Some(refused) => return Ok(refused),
                 None => Leaves::AsIs,
             },
-            Some(statement) if bind.statement.is_empty() => {
-                self.ensure_unnamed(statement);
-                Leaves::AsIs
-            }
-            Some(statement) if statement.stale.get() => {
-                return Ok(self.send_refusal(&super::compare::changed_type()));
-            }
-            Some(statement) => {
-                self.ensure_named(statement);
-                frontend::put_bind(&mut self.before, bind.portal, statement.name().as_bytes(), bind.rest);
-                Leaves::Replaced
-            }
+            Some(held) => match self.bring(bind.statement, held, shared) {
+                Brought::Waits => return Ok(Leaves::Waits),
+                Brought::Differs => return Ok(self.send_refusal(&super::compare::changed_type())),
+                Brought::Unnamed => Leaves::AsIs,
+                Brought::Named(name) => {
+                    frontend::put_bind(&mut self.before, bind.portal, name.as_bytes(), bind.rest);
+                    Leaves::Replaced
+                }
+            },
         };
+        let statement = held.map(|held| held.statement);
         self.ledger.push(Expect::Bind { portal: bind.portal.into(), statement });
         Ok(leaves)
     }
 
-    fn send_describe(&mut self, body: &[u8]) -> Result<Leaves, ProxyError> {
+    fn send_describe(&mut self, body: &[u8], shared: &mut Shared) -> Result<Leaves, ProxyError> {
         let target = Target::read(frontend::DESCRIBE, body)?;
-        if target.kind == Kind::Portal {
-            self.ledger.push(Expect::Describe { statement: None });
-            return Ok(Leaves::AsIs);
-        }
-        let statement = self.sent_statement(target.name);
-        let leaves = match &statement {
+        let held = match target.kind {
+            Kind::Portal => {
+                self.ledger.push(Expect::Describe { unnamed: None });
+                return Ok(Leaves::AsIs);
+            }
+            Kind::Statement => self.sent_statement(target.name),
+        };
+        let (leaves, unnamed) = match held {
             None => match self.send_missing(target.name) {
                 Some(refused) => return Ok(refused),
-                None => Leaves::AsIs,
+                None => (Leaves::AsIs, None),
             },
-            Some(statement) if target.name.is_empty() => {
-                self.ensure_unnamed(statement);
-                Leaves::AsIs
-            }
-            Some(statement) if statement.stale.get() => {
-                return Ok(self.send_refusal(&super::compare::changed_type()));
-            }
-            Some(statement) => {
-                self.ensure_named(statement);
-                frontend::put_target(
-                    &mut self.before,
-                    frontend::DESCRIBE,
-                    Kind::Statement,
-                    statement.name().as_bytes(),
-                );
-                Leaves::Replaced
-            }
+            Some(held) => match self.bring(target.name, &held, shared) {
+                Brought::Waits => return Ok(Leaves::Waits),
+                Brought::Differs => return Ok(self.send_refusal(&super::compare::changed_type())),
+                Brought::Unnamed => (Leaves::AsIs, Some(held.statement)),
+                Brought::Named(name) => {
+                    frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, name.as_bytes());
+                    (Leaves::Replaced, None)
+                }
+            },
         };
-        self.ledger.push(Expect::Describe { statement });
+        self.ledger.push(Expect::Describe { unnamed });
         Ok(leaves)
     }
 
@@ -341,11 +361,10 @@ impl Session {
     }
 
     /// The statement a name leads to, seen from the end of what is sent.
-    fn sent_statement(&self, name: &[u8]) -> Option<Rc<Statement>> {
+    fn sent_statement(&self, name: &[u8]) -> Option<Held> {
         match self.ledger.pending_statement(name) {
             Some(pending) => pending.cloned(),
-            None if name.is_empty() => self.kept.unnamed.clone(),
-            None => self.kept.statements.get(name).cloned(),
+            None => self.kept.held(name).cloned(),
         }
     }
 
@@ -353,7 +372,7 @@ impl Session {
     /// it has one of that name for somebody else.
     fn send_missing(&mut self, name: &[u8]) -> Option<Leaves> {
         if name.is_empty() {
-            self.inject(&Injected::CloseUnnamed, Expect::InjectedClose);
+            self.inject(&Injected::CloseUnnamed, Expect::InjectedClose(None));
             return None;
         }
         if !name.starts_with(NAME_PREFIX.as_bytes()) {
@@ -377,19 +396,6 @@ impl Session {
         Leaves::Replaced
     }
 
-    fn ensure_unnamed(&mut self, statement: &Rc<Statement>) {
-        let has = self.server.as_ref().and_then(|server| server.unnamed.as_ref());
-        if !has.is_some_and(|has| Rc::ptr_eq(has, statement)) {
-            self.inject(&Injected::ParseUnnamed(statement), Expect::InjectedUnnamed(statement.clone()));
-        }
-    }
-
-    fn ensure_named(&mut self, statement: &Rc<Statement>) {
-        if self.server.as_mut().is_some_and(|server| !server.prepared.touch(statement.id())) {
-            self.put_parse(statement, Expect::InjectedParse(statement.clone()));
-        }
-    }
-
     /// Statements that the client prepared by Parse have other names on the server: lets it have
     /// those that a DEALLOCATE is about to name, so that it finds them.
     fn put_placeholders(&mut self, class: &Class) {
@@ -404,13 +410,21 @@ impl Session {
         }
     }
 
-    /// Parse under the statement's interned name; makes room for it.
-    pub(super) fn put_parse(&mut self, statement: &Rc<Statement>, expect: Expect) {
-        let evicted = self.server.as_ref().and_then(|server| server.prepared.in_the_way_of(statement.id()));
-        if let Some(evicted) = evicted {
-            self.inject(&Injected::Close(evicted), Expect::InjectedClose);
+    /// Parse under a name of its own, which is returned; makes room for it.
+    pub(super) fn put_parse(&mut self, copy: &Held, expect: Expect, shared: &mut Shared) -> Rc<str> {
+        let name = shared.interner.name();
+        let superseded = match &mut self.server {
+            Some(server) => {
+                server.prepared.make_room(copy.statement.id());
+                server.prepared.take_superseded()
+            }
+            None => Vec::new(),
+        };
+        for old in superseded {
+            self.inject(&Injected::Close(&old), Expect::InjectedClose(Some(old.clone())));
         }
-        self.inject(&Injected::Parse(statement), expect);
+        self.inject(&Injected::Parse(copy, &name), expect);
+        name
     }
 
     /// What the unit, a Query of several statements, does first, if that ends the transaction.

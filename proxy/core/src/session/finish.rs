@@ -6,7 +6,6 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::profile::{Profile, Profiles};
-use super::statements::Statement;
 use super::unit::Forwarding;
 use super::{Cleanup, PINS, Phase, Session, Shared, dispatch};
 use crate::route::class::{Deallocate, Scope, SettingChange};
@@ -30,6 +29,7 @@ impl Session {
         self.doubt_settings();
         self.doubt_pins(effects);
         let idle = self.status == TxStatus::Idle;
+        self.sets = !idle && (self.sets || self.unit.sets);
         if idle {
             self.portals.clear();
             self.end_transaction(shared);
@@ -148,8 +148,8 @@ impl Session {
             self.kept.profile = self.kept.startup.clone();
             // What is loaded stays.
             self.pins = self.pins.minus(self.pins.minus(Effects::LOAD));
+            // Not the unnamed one (`DiscardAll` in discard.c); a Query has dropped it before.
             self.kept.statements.clear();
-            self.kept.unnamed = None;
             if let Some(server) = &mut self.server {
                 let cleanup = server.cleanup;
                 server.discarded(profiles);
@@ -206,18 +206,11 @@ impl Session {
         }
         let Some(old) = self.relearn.take() else { return };
         let Shared { classifier, interner, .. } = shared;
-        let sql = self.kept.sql;
-        let new = interner.intern(&old.definition, old.text().len(), |text| classifier.classify(text, sql));
-        self.replace_statement(&old, &new);
-    }
-
-    /// The client's names lead to `new` where they led to `old`.
-    pub(super) fn replace_statement(&mut self, old: &Rc<Statement>, new: &Rc<Statement>) {
+        let class = classifier.classify(old.text(), self.kept.sql);
         let parsed = self.unit.parses.iter_mut().map(|(_, statement)| statement);
-        for statement in self.kept.statements.statements_mut().chain(&mut self.kept.unnamed).chain(parsed) {
-            if Rc::ptr_eq(statement, old) {
-                *statement = new.clone();
-            }
+        let held = self.kept.statements.held_mut().chain(&mut self.kept.unnamed).map(|held| &mut held.statement);
+        for statement in parsed.chain(held).filter(|statement| statement.is_of(&old)) {
+            *statement = interner.reclassified(statement, &class);
         }
     }
 }

@@ -95,6 +95,7 @@ impl Session {
                 let parse = Parse::read(body)?;
                 let statement = self.intern(&parse, &body[parse.name.len() + 1..], shared);
                 self.unit.mention(&statement.class);
+                self.unit.renames = true;
                 self.unit.parses.push((parse.name.into(), statement));
             }
             frontend::BIND => {
@@ -106,17 +107,13 @@ impl Session {
                         let class = shared.classifier.classify(statement.text(), SqlContext::default());
                         self.unit.run(&class);
                     }
-                    Some(statement) => {
-                        self.unit.run(&statement.class);
-                        if !bind.statement.is_empty() && statement.shape.get().is_some() {
-                            self.unit.bound.push(statement);
-                        }
-                    }
+                    Some(statement) => self.unit.run(&statement.class),
                     None => self.unit.run_unknown(),
                 }
             }
             frontend::DESCRIBE | frontend::CLOSE => {
                 let target = Target::read(tag, body)?;
+                self.unit.renames |= tag == frontend::CLOSE;
                 if tag == frontend::DESCRIBE
                     && target.kind == Kind::Statement
                     && let Some(statement) = self.noted_statement(target.name)
@@ -139,8 +136,9 @@ impl Session {
     fn intern(&self, parse: &Parse<'_>, definition: &[u8], shared: &mut Shared) -> Rc<Statement> {
         let Shared { classifier, interner, .. } = shared;
         if self.kept.sql == SqlContext::default() {
-            return interner
-                .intern(definition, parse.text.len(), |text| classifier.classify(text, SqlContext::default()));
+            return interner.intern(definition, parse.text.len(), self.kept.profile.analysis(), |text| {
+                classifier.classify(text, SqlContext::default())
+            });
         }
         // The same bytes mean something else to other sessions.
         interner.private(definition, parse.text.len(), Rc::new(Class::unknown(Reason::Unreadable)))
@@ -151,8 +149,7 @@ impl Session {
         let parsed = self.unit.parses.iter().rev().find(|(parsed, _)| **parsed == *name);
         match parsed {
             Some((_, statement)) => Some(statement.clone()),
-            None if name.is_empty() => self.kept.unnamed.clone(),
-            None => self.kept.statements.get(name).cloned(),
+            None => self.kept.held(name).map(|held| held.statement.clone()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::ledger::Expect;
-use super::statements::{Statement, server_name};
+use super::statements::{Held, Statement};
 use super::{ServerState, Session};
 use crate::wire::frontend::{self, Kind};
 
@@ -19,16 +19,22 @@ pub(super) enum Injected<'a> {
     Question(&'a str),
     /// A Query, DISCARD ALL, between two sessions.
     DiscardAll,
-    /// Parse of what the server lacks, under its name on servers.
-    Parse(&'a Rc<Statement>),
-    /// Parse of the session's unnamed statement.
-    ParseUnnamed(&'a Rc<Statement>),
+    /// Parse of a statement, as the server will have it, under this name.
+    Parse(&'a Held, &'a Rc<str>),
+    /// Parse of the session's unnamed statement, as the server will have it.
+    ParseUnnamed(&'a Held),
+    /// Describe of a statement of this name.
+    Describe(&'a str),
     /// Parse of nothing under a name that a DEALLOCATE is going to give.
     Placeholder(&'a [u8]),
-    /// Close of a statement: its number.
-    Close(u32),
+    /// Close of a statement that is no longer counted as there.
+    Close(&'a str),
     /// Close of the unnamed statement.
     CloseUnnamed,
+    /// Flush: what was asked up to here is wanted now.
+    Flush,
+    /// Sync, in the place of the client's, after an error.
+    Sync,
 }
 
 impl ServerState {
@@ -51,31 +57,34 @@ impl ServerState {
                 self.unnamed = None;
                 frontend::put_query(out, b"DISCARD ALL");
             }
-            Injected::Parse(statement) => {
-                self.prepared.insert(statement.id());
-                put_parse(out, statement.name().as_bytes(), statement);
+            Injected::Parse(held, name) => {
+                self.prepared.insert(held, name);
+                put_parse(out, name.as_bytes(), &held.statement);
             }
-            Injected::ParseUnnamed(statement) => {
-                self.unnamed = Some(Rc::clone(statement));
-                put_parse(out, b"", statement);
+            // exec_parse_message drops the old one first.
+            Injected::ParseUnnamed(held) => {
+                self.unnamed = Some(Held::clone(held));
+                put_parse(out, b"", &held.statement);
+            }
+            Injected::Describe(name) => {
+                frontend::put_target(out, frontend::DESCRIBE, Kind::Statement, name.as_bytes());
             }
             // DEALLOCATE removes it; if it does not come to that the server is cleaned.
             Injected::Placeholder(name) => frontend::put_parse(out, name, b"", &[0, 0]),
-            Injected::Close(id) => {
-                self.prepared.remove(*id);
-                frontend::put_target(out, frontend::CLOSE, Kind::Statement, server_name(*id).as_bytes());
-            }
+            Injected::Close(name) => frontend::put_target(out, frontend::CLOSE, Kind::Statement, name.as_bytes()),
             Injected::CloseUnnamed => {
                 self.unnamed = None;
                 frontend::put_target(out, frontend::CLOSE, Kind::Statement, b"");
             }
+            Injected::Flush => frontend::put_empty(out, frontend::FLUSH),
+            // Outside a transaction block the portals go with it; within one nothing does.
+            Injected::Sync => frontend::put_empty(out, frontend::SYNC),
         }
     }
 }
 
 fn put_parse(out: &mut BytesMut, name: &[u8], statement: &Statement) {
-    let (text, types) = statement.definition.split_at(statement.text().len());
-    frontend::put_parse(out, name, text, &types[1..]);
+    frontend::put_parse(out, name, statement.text(), statement.types());
 }
 
 impl Session {
@@ -87,7 +96,14 @@ impl Session {
         }
     }
 
-    /// Has the server do this between two units.
+    /// As [`Session::inject`], where nothing is answered.
+    pub(super) fn inject_unanswered(&mut self, message: &Injected<'_>) {
+        if let Some(server) = &mut self.server {
+            server.inject(message, &mut self.before);
+        }
+    }
+
+    /// Has the server do this at once.
     pub(super) fn inject_now(&mut self, message: &Injected<'_>, expect: Expect) {
         if let Some(server) = &mut self.server {
             server.inject(message, &mut self.to_server);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use foldhash::fast::RandomState;
 
-use super::statements::Statement;
+use super::statements::{Held, Statement};
 use crate::wire::frontend::Kind;
 
 /// One outstanding request.
@@ -25,16 +25,16 @@ pub(super) enum Expect {
         /// The client's name; empty: unnamed.
         name: Box<[u8]>,
         /// What it defines.
-        statement: Rc<Statement>,
+        held: Held,
     },
-    /// The client's Parse of what the server already has: ParseComplete is made here.
-    KnownParse {
+    /// The proxy's Describe behind a Parse: the description is swallowed.
+    Signature {
         /// The client's name.
         name: Box<[u8]>,
-        /// What it defines.
+        /// What is described.
         statement: Rc<Statement>,
     },
-    /// The proxy's Parse under an interned name: ParseComplete is swallowed.
+    /// The proxy's Parse of what the server lacks: ParseComplete is swallowed.
     InjectedParse(Rc<Statement>),
     /// The proxy's Parse of the unnamed statement: ParseComplete is swallowed.
     InjectedUnnamed(Rc<Statement>),
@@ -43,10 +43,8 @@ pub(super) enum Expect {
     Placeholder,
     /// The proxy's Describe of a statement it brings along: compared with what the client was told.
     Compare(Rc<Statement>),
-    /// The proxy's Sync behind those: swallowed.
-    Compared,
-    /// The proxy's Close: CloseComplete is swallowed.
-    InjectedClose,
+    /// The proxy's Close: CloseComplete is swallowed. The name, unless it is the unnamed statement.
+    InjectedClose(Option<Rc<str>>),
     /// Bind: BindComplete.
     Bind {
         /// The portal it makes; empty: unnamed.
@@ -56,8 +54,8 @@ pub(super) enum Expect {
     },
     /// Describe: RowDescription or NoData.
     Describe {
-        /// The statement, if it describes one.
-        statement: Option<Rc<Statement>>,
+        /// The statement, if it describes the unnamed one.
+        unnamed: Option<Rc<Statement>>,
     },
     /// Execute: CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute {
@@ -81,19 +79,21 @@ pub(super) enum Expect {
     Refused(Box<[u8]>),
 }
 
-/// A kind of name, the name, and what it leads to.
-type Change<'a> = (Kind, &'a [u8], Option<&'a Rc<Statement>>);
+/// A name whose meaning a request changes, and what it is going to lead to.
+enum Change<'a> {
+    Statement(&'a [u8], Option<&'a Held>),
+    Portal(&'a [u8], Option<&'a Rc<Statement>>),
+}
 
 impl Expect {
-    /// The name whose meaning it changes, and what that is going to lead to.
     fn change(&self) -> Option<Change<'_>> {
         match self {
-            Self::Parse { name, statement } | Self::KnownParse { name, statement } => {
-                Some((Kind::Statement, name, Some(statement)))
+            Self::Parse { name, held } => Some(Change::Statement(name, Some(held))),
+            Self::KnownClose { name } | Self::Close { kind: Kind::Statement, name } => {
+                Some(Change::Statement(name, None))
             }
-            Self::KnownClose { name } => Some((Kind::Statement, name, None)),
-            Self::Close { kind, name } => Some((*kind, name, None)),
-            Self::Bind { portal, statement } => Some((Kind::Portal, portal, statement.as_ref())),
+            Self::Close { kind: Kind::Portal, name } => Some(Change::Portal(name, None)),
+            Self::Bind { portal, statement } => Some(Change::Portal(portal, statement.as_ref())),
             _ => None,
         }
     }
@@ -101,29 +101,35 @@ impl Expect {
 
 /// What a name leads to once all is answered, and how many requests change that on the way.
 #[derive(Debug)]
-struct Pending {
+struct Pending<T> {
     changes: usize,
-    last: Option<Rc<Statement>>,
+    last: Option<T>,
 }
 
 /// By name. The empty name, which nearly every Bind has, is looked for nowhere.
-#[derive(Debug, Default)]
-struct Names {
-    unnamed: Option<Pending>,
-    named: HashMap<Box<[u8]>, Pending, RandomState>,
+#[derive(Debug)]
+struct Names<T> {
+    unnamed: Option<Pending<T>>,
+    named: HashMap<Box<[u8]>, Pending<T>, RandomState>,
 }
 
-impl Names {
-    fn get(&self, name: &[u8]) -> Option<&Pending> {
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self { unnamed: None, named: HashMap::default() }
+    }
+}
+
+impl<T> Names<T> {
+    fn get(&self, name: &[u8]) -> Option<&Pending<T>> {
         if name.is_empty() { self.unnamed.as_ref() } else { self.named.get(name) }
     }
 
-    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Pending> {
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Pending<T>> {
         if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) }
     }
 
     /// A request is sent after which `name` leads to `last`.
-    fn change(&mut self, name: &[u8], last: Option<Rc<Statement>>) {
+    fn change(&mut self, name: &[u8], last: Option<T>) {
         match self.get_mut(name) {
             Some(pending) => *pending = Pending { changes: pending.changes + 1, last },
             None if name.is_empty() => self.unnamed = Some(Pending { changes: 1, last }),
@@ -150,8 +156,8 @@ impl Names {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     expected: VecDeque<Expect>,
-    statements: Names,
-    portals: Names,
+    statements: Names<Held>,
+    portals: Names<Rc<Statement>>,
 }
 
 impl Ledger {
@@ -177,9 +183,10 @@ impl Ledger {
 
     /// Appends a request.
     pub(super) fn push(&mut self, expect: Expect) {
-        if let Some((kind, name, statement)) = expect.change() {
-            let names = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
-            names.change(name, statement.cloned());
+        match expect.change() {
+            Some(Change::Statement(name, held)) => self.statements.change(name, held.cloned()),
+            Some(Change::Portal(name, statement)) => self.portals.change(name, statement.cloned()),
+            None => {}
         }
         self.expected.push_back(expect);
     }
@@ -187,9 +194,10 @@ impl Ledger {
     /// The oldest was answered.
     pub(super) fn pop(&mut self) -> Option<Expect> {
         let expect = self.expected.pop_front()?;
-        if let Some((kind, name, _)) = expect.change() {
-            let names = if kind == Kind::Statement { &mut self.statements } else { &mut self.portals };
-            names.answered(name);
+        match expect.change() {
+            Some(Change::Statement(name, _)) => self.statements.answered(name),
+            Some(Change::Portal(name, _)) => self.portals.answered(name),
+            None => {}
         }
         Some(expect)
     }
@@ -197,7 +205,7 @@ impl Ledger {
     /// Takes the oldest if it is answered without the server.
     pub(super) fn pop_known(&mut self) -> Option<Expect> {
         match self.head() {
-            Some(Expect::KnownParse { .. } | Expect::KnownClose { .. }) => self.pop(),
+            Some(Expect::KnownClose { .. }) => self.pop(),
             _ => None,
         }
     }
@@ -206,7 +214,7 @@ impl Ledger {
     /// answered. `None` at the end or at a Sync, which stays.
     pub(super) fn pop_skipped(&mut self) -> Option<Expect> {
         match self.head() {
-            None | Some(Expect::Sync | Expect::Compared) => None,
+            None | Some(Expect::Sync) => None,
             _ => self.pop(),
         }
     }
@@ -220,7 +228,7 @@ impl Ledger {
     }
 
     /// What the client's statement `wanted` is going to be: `Some(None)` if it is going to be closed.
-    pub(super) fn pending_statement(&self, wanted: &[u8]) -> Option<Option<&Rc<Statement>>> {
+    pub(super) fn pending_statement(&self, wanted: &[u8]) -> Option<Option<&Held>> {
         self.statements.get(wanted).map(|pending| pending.last.as_ref())
     }
 

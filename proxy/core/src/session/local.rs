@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use bytes::{BufMut, BytesMut};
 
+use super::statements::Held;
 use super::unit::Extent;
 use super::{Phase, Session};
 use crate::error::{ProxyError, SqlState, encode_response};
@@ -119,10 +120,12 @@ impl Session {
                 frontend::SYNC => backend::put_ready(&mut self.to_client, self.status),
                 frontend::PARSE => match parses.next() {
                     Some((name, statement)) if self.may_answer(&statement.class) => {
+                        // No server has seen it: any copy will do.
+                        let held = Held { statement, since: 0 };
                         if name.is_empty() {
-                            self.kept.unnamed = Some(statement);
+                            self.kept.unnamed = Some(held);
                         } else {
-                            self.kept.statements.insert(name, statement);
+                            self.kept.statements.insert(name, held);
                         }
                         backend::put_empty(&mut self.to_client, backend::PARSE_COMPLETE);
                     }
@@ -177,8 +180,7 @@ impl Session {
     }
 
     fn known_class(&self, name: &[u8]) -> Option<Rc<Class>> {
-        let statement = if name.is_empty() { self.kept.unnamed.as_ref() } else { self.kept.statements.get(name) };
-        statement.map(|statement| statement.class.clone())
+        self.kept.held(name).map(|held| held.statement.class.clone())
     }
 
     /// In a failed transaction only what ends it may be prepared and bound.

@@ -5,8 +5,8 @@
 //!          ┌────────────────────────── Gather ◄───────────────────────────┐
 //!   client │ a unit is complete          │ answered without a server      │
 //!          ▼                             ▼                                │
-//!       Acquire ──attach()──► Prepare ─► Replay, Compare ─► Dispatch ─► Run ─► Finish (Release)
-//!          ▲                       (settings, row types)        │
+//!       Acquire ──attach()──► Prepare ─► Replay ─► Dispatch ◄─► Compare ─► Run ─► Finish (Release)
+//!          ▲                       (settings)         │       (row types)
 //!          └───────────── runs again ◄── server_lost() ◄────────┤          Probe (pins), Release
 //!                                                               └──► SkipToSync, Ended
 //! ```
@@ -29,6 +29,7 @@ use crate::wire::backend::{self, TxStatus};
 
 pub mod buffers;
 mod compare;
+pub mod copies;
 mod dispatch;
 mod finish;
 mod gather;
@@ -44,10 +45,11 @@ pub mod statements;
 mod unit;
 
 use buffers::Buffers;
+use copies::Prepared;
 use ledger::Ledger;
 use lost::{How, Sent, Verdict};
 use profile::{Profile, Profiles};
-use statements::{Interner, Prepared, Statement};
+use statements::{Held, Interner, Statement};
 use unit::{Copy, Extent, Forwarding, Unit};
 
 pub use reply::Fault;
@@ -113,7 +115,7 @@ pub struct ServerState {
     /// Named statements it has.
     pub prepared: Prepared,
     /// Its unnamed statement, if a session's.
-    pub unnamed: Option<Rc<Statement>>,
+    pub unnamed: Option<Held>,
     /// ParameterStatus values.
     pub parameters: Vec<(String, String)>,
     /// What must be done before another session gets it.
@@ -263,6 +265,8 @@ pub struct Session {
     last_bound: Option<Rc<Statement>>,
     /// Texts run in the open transaction that change settings.
     staged: Vec<Rc<Class>>,
+    /// A text that changes settings was run in the open transaction.
+    sets: bool,
     /// What binds the session to its server.
     pins: Effects,
     /// What is to be asked about that.
@@ -271,6 +275,8 @@ pub struct Session {
     relearn: Option<Rc<Statement>>,
     /// …or the unit's Query.
     learn_text: bool,
+    /// The parameter types that the server described last.
+    described: Vec<u8>,
     /// Injected settings were refused: the server's words.
     replay_error: Option<Vec<u8>>,
 
@@ -381,12 +387,14 @@ impl Session {
                 self.unit.reset(self.status);
                 return;
             }
-            Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch
-                if self.unit.started == TxStatus::Idle =>
-            {
+            Phase::Prepare | Phase::Replay if self.unit.started == TxStatus::Idle => {
                 self.unit.rewind();
                 self.phase = Phase::Acquire;
                 return;
+            }
+            // Nothing had been executed, at most was the server asked what a statement returns.
+            Phase::Compare | Phase::Dispatch if self.unit.can_rerun() && !self.unit.executed => {
+                return self.run_again();
             }
             Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch | Phase::Run => {}
         }
@@ -583,6 +591,7 @@ impl Session {
         if status == TxStatus::Idle {
             self.staged.clear();
             self.portals.clear();
+            self.sets = false;
         }
         self.unit.reset(status);
         self.phase = Phase::Gather;

@@ -16,7 +16,25 @@ use crate::route::class::Scope;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Profile {
     entries: BTreeMap<Box<str>, Box<str>>,
+    /// Which of the sets of [`ANALYSIS`] settings is in it.
+    analysis: u32,
 }
+
+/// On these it depends what PostgreSQL makes of a text when it analyses it (client_encoding: which text it is; the
+/// others: which operators, and the values of literals, which are taken then: `coerce_type` in parse_coerce.c). Of the
+/// search path and the role PostgreSQL takes care itself (`RevalidateCachedQuery` in plancache.c).
+const ANALYSIS: [&str; 10] = [
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
 
 impl Profile {
     /// The value of a setting, if it is set.
@@ -27,6 +45,11 @@ impl Profile {
     /// True if nothing is set.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Equal for two only if a text is the same statement under both.
+    pub fn analysis(&self) -> u32 {
+        self.analysis
     }
 
     /// What is set.
@@ -81,6 +104,9 @@ fn quote_name(name: &str) -> String {
 pub struct Profiles {
     by_entries: HashMap<BTreeMap<Box<str>, Box<str>>, Rc<Profile>>,
     empty: Rc<Profile>,
+    /// Numbers of sets of [`ANALYSIS`] settings. None is used twice.
+    analyses: HashMap<BTreeMap<Box<str>, Box<str>>, u32>,
+    next_analysis: u32,
 }
 
 /// Above this many, those that nobody has any more are forgotten.
@@ -88,7 +114,12 @@ const SWEEP_ABOVE: usize = 1024;
 
 impl Default for Profiles {
     fn default() -> Self {
-        Self { by_entries: HashMap::new(), empty: Rc::new(Profile { entries: BTreeMap::new() }) }
+        Self {
+            by_entries: HashMap::new(),
+            empty: Rc::new(Profile { entries: BTreeMap::new(), analysis: 0 }),
+            analyses: HashMap::from([(BTreeMap::new(), 0)]),
+            next_analysis: 0,
+        }
     }
 }
 
@@ -109,9 +140,23 @@ impl Profiles {
         if self.by_entries.len() >= SWEEP_ABOVE {
             self.by_entries.retain(|_, profile| Rc::strong_count(profile) > 1);
         }
-        let profile = Rc::new(Profile { entries: entries.clone() });
+        let profile = Rc::new(Profile { entries: entries.clone(), analysis: self.analysis(&entries) });
         self.by_entries.insert(entries, profile.clone());
         profile
+    }
+
+    fn analysis(&mut self, entries: &BTreeMap<Box<str>, Box<str>>) -> u32 {
+        let decides = |name: &str| ANALYSIS.contains(&name);
+        let set = entries.iter().filter(|(name, _)| decides(name));
+        let set: BTreeMap<_, _> = set.map(|(name, value)| (name.clone(), value.clone())).collect();
+        if self.analyses.len() >= SWEEP_ABOVE {
+            // Who comes after gets another number, and shares no statements with those that have the old one.
+            self.analyses.retain(|set, _| set.is_empty());
+        }
+        *self.analyses.entry(set).or_insert_with(|| {
+            self.next_analysis += 1;
+            self.next_analysis
+        })
     }
 
     /// `base` with one setting changed.
@@ -232,6 +277,17 @@ mod tests {
         let two = profiles.with(&empty, "a", "1");
         assert!(Rc::ptr_eq(&one, &two));
         assert!(Rc::ptr_eq(&profiles.intern(BTreeMap::new()), &profiles.empty()));
+    }
+
+    #[test]
+    fn a_text_is_the_same_statement_under_settings_that_do_not_decide() {
+        let mut profiles = Profiles::default();
+        let empty = profiles.empty();
+        let mut with = |name: &str, value: &str| profiles.with(&empty, name, value).analysis();
+        assert_eq!(with("application_name", "x"), empty.analysis());
+        assert_eq!(with("datestyle", "German"), with("datestyle", "German"));
+        assert_ne!(with("datestyle", "German"), with("datestyle", "ISO"));
+        assert_ne!(with("datestyle", "German"), empty.analysis());
     }
 
     #[test]

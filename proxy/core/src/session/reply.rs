@@ -8,8 +8,8 @@ use bytes::{BufMut, BytesMut};
 
 use super::buffers::{Buffers, consume};
 use super::ledger::Expect;
-use super::statements::Statement;
-use super::unit::{Copy, Extent, Forwarding};
+use super::statements::{Held, Statement};
+use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
 use crate::error::ProxyError;
 use crate::route::class::Route;
@@ -170,7 +170,7 @@ impl Session {
     }
 
     /// From here on the client sees the unit's answer.
-    fn show(&mut self) {
+    pub(super) fn show(&mut self) {
         if self.unit.forwarding == Forwarding::Withheld {
             self.unit.forwarding = Forwarding::On;
             if self.to_client.is_empty() {
@@ -217,9 +217,15 @@ impl Session {
                 self.copy_in();
                 Fate::Forward
             }
-            backend::ROW_DESCRIPTION | backend::NO_DATA => self.description(body, shared),
-            backend::PARAMETER_DESCRIPTION if matches!(head, Expect::Compare(_)) => Fate::Swallow,
-            backend::PARAMETER_DESCRIPTION => Fate::Forward,
+            backend::ROW_DESCRIPTION | backend::NO_DATA => self.description(tag, body, shared),
+            backend::PARAMETER_DESCRIPTION => {
+                let own = matches!(head, Expect::Compare(_) | Expect::Signature { .. });
+                if own || matches!(head, Expect::Describe { unnamed: Some(_) }) {
+                    self.described.clear();
+                    self.described.extend_from_slice(body);
+                }
+                if own { Fate::Swallow } else { Fate::Forward }
+            }
             backend::PARSE_COMPLETE | backend::BIND_COMPLETE | backend::CLOSE_COMPLETE => self.step_complete(tag)?,
             backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE | backend::PORTAL_SUSPENDED => {
                 self.command_complete(tag, body)?
@@ -240,16 +246,9 @@ impl Session {
     /// hand, which was what they waited for.
     pub(super) fn answer_known(&mut self) {
         while let Some(known) = self.ledger.pop_known() {
-            match known {
-                Expect::KnownParse { name, statement } => {
-                    self.define(name, Some(statement));
-                    backend::put_empty(&mut self.after, backend::PARSE_COMPLETE);
-                }
-                Expect::KnownClose { name } => {
-                    self.define(name, None);
-                    backend::put_empty(&mut self.after, backend::CLOSE_COMPLETE);
-                }
-                _ => {}
+            if let Expect::KnownClose { name } = known {
+                self.define(name, None);
+                backend::put_empty(&mut self.after, backend::CLOSE_COMPLETE);
             }
         }
     }
@@ -263,10 +262,10 @@ impl Session {
     }
 
     /// The client's name leads to this statement from now on, or to none.
-    fn define(&mut self, name: Box<[u8]>, statement: Option<Rc<Statement>>) {
-        let before = match (&statement, name.is_empty()) {
-            (_, true) => mem::replace(&mut self.kept.unnamed, statement),
-            (Some(statement), false) => self.kept.statements.insert(name.clone(), statement.clone()),
+    fn define(&mut self, name: Box<[u8]>, held: Option<Held>) {
+        let before = match (&held, name.is_empty()) {
+            (_, true) => mem::replace(&mut self.kept.unnamed, held),
+            (Some(held), false) => self.kept.statements.insert(name.clone(), held.clone()),
             (None, false) => self.kept.statements.remove(&name),
         };
         if self.unit.forwarding == Forwarding::Withheld {
@@ -279,8 +278,8 @@ impl Session {
         while let Some((name, before)) = self.unit.undo.pop() {
             match (before, name.is_empty()) {
                 (before, true) => self.kept.unnamed = before,
-                (Some(statement), false) => {
-                    self.kept.statements.insert(name, statement);
+                (Some(held), false) => {
+                    self.kept.statements.insert(name, held);
                 }
                 (None, false) => {
                     self.kept.statements.remove(&name);
@@ -289,35 +288,41 @@ impl Session {
         }
     }
 
-    fn description(&mut self, body: &[u8], shared: &mut Shared) -> Fate {
+    /// Rows as they are described; a Query's too.
+    fn description(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Fate {
+        let rows = || (tag == backend::ROW_DESCRIPTION).then(|| super::compare::shape(body));
         match self.ledger.head() {
-            Some(Expect::Describe { .. } | Expect::Compare(_)) => {}
+            Some(Expect::Describe { .. } | Expect::Compare(_) | Expect::Signature { .. }) => {}
             _ => return Fate::Forward,
         }
         match self.ledger.pop() {
             Some(Expect::Compare(statement)) => {
-                self.compare(&statement, body, shared);
-                return Fate::Swallow;
+                self.compare(&statement, rows());
+                Fate::Swallow
             }
-            Some(Expect::Describe { statement: Some(statement) }) => {
-                self.tell_shape(&statement, body, shared);
+            Some(Expect::Signature { name, statement }) => {
+                self.learn_signature(&name, &statement, rows(), shared);
+                Fate::Swallow
             }
-            _ => {}
+            Some(Expect::Describe { unnamed: Some(statement) }) => {
+                self.learn_signature(b"", &statement, rows(), shared);
+                Fate::Forward
+            }
+            _ => Fate::Forward,
         }
-        Fate::Forward
     }
 
     fn step_complete(&mut self, tag: u8) -> Result<Fate, Fault> {
         match (tag, self.ledger.pop()) {
-            (backend::PARSE_COMPLETE, Some(Expect::Parse { name, statement })) => {
-                self.define(name, Some(statement));
+            (backend::PARSE_COMPLETE, Some(Expect::Parse { name, held })) => {
+                self.define(name, Some(held));
                 Ok(Fate::Forward)
             }
             (
                 backend::PARSE_COMPLETE,
                 Some(Expect::InjectedParse(_) | Expect::InjectedUnnamed(_) | Expect::Placeholder),
             )
-            | (backend::CLOSE_COMPLETE, Some(Expect::InjectedClose)) => Ok(Fate::Swallow),
+            | (backend::CLOSE_COMPLETE, Some(Expect::InjectedClose(_))) => Ok(Fate::Swallow),
             (backend::BIND_COMPLETE, Some(Expect::Bind { portal, statement })) => {
                 self.portals.retain(|(name, _)| *name != portal);
                 if let Some(statement) = &statement
@@ -378,7 +383,8 @@ impl Session {
 
     fn copy_in(&mut self) {
         self.unit.copy = Copy::In;
-        if matches!(self.ledger.head(), Some(Expect::Execute { .. })) && self.unit.extent == Extent::Closed {
+        let all_sent = self.unit.extent == Extent::Closed && self.phase != Phase::Compare;
+        if matches!(self.ledger.head(), Some(Expect::Execute { .. })) && all_sent {
             self.ledger.drop_trailing_sync();
             self.unit.extent = Extent::Open;
         }
@@ -438,11 +444,10 @@ impl Session {
             return Err(Fault::Unexpected('E'));
         }
         if self.phase == Phase::Compare {
-            // It will say so again, in the right place.
-            self.skip_failed();
-            return Ok(Fate::Swallow);
+            self.end_waiting();
         }
         let rerun = self.rerun_for(&fields, shared)?;
+        let renamed = self.with_clients_name(body);
         let refused = self.skip_failed();
         self.unit.errored = true;
         self.unit.copy = Copy::None;
@@ -464,17 +469,28 @@ impl Session {
             self.before.put_slice(&error);
             return Ok(Fate::Swallow);
         }
+        if let Some(fields) = renamed {
+            wire::put_message(&mut self.before, backend::ERROR_RESPONSE, |out| out.put_slice(&fields));
+            return Ok(Fate::Swallow);
+        }
         Ok(Fate::Forward)
+    }
+
+    /// An error of a Bind, if it names a statement as the server does (`exec_bind_message` in postgres.c).
+    fn with_clients_name(&self, fields: &[u8]) -> Option<Vec<u8>> {
+        let Some(Expect::Bind { statement: Some(statement), .. }) = self.ledger.head() else { return None };
+        let name = self.kept.statements.name_of(statement)?;
+        super::statements::with_clients_name(fields, name)
     }
 
     /// Whether the unit shall run again because of this error: `Some(on the primary)`.
     fn rerun_for(&mut self, fields: &ErrorFields<'_>, shared: &mut Shared) -> Result<Option<bool>, Fault> {
-        let stale = if fields.routine == b"RevalidateCachedQuery" { self.renew_statement(shared) } else { false };
-        if self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun() {
+        // A Query that ends a pipeline is skipped with it, and its end does not come before the next Sync.
+        let skipped = self.unit.shape == Shape::Simple && !matches!(self.ledger.head(), Some(Expect::Query));
+        if self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun() || skipped {
             return Ok(None);
         }
         match fields.code {
-            _ if stale => Ok(Some(self.unit.needs_primary)),
             b"25006" if self.served_by == ServedBy::Standby => {
                 // Not for who asked for a standby: then it is an answer.
                 let asked = self.kept.config.access == crate::terms::Access::ReadOnly
@@ -504,30 +520,12 @@ impl Session {
         }
     }
 
-    /// "cached plan must not change result type" (plancache.c): the tables changed since the server
-    /// prepared it. From now on its text is another statement. Who parsed it before has to know, for
-    /// it was told of another type of row; who parses it in this unit was not: true.
-    fn renew_statement(&mut self, shared: &mut Shared) -> bool {
-        let Some(Expect::Bind { statement: Some(statement), .. } | Expect::Describe { statement: Some(statement) }) =
-            self.ledger.head()
-        else {
-            return false;
-        };
-        shared.interner.forget(statement);
-        let new = self.unit.parses.iter().any(|(_, parsed)| Rc::ptr_eq(parsed, statement));
-        if new {
-            self.relearn = Some(statement.clone());
-        }
-        new
-    }
-
     /// Sees to it that the text which failed is not sent to a standby again.
     fn learn_writes(&mut self, shared: &mut Shared) {
         if let Some(Expect::Execute { .. } | Expect::Bind { .. }) = self.ledger.head()
             && let Some(statement) = self.last_bound.take()
         {
             shared.classifier.learn_writes(statement.text(), self.kept.sql);
-            shared.interner.forget(&statement);
             // The client's names lead to the old class: let it be found anew.
             self.relearn = Some(statement);
         } else if self.unit.class.is_some() {
@@ -545,23 +543,29 @@ impl Session {
         let mut first = true;
         while let Some(skipped) = self.ledger.pop_skipped() {
             match skipped {
-                Expect::Parse { statement, name } if name.is_empty() => {
+                Expect::Parse { held, name } if name.is_empty() => {
                     // exec_parse_message drops the old unnamed statement first.
                     if first {
                         self.define(name, None);
                     }
-                    self.forget_unnamed(&statement);
+                    self.forget_unnamed(&held.statement);
                 }
                 Expect::InjectedUnnamed(statement) => self.forget_unnamed(&statement),
-                Expect::Parse { statement, .. } | Expect::InjectedParse(statement) => {
+                Expect::Parse { held: Held { statement, .. }, .. } | Expect::InjectedParse(statement) => {
                     if let Some(server) = &mut self.server {
                         server.prepared.remove(statement.id());
                     }
                 }
-                Expect::InjectedClose => {
-                    // An evicted statement was not closed: its name is taken for good.
+                // It was not compared.
+                Expect::Compare(statement) => {
                     if let Some(server) = &mut self.server {
-                        server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+                        server.prepared.supersede(statement.id());
+                        server.unnamed = None;
+                    }
+                }
+                Expect::InjectedClose(Some(name)) => {
+                    if let Some(server) = &mut self.server {
+                        server.prepared.not_closed(name);
                     }
                 }
                 Expect::Refused(error) if first => words = Some(error),
@@ -579,7 +583,7 @@ impl Session {
 
     fn forget_unnamed(&mut self, statement: &Rc<Statement>) {
         if let Some(server) = &mut self.server
-            && server.unnamed.as_ref().is_some_and(|has| Rc::ptr_eq(has, statement))
+            && server.unnamed.as_ref().is_some_and(|has| Rc::ptr_eq(&has.statement, statement))
         {
             server.unnamed = None;
         }
@@ -600,10 +604,6 @@ impl Session {
                     return Err(Fault::Unexpected('Z'));
                 }
                 self.replayed(shared);
-                return Ok(Fate::Swallow);
-            }
-            Some(Expect::Compared) if self.ledger.is_empty() => {
-                self.phase = Phase::Dispatch;
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Sync) if self.ledger.is_empty() => {}
@@ -658,7 +658,7 @@ impl Session {
                 backend::put_parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
             }
         }
-        self.compare_or_dispatch();
+        self.phase = Phase::Dispatch;
     }
 }
 

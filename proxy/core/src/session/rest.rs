@@ -7,7 +7,7 @@ use bytes::BytesMut;
 
 use super::ledger::Ledger;
 use super::profile::{self, Profile};
-use super::statements::{Names, Statement};
+use super::statements::{Held, Names};
 use super::unit::Unit;
 use super::{Config, Mark, Phase, ServedBy, Session, Shared, probe};
 use crate::error::ProxyError;
@@ -36,7 +36,7 @@ pub struct Kept {
     pub(super) route: Route,
     pub(super) consistency: Option<Consistency>,
     pub(super) statements: Names,
-    pub(super) unnamed: Option<Rc<Statement>>,
+    pub(super) unnamed: Option<Held>,
     /// The last transaction was ended by COMMIT.
     pub(super) ended_by_commit: bool,
 }
@@ -95,6 +95,11 @@ impl Kept {
             unnamed: None,
             ended_by_commit: false,
         }
+    }
+
+    /// The statement of this name.
+    pub(super) fn held(&self, name: &[u8]) -> Option<&Held> {
+        if name.is_empty() { self.unnamed.as_ref() } else { self.statements.get(name) }
     }
 
     /// Sees how the session's texts are to be read.
@@ -180,8 +185,10 @@ impl Session {
             staged: Vec::new(),
             pins: Effects::NONE,
             probe: probe::Probe::default(),
+            sets: false,
             relearn: None,
             learn_text: false,
+            described: Vec::new(),
             replay_error: None,
             to_client: BytesMut::new(),
             to_server: BytesMut::new(),
@@ -201,7 +208,7 @@ impl Session {
                 .iter()
                 .all(|buffer| buffer.is_empty())
             && (self.portals.is_empty() && self.staged.is_empty() && self.probe.is_empty())
-            && (self.relearn.is_none() && !self.learn_text && self.replay_error.is_none())
+            && (self.relearn.is_none() && !self.learn_text && !self.sets && self.replay_error.is_none())
             && (self.used.is_none() && self.told.is_none() && self.reruns == 0 && self.passing == 0)
     }
 }

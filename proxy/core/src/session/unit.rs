@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use super::statements::Statement;
+use super::statements::{Held, Statement};
 use crate::route::class::{Hint, Statements};
 use crate::route::{Class, Control, Effects};
 use crate::wire::backend::TxStatus;
@@ -58,7 +58,7 @@ pub enum Forwarding {
 }
 
 /// A client's name and the statement it leads to, if any.
-pub(super) type Definition = (Box<[u8]>, Option<Rc<Statement>>);
+pub(super) type Definition = (Box<[u8]>, Option<Held>);
 
 /// The unit at hand.
 #[derive(Debug, Default)]
@@ -97,8 +97,18 @@ pub struct Unit {
     pub parses: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// How many of them were sent.
     pub parses_sent: usize,
-    /// Named statements it binds of whose rows clients were told.
-    pub bound: Vec<Rc<Statement>>,
+    /// Some of its messages change what names of statements lead to.
+    pub renames: bool,
+    /// A text that changes settings is run.
+    pub sets: bool,
+    /// How many of its bytes were sent on, if it waits for a server's description in the middle.
+    pub sent: usize,
+    /// The message to be sent next was noted already, and then had to wait.
+    pub noted: bool,
+    /// Something of it was executed.
+    pub executed: bool,
+    /// Number of the statement of which the server has other rows than the client was told.
+    pub mismatch: Option<u32>,
     /// Where the client's names led that its answered requests changed, oldest first.
     pub undo: Vec<Definition>,
     /// Execute of something that a failed transaction lets through was sent.
@@ -132,15 +142,12 @@ impl Unit {
         parses.clear();
         let mut undo = std::mem::take(&mut self.undo);
         undo.clear();
-        let mut bound = std::mem::take(&mut self.bound);
-        bound.clear();
-        *self =
-            Self { parses, undo, bound, started, read_only: true, repeatable: true, single: true, ..Self::default() };
+        *self = Self { parses, undo, started, read_only: true, repeatable: true, single: true, ..Self::default() };
     }
 
     /// For how many messages there is room.
     pub(super) fn room(&self) -> usize {
-        self.parses.capacity().max(self.undo.capacity()).max(self.bound.capacity())
+        self.parses.capacity().max(self.undo.capacity())
     }
 
     /// Ready to be run again.
@@ -154,6 +161,10 @@ impl Unit {
         self.copy = Copy::None;
         self.skipping = false;
         self.placeholders = false;
+        self.sent = 0;
+        self.noted = false;
+        self.executed = false;
+        self.mismatch = None;
         self.attempts += 1;
     }
 
@@ -171,6 +182,7 @@ impl Unit {
         self.mention(class);
         self.effects.insert(class.effects);
         self.leaves_traces |= class.may_leave_traces();
+        self.sets |= !class.settings.is_empty();
         self.commits |= class.control.commits();
         self.single &= matches!(class.statements, Statements::One | Statements::None);
         if matches!(class.statements, Statements::Unknown) {
