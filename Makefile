@@ -9,15 +9,19 @@ help: ## this list
 install: ## Debian packages for building, testing and the demo
 	@config/dev/install.sh
 
+# The demo builds what it runs, the tests all but the micro-benchmarks, whose criterion changes the features of other
+# crates. Dependencies have the same features in both selections, so that nothing is built twice.
+PROGRAMS = -p manatee-sitter -p manatee-adm -p manatee-proxy -p manatee-tests
+ALL = --workspace --exclude manatee-micro
+
 build: install ## all programs, into target/debug
-	$(CARGO) build --workspace --locked
+	$(CARGO) build $(PROGRAMS) --bins --locked
 
 demo: build ## a three-peer shard with a proxy in front; Ctrl-C ends it
 	target/debug/manatee-lab up
 
-# One selection of packages for all tests: with others, dependencies would be built again with other features.
 test: lint build ## formatting, lints, unit, simulation and end-to-end tests
-	$(CARGO) test --workspace --locked
+	$(CARGO) test $(ALL) --locked
 	@config/dev/left-out.sh
 
 lint: install
@@ -25,11 +29,11 @@ lint: install
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 unit: build
-	$(CARGO) test --workspace --exclude manatee-tests --locked
+	$(CARGO) test $(ALL) --exclude manatee-tests --locked
 	@config/dev/left-out.sh
 
 e2e: build
-	$(CARGO) test -p manatee-tests --locked -- --test-threads=1
+	$(CARGO) test $(ALL) --locked $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs)) -- --test-threads=1
 	@config/dev/left-out.sh
 
 SEEDS ?= 10000
@@ -51,7 +55,7 @@ drivers: build ## a smoke program of each driver that can be had, through a prox
 	target/debug/manatee-lab run -- tests/drivers/run.sh target/drivers
 
 fuzz: install ## mutated conversations through everything that reads what strangers send, for SECONDS
-	MANATEE_FUZZ_SECONDS=$(or $(SECONDS),3600) $(CARGO) test -p manatee-proxy --test fuzz --locked -- --nocapture
+	MANATEE_FUZZ_SECONDS=$(or $(SECONDS),3600) $(CARGO) test $(ALL) --test fuzz --locked -- --nocapture
 
 test-openzfs: install ## storage and the rejoin ladder on genuine OpenZFS, in an emulated Debian (root; not part of test)
 	tests/openzfs/run.sh
@@ -65,7 +69,7 @@ bench: build ## proxies side by side, a table and bench.json; installs what it m
 	target/release/manatee-bench $(BENCH)
 
 micro: install ## what the proxy does for one query, piece by piece, without sockets (criterion)
-	$(CARGO) bench --locked -p manatee-bench --bench hot_path
+	$(CARGO) bench --locked -p manatee-micro
 
 clean:
 	$(CARGO) clean

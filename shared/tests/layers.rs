@@ -19,6 +19,7 @@ const CRATES: &[(&str, &[&str], &[&str])] = &[
     ("manatee-adm", &["manatee-shared", "manatee-sitter-core"], &[]),
     ("manatee-proxy", &["manatee-shared", "manatee-proxy-core"], &[]),
     ("manatee-tests", &["manatee-shared"], &[]),
+    ("manatee-micro", &["manatee-proxy"], &[]),
     ("manatee-bench", &["manatee-shared", "manatee-proxy", "manatee-tests"], &[]),
 ];
 

@@ -29,9 +29,11 @@ impl Binaries {
             None => std::iter::once(beside).chain(beside.parent()).collect(),
         };
         let find = |name: &str| {
-            folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file()).with_context(|| {
-                format!("{name} is not in {}: run `cargo build --workspace` first", folders[0].display())
-            })
+            folders
+                .iter()
+                .map(|folder| folder.join(name))
+                .find(|path| path.is_file())
+                .with_context(|| format!("{name} is not in {}: run `make build` first", folders[0].display()))
         };
         Ok(Self { sitter: find("manatee-sitter")?, proxy: find("manatee-proxy")?, adm: find("manatee-adm")? })
     }

@@ -1,7 +1,7 @@
 //! What the proxy does for one query, piece by piece and without sockets: `make micro`.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-#[path = "../../proxy/tests/steady/mod.rs"]
+#[path = "../../../proxy/tests/steady/mod.rs"]
 mod steady;
 
 use std::hint::black_box;
