@@ -164,7 +164,7 @@ pub struct Auth {
     /// Logins under way at most; for one more the oldest that has had long enough leaves.
     #[serde(default = "default_max_logins")]
     pub max_logins: usize,
-    /// Failed logins at once, for one role from one address; 0: no limit.
+    /// Failed logins that are answered at once, for one role from one address; 0: all of them.
     #[serde(default = "default_failure_burst")]
     pub failure_burst: u32,
     /// One of them is forgiven after this.

@@ -321,7 +321,7 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
         ticket.set_silent(true);
         let progress = |progress| match progress {
             Progress::Spoke => ticket.set_silent(false),
-            Progress::Proved => ticket.settle(),
+            Progress::Judged => ticket.settle(),
         };
         // Dropping a login closes its connection; nothing outlives it.
         tokio::select! {

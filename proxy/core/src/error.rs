@@ -208,9 +208,6 @@ pub enum ProxyError {
         /// For the log only.
         cause: String,
     },
-    /// Too many wrong passwords from there.
-    #[error("too many failed logins: try again in {} s", .0.as_secs() + 1)]
-    TooManyFailures(Duration),
     /// As many clients of this role or database as there may be.
     #[error("too many connections for {0}")]
     TooManyOf(String),
@@ -323,7 +320,6 @@ impl ProxyError {
             | Self::ClientGone(_)
             | Self::PasswordFailed { .. }
             | Self::CertificateFailed { .. }
-            | Self::TooManyFailures(_)
             | Self::NoShard(_)
             | Self::NoLogin(_)
             | Self::NotAllowed(_)
@@ -357,9 +353,7 @@ impl ProxyError {
             Self::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
             Self::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
             Self::PasswordFailed { .. } | Self::NoSecret { .. } => SqlState::INVALID_PASSWORD,
-            Self::NoLogin(_) | Self::NotAllowed(_) | Self::CertificateFailed { .. } | Self::TooManyFailures(_) => {
-                SqlState::INVALID_AUTHORIZATION
-            }
+            Self::NoLogin(_) | Self::NotAllowed(_) | Self::CertificateFailed { .. } => SqlState::INVALID_AUTHORIZATION,
             Self::NoShard(_) => SqlState::INVALID_CATALOG_NAME,
             Self::DatabaseDisabled(_) => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::TooManyClients | Self::TooManyOf(_) | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
@@ -390,7 +384,6 @@ impl ProxyError {
             | Self::DatabaseDisabled(_)
             | Self::NoShard(_)
             | Self::CertificateFailed { .. }
-            | Self::TooManyFailures(_)
             | Self::TooManyClients
             | Self::TooManyOf(_)
             | Self::LoginTimeout(_)

@@ -1,7 +1,8 @@
-//! Failed logins are limited: each address has so many for each role, and ten times as many for all
-//! roles together; one is forgiven every so often. Whoever has used theirs up is refused before being
-//! asked anything. Bounded: with more addresses than that the one that failed longest ago is forgotten.
-//! Pure: the time is an argument.
+//! Failed logins are counted after the proof was judged, and answered more slowly once there are many: each
+//! address has so many for each role, and ten times as many for all roles together, that are answered at once;
+//! one is forgiven every so often. A right proof is never kept waiting: neither by the failures of others who
+//! share its address, nor by its own. Bounded: with more addresses than that the one that failed longest ago is
+//! forgotten. Pure: the time is an argument.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -12,13 +13,16 @@ use std::time::{Duration, Instant};
 const MAX_ENTRIES: usize = 16_384;
 /// An address has so many times the failures of one role.
 const ADDRESS_FACTOR: u32 = 10;
+/// Longest time that an answer is held back: a person who mistypes waits no longer, a program that guesses does
+/// so for each guess.
+pub(super) const MAX_DELAY: Duration = Duration::from_secs(2);
 
 /// The limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limit {
-    /// Failures for one role from one address at once; 0: no limit.
+    /// Failures for one role from one address that are answered at once; 0: all of them.
     pub(super) burst: u32,
-    /// One is forgiven after this.
+    /// One of them is forgiven after this.
     pub(super) forgiven_after: Duration,
 }
 
@@ -52,41 +56,29 @@ fn keys(address: IpAddr, role: Role<'_>) -> [(Key, u32); 2] {
 }
 
 impl Failures {
-    /// Notes a failure.
-    pub(super) fn note(&mut self, address: IpAddr, role: Role<'_>, limit: Limit, now: Instant) {
+    /// Notes a failure; the time by which its answer is to be held back.
+    pub(super) fn note(&mut self, address: IpAddr, role: Role<'_>, limit: Limit, now: Instant) -> Duration {
+        if limit.burst == 0 {
+            return Duration::ZERO;
+        }
         if self.limit != Some(limit) {
             self.until.clear();
             self.limit = Some(limit);
         }
-        for (key, factor) in keys(address, role) {
+        let allowed = limit.forgiven_after.saturating_mul(limit.burst);
+        let delays = keys(address, role).map(|(key, factor)| {
             if self.until.len() >= MAX_ENTRIES && !self.until.contains_key(&key) {
                 self.make_room(now);
             }
             let until = self.until.entry(key).or_insert(now);
-            *until = (*until).max(now) + limit.forgiven_after / factor;
-        }
-    }
-
-    /// Forgets a role's failures from there: it has proved itself.
-    pub(super) fn forgive(&mut self, address: IpAddr, role: Role<'_>) {
-        let [(key, _), _] = keys(address, role);
-        self.until.remove(&key);
-    }
-
-    /// How long they have to wait before they may try again, if they have.
-    pub(super) fn wait(&self, address: IpAddr, role: Role<'_>, limit: Limit, now: Instant) -> Option<Duration> {
-        if limit.burst == 0 || self.limit != Some(limit) {
-            return None;
-        }
-        // Each failure adds its own time: more than the burst's time left is more than the burst.
-        let allowed = limit.forgiven_after * limit.burst;
-        let waits = keys(address, role).map(|(key, factor)| {
-            let left = self.until.get(&key)?.saturating_duration_since(now);
-            // Half of one failure's time: so that the last one allowed is.
-            let most = allowed.saturating_sub(limit.forgiven_after / factor / 2);
-            left.checked_sub(most).filter(|wait| !wait.is_zero())
+            // Each failure adds its own time. More than the longest delay is not remembered: who stops failing is
+            // soon answered at once again.
+            let left = until.saturating_duration_since(now) + limit.forgiven_after / factor;
+            let left = left.min(allowed + MAX_DELAY);
+            *until = now + left;
+            left.saturating_sub(allowed)
         });
-        waits.into_iter().flatten().max()
+        delays.into_iter().max().unwrap_or_default()
     }
 
     /// Forgets who is forgiven, or else the quarter that would be next: seldom, and all at once.
@@ -113,51 +105,65 @@ mod tests {
         text.parse().expect("address")
     }
 
-    #[test]
-    fn a_burst_is_allowed_and_time_forgives() {
-        let (mut failures, now, here) = (Failures::default(), Instant::now(), address("10.0.0.1"));
-        for _ in 0..5 {
-            assert_eq!(failures.wait(here, ("demo", "alice"), LIMIT, now), None);
-            failures.note(here, ("demo", "alice"), LIMIT, now);
+    /// Fails so often; the delay of the last one.
+    fn fail(failures: &mut Failures, from: &str, role: &str, times: usize, now: Instant) -> Duration {
+        let mut delay = Duration::ZERO;
+        for _ in 0..times {
+            delay = failures.note(address(from), ("demo", role), LIMIT, now);
         }
-        assert!(failures.wait(here, ("demo", "alice"), LIMIT, now).is_some());
-        assert_eq!(failures.wait(here, ("demo", "bob"), LIMIT, now), None, "another role");
-        assert_eq!(failures.wait(here, ("other", "alice"), LIMIT, now), None, "another shard's");
-        assert_eq!(failures.wait(address("10.0.0.2"), ("demo", "alice"), LIMIT, now), None, "another address");
-        assert_eq!(failures.wait(here, ("demo", "alice"), LIMIT, now + Duration::from_secs(10)), None);
-        failures.note(here, ("demo", "alice"), LIMIT, now + Duration::from_secs(10));
-        assert!(failures.wait(here, ("demo", "alice"), LIMIT, now + Duration::from_secs(10)).is_some());
-        failures.forgive(here, ("demo", "alice"));
-        assert_eq!(failures.wait(here, ("demo", "alice"), LIMIT, now), None);
-        for _ in 0..6 {
-            failures.note(here, ("demo", "alice"), LIMIT, now);
-        }
-        assert!(failures.wait(here, ("demo", "alice"), LIMIT, now).is_some());
-        assert_eq!(failures.wait(here, ("demo", "alice"), Limit { burst: 0, ..LIMIT }, now), None, "no limit");
-        assert_eq!(failures.wait(here, ("demo", "alice"), Limit { burst: 4, ..LIMIT }, now), None, "another limit");
+        delay
     }
 
     #[test]
-    fn guessing_names_is_limited_too() {
-        let (mut failures, now, here) = (Failures::default(), Instant::now(), address("10.0.0.1"));
-        for number in 0..49 {
-            failures.note(here, ("demo", &format!("user{number}")), LIMIT, now);
+    fn a_burst_is_answered_at_once_and_time_forgives() {
+        let (mut failures, now, here) = (Failures::default(), Instant::now(), "10.0.0.1");
+        assert_eq!(fail(&mut failures, here, "alice", 5, now), Duration::ZERO);
+        assert_eq!(fail(&mut failures, here, "alice", 1, now), MAX_DELAY);
+        assert_eq!(fail(&mut failures, here, "bob", 1, now), Duration::ZERO, "another role");
+        assert_eq!(fail(&mut failures, "10.0.0.2", "alice", 1, now), Duration::ZERO, "another address");
+        let others = failures.note(address(here), ("other", "alice"), LIMIT, now);
+        assert_eq!(others, Duration::ZERO, "a role of that name in another shard");
+        let later = now + LIMIT.forgiven_after;
+        assert!(fail(&mut failures, here, "alice", 1, later) > Duration::ZERO, "one is forgiven, not all");
+        let later = now + LIMIT.forgiven_after * 3 + MAX_DELAY;
+        assert_eq!(fail(&mut failures, here, "alice", 1, later), Duration::ZERO);
+    }
+
+    #[test]
+    fn other_limits_and_none_begin_anew() {
+        let (mut failures, now, here) = (Failures::default(), Instant::now(), "10.0.0.1");
+        assert_eq!(fail(&mut failures, here, "alice", 9, now), MAX_DELAY);
+        let mut note = |limit| failures.note(address(here), ("demo", "alice"), limit, now);
+        assert_eq!(note(Limit { burst: 0, ..LIMIT }), Duration::ZERO);
+        assert_eq!(note(Limit { burst: 1, ..LIMIT }), Duration::ZERO);
+        assert_eq!(note(Limit { burst: 1, ..LIMIT }), MAX_DELAY);
+    }
+
+    #[test]
+    fn no_delay_is_longer_than_the_longest_and_none_outlasts_the_failures() {
+        let (mut failures, now, here) = (Failures::default(), Instant::now(), "10.0.0.1");
+        assert_eq!(fail(&mut failures, here, "alice", 10_000, now), MAX_DELAY);
+        let later = now + MAX_DELAY + LIMIT.forgiven_after;
+        assert_eq!(fail(&mut failures, here, "alice", 1, later), Duration::ZERO);
+    }
+
+    #[test]
+    fn guessing_names_is_slowed_too() {
+        let (mut failures, now, here) = (Failures::default(), Instant::now(), "10.0.0.1");
+        for number in 0..50 {
+            assert_eq!(fail(&mut failures, here, &format!("user{number}"), 1, now), Duration::ZERO);
         }
-        assert_eq!(failures.wait(here, ("demo", "another"), LIMIT, now), None);
-        for number in 49..60 {
-            failures.note(here, ("demo", &format!("user{number}")), LIMIT, now);
-        }
-        assert!(failures.wait(here, ("demo", "another"), LIMIT, now).is_some());
-        assert_eq!(failures.wait(address("10.0.0.2"), ("demo", "another"), LIMIT, now), None);
+        assert!(fail(&mut failures, here, "another", 2, now) > Duration::ZERO);
+        assert_eq!(fail(&mut failures, "10.0.0.2", "another", 1, now), Duration::ZERO);
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_address_and_memory_is_bounded() {
         let (mut failures, now) = (Failures::default(), Instant::now());
-        for host in 0..6 {
-            failures.note(address(&format!("fd00::{host:x}")), ("demo", "alice"), LIMIT, now);
+        for host in 0..5 {
+            fail(&mut failures, &format!("fd00::{host:x}"), "alice", 1, now);
         }
-        assert!(failures.wait(address("fd00::ffff"), ("demo", "alice"), LIMIT, now).is_some());
+        assert!(fail(&mut failures, "fd00::ffff", "alice", 1, now) > Duration::ZERO);
         for host in 0..MAX_ENTRIES as u32 {
             failures.note(IpAddr::V4((0x0A00_0000 + host).into()), ("demo", "alice"), LIMIT, now);
         }

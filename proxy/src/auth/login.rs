@@ -4,6 +4,7 @@
 //! or when the session takes over.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,6 +42,9 @@ use crate::wire::startup::{
 const MAX_PASSWORD_BYTES: usize = 4096;
 /// By which a client says which shard it means, in its startup message or `options`.
 const SHARD_SETTING: &str = "manatee.shard";
+/// Refused clients that wait for their answer at once, in the whole process; more are answered without delay.
+/// Each is a socket and some kilobytes, and no longer counts as a login under way.
+const MAX_DELAYED: usize = 4096;
 /// What is kept of the login time to tell the client why it failed.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -52,6 +56,7 @@ pub struct Gatekeeper {
     certificates: Certificates,
     policy: ArcSwap<Policy>,
     failures: Mutex<Failures>,
+    delayed: AtomicUsize,
     places: Arc<Places>,
     console: Arc<Console>,
     mock_secret: [u8; 32],
@@ -87,6 +92,7 @@ impl Gatekeeper {
             certificates,
             policy: ArcSwap::from_pointee(policy),
             failures: Mutex::default(),
+            delayed: AtomicUsize::new(0),
             places: Arc::default(),
             console,
             mock_secret: random()?,
@@ -114,8 +120,8 @@ impl Gatekeeper {
 pub enum Progress {
     /// The client has said something that makes sense.
     Spoke,
-    /// It is who it says it is: what it waits for from now on is up to us.
-    Proved,
+    /// It is who it says it is, or it is not and was told so: what it waits for from now on is up to us.
+    Judged,
 }
 
 /// Takes a new connection through its login, and tells of its `progress`.
@@ -347,6 +353,23 @@ enum Guest {
     Console(Rights),
 }
 
+/// Counts a refused client that waits for its answer.
+struct Delayed<'a>(&'a AtomicUsize);
+
+impl<'a> Delayed<'a> {
+    /// None if there are too many.
+    fn new(count: &'a AtomicUsize) -> Option<Self> {
+        let counted = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_DELAYED).then_some(counted)
+    }
+}
+
+impl Drop for Delayed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A login whose startup message is known.
 struct Entering<'a> {
     address: SocketAddr,
@@ -370,7 +393,7 @@ impl Entering<'_> {
         let asked = startup.clone();
         let shard = self.find_shard(&mut startup, &config, for_console)?;
         let proved = self.authenticate(stream, &asked, &shard, &config.auth, &mut out).await?;
-        (self.progress)(Progress::Proved);
+        (self.progress)(Progress::Judged);
         if for_console {
             let Some(rights) = Rights::of(&config.admin, &startup.user) else {
                 return Err(ProxyError::NotAllowed(format!("role \"{}\" may not use the console", startup.user)));
@@ -461,19 +484,29 @@ impl Entering<'_> {
         let verdict = self.rule(stream, startup, &policy)?;
         let limit = Limit { burst: settings.failure_burst, forgiven_after: settings.failure_forgiven_after };
         let (from, role) = (self.address.ip(), (shard.name.as_str(), user.as_str()));
-        let failures = || self.gate.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(wait) = failures().wait(from, role, limit, Instant::now()) {
-            return Err(ProxyError::TooManyFailures(wait));
-        }
         let result = self.prove(stream, user, shard, &verdict, &policy, out).await;
-        match &result {
-            Ok(_) => failures().forgive(from, role),
-            Err(ProxyError::PasswordFailed { .. } | ProxyError::CertificateFailed { .. }) => {
-                failures().note(from, role, limit, Instant::now());
-            }
-            Err(_) => {}
+        if let Err(ProxyError::PasswordFailed { .. } | ProxyError::CertificateFailed { .. }) = &result {
+            // Judged first, counted then: whoever has the right proof gets in, whatever others who share its
+            // address do.
+            let mut failures = self.gate.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let delay = failures.note(from, role, limit, Instant::now());
+            drop(failures);
+            self.hold_back(delay).await;
         }
         result
+    }
+
+    /// Lets a refused client wait for its answer. It gives up its place among the logins under way first.
+    async fn hold_back(&self, delay: Duration) {
+        if delay.is_zero() {
+            return;
+        }
+        (self.progress)(Progress::Judged);
+        let delayed = Delayed::new(&self.gate.delayed);
+        if delayed.is_some() {
+            // Dropping it closes the connection, as everywhere in a login.
+            tokio::time::sleep_until((Instant::now() + delay).min(self.deadline).into()).await;
+        }
     }
 
     /// The rule for this client.
@@ -667,8 +700,8 @@ fn refused(error: ScramError) -> ProxyError {
     }
 }
 
-/// Sends an authentication request and reads the answer.
-async fn ask(stream: &mut ClientStream, request: Authentication<'_>) -> Result<Vec<u8>> {
+/// Sends an authentication request and reads the answer, which may be a password in clear: it is wiped.
+async fn ask(stream: &mut ClientStream, request: Authentication<'_>) -> Result<Zeroizing<Vec<u8>>> {
     let mut out = BytesMut::with_capacity(128);
     request.encode(&mut out);
     send(stream, &out).await?;
@@ -682,7 +715,7 @@ async fn ask(stream: &mut ClientStream, request: Authentication<'_>) -> Result<V
     if !(4..=MAX_PASSWORD_BYTES).contains(&length) {
         return Err(ProxyError::Protocol("invalid length of password response".to_owned()));
     }
-    read_rest(stream, length - 4).await
+    read_rest(stream, length - 4).await.map(Zeroizing::new)
 }
 
 async fn send(stream: &mut ClientStream, bytes: &[u8]) -> Result<()> {
