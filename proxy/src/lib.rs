@@ -9,6 +9,7 @@ pub mod config;
 pub mod driver;
 pub mod http;
 pub mod metrics;
+pub mod own_role;
 pub mod pool;
 pub mod relay;
 pub mod server;

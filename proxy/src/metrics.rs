@@ -22,6 +22,7 @@ const STATE_CURRENT: &str = "manatee_proxy_state_current";
 const LAG: &str = "manatee_proxy_standby_lag_seconds";
 const LAG_BYTES: &str = "manatee_proxy_standby_lag_bytes";
 const FIT: &str = "manatee_proxy_standby_fit";
+const OWN_LOGIN_FAILURES: &str = "manatee_proxy_own_login_failures_total";
 
 /// Says what each metric means. Once, after the recorder is installed.
 pub fn describe() {
@@ -45,6 +46,7 @@ pub fn describe() {
     metrics::describe_gauge!(LAG, Unit::Seconds, "How far a standby's replay is behind, by node");
     metrics::describe_gauge!(LAG_BYTES, Unit::Bytes, "How far a standby's replay is behind, by node");
     metrics::describe_gauge!(FIT, "1 if a standby may serve reads, by node");
+    metrics::describe_counter!(OWN_LOGIN_FAILURES, "Logins of the proxy's own role that a server refused");
 }
 
 /// One thread's handles for what sessions do often.
@@ -98,6 +100,11 @@ pub fn count_sqlstate(sqlstate: &str, origin: &'static str) {
 /// Counts what became of a connection: `session`, `replication`, `done`, `refused` ….
 pub fn count_connection(result: &'static str) {
     counter!(CONNECTIONS, "result" => result).increment(1);
+}
+
+/// Logins of the proxy's own role that a shard's servers refused.
+pub fn own_login_failures(shard: &str) -> Counter {
+    counter!(OWN_LOGIN_FAILURES, "shard" => shard.to_owned())
 }
 
 /// The number of clients.

@@ -30,6 +30,7 @@ use crate::cancel::Registry;
 use crate::cancel::fleet::Fleet;
 use crate::config::Config;
 use crate::error::ProxyError;
+use crate::own_role::OwnRole;
 use crate::pool::{Limits, Settings, Worker};
 use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::servers::Servers;
@@ -67,6 +68,8 @@ pub struct Shared {
     pub gate: Gatekeeper,
     /// TLS towards servers.
     pub servers: Arc<Servers>,
+    /// The proxy's own role.
+    pub own: Arc<OwnRole>,
     /// What consoles share.
     pub console: Arc<Console>,
     /// Cancelled when nobody new is let in any more.
@@ -114,7 +117,7 @@ impl Proxy {
         policy: Policy,
         upgrade_socket: Option<PathBuf>,
     ) -> Result<Self, ProxyError> {
-        let servers = own.servers.clone();
+        let (servers, own_role) = (own.servers.clone(), own.own.clone());
         let (first, background) = shards::prepare(own, config.auth.verifier_max_age);
         let shards = Arc::new(Shards::new(first));
         let fleet = Fleet { number: config.fleet.number, peers: config.fleet.peers(), upgrade_socket };
@@ -127,6 +130,7 @@ impl Proxy {
             shards,
             gate,
             servers,
+            own: own_role,
             console,
             closed: CancellationToken::new(),
             drain: CancellationToken::new(),

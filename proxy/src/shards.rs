@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::verifier::{self, Verifiers};
 use crate::auth::{Greetings, Keys};
 use crate::catalog;
+use crate::metrics;
 use crate::pool::Catalogs;
 use crate::topology::{self, Publisher, Topology, monitor};
 
@@ -39,10 +40,19 @@ pub struct Shard {
     pub greetings: Greetings,
     /// Functions of its databases.
     pub catalogs: Arc<dyn Catalogs>,
+    own: monitor::Settings,
     state: OnceLock<StateWatch>,
 }
 
 impl Shard {
+    /// Sees whether its servers take the proxy's own role.
+    pub async fn prove_own_login(&self) {
+        let snapshot = self.topology.snapshot();
+        let standbys = snapshot.standbys.iter().map(|standby| standby.node);
+        let nodes: Vec<_> = snapshot.primary().into_iter().chain(standbys).collect();
+        self.own.prove_login(&nodes).await;
+    }
+
     /// Its cluster state; none before it is watched.
     pub fn state(&self) -> Option<StateWatch> {
         self.state.get().cloned()
@@ -64,6 +74,8 @@ pub fn prepare(own: monitor::Settings, max_age: Duration) -> (Arc<Shard>, Backgr
     let (publisher, topology, suspicions) = topology::channel();
     let (verifiers, questions) = Verifiers::new(max_age);
     let (catalogs, wanted) = catalog::Loader::new();
+    // From the start: an alert sees the first failure.
+    metrics::own_login_failures(own.shard.as_str()).increment(0);
     let shard = Arc::new(Shard {
         name: own.shard.clone(),
         greetings: Greetings::new(topology.clone(), own.servers.clone()),
@@ -71,6 +83,7 @@ pub fn prepare(own: monitor::Settings, max_age: Duration) -> (Arc<Shard>, Backgr
         verifiers,
         keys: Keys::default(),
         catalogs: Arc::new(catalogs),
+        own: own.clone(),
         state: OnceLock::new(),
     });
     let background = Background { shard: shard.clone(), own, publisher, suspicions, questions, catalogs: wanted };

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use harness::Postgres;
 use manatee_proxy::catalog::{self, Loader};
+use manatee_proxy::own_role::OwnRole;
 use manatee_proxy::pool::Catalogs as _;
 use manatee_proxy::route::{Access, Classifier, SqlContext};
 use manatee_proxy::topology::{self, Primary, Snapshot, monitor};
@@ -27,8 +28,7 @@ fn settings() -> monitor::Settings {
     monitor::Settings {
         shard: "test".parse().expect("name"),
         servers: std::sync::Arc::default(),
-        user: "postgres".to_owned(),
-        password: String::new().into(),
+        own: Arc::new(OwnRole::new("postgres", "")),
         poll_interval: Duration::from_millis(100),
         max_lag: Duration::from_secs(10),
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use manatee_proxy::auth::{Access, Policy};
 use manatee_proxy::config::Config;
+use manatee_proxy::own_role::OwnRole;
 use manatee_proxy::server::background::serve_http;
 use manatee_proxy::server::listen::{Address, Listener};
 use manatee_proxy::server::{Proxy, Shared, Workers, accept};
@@ -37,6 +38,8 @@ mod keys;
 mod postgres;
 #[path = "login/replication.rs"]
 mod replication;
+#[path = "login/rotation.rs"]
+mod rotation;
 #[path = "login/rules.rs"]
 mod rules;
 #[path = "login/servers.rs"]
@@ -86,6 +89,7 @@ impl Bench {
         let (certificate, key) = make_certificate(postgres.folder());
         let (users, config) = (postgres.folder().join("users"), postgres.folder().join("proxy.toml"));
         std::fs::write(users, "# not in the database\n\"boss\" \"boss's\"\n\"carol\" \"carol's\"\n").expect("users");
+        std::fs::write(postgres.folder().join("proxy.password"), "proxy\n").expect("password");
         std::fs::write(&config, configuration(postgres.folder(), &[])).expect("configuration");
         let Started { proxy, http, state, shared, workers, stop } =
             start_proxy(postgres.port, &config, Some(postgres.folder().to_owned())).await;
@@ -129,14 +133,15 @@ fn make_certificate(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
 
 /// The proxy's configuration, with more keys in some sections.
 fn configuration(folder: &Path, extra: &[(&str, String)]) -> String {
-    let [users, certificate, key] = ["users", "proxy.crt", "proxy.key"].map(|name| folder.join(name));
+    let [users, certificate, key, password] =
+        ["users", "proxy.crt", "proxy.key", "proxy.password"].map(|name| folder.join(name));
     let sections = [
         ("", "workers = 1".to_owned()),
         ("fleet", "number = 1".to_owned()),
         ("listen", "address = \"127.0.0.1:6432\"".to_owned()),
         ("zookeeper", "servers = [\"127.0.0.1:1\"]".to_owned()),
         ("shard", "name = \"test\"".to_owned()),
-        ("auth", format!("password_file = \"/nonexistent\"\nusers_file = {users:?}\nlogin_timeout = \"10s\"")),
+        ("auth", format!("password_file = {password:?}\nusers_file = {users:?}\nlogin_timeout = \"10s\"")),
         ("admin", "admin_users = [\"boss\"]\nstats_users = [\"watcher\"]".to_owned()),
         ("tls", format!("certificate_file = {certificate:?}\nkey_file = {key:?}")),
         ("server_tls", String::new()),
@@ -170,8 +175,7 @@ struct Started {
 fn own(config: &Config) -> monitor::Settings {
     monitor::Settings {
         shard: config.shard.name.clone(),
-        user: "manatee_proxy".to_owned(),
-        password: "proxy".to_owned().into(),
+        own: Arc::new(OwnRole::load(&config.auth.user, &config.auth.password_file).expect("password")),
         poll_interval: config.routing.poll_interval,
         max_lag: config.routing.max_lag,
         servers: Servers::load(&config.server_tls).expect("server_tls").into(),
@@ -251,6 +255,11 @@ async fn logins() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn replication_connections() {
     replication::replication(&Bench::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn secrets_that_change() {
+    rotation::rotation(&Bench::start().await).await;
 }
 
 async fn passwords(bench: &Bench) {

@@ -210,23 +210,57 @@ impl fmt::Debug for Secret {
 
 /// Reads a secret from a file of its own, without its trailing newline. An empty one is an error;
 /// a file that everybody may read is only warned about.
+///
+/// # Errors
+/// One line that names the file and the remedy.
 pub fn read_secret(path: &Path) -> Result<Secret, ConfigError> {
+    let mut secrets = read_lines(path)?;
+    match (secrets.pop(), secrets.is_empty()) {
+        (Some(secret), true) => Ok(secret),
+        _ => Err(ConfigError::Secret {
+            path: path.to_owned(),
+            problem: "the file has more than one line; put the secret alone on one line".to_owned(),
+        }),
+    }
+}
+
+/// Reads a secret that may be in the middle of a change: the new one on the first line and, while both may have to
+/// be tried, the one before it on the second. Otherwise as [`read_secret`].
+///
+/// # Errors
+/// One line that names the file and the remedy.
+pub fn read_secrets(path: &Path) -> Result<Vec<Secret>, ConfigError> {
+    let secrets = read_lines(path)?;
+    if secrets.len() > 2 {
+        let problem = "the file has more than two lines; put the secret on the first and, during a change, the \
+                       one before it on the second";
+        return Err(ConfigError::Secret { path: path.to_owned(), problem: problem.to_owned() });
+    }
+    Ok(secrets)
+}
+
+/// The lines of a file of secrets: at least one, none empty.
+fn read_lines(path: &Path) -> Result<Vec<Secret>, ConfigError> {
     use std::os::unix::fs::PermissionsExt;
 
     let fail = |problem: String| ConfigError::Secret { path: path.to_owned(), problem };
     let text = std::fs::read_to_string(path)
         .map_err(|error| fail(format!("cannot read the secret: {error}; create the file or correct its path")))?;
-    let secret = text.trim_end_matches(['\n', '\r']);
-    if secret.is_empty() {
+    let text = text.trim_end_matches(['\n', '\r']);
+    if text.is_empty() {
         return Err(fail("the file is empty; put the secret on its first line".to_owned()));
     }
-    if secret.contains(['\n', '\0']) {
-        return Err(fail("the file has more than one line; put the secret alone on one line".to_owned()));
+    if text.contains('\0') {
+        return Err(fail("the file has a NUL byte; put the secret alone on one line".to_owned()));
+    }
+    let secrets: Vec<Secret> = text.lines().map(|line| Secret(line.to_owned())).collect();
+    if secrets.iter().any(|secret| secret.0.is_empty()) {
+        return Err(fail("a line is empty; put the secret on the first line".to_owned()));
     }
     if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
         tracing::warn!(path = %path.display(), "everybody may read this secret; chmod 600 it");
     }
-    Ok(Secret(secret.to_owned()))
+    Ok(secrets)
 }
 
 /// Reads a text file that `key` of the configuration names.
@@ -440,5 +474,13 @@ mod tests {
         let secret = read_secret(&file).expect("secret");
         assert_eq!(secret.expose(), "s3cret ");
         assert!(!format!("{secret:?}").contains("s3cret"));
+        std::fs::write(&file, "new\nold\n").expect("write");
+        assert!(read_secret(&file).expect_err("two").to_string().contains("more than one line"));
+        let both = read_secrets(&file).expect("secrets");
+        assert_eq!(both.iter().map(Secret::expose).collect::<Vec<_>>(), ["new", "old"]);
+        for text in ["new\n\nold", "a\nb\nc", "\nold"] {
+            std::fs::write(&file, text).expect("write");
+            assert!(read_secrets(&file).is_err(), "{text:?}");
+        }
     }
 }

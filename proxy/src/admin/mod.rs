@@ -187,6 +187,7 @@ fn facts(shared: &Shared, reports: &show::Reports) -> Facts {
         threads: config.worker_count(),
         default_shard: config.shard.name.clone(),
         aliases: aliases(&config),
+        own_login_refused: shared.own.refused_by(),
         shards: shared.shards.all().iter().map(|shard| (shard.name.clone(), shard.topology.snapshot())).collect(),
     }
 }

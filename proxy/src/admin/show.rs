@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use manatee_shared::ids::ShardName;
+use manatee_shared::ids::{PeerId, ShardName};
 
 use super::table::{Column, Field, Table, int4, int8, row, text};
 use crate::pool::Mode;
@@ -32,6 +32,8 @@ pub struct Facts {
     pub default_shard: ShardName,
     /// Names that clients use for databases, by shard and name there.
     pub aliases: BTreeMap<(ShardName, String), String>,
+    /// Nodes that refuse the proxy's own role.
+    pub own_login_refused: BTreeMap<(ShardName, PeerId), String>,
     /// What is known of each shard.
     pub shards: Vec<(ShardName, std::sync::Arc<Snapshot>)>,
 }
@@ -517,12 +519,17 @@ const TOPOLOGY: &[Column] = &[
     text("position"),
     int8("lag_ms"),
     text("zookeeper"),
+    text("own_login"),
 ];
 
 /// `SHOW TOPOLOGY`: each shard's nodes as this proxy knows them.
 pub fn topology(facts: &Facts) -> Table {
     let mut rows = Vec::new();
     for (shard, snapshot) in &facts.shards {
+        let own_login = |node: PeerId| match facts.own_login_refused.get(&(shard.clone(), node)) {
+            Some(cause) => format!("refused: {cause}"),
+            None => "ok".to_owned(),
+        };
         let zookeeper = if snapshot.state_is_current { "current" } else { "stale" };
         let named = snapshot.reign.map(|reign| crate::topology::Node::of(reign.primary));
         if let Some(node) = named {
@@ -540,6 +547,7 @@ pub fn topology(facts: &Facts) -> Table {
                 position,
                 None::<u64>,
                 zookeeper,
+                own_login(node.id),
             ]);
         }
         for standby in &snapshot.standbys {
@@ -555,6 +563,7 @@ pub fn topology(facts: &Facts) -> Table {
                 standby.replayed.lsn.to_string(),
                 u64::try_from(standby.lag.as_millis()).unwrap_or(u64::MAX),
                 zookeeper,
+                own_login(standby.node.id),
             ]);
         }
         if named.is_none() {
@@ -569,6 +578,7 @@ pub fn topology(facts: &Facts) -> Table {
                 None::<String>,
                 None::<u64>,
                 zookeeper,
+                None::<String>,
             ]);
         }
     }

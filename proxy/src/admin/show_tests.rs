@@ -36,6 +36,7 @@ fn facts() -> Facts {
         threads: 2,
         default_shard: "demo".parse().expect("name"),
         aliases: BTreeMap::new(),
+        own_login_refused: BTreeMap::new(),
         shards: vec![("demo".parse().expect("name"), std::sync::Arc::new(Snapshot::unknown()))],
     }
 }

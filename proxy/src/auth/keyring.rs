@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
+use zeroize::Zeroizing;
 
 use super::Identity;
 use super::secret::Secret;
@@ -113,6 +114,17 @@ impl Keys {
         roles.insert(key, Arc::downgrade(&keyring.newest));
         keyring
     }
+
+    /// The users' file was read again: clients of its roles that are logged in use its passwords for their next
+    /// server connections. (A role of the file has no number.)
+    pub fn replace_passwords(&self, password_of: impl Fn(&str) -> Option<Zeroizing<String>>) {
+        let roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((user, _), newest) in roles.iter().filter(|((_, number), _)| number.is_none()) {
+            if let (Some(newest), Some(password)) = (newest.upgrade(), password_of(user)) {
+                newest.store(Arc::new(Secret::Password(password)));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +173,16 @@ mod tests {
         assert_eq!((text(changed.secrets.own()), text(one.secrets.own())), ("y", "x"));
         assert!(Arc::ptr_eq(&changed, &identity("app", Some(1), password("y"))));
         assert!(Arc::ptr_eq(&identity("app", None, Secret::None), &identity("app", None, Secret::None)));
+    }
+
+    #[test]
+    fn a_new_password_of_the_users_file_counts_for_its_clients_only() {
+        let (keys, alice) = (Keys::default(), Arc::from("alice"));
+        let from_file = keys.proved(&alice, None, password("old"));
+        let from_database = keys.proved(&alice, Some(1), password("of the database"));
+        keys.replace_passwords(|user| (user == "alice").then(|| "new".to_owned().into()));
+        assert_eq!((text(from_file.own()), text(&from_file.newest())), ("old", "new"));
+        assert_eq!(text(&from_database.newest()), "of the database");
     }
 
     #[test]

@@ -68,6 +68,14 @@ impl Users {
         Ok(Self { entries })
     }
 
+    /// A role's password, where the file has it in clear.
+    pub fn password(&self, user: &str) -> Option<Zeroizing<String>> {
+        match self.entries.get(user) {
+            Some(Entry::Password(password, _)) => Some(password.clone()),
+            Some(Entry::Stored(_)) | None => None,
+        }
+    }
+
     /// A role of the file.
     ///
     /// # Errors

@@ -9,12 +9,13 @@ use clap::Parser;
 use manatee_proxy::auth::Policy;
 use manatee_proxy::config::Config;
 use manatee_proxy::metrics;
+use manatee_proxy::own_role::OwnRole;
 use manatee_proxy::server::Proxy;
 use manatee_proxy::server::run::{Listeners, Start, run};
 use manatee_proxy::tls::Certificates;
 use manatee_proxy::tls::servers::Servers;
 use manatee_proxy::topology::monitor;
-use manatee_shared::{config, telemetry};
+use manatee_shared::telemetry;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// An idle client is a few small allocations of its own: with this allocator they take two fifths less memory than with
@@ -55,7 +56,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     // Two crypto providers may be linked; rustls must not have to guess.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Config::load(&arguments.config)?;
-    let password = config::read_secret(&config.auth.password_file).context("`auth.password_file`")?;
+    let own = OwnRole::load(&config.auth.user, &config.auth.password_file).context("`auth.password_file`")?;
     let certificates = Certificates::load(&config.tls).context("`tls`")?;
     let servers = Servers::load(&config.server_tls).context("`server_tls`")?;
     let policy = Policy::load(&config)?;
@@ -72,8 +73,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     raise_file_limit(&config);
     let own = monitor::Settings {
         shard: config.shard.name.clone(),
-        user: config.auth.user.clone(),
-        password: password.expose().to_owned().into(),
+        own: Arc::new(own),
         poll_interval: config.routing.poll_interval,
         max_lag: config.routing.max_lag,
         servers: Arc::new(servers),

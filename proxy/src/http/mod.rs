@@ -89,16 +89,22 @@ impl Which {
 
 /// 200 while new clients can be served in that way, so that a balancer may send some: those of the shard
 /// that is named, or else of any.
-fn ready(State(sources): State<Sources>, Query(which): Query<Which>, wanted: Ready) -> (StatusCode, &'static str) {
+fn ready(State(sources): State<Sources>, Query(which): Query<Which>, wanted: Ready) -> (StatusCode, String) {
     if sources.shared.closed.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned());
     }
     let shards = match &which.shard {
         None => sources.shared.shards.all(),
         Some(_) => which.find(&sources.shared).into_iter().collect(),
     };
     let answers = shards.iter().map(|shard| ready_in(&shard.topology.snapshot(), wanted));
-    answers.min_by_key(|(status, _)| *status).unwrap_or((StatusCode::NOT_FOUND, "no such shard\n"))
+    let (status, text) =
+        answers.min_by_key(|(status, _)| *status).unwrap_or((StatusCode::NOT_FOUND, "no such shard\n"));
+    // What is open goes on; what is not can soon not be opened any more.
+    let refused = sources.shared.own.refused_by();
+    let refused = refused.iter().filter(|((name, _), _)| shards.iter().any(|shard| shard.name == *name));
+    let details = refused.map(|((shard, node), cause)| format!("own role refused by {node} of {shard}: {cause}\n"));
+    (status, text.to_owned() + &details.collect::<String>())
 }
 
 fn ready_in(snapshot: &Snapshot, wanted: Ready) -> (StatusCode, &'static str) {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use manatee_shared::config;
+
 use super::crew::Action;
 use super::{Shared, settings};
 use crate::auth::Policy;
@@ -28,6 +30,10 @@ impl Shared {
                 }
                 self.config.store(new.clone());
                 self.console.crew().order(Action::Reconfigure(settings(new))).await;
+                for shard in self.shards.all() {
+                    // Beside: an unreachable node must not hold the answer up. Bounded by its own limits.
+                    tokio::spawn(async move { shard.prove_own_login().await });
+                }
                 tracing::info!("reloaded");
             }
             Err(error) => tracing::error!(%error, "not reloaded: the old configuration stays in use"),
@@ -45,6 +51,17 @@ impl Shared {
         let certificates = crate::tls::Certificates::load(&new.tls).map_err(|error| error.to_string())?;
         let servers = Servers::load(&new.server_tls).map_err(|error| error.to_string())?;
         let policy = Policy::load(&new).map_err(|error| error.to_string())?;
+        // Put together in a test that has no file of it.
+        let passwords = match old.path.as_os_str().is_empty() {
+            true => None,
+            false => Some(config::read_secrets(&new.auth.password_file).map_err(|error| error.to_string())?),
+        };
+        if let Some(passwords) = passwords {
+            self.own.replace(passwords);
+        }
+        for shard in self.shards.all() {
+            shard.keys.replace_passwords(|user| policy.users.password(user));
+        }
         self.gate.follow(policy);
         self.servers.replace(servers);
         self.gate.certificates().replace(certificates);

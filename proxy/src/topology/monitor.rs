@@ -17,12 +17,12 @@ use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 use tokio_postgres::config::SslMode;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 use super::knowledge::{Answer, Knowledge, Outcome};
 use super::snapshot::Node;
 use super::{Publisher, Snapshot};
 use crate::metrics;
+use crate::own_role::{Attempt, OwnRole, is_login_refusal, is_wrong_password};
 use crate::tls::servers::Servers;
 
 /// Between two questions to a named primary that is not confirmed yet.
@@ -41,6 +41,10 @@ const QUICK_LIMIT: Duration = Duration::from_secs(20);
 const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
 /// Longest wait for one connection.
 const CONNECT_LIMIT: Duration = Duration::from_millis(1000);
+/// Database that is connected to for asking a node.
+const OWN_DATABASE: &str = "postgres";
+/// Between two attempts at a node that refuses the proxy's own role: each is a line in its log.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 /// Results that may wait for the owner of the knowledge.
 const MAX_RESULTS: usize = 256;
 
@@ -49,10 +53,8 @@ const MAX_RESULTS: usize = 256;
 pub struct Settings {
     /// Which shard.
     pub shard: ShardName,
-    /// Role with the right to log in to database `postgres`.
-    pub user: String,
-    /// Its password.
-    pub password: Zeroizing<String>,
+    /// The proxy's own role, with the right to log in to database `postgres`.
+    pub own: Arc<OwnRole>,
     /// Normal pace.
     pub poll_interval: Duration,
     /// Standbys further behind are not fit.
@@ -67,6 +69,9 @@ pub enum ConnectError {
     /// Not even an open one.
     #[error("cannot connect: {0}")]
     Open(#[from] HandshakeError),
+    /// There is nothing to log in with.
+    #[error("the proxy's own role has no password")]
+    NoPassword,
     /// It took too long.
     #[error("no connection within {CONNECT_LIMIT:?}")]
     Late,
@@ -82,7 +87,7 @@ impl Settings {
     /// # Errors
     /// [`ConnectError`]; bounded by [`CONNECT_LIMIT`] for the connection itself.
     pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
-        self.connect_to(node, "postgres").await
+        self.connect_to(node, OWN_DATABASE).await
     }
 
     /// As [`Settings::connect`], to another database.
@@ -94,14 +99,42 @@ impl Settings {
         node: Node,
         database: &str,
     ) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
+        let mut attempts = self.own.attempts().peekable();
+        while let Some(attempt) = attempts.next() {
+            match self.attempt(node, database, &attempt).await {
+                Ok(connected) => {
+                    self.own.note_accepted(&self.shard, node.id, &attempt);
+                    return Ok(connected);
+                }
+                Err(ConnectError::Server(error)) if is_wrong_password(&error) && attempts.peek().is_some() => {}
+                Err(ConnectError::Server(error)) => {
+                    // Another database may keep it out without anything being wrong with its login.
+                    if is_login_refusal(&error) && database == OWN_DATABASE {
+                        self.own.note_refused(&self.shard, node.id, &error);
+                    }
+                    return Err(error.into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ConnectError::NoPassword)
+    }
+
+    /// One attempt with one password.
+    async fn attempt(
+        &self,
+        node: Node,
+        database: &str,
+        attempt: &Attempt,
+    ) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
         // Dropping the attempt closes the socket.
         let stream = tokio::time::timeout(CONNECT_LIMIT, self.servers.connect(node.address))
             .await
             .map_err(|_| ConnectError::Late)??;
         // Encryption is settled by now.
         let (client, connection) = tokio_postgres::Config::new()
-            .user(&self.user)
-            .password(self.password.as_str())
+            .user(self.own.name())
+            .password(attempt.password())
             .dbname(database)
             .application_name("manatee-proxy")
             .ssl_mode(SslMode::Disable)
@@ -113,6 +146,15 @@ impl Settings {
             }
         });
         Ok((client, driver))
+    }
+
+    /// Logs in once, to see whether the servers take the passwords there are now: what is open stays open after a
+    /// change. What is found is logged and shown.
+    pub async fn prove_login(&self, nodes: &[Node]) {
+        for node in nodes {
+            // Dropping the attempt closes the socket.
+            let _ = tokio::time::timeout(CONNECT_LIMIT, self.connect(*node)).await;
+        }
     }
 }
 
@@ -164,7 +206,13 @@ pub async fn run(
         knowledge.handle_state(first, Instant::now());
     }
     loop {
-        pollers.retain(|id, _| knowledge.nodes().any(|node| node == *id));
+        pollers.retain(|id, _| {
+            let is_known = knowledge.nodes().any(|node| node == *id);
+            if !is_known {
+                settings.own.forget(&settings.shard, *id);
+            }
+            is_known
+        });
         for id in knowledge.nodes() {
             pollers.entry(id).or_insert_with(|| Poller::spawn(Node::of(id), settings.clone(), results.clone()));
         }
@@ -326,6 +374,7 @@ async fn poll_forever(
         }
         let quick = pace.borrow_and_update().quick_until.is_some_and(|until| begun < until);
         let interval = match (quick, &connection) {
+            (_, None) if settings.own.is_refused(&settings.shard, node.id) => REFUSED_INTERVAL,
             (true, Some(_)) => QUICK_INTERVAL,
             (true, None) => QUICK_RECONNECT,
             (false, _) => settings.poll_interval,

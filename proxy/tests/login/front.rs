@@ -84,7 +84,7 @@ async fn balancer(bench: &Bench) {
 }
 
 /// Status and body of a GET.
-async fn get(bench: &Bench, path: &str) -> (u16, String) {
+pub(crate) async fn get(bench: &Bench, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(bench.http).await.expect("connect");
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.expect("request");
     let mut answer = String::new();
