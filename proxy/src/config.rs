@@ -220,7 +220,8 @@ pub struct Pool {
     pub mode: Mode,
     /// Server connections per user, database and node, shared among the session threads.
     pub size: usize,
-    /// Server connections to one node at most, shared among the session threads; 0: any number.
+    /// Server connections to one node at most, shared among the session threads; 0: any number. By default less
+    /// than the 200 that the sitter lets a node have, so that reserved ones, sitters and others find room.
     pub max_servers_per_node: usize,
     /// The same of one database.
     pub max_servers_per_database: usize,
@@ -248,7 +249,7 @@ impl Default for Pool {
         Self {
             mode: Mode::Transaction,
             size: 40,
-            max_servers_per_node: 0,
+            max_servers_per_node: 150,
             max_servers_per_database: 0,
             max_servers_per_user: 0,
             max_clients: 10_000,
@@ -298,9 +299,9 @@ pub struct Hold {
     /// How long one of a read-only address may wait for a standby, while none is fit.
     #[serde(with = "humantime_serde")]
     pub standby_timeout: Duration,
-    /// Clients that may wait, per session thread.
+    /// Clients that may wait, in the whole process.
     pub max_clients: usize,
-    /// Bytes of theirs that may be kept, per session thread.
+    /// Bytes of theirs that may be kept, in the whole process.
     pub max_bytes: Size,
 }
 
@@ -309,7 +310,7 @@ impl Default for Hold {
         Self {
             timeout: Duration::from_secs(30),
             standby_timeout: Duration::from_secs(5),
-            max_clients: 5000,
+            max_clients: 10_000,
             max_bytes: Size(64 << 20),
         }
     }
@@ -382,11 +383,43 @@ impl Config {
         }
     }
 
-    /// Session threads to start.
+    /// Session threads to start: where one per core is asked for, no more than can have a share of every limit.
     pub fn worker_count(&self) -> usize {
         match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            0 => {
+                let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+                self.shared_limits().map(|(_, limit)| limit).fold(cores, usize::min).max(1)
+            }
             count => count,
+        }
+    }
+
+    /// Limits that are divided among the session threads, by key.
+    fn shared_limits(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let pool = &self.pool;
+        let limits = [
+            ("pool.size", pool.size),
+            ("pool.max_servers_per_node", pool.max_servers_per_node),
+            ("pool.max_servers_per_database", pool.max_servers_per_database),
+            ("pool.max_servers_per_user", pool.max_servers_per_user),
+        ];
+        limits.into_iter().filter(|(_, limit)| *limit > 0)
+    }
+
+    /// Whether every session thread has a share of every limit.
+    ///
+    /// # Errors
+    /// The key and what to do.
+    pub fn check_shares(&self) -> Result<(), (String, String)> {
+        let threads = self.worker_count();
+        match self.shared_limits().find(|(_, limit)| *limit < threads) {
+            None => Ok(()),
+            Some((key, limit)) => Err((
+                key.to_owned(),
+                format!(
+                    "is {limit}, fewer than the {threads} session threads; raise it, or start with fewer `workers`"
+                ),
+            )),
         }
     }
 
@@ -458,6 +491,7 @@ impl Config {
         if !sensible.contains(&self.routing.poll_interval) {
             return fail("routing.poll_interval", "must be between \"10ms\" and \"10s\"");
         }
+        self.check_shares()?;
         self.check_addresses()
     }
 
@@ -515,6 +549,7 @@ mod tests {
     fn mistakes_are_named() {
         for (from, to, wanted) in [
             ("workers = 0", "wokers = 0", "unknown field `wokers`"),
+            ("workers = 0", "workers = 41", "pool.size: is 40, fewer than the 41 session threads"),
             ("size = 40", "size = 0", "pool.size"),
             ("required = false", "required = true", "tls.required"),
             ("poll_interval = \"100ms\"", "poll_interval = \"1ms\"", "routing.poll_interval"),

@@ -31,7 +31,7 @@ use crate::cancel::fleet::Fleet;
 use crate::config::Config;
 use crate::error::ProxyError;
 use crate::own_role::OwnRole;
-use crate::pool::{Limits, Settings, Worker};
+use crate::pool::{HeldTotals, Limits, Settings, Worker};
 use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::servers::Servers;
 use crate::tls::{Certificates, ClientStream};
@@ -42,6 +42,7 @@ pub mod background;
 pub mod crew;
 mod follow;
 pub mod listen;
+mod neighbours;
 mod pending;
 mod reload;
 pub mod run;
@@ -78,6 +79,8 @@ pub struct Shared {
     pub drain: CancellationToken,
     /// Cancelled when a successor has the listeners: it alone answers HTTP from then on.
     pub handed_over: CancellationToken,
+    /// What clients that wait for a primary take, in all shards.
+    pub held: Arc<HeldTotals>,
     /// HTTP, which ends once the requests it has taken are answered.
     pub answers: TaskTracker,
     /// Connections, logins included.
@@ -135,6 +138,7 @@ impl Proxy {
             closed: CancellationToken::new(),
             drain: CancellationToken::new(),
             handed_over: CancellationToken::new(),
+            held: Arc::default(),
             answers: TaskTracker::new(),
             connections: AtomicUsize::new(0),
         });
@@ -201,7 +205,7 @@ impl Workers {
                 match runtime() {
                     Ok(runtime) => {
                         let _ = built.send(Ok(()));
-                        runtime.block_on(work(shared, arrivals, orders, seed));
+                        runtime.block_on(work(index, shared, arrivals, orders, seed));
                     }
                     Err(error) => drop(built.send(Err(error))),
                 }
@@ -235,6 +239,8 @@ fn runtime() -> std::io::Result<LocalRuntime> {
 
 /// A session thread: for each shard that its clients use, pools of its own.
 struct Thread {
+    /// Which of the threads it is, counted from 0.
+    index: usize,
     shared: Arc<Shared>,
     workers: RefCell<BTreeMap<ShardName, Rc<Worker>>>,
     pending: Rc<Pending>,
@@ -249,12 +255,14 @@ impl Thread {
         }
         let worker = Worker::new(
             shard.name.as_str(),
-            settings(&self.shared.config.load()),
+            settings(&self.shared.config.load(), self.index),
             shard.topology.clone(),
             self.shared.servers.clone(),
             shard.catalogs.clone(),
             self.seed,
         );
+        let threads = neighbours::ThreadsOf { console: self.shared.console.clone(), shard: shard.name.clone() };
+        worker.join(Arc::new(threads), self.shared.held.clone());
         let maintenance = tokio::task::spawn_local(worker.clone().maintain());
         tokio::task::spawn_local(async move {
             if maintenance.await.is_err_and(|error| error.is_panic()) {
@@ -274,12 +282,13 @@ impl Thread {
 
 /// The life of a session thread.
 async fn work(
+    index: usize,
     shared: Arc<Shared>,
     mut arrivals: mpsc::Receiver<Arrival>,
     mut orders: mpsc::Receiver<Order>,
     seed: u64,
 ) {
-    let thread = Rc::new(Thread { shared, workers: RefCell::default(), pending: Rc::default(), seed });
+    let thread = Rc::new(Thread { index, shared, workers: RefCell::default(), pending: Rc::default(), seed });
     // So that whoever looks sees the default shard, with or without clients.
     let default = thread.shared.config.load().shard.name.clone();
     if let Some(shard) = thread.shared.shards.get(&default) {
@@ -303,7 +312,7 @@ async fn work(
                     tokio::task::spawn_local(receive(arrival, ticket, thread.clone()));
                 }
             }
-            Some(order) = orders.recv() => obey(order, &thread.workers.borrow()),
+            Some(order) = orders.recv() => obey(order, index, &thread.workers.borrow()),
         }
     }
 }
@@ -371,7 +380,7 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
 }
 
 /// Carries out what the thread is told.
-fn obey(order: Order, workers: &BTreeMap<ShardName, Rc<Worker>>) {
+fn obey(order: Order, index: usize, workers: &BTreeMap<ShardName, Rc<Worker>>) {
     // Whoever asked may not wait any more.
     match order {
         Order::Report { all, reply } => {
@@ -380,13 +389,13 @@ fn obey(order: Order, workers: &BTreeMap<ShardName, Rc<Worker>>) {
             let _ = reply.send(workers.iter().map(report).collect());
         }
         Order::Do(action, reply) => {
-            let done = workers.iter().map(|(shard, worker)| act(action.clone(), shard, worker));
+            let done = workers.iter().map(|(shard, worker)| act(action.clone(), index, shard, worker));
             let _ = reply.send(done.sum());
         }
     }
 }
 
-fn act(action: Action, shard: &ShardName, worker: &Worker) -> usize {
+fn act(action: Action, index: usize, shard: &ShardName, worker: &Worker) -> usize {
     let meant = |target: &Target| target.shard.as_ref().is_none_or(|wanted| wanted == shard);
     match action {
         Action::Pause(target) if meant(&target) => worker.pause(&target.scope),
@@ -396,16 +405,19 @@ fn act(action: Action, shard: &ShardName, worker: &Worker) -> usize {
         Action::Reconnect(target) if meant(&target) => worker.reconnect(&target.scope),
         Action::Kill(target) if meant(&target) => worker.kill(&target.scope),
         Action::KillClient(id) => return usize::from(worker.kill_client(id)),
-        Action::Reconfigure(settings) => worker.reconfigure(settings),
+        Action::MakeRoom(wanted, scarce) if wanted == *shard => return usize::from(worker.close_idlest(&scarce)),
+        Action::Reconfigure(config) => worker.reconfigure(settings(&config, index)),
         // Another shard's.
         _ => {}
     }
     0
 }
 
-/// The part of the configuration for one thread.
-pub(crate) fn settings(config: &Config) -> Settings {
-    let share = |all: usize| (all / config.worker_count()).max(1);
+/// The part of the configuration for one thread, counted from 0. What threads share is divided exactly: the first
+/// ones have what is left over, and none is without ([`Config::check_shares`]).
+fn settings(config: &Config, index: usize) -> Settings {
+    let threads = config.worker_count();
+    let share = |all: usize| all / threads + usize::from(index < all % threads);
     let limit = |most: usize| if most == 0 { usize::MAX } else { share(most) };
     Settings {
         mode: config.pool.mode,

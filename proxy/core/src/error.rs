@@ -168,6 +168,25 @@ impl ServerError {
     }
 }
 
+impl ServerError {
+    /// One of its fields (manual, section "Error and Notice Message Fields").
+    pub fn field(&self, wanted: u8) -> Option<&[u8]> {
+        let fields = self.body.split(|&byte| byte == 0).take_while(|field| !field.is_empty());
+        fields.filter_map(<[u8]>::split_first).find(|(kind, _)| **kind == wanted).map(|(_, value)| value)
+    }
+}
+
+/// Which of a server's limits on connections is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// `max_connections`, with or without what is reserved of it.
+    Node,
+    /// A database's CONNECTION LIMIT.
+    Database,
+    /// A role's CONNECTION LIMIT.
+    Role,
+}
+
 /// Everything that ends a request or a connection on the proxy's own account.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -430,6 +449,23 @@ impl ProxyError {
         }
     }
 
+    /// Which of the server's limits on connections kept us out, if one did. All are 53300; the function that says so
+    /// (field R) tells them apart: `InitializeSessionUserId` (miscinit.c) for a role's, `CheckMyDatabase`
+    /// (postinit.c) for a database's.
+    pub fn server_full(&self) -> Option<Full> {
+        let Self::Server { error, .. } = self else { return None };
+        let is_from = |routine: &[u8]| error.field(b'R').is_some_and(|name| name == routine);
+        (error.code == SqlState::TOO_MANY_CONNECTIONS).then(|| {
+            if is_from(b"InitializeSessionUserId") {
+                Full::Role
+            } else if is_from(b"CheckMyDatabase") {
+                Full::Database
+            } else {
+                Full::Node
+            }
+        })
+    }
+
     /// Whether a server did not believe us to be who we say: the role's password is another by now.
     pub fn is_wrong_secret(&self) -> bool {
         match self {
@@ -561,6 +597,20 @@ mod tests {
             let _ = ServerError::parse(body);
         }
         assert_eq!(ServerError::parse(b"C12\0\0").code, SqlState::INTERNAL_ERROR);
+    }
+
+    #[test]
+    fn the_limits_of_a_server_are_told_apart() {
+        let refused = |code: &str, routine: &str| ProxyError::Server {
+            target: String::new(),
+            error: ServerError::parse(format!("SFATAL\0C{code}\0Mzu viele\0R{routine}\0\0").as_bytes()),
+        };
+        assert_eq!(refused("53300", "InitProcess").server_full(), Some(Full::Node));
+        assert_eq!(refused("53300", "InitPostgres").server_full(), Some(Full::Node));
+        assert_eq!(refused("53300", "InitializeSessionUserId").server_full(), Some(Full::Role));
+        assert_eq!(refused("53300", "CheckMyDatabase").server_full(), Some(Full::Database));
+        assert_eq!(refused("57P03", "InitProcess").server_full(), None);
+        assert_eq!(ProxyError::TooManyClients.server_full(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Grant, Place, Server, Worker};
@@ -16,6 +17,11 @@ use crate::upstream;
 
 /// A node that refused is asked again after this, if the topology does not change before.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// A server's process ends a moment after its connection is closed: only then another one finds room.
+const ROOM_AFTER: Duration = Duration::from_millis(20);
+/// How often room is made for one session, before it waits as for a node that is not ready: others may be quicker.
+const ROOM_ATTEMPTS: usize = 16;
 
 /// How long a session that is stuck on the primary waits for positions taken for it, altogether
 /// and between two questions.
@@ -51,23 +57,30 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn new(worker: &'a Worker, bytes: usize) -> Result<Self, ProxyError> {
-        if worker.held_clients.get() >= worker.settings().hold_max_clients {
+        let (settings, totals) = (worker.settings(), worker.held_totals());
+        // Counted first, so that threads that look at the same moment cannot exceed the limit together; dropped, and
+        // so not counted, where it is refused.
+        let clients = totals.clients.fetch_add(1, Ordering::Relaxed) + 1;
+        let all_bytes = totals.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        worker.held_clients.set(worker.held_clients.get() + 1);
+        worker.metrics.held.increment(1.0);
+        let held = Self { worker, bytes, since: Instant::now() };
+        if clients > settings.hold_max_clients {
             return Err(ProxyError::HoldFull("the queue of waiting clients is full (hold.max_clients)"));
         }
-        if worker.held_bytes.get() + bytes > worker.settings().hold_max_bytes {
+        if all_bytes > settings.hold_max_bytes {
             return Err(ProxyError::HoldFull("the buffer for waiting clients is full (hold.max_bytes)"));
         }
-        worker.held_clients.set(worker.held_clients.get() + 1);
-        worker.held_bytes.set(worker.held_bytes.get() + bytes);
-        worker.metrics.held.increment(1.0);
-        Ok(Self { worker, bytes, since: Instant::now() })
+        Ok(held)
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.worker.held_clients.set(self.worker.held_clients.get() - 1);
-        self.worker.held_bytes.set(self.worker.held_bytes.get() - self.bytes);
+        let totals = self.worker.held_totals();
+        totals.clients.fetch_sub(1, Ordering::Relaxed);
+        totals.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.worker.metrics.held.decrement(1.0);
         self.worker.metrics.hold_seconds.record(self.since.elapsed().as_secs_f64());
     }
@@ -200,6 +213,7 @@ impl Worker {
         let pool = self.pool(wanted.identity, node);
         let deadline = tokio::time::Instant::now() + self.settings().query_wait_timeout;
         let mut waiting = None;
+        let mut room_attempts = 0;
         loop {
             let at_once = match waiting {
                 None => pool.try_take(wanted.mark, self.settings().server_lifetime, Instant::now()),
@@ -249,6 +263,16 @@ impl Worker {
                     Err(Refusal::Final(error)) if error.is_wrong_secret() && pool.lock_out(Instant::now()) => {
                         tracing::info!(%error, "server rejected the role's credential; waiting for an existing connection");
                         waiting = None;
+                        continue;
+                    }
+                    Err(Refusal::Later(error))
+                        if room_attempts < ROOM_ATTEMPTS && self.make_room_at(node, wanted.identity, &error).await =>
+                    {
+                        tracing::debug!(%error, "idle servers make room at a full node");
+                        room_attempts += 1;
+                        waiting = None;
+                        // Cancel-safe: nothing is held meanwhile.
+                        tokio::time::sleep(ROOM_AFTER).await;
                         continue;
                     }
                     opened => opened,

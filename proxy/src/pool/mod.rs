@@ -1,13 +1,15 @@
 //! What the sessions of one thread share: server connections by node and identity, the classifiers,
 //! the newest topology. Everything here belongs to one thread: `Rc` and `RefCell`, no locks.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use futures_util::future::BoxFuture;
 use slab::Slab;
 use tokio::sync::Notify;
 
@@ -24,11 +26,13 @@ mod acquire;
 pub mod census;
 pub mod control;
 mod quota;
+mod room;
 mod server;
 
 pub use acquire::Wanted;
 pub use manatee_proxy_core::terms::Mode;
 pub use quota::{Limits, Quota};
+pub use room::Scarce;
 pub use server::{Grant, Lease, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
 
 /// The part of the configuration that sessions need, for one thread.
@@ -36,7 +40,7 @@ pub use server::{Grant, Lease, NodePool, Place, Recall, Server, Waiting, clean_a
 pub struct Settings {
     /// `pool.mode`
     pub mode: Mode,
-    /// Server connections per identity and node on this thread: `pool.size` divided by the threads, at least 1.
+    /// Server connections per identity and node on this thread: its share of `pool.size`.
     pub size: usize,
     /// `pool.max_servers_…`, divided alike.
     pub limits: Limits,
@@ -56,9 +60,9 @@ pub struct Settings {
     pub hold_timeout: Duration,
     /// `hold.standby_timeout`
     pub hold_standby_timeout: Duration,
-    /// `hold.max_clients`, on this thread.
+    /// `hold.max_clients`, of the whole process.
     pub hold_max_clients: usize,
-    /// `hold.max_bytes`, on this thread.
+    /// `hold.max_bytes`, of the whole process.
     pub hold_max_bytes: usize,
 }
 
@@ -66,6 +70,21 @@ pub struct Settings {
 pub trait Catalogs: Send + Sync {
     /// The place where the catalog of this database is, or will be once it has been read.
     fn of(&self, database: &str) -> Arc<ArcSwapOption<Catalog>>;
+}
+
+/// The other session threads, as far as a session needs them.
+pub trait Threads: Send + Sync {
+    /// Has all threads close their idle servers of a database of this shard.
+    fn release(&self, database: Box<str>) -> BoxFuture<'static, ()>;
+    /// Has each thread close one idle server that holds what is scarce; how many did.
+    fn make_room(&self, scarce: Scarce) -> BoxFuture<'static, usize>;
+}
+
+/// What the clients that wait for a server of their shard take, in the whole process.
+#[derive(Debug, Default)]
+pub struct HeldTotals {
+    clients: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 /// What the sessions of one thread share.
@@ -94,7 +113,11 @@ pub struct Worker {
     paused: RefCell<control::Paused>,
     is_any_paused: Cell<bool>,
     held_clients: Cell<usize>,
-    held_bytes: Cell<usize>,
+    held_totals: OnceCell<Arc<HeldTotals>>,
+    /// None before [`Worker::join`]: this is the only thread.
+    threads: OnceCell<Arc<dyn Threads>>,
+    /// When the other threads were asked last to make room at a node that is full.
+    asked_for_room: Cell<Option<Instant>>,
     /// The reign whose primary was used last.
     used_reign: Cell<Option<Reign>>,
 }
@@ -147,9 +170,20 @@ impl Worker {
             paused: RefCell::default(),
             is_any_paused: Cell::new(false),
             held_clients: Cell::new(0),
-            held_bytes: Cell::new(0),
+            held_totals: OnceCell::new(),
+            threads: OnceCell::new(),
+            asked_for_room: Cell::new(None),
             used_reign: Cell::new(None),
         })
+    }
+
+    /// Says which threads there are besides, and with whom the limits of held clients are shared. Once.
+    pub fn join(&self, threads: Arc<dyn Threads>, held: Arc<HeldTotals>) {
+        let _ = (self.threads.set(threads), self.held_totals.set(held));
+    }
+
+    fn held_totals(&self) -> &HeldTotals {
+        self.held_totals.get_or_init(Arc::default)
     }
 
     /// Follows the topology, closes what is idle too long or obsolete. To be spawned once per

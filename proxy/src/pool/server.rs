@@ -355,10 +355,18 @@ impl NodePool {
             let idlest =
                 pools.iter().filter_map(|pool| Some((pool.idle_longest()?, pool))).min_by_key(|(since, _)| *since);
             let Some((_, pool)) = idlest else { return false };
-            let closed = pool.idle.borrow_mut().remove(0);
-            drop(closed);
+            pool.close_idlest();
         }
         true
+    }
+
+    /// Closes the connection that has been idle for longest. Whether there was one.
+    pub(super) fn close_idlest(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let closed = (!idle.is_empty()).then(|| idle.remove(0));
+        // Dropped outside of the borrow: its place goes to whoever waits, in any pool.
+        drop(idle);
+        closed.is_some()
     }
 
     /// Whether nothing but some of these limits keeps it from opening another connection.
@@ -368,7 +376,7 @@ impl NodePool {
     }
 
     /// Since when the connection that comes first in the list is idle: the one unused longest.
-    fn idle_longest(&self) -> Option<Instant> {
+    pub(super) fn idle_longest(&self) -> Option<Instant> {
         self.idle.borrow().first().map(|server| server.idle_since)
     }
 
@@ -496,11 +504,14 @@ impl NodePool {
 
     /// Closes idle servers for which `unwanted` holds.
     pub fn close_idle(&self, mut unwanted: impl FnMut(&Server, Duration, Duration) -> bool, now: Instant) {
-        self.idle.borrow_mut().retain_mut(|server| {
-            let idle = now.duration_since(server.idle_since);
-            let age = now.duration_since(server.opened);
-            !unwanted(server, idle, age)
-        });
+        let mut idle = self.idle.borrow_mut();
+        let is_unwanted = |server: &mut Box<Server>| {
+            unwanted(server, now.duration_since(server.idle_since), now.duration_since(server.opened))
+        };
+        let closed: Vec<Box<Server>> = idle.extract_if(.., is_unwanted).collect();
+        // Dropped outside of the borrow: their places go to whoever waits, in any pool.
+        drop(idle);
+        drop(closed);
     }
 
     /// Idle and open connections, and sessions that wait.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use manatee_shared::ids::ShardName;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::pool::Settings;
+use crate::config::Config;
+use crate::pool::Scarce;
 use crate::pool::census::Report;
 use crate::pool::control::Scope;
 
@@ -42,8 +43,11 @@ pub enum Action {
     Kill(Target),
     /// End one client; answers 1 if it was there.
     KillClient(u32),
+    /// Close the server that has been idle for longest, where a server has no connection left to give; answers 1 if
+    /// there was one.
+    MakeRoom(ShardName, Scarce),
     /// Take over a changed configuration.
-    Reconfigure(Settings),
+    Reconfigure(Arc<Config>),
 }
 
 /// An order, and where its answer goes.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use manatee_shared::config;
 
+use super::Shared;
 use super::crew::Action;
-use super::{Shared, settings};
 use crate::auth::Policy;
 use crate::config::Config;
 use crate::tls::servers::Servers;
@@ -29,7 +29,7 @@ impl Shared {
                     }
                 }
                 self.config.store(new.clone());
-                self.console.crew().order(Action::Reconfigure(settings(new))).await;
+                self.console.crew().order(Action::Reconfigure(new.clone())).await;
                 for shard in self.shards.all() {
                     // Beside: an unreachable node must not hold the answer up. Bounded by its own limits.
                     tokio::spawn(async move { shard.prove_own_login().await });
@@ -48,6 +48,9 @@ impl Shared {
             true => old.clone(),
             false => Config::load(&old.path).map_err(|error| error.to_string())?,
         };
+        // The threads there are stay as they are.
+        new.workers = old.worker_count();
+        new.check_shares().map_err(|(key, problem)| format!("`{key}` {problem}"))?;
         let certificates = crate::tls::Certificates::load(&new.tls).map_err(|error| error.to_string())?;
         let servers = Servers::load(&new.server_tls).map_err(|error| error.to_string())?;
         let policy = Policy::load(&new).map_err(|error| error.to_string())?;
@@ -65,8 +68,6 @@ impl Shared {
         self.gate.follow(policy);
         self.servers.replace(servers);
         self.gate.certificates().replace(certificates);
-        // The threads there are stay as they are.
-        new.workers = old.worker_count();
         Ok(Arc::new(new))
     }
 }
