@@ -9,6 +9,7 @@
 //! A task holds its slot weakly: when the last session thread lets go of it, the task ends.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -37,14 +38,21 @@ type Slot = ArcSwapOption<Catalog>;
 
 /// All databases' catalogs. Shared by all threads; asked once per database and thread.
 pub struct Loader {
-    slots: Mutex<HashMap<String, Weak<Slot>>>,
+    slots: Mutex<HashMap<String, Followed>>,
     wanted: mpsc::Sender<Wanted>,
+}
+
+/// A database that is followed.
+struct Followed {
+    slot: Weak<Slot>,
+    is_gone: Arc<AtomicBool>,
 }
 
 /// A database whose first session has begun.
 struct Wanted {
     database: String,
     slot: Weak<Slot>,
+    is_gone: Arc<AtomicBool>,
 }
 
 /// The task's end of the queue; give it to [`serve`].
@@ -63,20 +71,26 @@ impl Loader {
 impl Catalogs for Loader {
     fn of(&self, database: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get(database).and_then(Weak::upgrade) {
+        if let Some(slot) = slots.get(database).and_then(|followed| followed.slot.upgrade()) {
             return slot;
         }
-        slots.retain(|_, slot| slot.strong_count() > 0);
+        slots.retain(|_, followed| followed.slot.strong_count() > 0);
         let slot = Arc::new(Slot::empty());
         if slots.len() >= MAX_DATABASES {
             tracing::warn!(database, limit = MAX_DATABASES, "too many databases: reads of this one use the primary");
             return slot;
         }
-        let wanted = Wanted { database: database.to_owned(), slot: Arc::downgrade(&slot) };
+        let (is_gone, followed) = (Arc::<AtomicBool>::default(), Arc::downgrade(&slot));
+        let wanted = Wanted { database: database.to_owned(), slot: followed.clone(), is_gone: is_gone.clone() };
         if self.wanted.try_send(wanted).is_ok() {
-            slots.insert(database.to_owned(), Arc::downgrade(&slot));
+            slots.insert(database.to_owned(), Followed { slot: followed, is_gone });
         }
         slot
+    }
+
+    fn is_gone(&self, database: &str) -> bool {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(database).is_some_and(|followed| followed.is_gone.load(Ordering::Relaxed))
     }
 }
 
@@ -108,6 +122,8 @@ pub async fn serve(
 enum ReadError {
     #[error("no node can be asked")]
     NoNode,
+    #[error("it does not exist any more")]
+    Gone,
     #[error("{node} cannot be asked")]
     Node { node: String, source: ConnectError },
     #[error("{node} did not answer within {ANSWER_LIMIT:?}")]
@@ -122,7 +138,7 @@ struct Known {
 
 /// Keeps one database's catalog current until nobody wants it.
 async fn follow(settings: Settings, topology: Topology, wanted: Wanted, reload_every: Duration) {
-    let Wanted { database, slot } = wanted;
+    let Wanted { database, slot, is_gone } = wanted;
     let mut signature = String::new();
     let mut retry = FIRST_RETRY;
     let mut failed = false;
@@ -131,6 +147,7 @@ async fn follow(settings: Settings, topology: Topology, wanted: Wanted, reload_e
         let Some(slot) = slot.upgrade() else { return };
         let pause = match result {
             Ok(known) => {
+                is_gone.store(false, Ordering::Relaxed);
                 if let Some(catalog) = known.catalog {
                     tracing::info!(%database, functions = catalog.functions(), "functions and views read");
                     slot.store(Some(Arc::new(catalog)));
@@ -138,6 +155,15 @@ async fn follow(settings: Settings, topology: Topology, wanted: Wanted, reload_e
                 }
                 retry = FIRST_RETRY;
                 failed = false;
+                reload_every
+            }
+            // Nothing is wrong: nobody can use it, and the session threads forget it with its last client.
+            Err(ReadError::Gone) => {
+                if !is_gone.swap(true, Ordering::Relaxed) {
+                    tracing::info!(%database, "the database does not exist any more");
+                }
+                slot.store(None);
+                signature.clear();
                 reload_every
             }
             Err(error) => {
@@ -162,16 +188,25 @@ async fn follow(settings: Settings, topology: Topology, wanted: Wanted, reload_e
 async fn read(settings: &Settings, topology: &Topology, database: &str, signature: &str) -> Result<Known, ReadError> {
     let snapshot = topology.snapshot();
     let nodes = snapshot.primary().into_iter().chain(snapshot.standbys.iter().map(|standby| standby.node));
+    let is_primary = |node: Node| snapshot.primary() == Some(node);
     let mut last = ReadError::NoNode;
     for node in nodes {
         // Dropping the attempt closes the connection.
         last = match tokio::time::timeout(ANSWER_LIMIT, read_from(settings, node, database, signature)).await {
             Ok(Ok(known)) => return Ok(known),
+            // The primary has the last word; a standby may not have heard that it was made.
+            Ok(Err(ConnectError::Server(error))) if is_primary(node) && is_no_such_database(&error) => {
+                return Err(ReadError::Gone);
+            }
             Ok(Err(source)) => ReadError::Node { node: node.id.to_string(), source },
             Err(_) => ReadError::Silent { node: node.id.to_string() },
         };
     }
     Err(last)
+}
+
+fn is_no_such_database(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&tokio_postgres::error::SqlState::INVALID_CATALOG_NAME)
 }
 
 /// What `node` says; no catalog if it has the same signature as before.

@@ -173,6 +173,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let Awake { session, rx } = awake;
             let step = session.advance(rx, &mut self.shared.borrow_mut());
             self.note_use(session);
+            let vacates = session.take_vacates();
+            if !vacates.is_empty() {
+                self.seat.worker.vacate(vacates);
+            }
             if let Some((code, origin)) = session.take_told() {
                 crate::metrics::count_sqlstate(code.as_str(), origin.as_str());
             }

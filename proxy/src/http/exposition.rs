@@ -29,6 +29,8 @@ fn sums(reports: &[(ShardName, Report)]) -> BTreeMap<String, Sums> {
         let sums = shards.entry(shard.to_string()).or_default();
         sums.on_primary.add(&report.on_primary);
         sums.on_standby.add(&report.on_standby);
+        // They were counted before: a counter never goes back.
+        sums.counted.iter_mut().zip(report.departed).for_each(|(sum, one)| *sum += one);
         for pool in &report.pools {
             sums.counted.iter_mut().zip(pool.counted).for_each(|(sum, one)| *sum += one);
             sums.active += pool.clients_active;
@@ -183,6 +185,7 @@ mod tests {
         let report = Report {
             mode: Mode::Transaction,
             pools: vec![pool],
+            departed: [0, 0, 1, 0, 0, 0, 0, 0],
             clients: Vec::new(),
             servers: Vec::new(),
             held: 0,
@@ -192,7 +195,7 @@ mod tests {
         let shard: ShardName = "demo".parse().expect("name");
         let text = sessions(&[(shard.clone(), report.clone()), (shard, report)]);
         for line in [
-            "manatee_proxy_queries_total{shard=\"demo\"} 6",
+            "manatee_proxy_queries_total{shard=\"demo\"} 8",
             "manatee_proxy_transaction_seconds_total{shard=\"demo\"} 12",
             "manatee_proxy_sessions{shard=\"demo\",state=\"waiting\"} 2",
             "manatee_proxy_client_longest_wait_seconds{shard=\"demo\"} 0.25",

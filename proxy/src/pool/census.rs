@@ -262,6 +262,8 @@ pub struct Report {
     pub mode: Mode,
     /// By role and database.
     pub pools: Vec<PoolReport>,
+    /// Counters of databases that do not exist any more, in the order of [`Tally`].
+    pub departed: [u64; 8],
     /// Clients; empty unless asked for.
     pub clients: Vec<ClientReport>,
     /// Server connections; empty unless asked for.
@@ -349,6 +351,7 @@ impl Worker {
         Report {
             mode: self.settings().mode,
             pools: self.report_pools(now),
+            departed: self.departed.read(),
             clients: if all { self.report_clients(now) } else { Vec::new() },
             servers: if all { self.report_servers(now) } else { Vec::new() },
             held: self.held_clients.get(),
@@ -468,7 +471,14 @@ impl Present {
 }
 
 impl Tally {
-    fn read(&self) -> [u64; 8] {
+    /// Adds another one's numbers.
+    pub(super) fn add(&self, other: &Self) {
+        for (mine, theirs) in self.cells().into_iter().zip(other.cells()) {
+            add(mine, theirs.get());
+        }
+    }
+
+    fn cells(&self) -> [&Cell<u64>; 8] {
         [
             &self.assignments,
             &self.transactions,
@@ -479,6 +489,9 @@ impl Tally {
             &self.query_us,
             &self.wait_us,
         ]
-        .map(Cell::get)
+    }
+
+    fn read(&self) -> [u64; 8] {
+        self.cells().map(Cell::get)
     }
 }

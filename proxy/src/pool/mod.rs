@@ -70,6 +70,12 @@ pub struct Settings {
 pub trait Catalogs: Send + Sync {
     /// The place where the catalog of this database is, or will be once it has been read.
     fn of(&self, database: &str) -> Arc<ArcSwapOption<Catalog>>;
+
+    /// Whether the database is known not to exist any more.
+    fn is_gone(&self, database: &str) -> bool {
+        let _ = database;
+        false
+    }
 }
 
 /// The other session threads, as far as a session needs them.
@@ -109,6 +115,8 @@ pub struct Worker {
     /// Clients.
     present: RefCell<Slab<Rc<census::Present>>>,
     tallies: RefCell<Tallies>,
+    /// What was counted on databases that do not exist any more.
+    departed: census::Tally,
     timings: census::Timings,
     paused: RefCell<control::Paused>,
     is_any_paused: Cell<bool>,
@@ -166,6 +174,7 @@ impl Worker {
             in_use: RefCell::default(),
             present: RefCell::default(),
             tallies: RefCell::default(),
+            departed: census::Tally::default(),
             timings: census::Timings::default(),
             paused: RefCell::default(),
             is_any_paused: Cell::new(false),
@@ -318,6 +327,41 @@ impl Worker {
         // A pool that is held by nobody else has nothing open: open places hold it.
         self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1);
         self.quotas.sweep();
+        self.forget_dropped_databases();
+    }
+
+    /// Forgets databases that were dropped once no client is on them: one that is made again under the name begins
+    /// anew.
+    fn forget_dropped_databases(&self) {
+        let is_gone = |database: &str| self.catalogs.is_gone(database);
+        let mut databases = self.databases.borrow_mut();
+        let gone: Vec<Arc<str>> = databases
+            .iter()
+            .filter(|(name, shared)| Rc::strong_count(shared) == 1 && is_gone(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for database in gone {
+            databases.remove(&database);
+            for pool in self.pools_of(&database) {
+                pool.close_idle(|_, _, _| true, Instant::now());
+            }
+            self.tallies.borrow_mut().retain(|(_, of), tally| {
+                let goes = *of == database && Rc::strong_count(tally) == 1;
+                if goes {
+                    self.departed.add(tally);
+                }
+                !goes
+            });
+        }
+    }
+
+    fn pools_of(&self, database: &str) -> Vec<Rc<NodePool>> {
+        let pools = self.pools.borrow();
+        pools
+            .iter()
+            .filter(|((identity, _), _)| *identity.database == *database)
+            .map(|(_, pool)| pool.clone())
+            .collect()
     }
 
     /// Gives up connections to nodes that are no longer what they were taken for. A host that lost

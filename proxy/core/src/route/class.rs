@@ -417,6 +417,9 @@ pub struct Class {
     pub settings: Box<[SettingChange]>,
     /// Prepared statements it removes.
     pub deallocates: Box<[Deallocate]>,
+    /// Databases that nobody may be connected to while it runs: DROP DATABASE, CREATE DATABASE … TEMPLATE, ALTER
+    /// DATABASE … RENAME TO, … SET TABLESPACE.
+    pub vacates: Box<[Box<str>]>,
     /// The hint at its start.
     pub hint: Option<Hint>,
     /// A COPY over the connection.
@@ -442,6 +445,7 @@ impl Class {
             effects: Effects::NONE,
             settings: Box::default(),
             deallocates: Box::default(),
+            vacates: Box::default(),
             hint: None,
             copy: None,
             proxy: None,

@@ -8,6 +8,7 @@
 
 mod cache;
 pub mod class;
+mod databases;
 mod parse;
 mod settings;
 pub mod tokenizer;

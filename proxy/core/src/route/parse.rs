@@ -12,7 +12,7 @@ use super::{
         Access, Class, Control, CopyDirection, Deallocate, Effects, Hint, ProxyCommand, Reason, SettingChange,
         SqlContext, Statements, TransactionControl,
     },
-    settings, transactions,
+    databases, settings, transactions,
     volatility::{self, Catalog},
     walk::{Walk, is_temporary},
 };
@@ -77,6 +77,7 @@ pub(super) struct Reader<'a> {
     pub(super) effects: Effects,
     pub(super) settings: Vec<SettingChange>,
     deallocates: Vec<Deallocate>,
+    vacates: Vec<Box<str>>,
     pub(super) proxy: Option<ProxyCommand>,
     copy: Option<CopyDirection>,
     first_control: Option<TransactionControl>,
@@ -94,6 +95,7 @@ impl<'a> Reader<'a> {
             effects: Effects::NONE,
             settings: Vec::new(),
             deallocates: Vec::new(),
+            vacates: Vec::new(),
             proxy: None,
             copy: None,
             first_control: None,
@@ -125,6 +127,7 @@ impl<'a> Reader<'a> {
             effects: self.effects,
             settings: self.settings.into(),
             deallocates: self.deallocates.into(),
+            vacates: self.vacates.into(),
             hint: None,
             copy: self.copy,
             proxy: self.proxy,
@@ -282,6 +285,7 @@ impl<'a> Reader<'a> {
     fn definition(&mut self, kind: &NodeEnum) {
         self.needs_primary(Reason::Command);
         self.effects.insert(Effects::DDL);
+        self.vacates.extend(databases::vacated(kind).map(Box::from));
         let relation = match kind {
             NodeEnum::CreateStmt(create) => create.relation.as_ref(),
             NodeEnum::ViewStmt(create) => create.view.as_ref(),

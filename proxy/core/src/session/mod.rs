@@ -294,6 +294,11 @@ pub struct Session {
 const PINS: Effects = Effects::PINS.union(Effects::LOAD).union(Effects::SEQUENCE_READ);
 
 impl Session {
+    /// Databases that the unit at hand needs nobody to be connected to, once.
+    pub fn take_vacates(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.unit.vacates)
+    }
+
     /// Goes on as far as what has arrived allows. Call after every arrival, attachment or loss,
     /// until it says [`Step::Wait`].
     pub fn advance(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Step {

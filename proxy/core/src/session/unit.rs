@@ -131,6 +131,8 @@ pub struct Unit {
     pub attempts: u8,
     /// A standby has refused it.
     pub needs_primary: bool,
+    /// Databases that it needs nobody to be connected to, for the driver to take.
+    pub vacates: Vec<Box<str>>,
     /// Names were put on the server for a DEALLOCATE to remove.
     pub placeholders: bool,
 }
@@ -184,6 +186,7 @@ impl Unit {
         self.leaves_traces |= class.may_leave_traces();
         self.sets |= !class.settings.is_empty();
         self.commits |= class.control.commits();
+        self.vacates.extend(class.vacates.iter().cloned());
         self.single &= matches!(class.statements, Statements::One | Statements::None);
         if matches!(class.statements, Statements::Unknown) {
             self.commits = true;
