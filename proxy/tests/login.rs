@@ -286,9 +286,57 @@ async fn what_postgresql_refuses(bench: &Bench) {
     bench.postgres.run("REVOKE CONNECT ON DATABASE closed FROM PUBLIC").await;
     assert_eq!(bench.refused(bench.client("alice", "secret").dbname("closed")).await.0, "42501");
     assert_eq!(bench.refused(bench.client("alice", "secret").options("-c work_mem=lots")).await.0, "22023");
-    assert_eq!(bench.refused(bench.client("alice", "secret").options("-B 16")).await.0, "0A000");
+    assert_eq!(bench.refused(bench.client("alice", "secret").options("-B 16")).await.0, "55P02");
+    assert_eq!(bench.refused(bench.client("alice", "secret").options("-d 3")).await.0, "42501");
+    assert_eq!(bench.refused(bench.client("alice", "secret").options("-Z")).await.0, "42601");
+    switches_and_long_names(bench).await;
+    rights_that_are_taken_away(bench).await;
     let good = bench.client("alice", "secret").options("-c work_mem=1MB -c DateStyle=German").connect(NoTls).await;
     assert!(good.is_ok());
+}
+
+/// Both ways give the same: PostgreSQL is asked straight, then through the proxy.
+async fn switches_and_long_names(bench: &Bench) {
+    let long = "r".repeat(70);
+    bench.postgres.run(&format!("CREATE ROLE {long} LOGIN PASSWORD 'secret'; CREATE DATABASE {long}")).await;
+    let ask = async |port: u16, options: &str| {
+        let mut to = Client::new();
+        to.host("127.0.0.1").port(port).user(&long).password("secret").dbname(&long).options(options);
+        let (client, connection) = to.connect(NoTls).await.expect(options);
+        tokio::spawn(connection);
+        let question = "SELECT current_user::text || current_database() || current_setting('work_mem') \
+                        || current_setting('datestyle') || current_setting('enable_seqscan')";
+        client.query_one(question, &[]).await.expect("an answer").get::<_, String>(0)
+    };
+    for options in ["", "-e", "-S 2048", "-f s", "-S 64 -e -c enable_seqscan=off -n"] {
+        let straight = ask(bench.postgres.port, options).await;
+        assert_eq!(ask(bench.proxy.port(), options).await, straight, "{options}");
+    }
+}
+
+/// What was allowed a moment ago, and what a client is told of its server is still remembered from then.
+async fn rights_that_are_taken_away(bench: &Bench) {
+    bench.postgres.run("CREATE DATABASE doors").await;
+    let login = async || bench.client("alice", "secret").dbname("doors").connect(NoTls).await;
+    let refused = async || bench.refused(bench.client("alice", "secret").dbname("doors")).await;
+    assert!(login().await.is_ok());
+    bench.postgres.run("REVOKE CONNECT ON DATABASE doors FROM PUBLIC").await;
+    assert_eq!(refused().await, ("42501".to_owned(), "permission denied for database \"doors\"".to_owned()));
+    bench.postgres.run("GRANT CONNECT ON DATABASE doors TO alice").await;
+    assert!(login().await.is_ok());
+    bench.postgres.run("ALTER DATABASE doors ALLOW_CONNECTIONS false").await;
+    let closed = "database \"doors\" is not currently accepting connections".to_owned();
+    assert_eq!(refused().await, ("55000".to_owned(), closed));
+    bench.postgres.run("ALTER DATABASE doors ALLOW_CONNECTIONS true CONNECTION LIMIT 1").await;
+    let begun = std::time::Instant::now();
+    let (_client, _connection) = loop {
+        // Those of before may not have gone yet.
+        match login().await {
+            Ok(first) => break first,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+    };
+    assert_eq!(refused().await.0, "53300");
 }
 
 async fn a_new_password(bench: &Bench) {

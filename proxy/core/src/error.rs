@@ -193,6 +193,12 @@ pub enum ProxyError {
     /// A malformed message or one that may not come now.
     #[error("protocol violation: {0}")]
     Protocol(String),
+    /// A switch in `options` that PostgreSQL does not take either.
+    #[error("{0}")]
+    Switch(String),
+    /// A setting in the startup message whose value is not text.
+    #[error("invalid byte sequence for encoding \"UTF8\" in the startup packet: \"{0}\"")]
+    NotText(String),
     /// Something the protocol knows and this version does not do.
     #[error("not supported: {0}")]
     Unsupported(String),
@@ -216,6 +222,12 @@ pub enum ProxyError {
     /// A client asked for a shard that is not served here.
     #[error("shard \"{0}\" does not exist")]
     NoShard(String),
+    /// The database has ALLOW_CONNECTIONS false. In PostgreSQL's words (`CheckMyDatabase`), as the next one.
+    #[error("database \"{0}\" is not currently accepting connections")]
+    ConnectionsNotAllowed(String),
+    /// The role has no CONNECT privilege.
+    #[error("permission denied for database \"{0}\"")]
+    NoConnectPrivilege(String),
     /// An administrator keeps new clients out of this database.
     #[error("database \"{0}\" is not currently accepting connections")]
     DatabaseDisabled(String),
@@ -336,12 +348,16 @@ impl ProxyError {
     pub fn origin(&self) -> Origin {
         match self {
             Self::Protocol(_)
+            | Self::Switch(_)
+            | Self::NotText(_)
             | Self::ClientGone(_)
             | Self::PasswordFailed { .. }
             | Self::CertificateFailed { .. }
             | Self::NoShard(_)
             | Self::NoLogin(_)
             | Self::NotAllowed(_)
+            | Self::ConnectionsNotAllowed(_)
+            | Self::NoConnectPrivilege(_)
             | Self::ReadOnly
             | Self::LoginTimeout(_) => Origin::Client,
             Self::Unsupported(_)
@@ -370,11 +386,14 @@ impl ProxyError {
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
+            Self::Switch(_) => SqlState::SYNTAX_ERROR,
+            Self::NotText(_) => SqlState::CHARACTER_NOT_IN_REPERTOIRE,
             Self::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
             Self::PasswordFailed { .. } | Self::NoSecret { .. } => SqlState::INVALID_PASSWORD,
             Self::NoLogin(_) | Self::NotAllowed(_) | Self::CertificateFailed { .. } => SqlState::INVALID_AUTHORIZATION,
             Self::NoShard(_) => SqlState::INVALID_CATALOG_NAME,
-            Self::DatabaseDisabled(_) => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::NoConnectPrivilege(_) => SqlState::INSUFFICIENT_PRIVILEGE,
+            Self::DatabaseDisabled(_) | Self::ConnectionsNotAllowed(_) => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::TooManyClients | Self::TooManyOf(_) | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
             Self::LoginTimeout(_) => SqlState::QUERY_CANCELED,
             Self::ReadOnly => SqlState::READ_ONLY_TRANSACTION,
@@ -396,11 +415,15 @@ impl ProxyError {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Protocol(_)
+            | Self::Switch(_)
+            | Self::NotText(_)
             | Self::ClientGone(_)
             | Self::PasswordFailed { .. }
             | Self::NoLogin(_)
             | Self::NotAllowed(_)
             | Self::DatabaseDisabled(_)
+            | Self::ConnectionsNotAllowed(_)
+            | Self::NoConnectPrivilege(_)
             | Self::NoShard(_)
             | Self::CertificateFailed { .. }
             | Self::TooManyClients

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use manatee_shared::ids::PeerId;
 
 use super::{Access, Identity, Opened};
-use crate::error::{ProxyError, Result};
+use crate::error::{ProxyError, Result, SqlState};
 use crate::tls::servers::Servers;
 use crate::topology::{Node, Snapshot, Topology};
 use crate::upstream::{Upstream, connect};
@@ -69,7 +69,8 @@ impl Greetings {
             return Ok(Greeting { parameters: addressed(parameters, &known, access), opened: Opened::Nothing });
         }
         let nodes = |snapshot: &Snapshot| likeliest(snapshot, access);
-        let upstream = match self.open(identity, &key.2, &nodes, |_| true, deadline, remembered.is_some()).await {
+        let waits = if remembered.is_some() { Waits::Never } else { Waits::ForReady };
+        let upstream = match self.open(identity, &key.2, &nodes, |_| true, deadline, waits).await {
             Ok(upstream) => upstream,
             Err(error) => match remembered {
                 Some((_, parameters)) if error.is_server_unready() || matches!(error, ProxyError::HoldTimeout(_)) => {
@@ -109,7 +110,7 @@ impl Greetings {
         };
         // A node that was taken for the primary has the last word.
         let fits = |upstream: &Upstream| from_standby || upstream.in_hot_standby() != Some(true);
-        let upstream = self.open(identity, &settings, &nodes, fits, deadline, false).await?;
+        let upstream = self.open(identity, &settings, &nodes, fits, deadline, Waits::UnlessRefused).await?;
         // However the name was come by: asked for, or the role's default.
         check_name(upstream.parameter("application_name").unwrap_or_default())?;
         Ok(Greeting { parameters: upstream.parameters.clone(), opened: Opened::Relay(upstream) })
@@ -123,7 +124,7 @@ impl Greetings {
         nodes: &(dyn Fn(&Snapshot) -> Vec<Node> + Sync),
         fits: impl Fn(&Upstream) -> bool,
         deadline: Instant,
-        once: bool,
+        waits: Waits,
     ) -> Result<Upstream> {
         let begun = Instant::now();
         loop {
@@ -132,14 +133,16 @@ impl Greetings {
                 match connect(&self.servers, node, identity, judged, left).await {
                     Ok(upstream) if fits(&upstream) => return Ok(upstream),
                     Ok(_) => self.topology.suspect(node.id),
-                    Err(error) if error.is_server_unready() => {
+                    Err(error)
+                        if error.is_server_unready() && !(waits == Waits::UnlessRefused && is_refusal(&error)) =>
+                    {
                         tracing::debug!(node = %node.id, %error, "server not ready for a login");
                         self.topology.suspect(node.id);
                     }
                     Err(error) => return Err(error),
                 }
             }
-            if once || Instant::now() + RETRY_INTERVAL >= deadline {
+            if waits == Waits::Never || Instant::now() + RETRY_INTERVAL >= deadline {
                 return Err(ProxyError::HoldTimeout(begun.elapsed()));
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
@@ -159,6 +162,23 @@ impl Greetings {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is waited for while no node takes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// Nothing: another answer is known.
+    Never,
+    /// One that is ready. Its rules may keep everybody out until its role is confirmed.
+    ForReady,
+    /// The same, but the rules' word is final: a client that replicates is mostly kept out by a rule that is missing,
+    /// and tries again by itself.
+    UnlessRefused,
+}
+
+/// Whether the server will not have this client, in its own words.
+fn is_refusal(error: &ProxyError) -> bool {
+    matches!(error, ProxyError::Server { error, .. } if error.code == SqlState::INVALID_AUTHORIZATION)
 }
 
 /// Wherever a connection can be had, the likeliest to be used first.

@@ -22,7 +22,7 @@ use super::places::{Most, Places, Taken};
 use super::policy::Policy;
 use super::secret::{Md5Hash, Secret, nonce, random};
 use super::usermap::UserMaps;
-use super::verifier::{Role, Stored};
+use super::verifier::{DatabaseAccess, Role, Stored};
 use super::{Client, Entrance};
 use crate::admin::{self, Console, Rights};
 use crate::cancel::Registry;
@@ -392,7 +392,7 @@ impl Entering<'_> {
         let mut out = BytesMut::with_capacity(1024);
         let asked = startup.clone();
         let shard = self.find_shard(&mut startup, &config, for_console)?;
-        let proved = self.authenticate(stream, &asked, &shard, &config.auth, &mut out).await?;
+        let proved = self.authenticate(stream, &asked, &startup.database, &shard, &config.auth, &mut out).await?;
         (self.progress)(Progress::Judged);
         if for_console {
             let Some(rights) = Rights::of(&config.admin, &startup.user) else {
@@ -405,13 +405,23 @@ impl Entering<'_> {
         if self.gate.console.is_disabled(&asked.database) {
             return Err(ProxyError::DatabaseDisabled(asked.database));
         }
+        let of_database = proved.database.filter(|_| replication != Replication::Physical);
+        if let Some(database) = of_database {
+            database.admits(&startup.database)?;
+        }
         let has_long_key = startup.spoken_minor() >= 2;
         let (user, database): (Arc<str>, Arc<str>) = (startup.user.into(), startup.database.into());
         let any = |most: u32| (most > 0).then_some(most);
         let most = Most {
             of_all: Some(config.pool.max_clients),
             of_role: [any(config.pool.max_clients_per_user), proved.connection_limit].into_iter().flatten().min(),
-            of_database: any(config.pool.max_clients_per_database),
+            of_database: [
+                any(config.pool.max_clients_per_database),
+                of_database.and_then(|database| database.connection_limit),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
         };
         let taken = self.gate.places.take(&shard.name, &user, &database, most)?;
         let identity = shard.keys.identity(user, database, proved.role, proved.secret);
@@ -475,6 +485,7 @@ impl Entering<'_> {
         &self,
         stream: &mut ClientStream,
         startup: &Startup,
+        database: &str,
         shard: &Shard,
         settings: &Auth,
         out: &mut BytesMut,
@@ -484,7 +495,7 @@ impl Entering<'_> {
         let verdict = self.rule(stream, startup, &policy)?;
         let limit = Limit { burst: settings.failure_burst, forgiven_after: settings.failure_forgiven_after };
         let (from, role) = (self.address.ip(), (shard.name.as_str(), user.as_str()));
-        let result = self.prove(stream, user, shard, &verdict, &policy, out).await;
+        let result = self.prove(stream, (user, database), shard, &verdict, &policy, out).await;
         if let Err(ProxyError::PasswordFailed { .. } | ProxyError::CertificateFailed { .. }) = &result {
             // Judged first, counted then: whoever has the right proof gets in, whatever others who share its
             // address do.
@@ -534,7 +545,7 @@ impl Entering<'_> {
     async fn prove(
         &self,
         stream: &mut ClientStream,
-        user: &str,
+        (user, database): (&str, &str),
         shard: &Shard,
         verdict: &Verdict,
         policy: &Policy,
@@ -549,11 +560,11 @@ impl Entering<'_> {
             // Servers are persuaded by the file's password, or trust us.
             let password = own.and_then(|role| role.password.clone());
             let secret = password.map_or(Secret::None, Secret::Password);
-            return Ok(Proved { secret, role: None, connection_limit: None });
+            return Ok(Proved { secret, role: None, connection_limit: None, database: None });
         }
         let role = match own {
             Some(role) => Some(role),
-            None => shard.verifiers.lookup(user, self.deadline).await?,
+            None => shard.verifiers.lookup(user, database, self.deadline).await?,
         };
         let failed = |cause| ProxyError::PasswordFailed { user: user.to_owned(), cause };
         let stored = role.as_deref().map_or(&Stored::Nothing, |role| &role.stored);
@@ -582,6 +593,7 @@ impl Entering<'_> {
                 secret: role.password.clone().map_or(secret, Secret::Password),
                 role: role.number,
                 connection_limit: role.connection_limit,
+                database: role.database,
             }),
         }
     }
@@ -683,6 +695,18 @@ async fn check_peer(stream: &ClientStream, user: &str, verdict: &Verdict, maps: 
     }
 }
 
+impl DatabaseAccess {
+    /// What PostgreSQL would say at a login to this database. The answer is as new as the login, where what a client
+    /// is told of its server may have been learned before.
+    fn admits(&self, database: &str) -> Result<()> {
+        match (self.allows_connections, self.may_connect) {
+            (true, true) => Ok(()),
+            (false, _) => Err(ProxyError::ConnectionsNotAllowed(database.to_owned())),
+            (true, false) => Err(ProxyError::NoConnectPrivilege(database.to_owned())),
+        }
+    }
+}
+
 /// What a client has proved.
 struct Proved {
     /// For servers.
@@ -691,6 +715,8 @@ struct Proved {
     role: Option<u32>,
     /// The role's own limit.
     connection_limit: Option<u32>,
+    /// What the database lets it do, if the database was asked.
+    database: Option<DatabaseAccess>,
 }
 
 fn refused(error: ScramError) -> ProxyError {

@@ -101,6 +101,7 @@ impl Users {
             can_login: true,
             valid_until_unix_s: None,
             connection_limit: None,
+            database: None,
             password,
         }))
     }

@@ -1,8 +1,8 @@
 //! What pg_authid says of a role, asked through one function by our own role.
 //!
-//! Every login asks, the primary first: a new password, NOLOGIN or a new role counts at once, and known
-//! and unknown roles take the same time. Questions that wait are asked together, each role once, over one
-//! connection. What was answered last is remembered for when no node can be asked, for a bounded time.
+//! Every login asks, the primary first: a new password, NOLOGIN, a new role or a right to connect that was taken
+//! away counts at once, and known and unknown roles take the same time. Questions that wait are asked together, each
+//! role and database once, over one connection. What was answered last is remembered for when no node can be asked, for a bounded time.
 //! One task owns the connections.
 
 use std::collections::HashMap;
@@ -40,8 +40,11 @@ const AVOID_FOR: Duration = Duration::from_secs(1);
 const QUESTION: &str = "SELECT verifier, can_login, \
      CASE WHEN pg_catalog.isfinite(valid_until) THEN \
        pg_catalog.floor(extract(epoch FROM valid_until))::pg_catalog.int8 END, connection_limit, \
-     (SELECT oid FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name) \
-     FROM manatee.role_verifier($1)";
+     role.oid, role.rolsuper, database.datallowconn, \
+     pg_catalog.has_database_privilege(role.oid, database.oid, 'CONNECT'), database.datconnlimit \
+     FROM manatee.role_verifier($1) \
+     LEFT JOIN pg_catalog.pg_roles AS role ON role.rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+     LEFT JOIN pg_catalog.pg_database AS database ON database.datname OPERATOR(pg_catalog.=) $2::pg_catalog.name";
 
 /// How a role proves itself.
 #[derive(Clone)]
@@ -67,8 +70,21 @@ pub struct Role {
     pub valid_until_unix_s: Option<i64>,
     /// CONNECTION LIMIT; None: any number.
     pub connection_limit: Option<u32>,
+    /// What the database lets it do; `None`: nothing is known of such a database.
+    pub database: Option<DatabaseAccess>,
     /// Its password, if it is known: from a file.
     pub password: Option<Zeroizing<String>>,
+}
+
+/// What a database lets a role do (`CheckMyDatabase` in postinit.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseAccess {
+    /// ALLOW_CONNECTIONS.
+    pub allows_connections: bool,
+    /// The CONNECT privilege; superusers have it.
+    pub may_connect: bool,
+    /// CONNECTION LIMIT; `None`: any number. It does not hold for superusers.
+    pub connection_limit: Option<u32>,
 }
 
 impl Role {
@@ -89,8 +105,11 @@ struct Remembered {
 
 type Reply = oneshot::Sender<std::result::Result<Answer, Unreachable>>;
 
+/// A role, and the database it wants.
+type Wanted = (String, String);
+
 struct Question {
-    user: String,
+    wanted: Wanted,
     reply: Reply,
 }
 
@@ -100,7 +119,7 @@ struct Unreachable;
 
 /// The way to ask, and what was answered. Shared by all threads; not on the hot path.
 pub struct Verifiers {
-    remembered: Mutex<HashMap<String, Remembered>>,
+    remembered: Mutex<HashMap<Wanted, Remembered>>,
     questions: mpsc::Sender<Question>,
     max_age: Duration,
 }
@@ -116,22 +135,23 @@ impl Verifiers {
         (Self { remembered: Mutex::default(), questions, max_age }, Questions(receiver))
     }
 
-    /// The role, if it exists. Waits for a node that can be asked until `deadline`.
+    /// The role, if it exists, and what `database` lets it do. Waits for a node that can be asked until `deadline`.
     ///
     /// # Errors
     /// [`ProxyError::HoldTimeout`] if none appeared and nothing is remembered.
-    pub async fn lookup(&self, user: &str, deadline: Instant) -> Result<Answer> {
+    pub async fn lookup(&self, user: &str, database: &str, deadline: Instant) -> Result<Answer> {
+        let wanted = (user.to_owned(), database.to_owned());
         let begun = Instant::now();
         loop {
-            let patience = match self.recall(user, Instant::now()) {
+            let patience = match self.recall(&wanted, Instant::now()) {
                 Some(_) => deadline.min(begun + PATIENCE),
                 None => deadline,
             };
             // Cancel-safe: a reply nobody waits for any more is dropped by the task.
-            if let Ok(Ok(answer)) = tokio::time::timeout_at(patience.into(), self.ask(user)).await {
+            if let Ok(Ok(answer)) = tokio::time::timeout_at(patience.into(), self.ask(&wanted)).await {
                 return Ok(answer);
             }
-            if let Some(answer) = self.recall(user, Instant::now()) {
+            if let Some(answer) = self.recall(&wanted, Instant::now()) {
                 return Ok(answer);
             }
             if Instant::now() + RETRY_INTERVAL >= deadline {
@@ -141,36 +161,36 @@ impl Verifiers {
         }
     }
 
-    async fn ask(&self, user: &str) -> std::result::Result<Answer, Unreachable> {
+    async fn ask(&self, wanted: &Wanted) -> std::result::Result<Answer, Unreachable> {
         let (reply, answer) = oneshot::channel();
-        let question = Question { user: user.to_owned(), reply };
+        let question = Question { wanted: wanted.clone(), reply };
         self.questions.send(question).await.map_err(|_| Unreachable)?;
         let answer = answer.await.map_err(|_| Unreachable)??;
-        self.remember(user, answer.clone());
+        self.remember(wanted, answer.clone());
         Ok(answer)
     }
 
-    fn recall(&self, user: &str, now: Instant) -> Option<Answer> {
+    fn recall(&self, wanted: &Wanted, now: Instant) -> Option<Answer> {
         let remembered = self.lock();
-        let remembered = remembered.get(user)?;
+        let remembered = remembered.get(wanted)?;
         (now.saturating_duration_since(remembered.asked) <= self.max_age).then(|| remembered.answer.clone())
     }
 
-    fn remember(&self, user: &str, answer: Answer) {
+    fn remember(&self, wanted: &Wanted, answer: Answer) {
         let mut remembered = self.lock();
         if answer.is_none() {
             // Names are for the guessing: those that are none take no room.
-            remembered.remove(user);
+            remembered.remove(wanted);
             return;
         }
-        if remembered.len() >= MAX_ENTRIES && !remembered.contains_key(user) {
-            let oldest = remembered.iter().min_by_key(|(_, entry)| entry.asked).map(|(user, _)| user.clone());
+        if remembered.len() >= MAX_ENTRIES && !remembered.contains_key(wanted) {
+            let oldest = remembered.iter().min_by_key(|(_, entry)| entry.asked).map(|(wanted, _)| wanted.clone());
             oldest.and_then(|oldest| remembered.remove(&oldest));
         }
-        remembered.insert(user.to_owned(), Remembered { answer, asked: Instant::now() });
+        remembered.insert(wanted.clone(), Remembered { answer, asked: Instant::now() });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Remembered>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Wanted, Remembered>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -194,10 +214,10 @@ pub async fn serve(settings: Settings, topology: Topology, mut questions: Questi
                 None => return,
             },
         };
-        let mut asked: HashMap<String, Vec<Reply>> = HashMap::new();
-        asked.entry(first.user).or_default().push(first.reply);
+        let mut asked: HashMap<Wanted, Vec<Reply>> = HashMap::new();
+        asked.entry(first.wanted).or_default().push(first.reply);
         while let Ok(more) = questions.0.try_recv() {
-            asked.entry(more.user).or_default().push(more.reply);
+            asked.entry(more.wanted).or_default().push(more.reply);
         }
         match connections.get(&topology).await {
             Some((node, client)) => drop(series.spawn(answer(node, client, asked))),
@@ -211,12 +231,12 @@ pub async fn serve(settings: Settings, topology: Topology, mut questions: Questi
 async fn answer(
     node: PeerId,
     client: Arc<tokio_postgres::Client>,
-    asked: HashMap<String, Vec<Reply>>,
+    asked: HashMap<Wanted, Vec<Reply>>,
 ) -> Option<PeerId> {
-    let one = |(user, replies): (String, Vec<Reply>)| {
+    let one = |(wanted, replies): (Wanted, Vec<Reply>)| {
         let client = client.clone();
         async move {
-            let answer = match tokio::time::timeout(ANSWER_LIMIT, ask(&client, &user)).await {
+            let answer = match tokio::time::timeout(ANSWER_LIMIT, ask(&client, &wanted)).await {
                 Ok(Ok(role)) => Ok(role.map(Arc::new)),
                 Ok(Err(error)) => {
                     tracing::warn!(%node, %error, cause = ?std::error::Error::source(&error), "cannot look up roles");
@@ -279,8 +299,12 @@ impl Connections {
     }
 }
 
-async fn ask(client: &tokio_postgres::Client, user: &str) -> std::result::Result<Option<Role>, tokio_postgres::Error> {
-    let rows = client.query_typed(QUESTION, &[(&user, tokio_postgres::types::Type::TEXT)]).await?;
+async fn ask(
+    client: &tokio_postgres::Client,
+    (user, database): &Wanted,
+) -> std::result::Result<Option<Role>, tokio_postgres::Error> {
+    use tokio_postgres::types::Type;
+    let rows = client.query_typed(QUESTION, &[(user, Type::TEXT), (database, Type::TEXT)]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let verifier: Option<&str> = row.try_get(0)?;
     let stored = match verifier {
@@ -290,8 +314,19 @@ async fn ask(client: &tokio_postgres::Client, user: &str) -> std::result::Result
             .unwrap_or(Stored::Nothing),
         None => Stored::Nothing,
     };
+    let is_superuser = row.try_get::<_, Option<bool>>(5)?.unwrap_or(false);
+    let limit: Option<i32> = row.try_get(8)?;
+    let database = match (row.try_get(6)?, row.try_get(7)?) {
+        (Some(allows_connections), Some(may_connect)) => Some(DatabaseAccess {
+            allows_connections,
+            may_connect,
+            connection_limit: limit.filter(|_| !is_superuser).and_then(|limit| u32::try_from(limit).ok()),
+        }),
+        _ => None,
+    };
     Ok(Some(Role {
         number: row.try_get(4)?,
+        database,
         stored,
         can_login: row.try_get::<_, Option<bool>>(1)?.unwrap_or(false),
         valid_until_unix_s: row.try_get(2)?,

@@ -110,7 +110,12 @@ impl Settings {
             superuser_password: None,
             replication_password,
             proxy_password,
-            hba: vec!["host all all 0.0.0.0/0 scram-sha-256".into(), "host all all ::/0 scram-sha-256".into()],
+            hba: ["all", "replication"]
+                .iter()
+                .flat_map(|database| {
+                    ["0.0.0.0/0", "::/0"].map(|from| format!("host {database} all {from} scram-sha-256"))
+                })
+                .collect(),
             conf_template: None,
             parameters: BTreeMap::new(),
             max_slot_wal_keep_bytes: 8 << 30,

@@ -9,6 +9,7 @@ pub mod frontend;
 pub mod proxy_protocol;
 pub mod scram;
 pub mod startup;
+mod switches;
 
 /// Longest message accepted after authentication: PostgreSQL's own limit (`PQ_LARGE_MESSAGE_LIMIT`
 /// is `MaxAllocSize`, 1 GiB − 1).

@@ -8,6 +8,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::switches;
 use crate::error::{ProxyError, Result};
 
 /// Length and code: what is read first.
@@ -150,7 +151,8 @@ impl Startup {
     /// Reads what follows the header.
     ///
     /// # Errors
-    /// 08P01 for a malformed packet or an unknown kind of replication, 28000 without a user, 0A000 for unknown switches.
+    /// 08P01 for a malformed packet or an unknown kind of replication, 28000 without a user, 42601 for unknown
+    /// switches, 22021 for a setting that is not UTF-8.
     pub fn parse(minor: u16, body: &[u8]) -> Result<Self> {
         let malformed =
             || ProxyError::Protocol("invalid startup packet layout: expected terminator as last byte".to_owned());
@@ -164,24 +166,24 @@ impl Startup {
             settings: Vec::new(),
         };
         let mut fields = fields.split_inclusive(|&byte| byte == 0);
-        let text = |field: &[u8]| -> Result<String> {
-            let field = field.strip_suffix(b"\0").ok_or_else(malformed)?;
-            String::from_utf8(field.to_vec())
-                .map_err(|_| ProxyError::Protocol("startup packet is not valid UTF-8".to_owned()))
-        };
-        while let Some(name) = fields.next() {
-            let name = text(name)?;
-            let value = text(fields.next().ok_or_else(malformed)?)?;
+        let mut next = || fields.next().map(|field| field.strip_suffix(b"\0").ok_or_else(malformed));
+        let mut settings = Vec::new();
+        while let Some(name) = next() {
+            let name = text(name?)?;
+            let value = next().ok_or_else(malformed)??;
             match name.as_str() {
                 "" => return Err(malformed()),
-                "user" => startup.user = value,
-                "database" => startup.database = value,
-                "replication" => startup.replication = Replication::parse(&value)?,
-                "options" => startup.settings.extend(parse_options(&value)?),
+                "user" => startup.user = shortened(value),
+                "database" => startup.database = shortened(value),
+                "replication" => startup.replication = Replication::parse(&text(value)?)?,
+                // Before the others, wherever they are (`process_startup_options`).
+                "options" => startup.settings = switches::parse(&text(value)?)?,
+                "application_name" => settings.push((name, name_in_ascii(value))),
                 _ if name.starts_with("_pq_.") => startup.protocol_options.push(name),
-                _ => startup.settings.push((name, value)),
+                _ => settings.push((name, text(value)?)),
             }
         }
+        startup.settings.append(&mut settings);
         if startup.user.is_empty() {
             return Err(ProxyError::NotAllowed("no PostgreSQL user name specified in startup packet".to_owned()));
         }
@@ -202,6 +204,28 @@ impl Startup {
     }
 }
 
+/// A setting that is text in UTF-8.
+fn text(value: &[u8]) -> Result<String> {
+    String::from_utf8(value.to_vec()).map_err(|_| ProxyError::NotText(String::from_utf8_lossy(value).into_owned()))
+}
+
+/// A name as PostgreSQL takes it here: cut to what an identifier holds (`ProcessStartupPacket`; NAMEDATALEN is 64).
+/// Bytes that are not UTF-8 are replaced: no role or database is called so.
+fn shortened(name: &[u8]) -> String {
+    String::from_utf8_lossy(&name[..name.len().min(63)]).into_owned()
+}
+
+/// An application's name may be in any encoding: PostgreSQL shows its bytes beyond ASCII as others
+/// (`check_application_name`). Those that are not UTF-8 are replaced already here.
+fn name_in_ascii(name: &[u8]) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '?'));
+    }
+    text
+}
+
 /// The spellings PostgreSQL takes: any unambiguous beginning (`parse_bool`).
 fn parse_bool(value: &str) -> Option<bool> {
     let value = value.to_ascii_lowercase();
@@ -213,39 +237,6 @@ fn parse_bool(value: &str) -> Option<bool> {
         _ if begins("false") || begins("no") => Some(false),
         _ => None,
     }
-}
-
-/// Takes `-c name=value --name=value` apart; a backslash escapes (`pg_split_opts`). `-` in the names
-/// of long switches stands for `_`.
-fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut letters = options.chars();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '\\' => word.get_or_insert_default().extend(letters.next()),
-            _ if letter.is_ascii_whitespace() => words.extend(word.take()),
-            _ => word.get_or_insert_default().push(letter),
-        }
-    }
-    words.extend(word);
-
-    let mut settings = Vec::new();
-    let mut words = words.into_iter();
-    while let Some(word) = words.next() {
-        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
-            (Some(long), _) => long.to_owned(),
-            (None, Some("")) => words.next().unwrap_or_default(),
-            (None, Some(attached)) => attached.to_owned(),
-            (None, None) => return Err(ProxyError::Unsupported(format!("command-line switch \"{word}\" in options"))),
-        };
-        let (name, value) = setting
-            .split_once('=')
-            .filter(|(name, _)| !name.is_empty())
-            .ok_or_else(|| ProxyError::Protocol(format!("\"{setting}\" in options is not name=value")))?;
-        settings.push((name.replace('-', "_"), value.to_owned()));
-    }
-    Ok(settings)
 }
 
 /// Appends our own StartupMessage for a server.
@@ -459,6 +450,23 @@ mod tests {
         assert_eq!(startup.protocol_options, ["_pq_.x"]);
         let settings: Vec<_> = startup.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(settings, ["geqo=off", "work_mem=1MB", "lock_timeout=5 s", "DateStyle=ISO"]);
+        // The switches come first, wherever they are.
+        let startup = Startup::parse(0, b"user\0a\0datestyle\0ISO\0options\0-e\0\0").expect("valid");
+        let names: Vec<_> = startup.settings.iter().map(|(_, value)| value.as_str()).collect();
+        assert_eq!(names, ["euro", "ISO"]);
+    }
+
+    #[test]
+    fn names_are_taken_as_postgresql_takes_them() {
+        let body = b"user\0caf\xe9\0application_name\0caf\xe9 \xc3\xa9.exe\0\0";
+        let startup = Startup::parse(0, body).expect("valid");
+        assert_eq!(startup.user, "caf\u{fffd}");
+        assert_eq!(startup.settings, [("application_name".to_owned(), "caf? \u{e9}.exe".to_owned())]);
+        let long = "x".repeat(70);
+        let startup = Startup::parse(0, format!("user\0{long}\0database\0{long}\0\0").as_bytes()).expect("valid");
+        assert_eq!((startup.user.as_str(), startup.database.as_str()), (&long[..63], &long[..63]));
+        let refused = Startup::parse(0, b"user\0a\0app.x\0caf\xe9\0\0").expect_err("not UTF-8").sqlstate();
+        assert_eq!(refused, SqlState::CHARACTER_NOT_IN_REPERTOIRE);
     }
 
     #[test]
@@ -475,13 +483,12 @@ mod tests {
     #[test]
     fn malformed_startups_are_refused() {
         let refused = |body: &[u8]| Startup::parse(0, body).expect_err("refused").sqlstate();
-        for body in [&b""[..], b"user\0a\0", b"user\0a", b"user\0\0\0x", b"user\0\xff\0\0", b"\0a\0\0"] {
+        for body in [&b""[..], b"user\0a\0", b"user\0a", b"user\0\0\0x", b"\0a\0\0"] {
             assert_eq!(refused(body), SqlState::PROTOCOL_VIOLATION, "{body:?}");
         }
         assert_eq!(refused(b"\0"), SqlState::INVALID_AUTHORIZATION);
         assert_eq!(refused(b"database\0x\0\0"), SqlState::INVALID_AUTHORIZATION);
-        assert_eq!(refused(b"user\0a\0options\0-B 10\0\0"), SqlState::FEATURE_NOT_SUPPORTED);
-        assert_eq!(refused(b"user\0a\0options\0-c x\0\0"), SqlState::PROTOCOL_VIOLATION);
+        assert_eq!(refused(b"user\0a\0options\0-Z\0\0"), SqlState::SYNTAX_ERROR);
     }
 
     #[test]
@@ -509,7 +516,7 @@ mod tests {
 
         #[test]
         fn any_options_text_is_survived(options in "[-a-z= \\\\]{0,60}") {
-            let _ = parse_options(&options);
+            let _ = switches::parse(&options);
         }
     }
 }
