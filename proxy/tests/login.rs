@@ -38,6 +38,8 @@ mod keys;
 mod postgres;
 #[path = "login/replication.rs"]
 mod replication;
+#[path = "login/room.rs"]
+mod room;
 #[path = "login/rotation.rs"]
 mod rotation;
 #[path = "login/rules.rs"]
@@ -84,13 +86,19 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Self {
+        Self::with_threads(1).await
+    }
+
+    async fn with_threads(threads: usize) -> Self {
         let postgres = Postgres::start().await;
         postgres.run(ROLES).await;
         let (certificate, key) = make_certificate(postgres.folder());
         let (users, config) = (postgres.folder().join("users"), postgres.folder().join("proxy.toml"));
         std::fs::write(users, "# not in the database\n\"boss\" \"boss's\"\n\"carol\" \"carol's\"\n").expect("users");
         std::fs::write(postgres.folder().join("proxy.password"), "proxy\n").expect("password");
-        std::fs::write(&config, configuration(postgres.folder(), &[])).expect("configuration");
+        let text = configuration(postgres.folder(), &[]);
+        let text = text.replace("workers = 1", &format!("workers = {threads}"));
+        std::fs::write(&config, text).expect("configuration");
         let Started { proxy, http, state, shared, workers, stop } =
             start_proxy(postgres.port, &config, Some(postgres.folder().to_owned())).await;
         Self { postgres, proxy, http, state, shared, workers, certificate, key, config, stop }
@@ -260,6 +268,13 @@ async fn replication_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn secrets_that_change() {
     rotation::rotation(&Bench::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn idle_servers_make_room() {
+    let bench = Bench::with_threads(2).await;
+    room::a_full_node(&bench).await;
+    room::databases_come_and_go(&bench).await;
 }
 
 async fn passwords(bench: &Bench) {
