@@ -30,6 +30,9 @@ pub struct Config {
     /// The file it was read from.
     #[serde(skip)]
     pub path: PathBuf,
+    /// Session threads that run, whatever the file says by now.
+    #[serde(skip)]
+    pub running_threads: Option<usize>,
     /// Session threads; 0: one per core.
     #[serde(default)]
     pub workers: usize,
@@ -178,24 +181,6 @@ pub struct Auth {
     pub login_timeout: Duration,
 }
 
-impl Auth {
-    /// Nothing said but where the password is.
-    fn with_password(password_file: PathBuf) -> Self {
-        Self {
-            user: default_auth_user(),
-            password_file,
-            users_file: None,
-            hba_file: None,
-            ident_file: None,
-            max_logins: default_max_logins(),
-            failure_burst: default_failure_burst(),
-            failure_forgiven_after: seconds::<3>(),
-            verifier_max_age: seconds::<600>(),
-            login_timeout: seconds::<30>(),
-        }
-    }
-}
-
 /// `[tls]`
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -339,6 +324,8 @@ impl Fleet {
 pub struct Admin {
     /// Name of the virtual database.
     pub database: String,
+    /// Another name of it, by which PgBouncer's tools look for it; empty: none.
+    pub alias: String,
     /// Roles that may do everything there.
     pub admin_users: Vec<String>,
     /// Roles that may look only.
@@ -347,7 +334,19 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { database: "manatee".to_owned(), admin_users: Vec::new(), stats_users: Vec::new() }
+        Self {
+            database: "manatee".to_owned(),
+            alias: "pgbouncer".to_owned(),
+            admin_users: Vec::new(),
+            stats_users: Vec::new(),
+        }
+    }
+}
+
+impl Admin {
+    /// Whether a client that asks for this database wants the console.
+    pub fn is_console(&self, database: &str) -> bool {
+        database == self.database || (!self.alias.is_empty() && database == self.alias)
     }
 }
 
@@ -385,7 +384,7 @@ impl Config {
 
     /// Session threads to start: where one per core is asked for, no more than can have a share of every limit.
     pub fn worker_count(&self) -> usize {
-        match self.workers {
+        match self.running_threads.unwrap_or(self.workers) {
             0 => {
                 let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
                 self.shared_limits().map(|(_, limit)| limit).fold(cores, usize::min).max(1)

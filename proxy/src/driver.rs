@@ -74,6 +74,8 @@ struct Driver<S> {
     cancel: crate::cancel::Registration,
     requirement: Requirement,
     seed: usize,
+    /// The last wait for a server ended without one, because there was no node for it.
+    waited_in_vain: bool,
     /// Its place in the list of clients, and its counters.
     seat: Seat,
     /// When the event at hand came, once somebody has asked: the clock is read as seldom as will do.
@@ -136,6 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             cancel,
             requirement: Requirement::new(),
             seed,
+            waited_in_vain: false,
             seat,
             moment: None,
             flush: false,
@@ -320,7 +323,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// A server at once, if there is one: the usual case. `bytes` of the client wait for it.
     fn try_attach(&mut self, session: &mut Session, bytes: usize, need: Need) -> bool {
         let began = self.now();
-        let Self { shared, requirement, seat, seed, .. } = self;
+        let Self { shared, requirement, seat, seed, waited_in_vain, .. } = self;
         let mut wanted = Wanted {
             identity: &seat.present.facts.identity,
             shared,
@@ -330,6 +333,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             seed: *seed,
             mark: session.mark(),
             bytes,
+            waited_in_vain: *waited_in_vain,
         };
         let server = seat.worker.try_acquire(&mut wanted, began);
         let found = server.is_some();
@@ -346,10 +350,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         client.is_now(Activity::Waiting(began));
         let acquired = {
             let (mark, consistency) = (session.mark().clone(), session.consistency());
-            let Self { stream, flush, shared, requirement, seed, .. } = self;
-            let (seed, bytes) = (*seed, rx.len());
+            let Self { stream, flush, shared, requirement, seed, waited_in_vain, .. } = self;
+            let (seed, bytes, waited_in_vain) = (*seed, rx.len(), *waited_in_vain);
             let identity = &client.facts.identity;
-            let wanted = Wanted { identity, shared, need, requirement, consistency, seed, mark: &mark, bytes };
+            let wanted =
+                Wanted { identity, shared, need, requirement, consistency, seed, mark: &mark, bytes, waited_in_vain };
             let mut acquiring = pin!(worker.acquire(wanted));
             // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
             // what is read stays in `rx`, a dropped acquisition gives its place back.

@@ -19,9 +19,6 @@ const PRIMARY: &str = "manatee_proxy_primary_available";
 const PRIMARY_ABSENCE: &str = "manatee_proxy_primary_absence_seconds";
 const FIRST_WRITE: &str = "manatee_proxy_first_write_seconds";
 const STATE_CURRENT: &str = "manatee_proxy_state_current";
-const LAG: &str = "manatee_proxy_standby_lag_seconds";
-const LAG_BYTES: &str = "manatee_proxy_standby_lag_bytes";
-const FIT: &str = "manatee_proxy_standby_fit";
 const OWN_LOGIN_FAILURES: &str = "manatee_proxy_own_login_failures_total";
 
 /// Says what each metric means. Once, after the recorder is installed.
@@ -43,10 +40,14 @@ pub fn describe() {
         "From the loss of a primary to the first write on the next"
     );
     metrics::describe_gauge!(STATE_CURRENT, "1 if ZooKeeper is connected and the state readable");
-    metrics::describe_gauge!(LAG, Unit::Seconds, "How far a standby's replay is behind, by node");
-    metrics::describe_gauge!(LAG_BYTES, Unit::Bytes, "How far a standby's replay is behind, by node");
-    metrics::describe_gauge!(FIT, "1 if a standby may serve reads, by node");
     metrics::describe_counter!(OWN_LOGIN_FAILURES, "Logins of the proxy's own role that a server refused");
+    // From the start, or `increase()` would not see the first event: those that alerts watch.
+    for (sqlstate, origin) in [("08007", "server"), ("28P01", "client"), ("53300", "proxy"), ("57P03", "topology")] {
+        counter!(ERRORS, "sqlstate" => sqlstate, "origin" => origin).increment(0);
+    }
+    for result in ["session", "replication", "console", "done", "refused", "evicted"] {
+        counter!(CONNECTIONS, "result" => result).increment(0);
+    }
 }
 
 /// One thread's handles for what sessions do often.
@@ -113,23 +114,11 @@ pub fn clients() -> Gauge {
 }
 
 /// Publishes what a shard looks like.
-pub fn show_topology(shard: &str, before: &Snapshot, after: &Snapshot) {
+pub fn show_topology(shard: &str, after: &Snapshot) {
     let shard = || shard.to_owned();
     gauge!(GENERATION, "shard" => shard()).set(after.generation as f64);
     gauge!(PRIMARY, "shard" => shard()).set(if after.primary.is_some() { 1.0 } else { 0.0 });
     gauge!(STATE_CURRENT, "shard" => shard()).set(if after.state_is_current { 1.0 } else { 0.0 });
-    for standby in &after.standbys {
-        let node = || standby.node.id.to_string();
-        gauge!(LAG, "shard" => shard(), "node" => node()).set(standby.lag.as_secs_f64());
-        if let Some(position) = after.positions.last() {
-            let behind = position.lsn.0.saturating_sub(standby.replayed.lsn.0);
-            gauge!(LAG_BYTES, "shard" => shard(), "node" => node()).set(behind as f64);
-        }
-        gauge!(FIT, "shard" => shard(), "node" => node()).set(if standby.fit { 1.0 } else { 0.0 });
-    }
-    for gone in before.standbys.iter().filter(|standby| after.standby(standby.node.id).is_none()) {
-        gauge!(FIT, "shard" => shard(), "node" => gone.node.id.to_string()).set(0.0);
-    }
 }
 
 /// Records how long there was no primary.

@@ -57,7 +57,7 @@ const MAX_WAITING: usize = 1024;
 /// Stack of a session thread: PostgreSQL's parser recurses.
 const STACK_BYTES: usize = 16 * 1024 * 1024;
 /// How long opening a server connection may take within a session.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What all threads share. Nothing in it is written on the hot path.
 pub struct Shared {

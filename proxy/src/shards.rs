@@ -23,6 +23,9 @@ use crate::topology::{self, Publisher, Topology, monitor};
 /// Shards behind one proxy at most.
 pub const MAX_SHARDS: usize = 256;
 
+/// Longest wait for a primary that is asked whether there is a database.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
 /// A shard's cluster state, as it was last read.
 pub type StateWatch = watch::Receiver<Option<State>>;
 
@@ -45,6 +48,18 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// Whether the primary has a database of this name; `None` if it cannot be asked.
+    pub async fn has_database(&self, name: &str) -> Option<bool> {
+        let primary = self.topology.snapshot().primary()?;
+        let ask = async {
+            let (client, _driver) = self.own.connect(primary).await.ok()?;
+            let question = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1::text::name)";
+            client.query_one(question, &[&name]).await.ok()?.try_get(0).ok()
+        };
+        // Dropping it closes the connection.
+        tokio::time::timeout(ASK_LIMIT, ask).await.ok().flatten()
+    }
+
     /// Sees whether its servers take the proxy's own role.
     pub async fn prove_own_login(&self) {
         let snapshot = self.topology.snapshot();

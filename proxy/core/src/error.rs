@@ -1,7 +1,6 @@
 //! What can go wrong in the proxy, and how a client is told.
 //!
-//! Every error carries where it comes from, its SQLSTATE, its severity and whether trying again is
-//! safe. The text for the client ([`ProxyError::client_message`]) never contains addresses of
+//! Every error carries where it comes from, its SQLSTATE and its severity. The text for the client ([`ProxyError::client_message`]) never contains addresses of
 //! servers or the operating system's words; those are in `Display` and the sources, for the log.
 
 use std::fmt;
@@ -272,9 +271,6 @@ pub enum ProxyError {
     /// A commit ended without the sync having it ("canceling wait for synchronous replication").
     #[error("commit was not confirmed by the synchronous standby")]
     CommitNotReplicated,
-    /// The server was lost while it ran something outside a transaction that may have had effects.
-    #[error("the server was lost while a statement was running")]
-    StatementInDoubt,
     /// The server was lost in a state the session cannot leave behind (pinned session).
     #[error("the server this session was bound to was lost")]
     SessionLost,
@@ -371,7 +367,6 @@ impl ProxyError {
             Self::TransactionLost
             | Self::CommitInDoubt
             | Self::CommitNotReplicated
-            | Self::StatementInDoubt
             | Self::SessionLost
             | Self::Connect { .. }
             | Self::ServerTls { .. }
@@ -401,12 +396,11 @@ impl ProxyError {
             Self::HoldFull(_) => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             Self::TransactionLost => SqlState::SERIALIZATION_FAILURE,
             Self::CommitInDoubt | Self::CommitNotReplicated => SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
-            Self::ClientGone(_) | Self::StatementInDoubt | Self::SessionLost | Self::ServerProtocol { .. } => {
-                SqlState::CONNECTION_FAILURE
-            }
+            Self::ClientGone(_) | Self::ServerProtocol { .. } => SqlState::CONNECTION_FAILURE,
             Self::Connect { .. } | Self::ServerTls { .. } | Self::ConnectTimeout { .. } => SqlState::CANNOT_CONNECT,
             Self::Server { error, .. } => error.code,
-            Self::ShuttingDown => SqlState::ADMIN_SHUTDOWN,
+            // As where the server itself says that it goes: drivers pass the text on, and reconnect.
+            Self::ShuttingDown | Self::SessionLost => SqlState::ADMIN_SHUTDOWN,
             Self::Internal(_) => SqlState::INTERNAL_ERROR,
         }
     }
@@ -435,26 +429,6 @@ impl ProxyError {
             | Self::Internal(_) => Severity::Fatal,
             Self::Server { error, .. } if matches!(error.severity.as_str(), "FATAL" | "PANIC") => Severity::Fatal,
             _ => Severity::Error,
-        }
-    }
-
-    /// Whether the same request can be sent again with no risk of doing it twice.
-    pub fn retry_safe(&self) -> bool {
-        match self {
-            Self::TooManyClients
-            | Self::TooManyOf(_)
-            | Self::PoolTimeout(_)
-            | Self::HoldTimeout(_)
-            | Self::NoStandby(_)
-            | Self::HoldFull(_)
-            | Self::TransactionLost
-            | Self::Connect { .. }
-            | Self::ConnectTimeout { .. }
-            | Self::ShuttingDown => true,
-            Self::Server { error, .. } => {
-                matches!(&error.code.0, b"53300" | b"57P01" | b"57P02" | b"57P03" | b"40001" | b"40P01")
-            }
-            _ => false,
         }
     }
 
@@ -514,8 +488,8 @@ impl ProxyError {
                 "could not finish the transaction: the database server was lost, nothing was committed".to_owned()
             }
             Self::CommitInDoubt => "the database server was lost while committing: the outcome is unknown".to_owned(),
-            Self::StatementInDoubt => {
-                "the database server was lost while the statement was running: its outcome is unknown".to_owned()
+            Self::SessionLost => {
+                "terminating connection: the database server that this session was bound to was lost".to_owned()
             }
             Self::ShuttingDown => "terminating connection due to administrator command".to_owned(),
             Self::ClientGone(_) => "connection lost".to_owned(),

@@ -213,6 +213,9 @@ pub async fn execute(command: Command, rights: Rights, shared: &Arc<Shared>) -> 
             _ => Outcome::Done("KILL_CLIENT"),
         },
         Command::Disable(database) => {
+            if let Err(refusal) = shared.find_database(Some(&database)).await {
+                return refusal;
+            }
             lock(&shared.console.disabled).insert(database);
             Outcome::Done("DISABLE")
         }
@@ -221,6 +224,9 @@ pub async fn execute(command: Command, rights: Rights, shared: &Arc<Shared>) -> 
             false => refused(format!("database \"{database}\" is not disabled")),
         },
         Command::Reconnect(database) => {
+            if let Err(refusal) = shared.find_database(database.as_deref()).await {
+                return refusal;
+            }
             shared.console.crew().order(Action::Reconnect(shared.target(database.as_deref()))).await;
             Outcome::Done("RECONNECT")
         }
@@ -241,6 +247,9 @@ fn refused(problem: String) -> Outcome {
 }
 
 async fn pause(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+    if let Err(refusal) = shared.find_database(database.as_deref()).await {
+        return refusal;
+    }
     if !lock(&shared.console.paused).insert(database.clone()) {
         return refused("already suspended/paused".to_owned());
     }
@@ -273,6 +282,9 @@ async fn resume(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
 }
 
 async fn kill(database: String, shared: &Arc<Shared>) -> Outcome {
+    if let Err(refusal) = shared.find_database(Some(&database)).await {
+        return refusal;
+    }
     let target = shared.target(Some(&database));
     let crew = shared.console.crew();
     lock(&shared.console.paused).insert(Some(database));
@@ -285,6 +297,9 @@ async fn kill(database: String, shared: &Arc<Shared>) -> Outcome {
 }
 
 async fn wait_close(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+    if let Err(refusal) = shared.find_database(database.as_deref()).await {
+        return refusal;
+    }
     let target = shared.target(database.as_deref());
     let begun = Instant::now();
     // Those that were open when it was asked; younger ones do not matter.
@@ -336,6 +351,28 @@ fn aliases(config: &Config) -> BTreeMap<(ShardName, String), String> {
 
 /// Which sessions a database's name means: as the tables show it.
 impl Shared {
+    /// Whether there is a database of this name: a typing error must not look like an order that was carried out.
+    async fn find_database(&self, name: Option<&str>) -> Result<(), Outcome> {
+        let Some(name) = name else { return Ok(()) };
+        let Target { shard: Some(shard), scope: Scope::Database(database) } = self.target(Some(name)) else {
+            return Ok(());
+        };
+        let reports = self.console.crew().report(false).await;
+        let is_used = reports
+            .iter()
+            .any(|(of, report)| *of == shard && report.pools.iter().any(|pool| *pool.database == *database));
+        let is_there = match self.shards.get(&shard) {
+            None => false,
+            Some(_) if is_used => true,
+            // Where no server can be asked, the administrator knows best.
+            Some(shard) => shard.has_database(&database).await.unwrap_or(true),
+        };
+        match is_there {
+            true => Ok(()),
+            false => Err(Outcome::Refused(SqlState::INVALID_CATALOG_NAME, format!("no such database: {name}"))),
+        }
+    }
+
     pub(crate) fn target(&self, database: Option<&str>) -> Target {
         let Some(name) = database else { return Target { shard: None, scope: Scope::All } };
         let config = self.config.load();

@@ -15,7 +15,7 @@ const MAX_ENTRIES: usize = 16_384;
 const ADDRESS_FACTOR: u32 = 10;
 /// Longest time that an answer is held back: a person who mistypes waits no longer, a program that guesses does
 /// so for each guess.
-pub(super) const MAX_DELAY: Duration = Duration::from_secs(2);
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(2);
 
 /// The limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::wire::startup::Replication;
 /// Greetings remembered at most.
 const MAX_ENTRIES: usize = 10_000;
 /// How long a greeting is believed.
-const MAX_AGE: Duration = Duration::from_secs(30);
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(30);
 /// Longest wait for one server to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Between attempts while servers are there but not ready.

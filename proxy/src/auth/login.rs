@@ -383,7 +383,7 @@ impl Entering<'_> {
     async fn enter(&self, stream: &mut ClientStream, mut startup: Startup) -> Result<Guest> {
         let config = self.gate.config.load_full();
         let replication = startup.replication;
-        let for_console = startup.database == config.admin.database && replication == Replication::No;
+        let for_console = config.admin.is_console(&startup.database) && replication == Replication::No;
         if startup.needs_negotiation() {
             let mut out = BytesMut::new();
             encode_negotiate(&mut out, startup.spoken_minor(), &startup.protocol_options);

@@ -4,8 +4,8 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-mod failures;
-mod greeting;
+pub(crate) mod failures;
+pub(crate) mod greeting;
 mod keyring;
 mod login;
 mod places;

@@ -28,7 +28,7 @@ const MAX_QUESTIONS: usize = 1024;
 /// Series of questions under way at once.
 const MAX_SERIES: usize = 16;
 /// Longest wait for one node's answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// How long an answer is waited for before what is remembered will do.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Between two attempts while no node can be asked.

@@ -1,11 +1,15 @@
 //! The configuration as a flat list: for `SHOW CONFIG`, and to see what a reload changes.
 
+use std::path::Path;
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::{Config, Pool};
 
-/// What changes with a reload; everything else needs a restart.
-const LIVE: [&str; 27] = [
+/// What changes with a reload. Every key is here or in [`RESTART`]; a test holds that. A name that ends in a dot is a
+/// whole section.
+const LIVE: [&str; 28] = [
     "admin.",
     "auth.failure_burst",
     "auth.failure_forgiven_after",
@@ -13,6 +17,7 @@ const LIVE: [&str; 27] = [
     "auth.ident_file",
     "auth.login_timeout",
     "auth.max_logins",
+    "auth.password_file",
     "auth.users_file",
     "databases.",
     "hold.",
@@ -33,6 +38,42 @@ const LIVE: [&str; 27] = [
     "server_tls.",
     "shards.",
     "tls.",
+];
+
+/// What needs a restart.
+#[cfg(test)]
+const RESTART: [&str; 16] = [
+    "workers",
+    "auth.user",
+    "auth.verifier_max_age",
+    "fleet.",
+    "listen.address",
+    "listen.http",
+    "listen.primary_only",
+    "listen.read_only",
+    "listen.shards",
+    "listen.unix_directory",
+    "log.",
+    "pool.mode",
+    "routing.max_lag",
+    "routing.poll_interval",
+    "shard.",
+    "zookeeper.",
+];
+
+/// Keys without a default.
+const REQUIRED: [&str; 4] = ["auth.password_file", "listen.address", "shard.name", "zookeeper.servers"];
+
+/// Times that cannot be configured, for the record.
+const FIXED: [(&str, Duration); 8] = [
+    ("fixed.server_connect_timeout", crate::server::CONNECT_LIMIT),
+    ("fixed.login_parameters_max_age", crate::auth::greeting::MAX_AGE),
+    ("fixed.failed_login_max_delay", crate::auth::failures::MAX_DELAY),
+    ("fixed.role_lookup_timeout", crate::auth::verifier::ANSWER_LIMIT),
+    ("fixed.node_connect_timeout", crate::topology::monitor::CONNECT_LIMIT),
+    ("fixed.node_answer_timeout", crate::topology::monitor::ANSWER_LIMIT),
+    ("fixed.catalog_reload_interval", crate::catalog::RELOAD_EVERY),
+    ("fixed.shutdown_drain_limit", crate::server::run::DRAIN_LIMIT),
 ];
 
 /// A setting: key, value, default, and whether it can change without a restart.
@@ -58,7 +99,13 @@ impl Config {
     /// Every key with its value. At the end PgBouncer's names for what its tools look for.
     pub fn entries(&self) -> Vec<Entry> {
         let defaults = flatten(&self.with_defaults());
-        let default = |key: &str| defaults.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone());
+        let default = |key: &str| {
+            defaults
+                .iter()
+                .filter(|_| !REQUIRED.contains(&key))
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value.clone())
+        };
         let mut entries: Vec<Entry> = flatten(self)
             .into_iter()
             .map(|(key, value)| {
@@ -72,8 +119,9 @@ impl Config {
             entries.push((key.to_owned(), value, default, live));
         };
         also("max_client_conn", self.pool.max_clients.to_string(), pool.max_clients.to_string(), true);
-        also("max_user_connections", "0".to_owned(), "0".to_owned(), false);
-        also("max_db_connections", "0".to_owned(), "0".to_owned(), false);
+        let (per_user, per_database) = (self.pool.max_servers_per_user, self.pool.max_servers_per_database);
+        also("max_user_connections", per_user.to_string(), pool.max_servers_per_user.to_string(), true);
+        also("max_db_connections", per_database.to_string(), pool.max_servers_per_database.to_string(), true);
         also("default_pool_size", self.pool.size.to_string(), pool.size.to_string(), true);
         let timeout = self.pool.query_wait_timeout;
         also("query_wait_timeout", seconds(timeout), seconds(pool.query_wait_timeout), true);
@@ -82,37 +130,25 @@ impl Config {
         also("listen_addr", self.listen.address.ip().to_string(), String::new(), false);
         also("listen_port", self.listen.address.port().to_string(), String::new(), false);
         also("client_login_timeout", seconds(self.auth.login_timeout), "30".to_owned(), true);
+        also(
+            "server_connect_timeout",
+            seconds(crate::server::CONNECT_LIMIT),
+            seconds(crate::server::CONNECT_LIMIT),
+            false,
+        );
+        for (key, duration) in FIXED {
+            let text = humantime_serde::re::humantime::format_duration(duration).to_string();
+            also(key, text.clone(), text, false);
+        }
         entries
     }
 
     /// The same with nothing said that need not be said.
     fn with_defaults(&self) -> Self {
-        Self {
-            path: self.path.clone(),
-            workers: 0,
-            listen: super::Listen {
-                address: self.listen.address,
-                read_only: None,
-                primary_only: None,
-                unix_directory: None,
-                proxy_protocol_from: Vec::new(),
-                http: None,
-                upgrade_drain: std::time::Duration::from_secs(60),
-                shards: Vec::new(),
-            },
-            shards: super::Shards::default(),
-            databases: std::collections::BTreeMap::new(),
-            auth: super::Auth::with_password(self.auth.password_file.clone()),
-            tls: super::Tls::default(),
-            server_tls: super::ServerTls::default(),
-            pool: Pool::default(),
-            routing: super::Routing::default(),
-            hold: super::Hold::default(),
-            fleet: super::Fleet::default(),
-            admin: super::Admin::default(),
-            log: manatee_shared::telemetry::LogSettings::default(),
-            ..self.clone()
-        }
+        const MINIMAL: &str = "[listen]\naddress = \"0.0.0.0:6432\"\n[zookeeper]\nservers = [\"127.0.0.1:2181\"]\n\
+                               [shard]\nname = \"demo\"\n[auth]\npassword_file = \"/x\"\n";
+        // It can be read: a test does so.
+        manatee_shared::config::parse(Path::new("defaults"), MINIMAL).unwrap_or_else(|_| self.clone())
     }
 
     /// What `new` says differently.
@@ -173,6 +209,36 @@ mod tests {
         assert_eq!(find("routing.poll_interval").1, "100ms");
         assert_eq!(find("max_client_conn").1, "10000");
         assert!(!find("workers").3);
+    }
+
+    #[test]
+    fn every_key_either_changes_with_a_reload_or_needs_a_restart() {
+        let sample = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/proxy.toml"));
+        let sample: Config = manatee_shared::config::parse(Path::new("x"), &sample.expect("sample")).expect("valid");
+        let is_in = |list: &[&str], key: &str| {
+            list.iter().any(|name| key == *name || (name.ends_with('.') && key.starts_with(name)))
+        };
+        for (key, _) in flatten(&sample) {
+            let places = [is_in(&LIVE, &key), is_in(&RESTART, &key)];
+            assert_eq!(places.into_iter().filter(|is_there| *is_there).count(), 1, "{key}: say in which list it is");
+        }
+        let every = |name: &&&str| !flatten(&sample).iter().any(|(key, _)| is_in(&[**name], key));
+        let gone: Vec<_> = LIVE.iter().chain(&RESTART).filter(every).filter(|name| **name != "databases.").collect();
+        assert!(gone.is_empty(), "no such keys: {gone:?}");
+    }
+
+    #[test]
+    fn defaults_are_what_an_empty_file_would_give() {
+        let entries = config("[zookeeper.tls]\nca_file = \"/ca\"\n").entries();
+        let find =
+            |key: &str| entries.iter().find(|entry| entry.0 == key).map(|entry| (entry.1.as_str(), entry.2.as_str()));
+        assert_eq!(find("shard.name"), Some(("demo", "")));
+        assert_eq!(find("zookeeper.session_timeout"), Some(("4s", "4s")));
+        assert_eq!(find("max_user_connections"), Some(("0", "0")));
+        assert_eq!(find("fixed.server_connect_timeout"), Some(("5s", "5s")));
+        let limited = config("[pool]\nmax_servers_per_user = 7\n").entries();
+        let limit = limited.iter().find(|entry| entry.0 == "max_user_connections").expect("key");
+        assert_eq!((limit.1.as_str(), limit.3), ("7", true));
     }
 
     #[test]

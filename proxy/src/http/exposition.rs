@@ -1,13 +1,16 @@
 //! The part of `/metrics` that is counted by the session threads themselves, in plain cells, and
 //! added up only when somebody looks: nothing on the hot path pays for it. Pure: text out.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use manatee_shared::ids::ShardName;
 
 use crate::pool::census::{BUCKETS_US, Histogram, Report};
+use crate::topology::{Snapshot, Standby};
 
 const MICROS: f64 = 1e-6;
 
@@ -59,10 +62,47 @@ impl<'a> Metric<'a> {
     }
 
     fn sample(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         let braces = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.out, "{}{suffix}{braces} {value}", self.name);
     }
+}
+
+/// A label's value (exposition format, "Comments, help text, and type information").
+fn escaped(value: &str) -> Cow<'_, str> {
+    if !value.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(value);
+    }
+    Cow::Owned(value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
+
+/// What is known of each shard's standbys. Only those that there are: one that was promoted or removed has no value.
+pub(super) fn standbys(shards: &[(ShardName, Arc<Snapshot>)]) -> String {
+    let mut out = String::new();
+    let each = || {
+        shards.iter().flat_map(|(shard, snapshot)| {
+            snapshot.standbys.iter().map(move |standby| (shard.as_str(), snapshot, standby))
+        })
+    };
+    let mut gauge = |name, help, value: &dyn Fn(&Snapshot, &Standby) -> Option<f64>| {
+        let mut metric = Metric::new(&mut out, name, "gauge", help);
+        for (shard, snapshot, standby) in each() {
+            if let Some(value) = value(snapshot, standby) {
+                metric.sample("", &[("shard", shard), ("node", &standby.node.id.to_string())], value);
+            }
+        }
+    };
+    gauge("manatee_proxy_standby_fit", "1 if a standby may serve reads, by node", &|_, standby| {
+        Some(f64::from(u8::from(standby.fit)))
+    });
+    gauge("manatee_proxy_standby_lag_seconds", "How far a standby's replay is behind, by node", &|_, standby| {
+        Some(standby.lag.as_secs_f64())
+    });
+    gauge("manatee_proxy_standby_lag_bytes", "How far a standby's replay is behind, by node", &|snapshot, standby| {
+        let position = snapshot.positions.last()?;
+        Some(position.lsn.0.saturating_sub(standby.replayed.lsn.0) as f64)
+    });
+    out
 }
 
 /// The metrics of the session threads.
@@ -165,6 +205,13 @@ mod tests {
     use crate::pool::census::{NodeReport, PoolReport};
     use crate::topology::Node;
     use std::time::Duration;
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut out = String::new();
+        Metric::new(&mut out, "x", "gauge", "x").sample("", &[("a", "say \"\\\"\n")], 1.0);
+        assert!(out.ends_with("x{a=\"say \\\"\\\\\\\"\\n\"} 1\n"), "{out}");
+    }
 
     #[test]
     fn threads_are_added_up_and_buckets_accumulate() {

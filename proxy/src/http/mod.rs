@@ -55,6 +55,9 @@ async fn metrics(State(sources): State<Sources>) -> impl IntoResponse {
     let reports = sources.shared.console.crew().report(false).await;
     let mut text = sources.metrics.render();
     text.push_str(&exposition::sessions(&reports));
+    let shards = sources.shared.shards.all();
+    let snapshots: Vec<_> = shards.iter().map(|shard| (shard.name.clone(), shard.topology.snapshot())).collect();
+    text.push_str(&exposition::standbys(&snapshots));
     text.push_str(&exposition::process(sources.shared.gate.certificates().expires()));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

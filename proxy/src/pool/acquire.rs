@@ -23,6 +23,10 @@ const ROOM_AFTER: Duration = Duration::from_millis(20);
 /// How often room is made for one session, before it waits as for a node that is not ready: others may be quicker.
 const ROOM_ATTEMPTS: usize = 16;
 
+/// How long a session is held that was held in vain just before: pools that try again, or clean up after themselves,
+/// would wait for the whole time once more before anybody hears of it.
+const HOLD_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a session that is stuck on the primary waits for positions taken for it, altogether
 /// and between two questions.
 const CATCH_UP_LIMIT: Duration = Duration::from_millis(30);
@@ -46,6 +50,8 @@ pub struct Wanted<'a> {
     pub mark: &'a Mark,
     /// Bytes of the client that wait with it.
     pub bytes: usize,
+    /// It has waited in vain just before: it is not to wait for as long again.
+    pub waited_in_vain: bool,
 }
 
 /// Counts a held session while it exists.
@@ -160,6 +166,7 @@ impl Worker {
                 true => self.settings().hold_standby_timeout,
                 false => self.settings().hold_timeout,
             };
+            let limit = if wanted.waited_in_vain { limit.min(HOLD_AGAIN) } else { limit };
             let left = limit.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return Err(match last_refusal {

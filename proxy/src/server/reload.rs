@@ -49,7 +49,7 @@ impl Shared {
             false => Config::load(&old.path).map_err(|error| error.to_string())?,
         };
         // The threads there are stay as they are.
-        new.workers = old.worker_count();
+        new.running_threads = Some(old.worker_count());
         new.check_shares().map_err(|(key, problem)| format!("`{key}` {problem}"))?;
         let certificates = crate::tls::Certificates::load(&new.tls).map_err(|error| error.to_string())?;
         let servers = Servers::load(&new.server_tls).map_err(|error| error.to_string())?;

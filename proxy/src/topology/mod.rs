@@ -19,23 +19,11 @@ pub mod monitor;
 pub use manatee_proxy_core::topology::{Node, Primary, Reign, Sample, Snapshot, Standby};
 pub use manatee_proxy_core::topology::{consistency, knowledge, snapshot};
 
-/// Where writes may go: changes wake whoever holds clients back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Writable {
-    /// The confirmed primary.
-    pub node: Node,
-    /// The generation it rules in.
-    pub generation: u64,
-    /// The reign it rules in.
-    pub reign: Reign,
-}
-
 /// Handle to the newest [`Snapshot`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Topology {
     current: Arc<ArcSwap<Snapshot>>,
     changes: watch::Receiver<u64>,
-    writable: watch::Receiver<Option<Writable>>,
     suspicions: mpsc::Sender<PeerId>,
     /// Newest reign whose first use was noted, by generation.
     used: Arc<AtomicU64>,
@@ -46,7 +34,6 @@ pub struct Topology {
 pub struct Publisher {
     current: Arc<ArcSwap<Snapshot>>,
     changes: watch::Sender<u64>,
-    writable: watch::Sender<Option<Writable>>,
 }
 
 /// Suspicions that may wait to be looked into; more say nothing new.
@@ -56,29 +43,18 @@ const MAX_SUSPICIONS: usize = 16;
 pub fn channel() -> (Publisher, Topology, mpsc::Receiver<PeerId>) {
     let current = Arc::new(ArcSwap::from_pointee(Snapshot::unknown()));
     let (changes, changed) = watch::channel(0);
-    let (writable, may_write) = watch::channel(None);
     let (suspicions, suspected) = mpsc::channel(MAX_SUSPICIONS);
-    let publisher = Publisher { current: current.clone(), changes, writable };
+    let publisher = Publisher { current: current.clone(), changes };
     let used = Arc::default();
-    (publisher, Topology { current, changes: changed, writable: may_write, suspicions, used }, suspected)
+    (publisher, Topology { current, changes: changed, suspicions, used }, suspected)
 }
 
 impl Publisher {
     /// Makes `snapshot` the newest.
     pub fn publish(&self, snapshot: Snapshot) {
-        let writable = snapshot.primary().zip(snapshot.reign).map(|(node, reign)| Writable {
-            node,
-            generation: snapshot.generation,
-            reign,
-        });
         let sequence = snapshot.sequence;
         self.current.store(Arc::new(snapshot));
         self.changes.send_replace(sequence);
-        self.writable.send_if_modified(|current| {
-            let changed = *current != writable;
-            *current = writable;
-            changed
-        });
     }
 }
 
@@ -97,11 +73,6 @@ impl Topology {
     /// has caught up. The value is the snapshot's sequence.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
-    }
-
-    /// Wakes only when it changes where writes may go: for held clients.
-    pub fn writable(&self) -> watch::Receiver<Option<Writable>> {
-        self.writable.clone()
     }
 
     /// Whether nobody has said before that the primary of `reign` was used.

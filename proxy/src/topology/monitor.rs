@@ -38,9 +38,9 @@ const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 const QUICK_LIMIT: Duration = Duration::from_secs(20);
 /// Longest wait for one answer, after which the connection is opened anew. Silence is judged
 /// elsewhere and earlier: a slow answer is better than a lost one.
-const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
 /// Longest wait for one connection.
-const CONNECT_LIMIT: Duration = Duration::from_millis(1000);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_millis(1000);
 /// Database that is connected to for asking a node.
 const OWN_DATABASE: &str = "postgres";
 /// Between two attempts at a node that refuses the proxy's own role: each is a line in its log.
@@ -227,7 +227,7 @@ pub async fn run(
             report(&last, &snapshot);
             // The names of gauges are made for each: not several times per interval.
             if is_news(&shown, &snapshot) || shown_at.is_none_or(|shown_at| now >= shown_at + SHOW_INTERVAL) {
-                metrics::show_topology(settings.shard.as_str(), &shown, &snapshot);
+                metrics::show_topology(settings.shard.as_str(), &snapshot);
                 (shown, shown_at) = (snapshot.clone(), Some(now));
             }
             match (last.primary.is_some(), snapshot.primary.is_some()) {

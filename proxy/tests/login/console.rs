@@ -134,6 +134,12 @@ async fn pausing(bench: &Bench, boss: &Client) {
         rows(boss, "RESUME postgres").await;
         tokio::time::timeout(PATIENCE, waiting).await.expect("resumed").expect("served");
     }
+    for command in ["PAUSE", "KILL", "DISABLE", "RECONNECT", "WAIT_CLOSE"] {
+        assert_eq!(code(boss, &format!("{command} nosuch")).await, "3D000", "{command}");
+    }
+    // One that nobody has used yet.
+    rows(boss, "PAUSE template1; RESUME template1").await;
+    assert_eq!(rows(&connect(bench, "boss", "boss's", "pgbouncer").await, "SHOW VERSION").await.len(), 1);
     assert_eq!(code(boss, "RESUME").await, "55000");
     rows(boss, "PAUSE").await;
     rows(boss, "RESUME").await;

@@ -116,6 +116,7 @@ async fn http(bench: &Bench) {
     // What Prometheus' own tool thinks of it.
     let (_, metrics) = get(bench, "/metrics").await;
     assert!(metrics.contains("manatee_proxy_query_seconds_bucket{shard=\"test\",route=\"primary\",le=\"+Inf\"}"));
+    assert!(metrics.contains("# TYPE manatee_proxy_standby_fit gauge\n"), "of no standby while there is none");
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

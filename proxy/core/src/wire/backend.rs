@@ -15,8 +15,6 @@ pub const COMMAND_COMPLETE: u8 = b'C';
 pub const COPY_IN_RESPONSE: u8 = b'G';
 /// CopyOutResponse
 pub const COPY_OUT_RESPONSE: u8 = b'H';
-/// CopyBothResponse
-pub const COPY_BOTH_RESPONSE: u8 = b'W';
 /// DataRow
 pub const DATA_ROW: u8 = b'D';
 /// EmptyQueryResponse
