@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod own_role;
 pub mod pool;
 pub mod relay;
+pub mod room;
 pub mod server;
 pub mod shards;
 pub mod tls;

@@ -262,7 +262,9 @@ impl Thread {
             self.seed,
         );
         let threads = neighbours::ThreadsOf { console: self.shared.console.clone(), shard: shard.name.clone() };
-        worker.join(Arc::new(threads), self.shared.held.clone());
+        let threads = Arc::new(threads);
+        shard.greetings.join(threads.clone());
+        worker.join(threads, self.shared.held.clone());
         let maintenance = tokio::task::spawn_local(worker.clone().maintain());
         tokio::task::spawn_local(async move {
             if maintenance.await.is_err_and(|error| error.is_panic()) {

@@ -313,7 +313,8 @@ async fn what_postgresql_refuses(bench: &Bench) {
 /// Both ways give the same: PostgreSQL is asked straight, then through the proxy.
 async fn switches_and_long_names(bench: &Bench) {
     let long = "r".repeat(70);
-    bench.postgres.run(&format!("CREATE ROLE {long} LOGIN PASSWORD 'secret'; CREATE DATABASE {long}")).await;
+    bench.postgres.run(&format!("CREATE ROLE {long} LOGIN PASSWORD 'secret'")).await;
+    bench.postgres.run(&format!("CREATE DATABASE {long}")).await;
     let ask = async |port: u16, options: &str| {
         let mut to = Client::new();
         to.host("127.0.0.1").port(port).user(&long).password("secret").dbname(&long).options(options);

@@ -3,13 +3,14 @@
 //! such database, no CONNECT privilege, a bad setting) is refused at login here too.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 
 use super::{Access, Identity, Opened};
 use crate::error::{ProxyError, Result, SqlState};
+use crate::room::{Scarce, Threads};
 use crate::tls::servers::Servers;
 use crate::topology::{Node, Snapshot, Topology};
 use crate::upstream::{Upstream, connect};
@@ -38,6 +39,7 @@ type Key = (Arc<str>, Arc<str>, Vec<(String, String)>);
 /// Remembers greetings. Shared by all threads; not on the hot path.
 pub struct Greetings {
     topology: Topology,
+    threads: OnceLock<Arc<dyn Threads>>,
     servers: Arc<Servers>,
     #[allow(clippy::type_complexity)]
     remembered: Mutex<HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>>,
@@ -46,7 +48,12 @@ pub struct Greetings {
 impl Greetings {
     /// Empty. Entries are believed for [`MAX_AGE`], and for longer while no server is reachable.
     pub fn new(topology: Topology, servers: Arc<Servers>) -> Self {
-        Self { topology, servers, remembered: Mutex::default() }
+        Self { topology, servers, threads: OnceLock::new(), remembered: Mutex::default() }
+    }
+
+    /// Says who can make room at a node that is full. Once.
+    pub fn join(&self, threads: Arc<dyn Threads>) {
+        let _ = self.threads.set(threads);
     }
 
     /// What to tell a client that asks for `settings` in its startup message.
@@ -138,6 +145,9 @@ impl Greetings {
                     {
                         tracing::debug!(node = %node.id, %error, "server not ready for a login");
                         self.topology.suspect(node.id);
+                        if let (Some(full), Some(threads)) = (error.server_full(), self.threads.get()) {
+                            threads.make_room(Scarce::new(node, Arc::new(identity.clone()), full)).await;
+                        }
                     }
                     Err(error) => return Err(error),
                 }

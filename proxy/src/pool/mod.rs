@@ -9,12 +9,12 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use futures_util::future::BoxFuture;
 use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::auth::Identity;
 use crate::metrics::SessionMetrics;
+use crate::room::Threads;
 use crate::route::{Catalog, Classifier};
 use crate::session::{ServedBy, Shared};
 use crate::tls::servers::Servers;
@@ -32,7 +32,6 @@ mod server;
 pub use acquire::Wanted;
 pub use manatee_proxy_core::terms::Mode;
 pub use quota::{Limits, Quota};
-pub use room::Scarce;
 pub use server::{Grant, Lease, NodePool, Place, Recall, Server, Waiting, clean_and_put, give_back};
 
 /// The part of the configuration that sessions need, for one thread.
@@ -76,14 +75,6 @@ pub trait Catalogs: Send + Sync {
         let _ = database;
         false
     }
-}
-
-/// The other session threads, as far as a session needs them.
-pub trait Threads: Send + Sync {
-    /// Has all threads close their idle servers of a database of this shard.
-    fn release(&self, database: Box<str>) -> BoxFuture<'static, ()>;
-    /// Has each thread close one idle server that holds what is scarce; how many did.
-    fn make_room(&self, scarce: Scarce) -> BoxFuture<'static, usize>;
 }
 
 /// What the clients that wait for a server of their shard take, in the whole process.

@@ -9,34 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::auth::Identity;
-use crate::error::{Full, ProxyError};
+use crate::error::ProxyError;
+use crate::room::Scarce;
 use crate::topology::Node;
 
 /// The other threads are asked no more often than this.
 const ASK_EVERY: Duration = Duration::from_millis(20);
-
-/// What a node has none left of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scarce {
-    /// Where.
-    pub node: Node,
-    /// In whose name and to which database one was asked for.
-    identity: Arc<Identity>,
-    /// Which limit it was.
-    full: Full,
-}
-
-impl Scarce {
-    /// Whether a server of this pool holds what is scarce.
-    fn is_held_by(&self, identity: &Identity, node: Node) -> bool {
-        node == self.node
-            && match self.full {
-                Full::Node => true,
-                Full::Database => identity.database == self.identity.database,
-                Full::Role => identity.user == self.identity.user,
-            }
-    }
-}
 
 impl Worker {
     /// Closes the server that has been idle for longest among those that hold what is scarce. Whether there was one.
@@ -54,7 +32,7 @@ impl Worker {
     /// idle that could.
     pub(super) async fn make_room_at(&self, node: Node, identity: &Arc<Identity>, error: &ProxyError) -> bool {
         let Some(full) = error.server_full() else { return false };
-        let scarce = Scarce { node, identity: identity.clone(), full };
+        let scarce = Scarce::new(node, identity.clone(), full);
         if self.close_idlest(&scarce) {
             return true;
         }

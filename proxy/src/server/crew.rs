@@ -8,9 +8,9 @@ use manatee_shared::ids::ShardName;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
-use crate::pool::Scarce;
 use crate::pool::census::Report;
 use crate::pool::control::Scope;
+use crate::room::Scarce;
 
 /// Orders that may wait for one thread: more than all consoles and scrapers together have.
 const MAX_ORDERS: usize = 64;

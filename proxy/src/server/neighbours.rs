@@ -8,7 +8,7 @@ use manatee_shared::ids::ShardName;
 use super::crew::{Action, Target};
 use crate::admin::Console;
 use crate::pool::control::Scope;
-use crate::pool::{Scarce, Threads};
+use crate::room::{Scarce, Threads};
 
 /// All session threads. They are known to the console once all are started.
 pub(super) struct ThreadsOf {
