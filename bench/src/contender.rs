@@ -378,7 +378,7 @@ impl Setup<'_> {
             &format!(
                 "workers = {}\n[listen]\naddress = \"127.0.0.1:{port}\"\n[zookeeper]\nservers = {:?}\n\
                  [shard]\nname = \"{SHARD}\"\n[auth]\npassword_file = \"{}/proxy.password\"\n[tls]\n\
-                 certificate_file = \"{}\"\nkey_file = \"{}\"\n[pool]\nsize = {}\n\
+                 certificate_file = \"{}\"\nkey_file = \"{}\"\n[pool]\nsize = {}\nmax_servers_per_node = 0\n\
                  max_clients = {MAX_CLIENTS}\n[routing]\nsplit = {split}\n[shards]\ndiscover = {}\n[log]\nfilter = \"warn\"\n",
                 self.programs.threads,
                 self.shard.lab.zookeeper.addresses(),

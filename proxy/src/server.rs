@@ -31,6 +31,7 @@ use crate::cancel::fleet::Fleet;
 use crate::config::Config;
 use crate::error::ProxyError;
 use crate::own_role::OwnRole;
+use crate::pool::control::Scope;
 use crate::pool::{HeldTotals, Limits, Settings, Worker};
 use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::servers::Servers;
@@ -52,6 +53,9 @@ use crew::{Action, Crew, Order, Target};
 use listen::{Accepted, Incoming};
 use pending::{Pending, Ticket};
 
+/// How long clients that are cut off at the end may take to hear of it, and how often it is looked whether they have.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+const GOODBYE_INTERVAL: Duration = Duration::from_millis(10);
 /// Accepted sockets that may wait for one thread.
 const MAX_WAITING: usize = 1024;
 /// Stack of a session thread: PostgreSQL's parser recurses.
@@ -91,6 +95,17 @@ impl Shared {
     /// Connections, logins included.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The end: all clients that are still here are told so (57P01), whatever they are doing.
+    pub async fn send_everybody_away(&self) {
+        self.stop();
+        let everybody = Target { shard: None, scope: Scope::All };
+        self.console.crew().order(Action::Kill(everybody)).await;
+        let begun = Instant::now();
+        while self.connections() > 0 && begun.elapsed() < GOODBYE_LIMIT {
+            tokio::time::sleep(GOODBYE_INTERVAL).await;
+        }
     }
 
     /// Begins the end: nobody new is let in, idle clients are sent away.

@@ -275,6 +275,8 @@ async fn idle_servers_make_room() {
     let bench = Bench::with_threads(2).await;
     room::a_full_node(&bench).await;
     room::databases_come_and_go(&bench).await;
+    room::holds_in_a_row(&bench).await;
+    room::the_end(&bench).await;
 }
 
 async fn passwords(bench: &Bench) {

@@ -16,7 +16,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::background::{follow_hangups, serve_http};
-use super::crew::{Action, Target};
 use super::follow::follow_shards;
 use super::listen::{Address, ListenError, Listener};
 use super::successor::Successor;
@@ -25,15 +24,12 @@ use crate::admin;
 use crate::admin::command::Ending;
 use crate::auth::{Access, Entrance};
 use crate::cancel::fleet::serve_neighbours;
-use crate::pool::control::Scope;
 use crate::shards::Background;
 
 /// How long transactions may go on after SIGTERM or a hand-over.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is looked whether everybody has left.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
-/// How long clients that are cut off at the end may take to hear of it.
-const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 /// How long HTTP answers that are under way at a hand-over are waited for at the end.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
@@ -331,25 +327,9 @@ impl ShutdownSignalWatch for Signals {
                 break;
             }
         }
-        self.say_goodbye().await;
+        self.shared.send_everybody_away().await;
         tracing::info!(clients = self.shared.connections(), "stopped");
         ShutdownSignal::FastShutdown
-    }
-}
-
-impl Signals {
-    /// Whoever is still here is told that the connection ends (57P01), whatever it is doing.
-    async fn say_goodbye(&self) {
-        if self.shared.connections() == 0 {
-            return;
-        }
-        self.shared.stop();
-        let everybody = Target { shard: None, scope: Scope::All };
-        self.shared.console.crew().order(Action::Kill(everybody)).await;
-        let begun = Instant::now();
-        while self.shared.connections() > 0 && begun.elapsed() < GOODBYE_LIMIT {
-            tokio::time::sleep(DRAIN_INTERVAL).await;
-        }
     }
 }
 

@@ -4,10 +4,13 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use manatee_shared::cluster::Peer;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::Bench;
 use crate::console::connect;
+use crate::rules::configure;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Clients of each role, each of which has a server at the same time.
@@ -72,4 +75,46 @@ pub(crate) async fn databases_come_and_go(bench: &Bench) {
     alice.batch_execute("CREATE DATABASE copy").await.expect("create");
     visit(bench, "copy").await;
     alice.batch_execute("DROP DATABASE copy").await.expect("drop");
+}
+
+/// A client that tries again after it was held in vain is not held for as long once more.
+pub(crate) async fn holds_in_a_row(bench: &Bench) {
+    configure(bench, &[("hold", "timeout = \"4s\"".to_owned())]).await;
+    let alice = connect(bench, "alice", "secret", "postgres").await;
+    let elsewhere = Peer::new("127.0.0.9:5432:1".parse().expect("id"), "two");
+    let here = bench.state.borrow().as_ref().expect("state").primary.clone();
+    name_primary(bench, &elsewhere);
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let answer = soon("an answer", alice.batch_execute("SELECT 1")).await;
+        assert_eq!(answer.expect_err("no primary").code().map(SqlState::code), Some("57P03"));
+        waits.push(begun.elapsed());
+    }
+    assert!(waits[1] < waits[0] / 2 && waits[2] < waits[0] / 2, "{waits:?}");
+    name_primary(bench, &here);
+    soon("the primary", alice.batch_execute("SELECT 1")).await.expect("served again");
+    configure(bench, &[]).await;
+}
+
+fn name_primary(bench: &Bench, primary: &Peer) {
+    bench.state.send_modify(|state| {
+        if let Some(state) = state {
+            (state.version, state.generation) = (state.version + 1, state.generation + 1);
+            state.primary = primary.clone();
+        }
+    });
+}
+
+/// At the end of the proxy, clients hear of it, at work or not.
+pub(crate) async fn the_end(bench: &Bench) {
+    let (idle, busy) =
+        (connect(bench, "alice", "secret", "postgres").await, connect(bench, "alice", "secret", "postgres").await);
+    let asleep = busy.batch_execute("SELECT pg_sleep(60)");
+    tokio::pin!(asleep);
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut asleep).await.is_err());
+    bench.shared.send_everybody_away().await;
+    let told = soon("last words", asleep).await.expect_err("ended");
+    assert_eq!(told.code().map(SqlState::code), Some("57P01"));
+    assert!(idle.is_closed() || idle.batch_execute("SELECT 1").await.is_err());
 }
