@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::secret::Md5Hash;
 use crate::error::{ProxyError, Result};
-use crate::topology::monitor::Settings;
+use crate::topology::monitor::{Settings, describe};
 use crate::topology::{Node, Topology};
 use crate::wire::scram::Verifier;
 
@@ -239,7 +239,7 @@ async fn answer(
             let answer = match tokio::time::timeout(ANSWER_LIMIT, ask(&client, &wanted)).await {
                 Ok(Ok(role)) => Ok(role.map(Arc::new)),
                 Ok(Err(error)) => {
-                    tracing::warn!(%node, %error, cause = ?std::error::Error::source(&error), "cannot look up roles");
+                    tracing::warn!(%node, error = describe(&error), "cannot look up roles");
                     Err(Unreachable)
                 }
                 Err(_) => {
@@ -284,7 +284,7 @@ impl Connections {
                     return Some((node.id, client));
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(node = %node.id, %error, cause = ?std::error::Error::source(&error), "cannot look up roles");
+                    tracing::warn!(node = %node.id, error = describe(&error), "cannot look up roles");
                 }
                 Err(_) => tracing::warn!(node = %node.id, "no connection for looking up roles"),
             }

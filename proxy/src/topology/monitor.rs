@@ -459,7 +459,7 @@ fn read(row: &tokio_postgres::Row) -> Result<Answer, tokio_postgres::Error> {
 }
 
 /// With the cause, which tokio-postgres keeps apart.
-fn describe(error: &dyn std::error::Error) -> String {
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),

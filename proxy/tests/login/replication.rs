@@ -62,6 +62,7 @@ pub(crate) async fn replication(bench: &Bench) {
     assert!(String::from_utf8_lossy(&output.stdout).contains("a row"), "{output:?}");
     run(decode().arg("--drop-slot"));
     names_of_peers(bench).await;
+    refused_by_the_servers_rules(bench).await;
     // The others still get in.
     assert!(bench.client("alice", "secret").connect(NoTls).await.is_ok());
 
@@ -94,6 +95,26 @@ async fn when_the_primary_is_another(bench: &Bench, folder: &Path) {
         assert!(begun.elapsed() < PATIENCE, "it goes on");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A rule that is missing is told at once, in the server's words: nothing is waited for.
+async fn refused_by_the_servers_rules(bench: &Bench) {
+    let file = bench.postgres.folder().join("data/pg_hba.conf");
+    let before = std::fs::read_to_string(&file).expect("rules");
+    std::fs::write(&file, before.replace("all,replication all", "all all")).expect("write");
+    bench.postgres.run("SELECT pg_reload_conf()").await;
+    let begun = Instant::now();
+    loop {
+        let answer = ask(bench, "keeper", "true", "IDENTIFY_SYSTEM");
+        if !answer.status.success() {
+            let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+            assert!(said.contains("no pg_hba.conf entry for replication connection"), "{said}");
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the rules do not count");
+    }
+    std::fs::write(&file, before).expect("write");
+    bench.postgres.run("SELECT pg_reload_conf()").await;
 }
 
 /// Whoever replicates under a peer's name would be counted as the sync.
