@@ -32,7 +32,7 @@ use crate::config::Config;
 use crate::error::ProxyError;
 use crate::own_role::OwnRole;
 use crate::pool::control::Scope;
-use crate::pool::{HeldTotals, Limits, Settings, Worker};
+use crate::pool::{HeldTotals, Worker};
 use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::servers::Servers;
 use crate::tls::{Certificates, ClientStream};
@@ -47,11 +47,13 @@ mod neighbours;
 mod pending;
 mod reload;
 pub mod run;
+mod share;
 mod successor;
 
 use crew::{Action, Crew, Order, Target};
 use listen::{Accepted, Incoming};
 use pending::{Pending, Ticket};
+use share::settings;
 
 /// How long clients that are cut off at the end may take to hear of it, and how often it is looked whether they have.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
@@ -428,33 +430,6 @@ fn act(action: Action, index: usize, shard: &ShardName, worker: &Worker) -> usiz
         _ => {}
     }
     0
-}
-
-/// The part of the configuration for one thread, counted from 0. What threads share is divided exactly: the first
-/// ones have what is left over, and none is without ([`Config::check_shares`]).
-fn settings(config: &Config, index: usize) -> Settings {
-    let threads = config.worker_count();
-    let share = |all: usize| all / threads + usize::from(index < all % threads);
-    let limit = |most: usize| if most == 0 { usize::MAX } else { share(most) };
-    Settings {
-        mode: config.pool.mode,
-        size: share(config.pool.size),
-        limits: Limits {
-            per_node: limit(config.pool.max_servers_per_node),
-            per_database: limit(config.pool.max_servers_per_database),
-            per_user: limit(config.pool.max_servers_per_user),
-        },
-        query_wait_timeout: config.pool.query_wait_timeout,
-        server_idle_timeout: config.pool.server_idle_timeout,
-        server_lifetime: config.pool.server_lifetime,
-        connect_timeout: CONNECT_LIMIT,
-        split: config.routing.split,
-        consistency: config.routing.consistency,
-        hold_timeout: config.hold.timeout,
-        hold_standby_timeout: config.hold.standby_timeout,
-        hold_max_clients: config.hold.max_clients,
-        hold_max_bytes: usize::try_from(config.hold.max_bytes.bytes()).unwrap_or(usize::MAX),
-    }
 }
 
 /// Accepts until the proxy stops.
