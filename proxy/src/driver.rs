@@ -314,6 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn attach(&mut self, session: &mut Session, mut server: Box<Server>, now: Instant) {
         let Some(state) = server.state.take() else { return };
+        self.waited_in_vain = false;
         self.cancel.attach(&server.cancel);
         server.lease = Lease::new(self.seat.worker.note_use(&server, &self.seat.present), now);
         session.attach(state, server.served_by.get());
@@ -376,6 +377,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         match acquired {
             Ok(server) => self.attach(session, server, now),
             Err(error) => {
+                self.waited_in_vain =
+                    matches!(error, ProxyError::HoldTimeout(_) | ProxyError::NoStandby(_)) || error.is_server_unready();
                 self.note(&error);
                 session.refuse(&error, rx);
             }
