@@ -55,6 +55,7 @@ fn report(user: &str, node: u8, counted: u64) -> Report {
     Report {
         mode: Mode::Transaction,
         pools: vec![pool],
+        departed: [0; 8],
         clients: Vec::new(),
         servers: Vec::new(),
         held: 0,

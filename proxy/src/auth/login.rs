@@ -45,6 +45,8 @@ const SHARD_SETTING: &str = "manatee.shard";
 /// Refused clients that wait for their answer at once, in the whole process; more are answered without delay.
 /// Each is a socket and some kilobytes, and no longer counts as a login under way.
 const MAX_DELAYED: usize = 4096;
+/// How long it is waited for what a database lets a role do, where the role proved itself without it.
+const ACCESS_PATIENCE: Duration = Duration::from_millis(500);
 /// What is kept of the login time to tell the client why it failed.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -405,7 +407,16 @@ impl Entering<'_> {
         if self.gate.console.is_disabled(&asked.database) {
             return Err(ProxyError::DatabaseDisabled(asked.database));
         }
-        let of_database = proved.database.filter(|_| replication != Replication::Physical);
+        let of_database = match (replication, proved.database) {
+            (Replication::Physical, _) => None,
+            (_, Some(known)) => Some(known),
+            // It proved itself without the database being asked. Where none can be asked, the server has the word.
+            (_, None) => {
+                let deadline = self.deadline.min(Instant::now() + ACCESS_PATIENCE);
+                let role = shard.verifiers.lookup(&startup.user, &startup.database, deadline).await;
+                role.ok().flatten().and_then(|role| role.database)
+            }
+        };
         if let Some(database) = of_database {
             database.admits(&startup.database)?;
         }
