@@ -510,9 +510,11 @@ impl Entering<'_> {
         if let Err(ProxyError::PasswordFailed { .. } | ProxyError::CertificateFailed { .. }) = &result {
             // Judged first, counted then: whoever has the right proof gets in, whatever others who share its
             // address do.
-            let mut failures = self.gate.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            let delay = failures.note(from, role, limit, Instant::now());
-            drop(failures);
+            let note = || {
+                let mut failures = self.gate.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                failures.note(from, role, limit, Instant::now())
+            };
+            let delay = note();
             self.hold_back(delay).await;
         }
         result
