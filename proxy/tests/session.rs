@@ -3,12 +3,16 @@
 
 #[path = "session/drivers.rs"]
 mod drivers;
+#[path = "session/front.rs"]
+mod front;
 #[path = "session/harness.rs"]
 mod harness;
 #[path = "session/prepared.rs"]
 mod prepared;
 #[path = "session/raw.rs"]
 mod raw;
+#[path = "session/talk.rs"]
+mod talk;
 
 use harness::{Postgres, Proxy, Setup, catalog, pgbench};
 

@@ -69,6 +69,14 @@ pub fn verdict(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
     }
 }
 
+/// Whether anything is won by keeping the unit's answer from the client: however its server goes from here
+/// on, what the client has seen would keep the unit from being run again or completed.
+pub(super) fn may_be_spared(unit: &Unit, on_standby: bool) -> bool {
+    [How::Gone, How::Refused]
+        .into_iter()
+        .any(|how| matches!(verdict(unit, Sent::Whole, how, on_standby), Verdict::Rerun | Verdict::Completed(_)))
+}
+
 fn autocommit(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
     let begins = matches!(unit.alone(), Some(TransactionControl::Begin { .. }));
     if unit.can_rerun() && unit.forwarding != Forwarding::On {
@@ -173,6 +181,21 @@ mod tests {
     fn a_commit_on_a_standby_is_never_in_doubt() {
         let commit = unit(TxStatus::InTransaction, &control(TransactionControl::Commit { chain: false }));
         assert_eq!(verdict(&commit, Sent::Whole, How::Gone, true), Verdict::Completed("COMMIT"));
+    }
+
+    #[test]
+    fn nothing_is_won_by_withholding_what_cannot_run_again() {
+        use TransactionControl::Rollback;
+        use TxStatus::{Idle, InTransaction};
+        let opaque = Class { effects: Effects::UNKNOWN, ..Class::primary(Reason::Opaque) };
+        assert!(may_be_spared(&unit(Idle, &Class::read_only()), false));
+        assert!(may_be_spared(&unit(Idle, &Class::primary(Reason::Write)), false), "it runs again after 57P01");
+        assert!(may_be_spared(&unit(InTransaction, &control(Rollback { chain: false })), false));
+        assert!(!may_be_spared(&unit(Idle, &opaque), false));
+        assert!(!may_be_spared(&unit(InTransaction, &Class::read_only()), false));
+        let mut several = unit(Idle, &Class::primary(Reason::Write));
+        several.single = false;
+        assert!(!may_be_spared(&several, false));
     }
 
     #[test]

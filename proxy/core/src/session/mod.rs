@@ -285,6 +285,8 @@ pub struct Session {
     withheld: BytesMut,
     /// Bytes of the server's current message that are passed on without being looked at.
     passing: usize,
+    /// …or not.
+    passing_fate: reply::Fate,
     before: BytesMut,
     after: BytesMut,
 }
@@ -406,7 +408,7 @@ impl Session {
         if let Forwarding::Rerun { .. } = self.unit.forwarding {
             return self.run_again();
         }
-        if passing > 0 {
+        if passing > 0 && self.passing_fate == reply::Fate::Forward {
             // The client is in the middle of a message: no error fits there.
             self.to_client.clear();
             self.phase = Phase::Ended;
@@ -522,7 +524,7 @@ impl Session {
     /// The proxy is about to close the connection for this reason.
     pub fn end_with(&mut self, error: &ProxyError) {
         self.withheld.clear();
-        if self.passing == 0 {
+        if self.passing == 0 || self.passing_fate == reply::Fate::Swallow {
             self.told = Some((error.sqlstate(), error.origin()));
             error.encode(&mut self.to_client);
             if error.severity() == crate::error::Severity::Error {

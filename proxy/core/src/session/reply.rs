@@ -8,6 +8,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::buffers::{Buffers, consume};
 use super::ledger::Expect;
+use super::lost::may_be_spared;
 use super::statements::{Held, Statement};
 use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
@@ -21,6 +22,11 @@ use crate::wire::{self, Header, WireError};
 /// Above this size a DataRow or CopyData is passed on before it is all there. Below it messages
 /// stay whole, so that an error can be told between any two.
 const STREAM_ABOVE_BYTES: usize = 64 << 10;
+
+/// Of an answer this much is withheld at most, for each session that has one under way. More than a description
+/// and some notices is not worth it: any role can make a server say gigabytes that are no rows. What is above it
+/// is passed on, and the unit cannot run again then.
+const WITHHELD_BYTES: usize = 64 << 10;
 
 /// Why a server cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,10 +63,24 @@ impl Fault {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+/// What becomes of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The client gets it, now or when the answer is no longer withheld.
+    #[default]
     Forward,
+    /// The client does not get it.
     Swallow,
+}
+
+/// How many bytes of a message have to be there before it is dealt with. Of rows and data too long to be held
+/// nothing is looked at, of such errors and notices their first fields: severity, code and text.
+fn looked_at(header: &Header) -> usize {
+    match header.tag {
+        backend::DATA_ROW | wire::frontend::COPY_DATA if header.size > STREAM_ABOVE_BYTES => wire::HEADER_BYTES,
+        backend::ERROR_RESPONSE | backend::NOTICE_RESPONSE => header.size.min(STREAM_ABOVE_BYTES),
+        _ => header.size,
+    }
 }
 
 /// How many bytes of complete messages at the head have this tag, and are not to be passed on in parts.
@@ -90,7 +110,7 @@ impl Session {
                 let take = self.passing.min(rx.len() - position);
                 self.passing -= take;
                 position += take;
-                if self.unit.forwarding != Forwarding::On {
+                if self.unit.forwarding != Forwarding::On || self.passing_fate == Fate::Swallow {
                     run = position;
                 }
             }
@@ -100,10 +120,9 @@ impl Session {
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error.into()),
             };
-            let streams =
-                matches!(header.tag, backend::DATA_ROW | wire::frontend::COPY_DATA) && header.size > STREAM_ABOVE_BYTES;
-            let Some(body) = rest.get(wire::HEADER_BYTES..if streams { wire::HEADER_BYTES } else { header.size })
-            else {
+            let looked_at = looked_at(&header);
+            let streams = looked_at < header.size;
+            let Some(body) = rest.get(wire::HEADER_BYTES..looked_at) else {
                 break Ok(());
             };
             let fate = match self.reply(header.tag, body, shared) {
@@ -120,6 +139,10 @@ impl Session {
             }
             if streams {
                 self.passing = header.size;
+                self.passing_fate = fate;
+                if fate == Fate::Forward {
+                    self.show();
+                }
                 continue;
             }
             position += header.size;
@@ -151,6 +174,9 @@ impl Session {
     fn pass(&mut self, bytes: &[u8], buffers: &mut Buffers) {
         if bytes.is_empty() {
             return;
+        }
+        if self.unit.forwarding == Forwarding::Withheld && self.withheld.len() + bytes.len() > WITHHELD_BYTES {
+            self.show();
         }
         let to = match self.unit.forwarding {
             Forwarding::Withheld => &mut self.withheld,
@@ -397,9 +423,17 @@ impl Session {
             self.unit.commit_doubt = true;
             return Fate::Swallow;
         }
-        // The server is going; the client's connection is not.
-        let going = matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
-        if going || self.ledger.is_own() { Fate::Swallow } else { Fate::Forward }
+        // The server is going (`quickdie`, postgres.c); the client's connection is not.
+        let going = fields.routine == b"quickdie" && matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
+        if going || self.ledger.is_own() {
+            return Fate::Swallow;
+        }
+        if self.unit.forwarding == Forwarding::Withheld
+            && !may_be_spared(&self.unit, self.served_by == ServedBy::Standby)
+        {
+            self.show();
+        }
+        Fate::Forward
     }
 
     fn parameter(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {

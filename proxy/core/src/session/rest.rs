@@ -194,6 +194,7 @@ impl Session {
             to_server: BytesMut::new(),
             withheld: BytesMut::new(),
             passing: 0,
+            passing_fate: super::reply::Fate::Forward,
             before: BytesMut::new(),
             after: BytesMut::new(),
         }
