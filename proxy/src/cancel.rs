@@ -1,7 +1,9 @@
 //! Cancel requests: from the key we gave a client to the server that runs its request now.
 //!
 //! The registry is shared by all threads, but a session touches only its own entry in it, whose
-//! lock is uncontended. A server connection counts the cancels under way to it, so that the pool
+//! lock is uncontended. The entry says what a request is aimed at now: at the server that runs a statement of
+//! the client's own; at a statement that waits for a server, which is told; or, between two statements and while
+//! the proxy asks a server something for itself, at nothing, like a server that is idle. A server connection counts the cancels under way to it, so that the pool
 //! does not give it to somebody else meanwhile: the signal would hit the wrong request. Keys of other
 //! proxies' clients are theirs to look up: [`fleet`].
 
@@ -9,6 +11,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::auth::random;
+use crate::auth::{Identity, random};
 use crate::error::{ProxyError, Result};
 use crate::wire::startup::encode_cancel;
 
@@ -31,6 +34,8 @@ const MAX_IN_FLIGHT: u32 = 256;
 const MAX_FORWARDED: u32 = 64;
 /// Longest wait for a server to take a cancel.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+/// How often it is looked whether the cancels under way to a server have been taken.
+const LANDING_PAUSE: Duration = Duration::from_millis(2);
 
 /// Where and with which key a server connection's request is cancelled. One per server
 /// connection; the pool keeps it beside the connection.
@@ -84,13 +89,55 @@ impl CancelTarget {
     pub fn is_cancel_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0
     }
+
+    /// Waits until the server has taken all that are under way; not longer than one may take. What it has
+    /// taken while it is idle it ignores (`ProcessInterrupts`, postgres.c).
+    pub async fn all_landed(&self) {
+        let landing = async {
+            while self.is_cancel_in_flight() {
+                tokio::time::sleep(LANDING_PAUSE).await;
+            }
+        };
+        let _ = tokio::time::timeout(CANCEL_LIMIT, landing).await;
+    }
+
+    fn take_off(self: &Arc<Self>) -> ServerFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        ServerFlight(self.clone())
+    }
 }
 
-/// A client's secret, and the server it has.
+/// A client's secret, and what its cancel requests are for. Every idle client has one: small.
 #[derive(Debug)]
 struct Entry {
     secret: Secret,
-    server: Mutex<Option<Arc<CancelTarget>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// In whose name the client is connected, once it has logged in.
+    owner: Option<Arc<Identity>>,
+    aim: Aim,
+}
+
+/// The statement of a client that a cancel request is for. `asked`: one has come; kept as long as it is the same
+/// statement, wherever that runs or waits.
+#[derive(Debug, Default)]
+enum Aim {
+    /// There is none.
+    #[default]
+    Nothing,
+    /// It waits, for a server or for what the proxy asks of its server first; who waits is woken.
+    Held { asked: bool, waker: Option<Box<Waker>> },
+    /// This server runs it.
+    Server { asked: bool, server: Arc<CancelTarget> },
+}
+
+impl Aim {
+    fn is_asked(&self) -> bool {
+        matches!(self, Self::Held { asked: true, .. } | Self::Server { asked: true, .. })
+    }
 }
 
 /// Bytes of a secret in protocol 3.0, where there is room for no more, and from 3.2 on.
@@ -152,7 +199,7 @@ impl Registry {
     /// # Errors
     /// When there is no randomness to be had.
     pub fn register(self: &Arc<Self>, long: bool) -> Result<Registration> {
-        let entry = Arc::new(Entry { secret: Secret::new(long)?, server: Mutex::default() });
+        let entry = Arc::new(Entry { secret: Secret::new(long)?, state: Mutex::default() });
         let mut clients = lock(&self.clients);
         if clients.len() >= 1 << (CLIENT_BITS - 1) {
             return Err(ProxyError::TooManyClients);
@@ -160,8 +207,8 @@ impl Registry {
         // At most half are taken: this ends.
         let pid = loop {
             let client = u32::from_be_bytes(random::<4>()?) & ((1 << CLIENT_BITS) - 1);
-            let pid = self.fleet.number << CLIENT_BITS | client;
-            if pid != 0 && !clients.contains_key(&pid) {
+            let pid = self.fleet.pid_of(client);
+            if !clients.contains_key(&pid) {
                 break pid;
             }
         };
@@ -196,7 +243,11 @@ impl Registry {
     /// Forwards a cancel request to the server that runs this client's request, if any, and waits
     /// until the server has taken it. A wrong key does nothing. Whoever asked is told nothing.
     pub async fn cancel(&self, pid: u32, secret: &[u8]) {
-        let Some(Found { server, flight: (_total, flight) }) = self.find(pid, secret) else { return };
+        self.deliver(self.find(pid, secret)).await;
+    }
+
+    async fn deliver(&self, found: Option<Found<'_>>) {
+        let Some(Found { server, flight: (_total, flight) }) = found else { return };
         // Dropped before it is over, or in doubt, it stays in flight: the pool closes such servers.
         if server.deliver().await {
             flight.land();
@@ -209,15 +260,27 @@ impl Registry {
             let entry = clients.get(&pid)?;
             bool::from(entry.secret.bytes().ct_eq(secret)).then(|| entry.clone())?
         };
+        self.aim(&entry)
+    }
+
+    fn aim(&self, entry: &Entry) -> Option<Found<'_>> {
         let total = Flight::take_off(&self.in_flight, MAX_IN_FLIGHT)?;
         // Counted under the entry's lock: after `detach` the pool sees every cancel that was found.
-        let server = {
-            let server = lock(&entry.server);
-            let server = server.as_ref().filter(|server| server.pid != 0)?.clone();
-            server.in_flight.fetch_add(1, Ordering::AcqRel);
-            server
-        };
-        Some(Found { flight: (total, ServerFlight(server.clone())), server })
+        match &mut lock(&entry.state).aim {
+            Aim::Nothing => None,
+            Aim::Held { asked, waker } => {
+                *asked = true;
+                if let Some(waker) = waker.take() {
+                    waker.wake();
+                }
+                None
+            }
+            Aim::Server { server, .. } if server.pid == 0 => None,
+            Aim::Server { server, asked } => {
+                *asked = true;
+                Some(Found { flight: (total, server.take_off()), server: server.clone() })
+            }
+        }
     }
 }
 
@@ -269,14 +332,67 @@ impl Registration {
         self.entry.secret.bytes()
     }
 
-    /// Says which server runs this client's requests from now on.
+    /// Says that this server runs the client's statement from now on. What was asked while that waited is
+    /// sent after it, by the runtime's local tasks.
     pub fn attach(&self, server: &Arc<CancelTarget>) {
-        *lock(&self.entry.server) = Some(server.clone());
+        let mut state = lock(&self.entry.state);
+        let late = matches!(state.aim, Aim::Held { asked: true, .. }) && server.pid != 0;
+        state.aim = Aim::Server { asked: late, server: server.clone() };
+        if late {
+            let (server, flight) = (server.clone(), server.take_off());
+            tokio::task::spawn_local(async move {
+                if server.deliver().await {
+                    flight.land();
+                }
+            });
+        }
     }
 
-    /// Says that none does. Afterwards look at [`CancelTarget::is_cancel_in_flight`].
+    /// Says that the client's statement waits. Whether it is to be cancelled, [`Registration::poll_asked`] says.
+    pub fn hold(&self) {
+        let mut state = lock(&self.entry.state);
+        state.aim = Aim::Held { asked: state.aim.is_asked(), waker: None };
+    }
+
+    /// Whether the client has asked for the statement at hand to be cancelled.
+    pub fn is_asked(&self) -> bool {
+        lock(&self.entry.state).aim.is_asked()
+    }
+
+    /// The same; wakes when it does, while the statement is held.
+    pub fn poll_asked(&self, cx: &Context<'_>) -> bool {
+        let mut state = lock(&self.entry.state);
+        if let Aim::Held { waker, .. } = &mut state.aim
+            && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(Box::new(cx.waker().clone()));
+        }
+        state.aim.is_asked()
+    }
+
+    /// Says in whose name the client is connected.
+    pub fn belongs_to(&self, identity: &Arc<Identity>) {
+        lock(&self.entry.state).owner = Some(identity.clone());
+    }
+
+    /// Has another client's statement cancelled, in the background. False if there is no client of this number
+    /// here, or if it is connected as another role: who may do that to whom only a server knows (`pg_signal_backend`).
+    pub fn cancel_other(&self, pid: u32) -> bool {
+        let role = |entry: &Entry| lock(&entry.state).owner.as_ref().map(|owner| (owner.user.clone(), owner.role));
+        let other = lock(&self.registry.clients).get(&pid).cloned();
+        let Some(other) = other.filter(|other| role(other).is_some_and(|other| Some(other) == role(&self.entry)))
+        else {
+            return false;
+        };
+        let registry = self.registry.clone();
+        tokio::task::spawn_local(async move { registry.deliver(registry.aim(&other)).await });
+        true
+    }
+
+    /// Says that there is no statement, or none any more. Afterwards look at
+    /// [`CancelTarget::is_cancel_in_flight`].
     pub fn detach(&self) {
-        *lock(&self.entry.server) = None;
+        lock(&self.entry.state).aim = Aim::Nothing;
     }
 }
 
@@ -313,6 +429,28 @@ mod tests {
         assert!(!target.is_cancel_in_flight());
         drop(client);
         assert!(registry.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_cancel_reaches_a_statement_that_waits_and_no_other() {
+        let target = CancelTarget::new("127.0.0.1:1".parse().expect("address"), 7, Bytes::new());
+        let registry = Registry::new();
+        let client = registry.register(false).expect("registered");
+        registry.cancel(client.pid, client.secret()).await;
+        client.hold();
+        assert!(!client.is_asked(), "it came before the statement");
+        let woken = std::future::poll_fn(|cx| match client.poll_asked(cx) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        });
+        tokio::join!(woken, registry.cancel(client.pid, client.secret()));
+        client.detach();
+        client.hold();
+        assert!(!client.is_asked(), "that was another statement");
+        client.attach(&target);
+        registry.cancel(client.pid, client.secret()).await;
+        client.hold();
+        assert!(client.is_asked(), "it shall not run again");
     }
 
     #[tokio::test]
@@ -356,7 +494,8 @@ mod tests {
         let one = Registry::of_fleet(Fleet { number: 1, ..Fleet::default() });
         let two = Registry::of_fleet(Fleet { number: 2, peers: [(1, peer)].into(), upgrade_socket: None });
         let client = one.register(true).expect("registered");
-        assert_eq!((client.secret().len(), client.pid >> CLIENT_BITS), (LONG_SECRET_BYTES, 1));
+        assert_eq!((client.secret().len(), Fleet::number_of(client.pid)), (LONG_SECRET_BYTES, 1));
+        assert!(client.pid >= 4_194_304, "no process has such an id");
         let cancel = tokio::spawn({
             let (pid, secret) = (client.pid, client.secret().to_vec());
             async move { two.cancel_anywhere(pid, &secret).await }

@@ -205,6 +205,8 @@ pub struct Pool {
     pub mode: Mode,
     /// Server connections per user, database and node, shared among the session threads.
     pub size: usize,
+    /// Of these, the part in a hundred that is kept for sessions that are bound to none.
+    pub unbound_percent: usize,
     /// Server connections to one node at most, shared among the session threads; 0: any number. By default less
     /// than the 200 that the sitter lets a node have, so that reserved ones, sitters and others find room.
     pub max_servers_per_node: usize,
@@ -234,6 +236,7 @@ impl Default for Pool {
         Self {
             mode: Mode::Transaction,
             size: 40,
+            unbound_percent: 25,
             max_servers_per_node: 150,
             max_servers_per_database: 0,
             max_servers_per_user: 0,
@@ -463,6 +466,9 @@ impl Config {
                 return fail(key, "is 0, so nothing would ever be served; use at least 1");
             }
         }
+        if self.pool.unbound_percent > 100 {
+            return fail("pool.unbound_percent", "is above 100; it is a part in a hundred of pool.size");
+        }
         for (key, duration) in [
             ("auth.login_timeout", self.auth.login_timeout),
             ("auth.failure_forgiven_after", self.auth.failure_forgiven_after),
@@ -476,7 +482,7 @@ impl Config {
         let numbers = 1..=crate::cancel::fleet::MAX_NUMBER;
         let fleet = &self.fleet;
         if fleet.number != 0 && !numbers.contains(&fleet.number) {
-            return fail("fleet.number", "is above 4095; give each proxy a number of its own from 1 on");
+            return fail("fleet.number", "is above 4087; give each proxy a number of its own from 1 on");
         }
         if !fleet.peers.is_empty() && fleet.number == 0 {
             return fail("fleet.number", "is missing; give each proxy a number of its own from 1 on");
@@ -484,7 +490,7 @@ impl Config {
         let wrong =
             |number: &String| !number.parse().is_ok_and(|number| numbers.contains(&number) && number != fleet.number);
         if let Some(number) = fleet.peers.keys().find(|number| wrong(number)) {
-            return fail("fleet.peers", &format!("`{number}` is not the number of another proxy, from 1 to 4095"));
+            return fail("fleet.peers", &format!("`{number}` is not the number of another proxy, from 1 to 4087"));
         }
         let sensible = Duration::from_millis(10)..=Duration::from_secs(10);
         if !sensible.contains(&self.routing.poll_interval) {

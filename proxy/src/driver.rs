@@ -1,6 +1,10 @@
 //! The one place where a logged-in client's session meets sockets.
 //!
 //! One task per client. It owns the client's stream and, while the session has one, a server's.
+//! A client that sends nothing more gets what PostgreSQL gives it, which looks at its socket between two
+//! statements only: what it sent is done, in order, and answered. Only what would do nothing but answer is cut
+//! short, once it is known that nobody reads the answer: [`Parting`].
+//!
 //! Backpressure: neither side is read while more than [`BACKLOG_BYTES`] wait to be written to the
 //! other; a slow reader holds up its own server only.
 
@@ -13,16 +17,23 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::Sleep;
 
 use crate::auth::{Client, Opened};
 use crate::error::ProxyError;
 use crate::pool::census::{Activity, Seat, add, micros};
 use crate::pool::{Lease, Server, Wanted, Worker, give_back};
-use crate::session::buffers::{BUFFER_BYTES, Buffers, consume};
+use crate::route::Effects;
 use crate::session::lost::How;
-use crate::session::{Awake, Cleanup, Config, Fault, Kept, Need, ServedBy, Session, Shared, Step};
+use crate::session::{Awake, CancelAim, Cleanup, Config, Fault, Ids, Kept, Need, ServedBy, Session, Shared, Step};
 use crate::topology::consistency::Requirement;
+
+mod parting;
+mod sockets;
+
+use parting::{ABANDONED_RUN, ABANDONED_WAIT, Parting, is_end, poll_waiting};
+use sockets::{poll_fill, poll_write};
 
 /// Waiting to be written, above which the other side is not read.
 const BACKLOG_BYTES: usize = 256 << 10;
@@ -35,6 +46,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_millis(200);
 /// A node that was taken for the primary and is a standby: the topology will say so soon.
 const MISTAKEN_PAUSE: Duration = Duration::from_millis(50);
+/// How long a client may keep back the end of a unit before what there is of it is sent, to the primary and for
+/// good: clients that want to wait for its end write it in one piece or soon after. Longer than a lost packet
+/// takes to be sent again in one place.
+const STALL: Duration = Duration::from_millis(50);
 
 /// Serves one logged-in client until it leaves. Everything up to and including AuthenticationOk,
 /// ParameterStatus, BackendKeyData and the first ReadyForQuery has been sent. Errors are told to
@@ -84,6 +99,12 @@ struct Driver<S> {
     flush: bool,
     /// The last read from the client brought a buffer full.
     long: bool,
+    /// What a cancel request is for, as was last said to the registry.
+    aim: CancelAim,
+    /// Runs while the client has begun a unit and does not end it.
+    stall: Option<Pin<Box<Sleep>>>,
+    /// The client sends nothing more.
+    parting: Option<Box<Parting>>,
 }
 
 /// What has happened.
@@ -98,6 +119,14 @@ enum Event {
     Lingered,
     /// There is nothing to do until the client says something.
     Idle,
+    /// The client sends nothing more.
+    ClientEnded,
+    /// The client's connection is broken.
+    ClientGone(io::Error),
+    /// The time of a client that sends nothing more is over.
+    Parting,
+    /// No more of a unit came for a while.
+    Stalled,
     /// The connection ends.
     Ending(Ending),
 }
@@ -115,6 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn open(stream: S, client: Client, worker: Rc<Worker>) -> Result<Self, (S, ProxyError)> {
         let seat = worker.seat(&client);
         let Client { access, identity, startup, reported, cancel, opened, .. } = client;
+        cancel.belongs_to(&identity);
         let shared = worker.shared(&identity.database);
         if let Opened::ForAll(upstream) = opened {
             worker.adopt(&identity, upstream, &shared);
@@ -143,6 +173,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             moment: None,
             flush: false,
             long: false,
+            aim: CancelAim::Nothing,
+            stall: None,
+            parting: None,
         })
     }
 
@@ -174,6 +207,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     async fn work(&mut self, awake: &mut Awake) -> Option<io::Result<()>> {
         loop {
             let Awake { session, rx } = awake;
+            if let Some(server) = &self.server {
+                session.set_crowd(server.crowd());
+            }
             let step = session.advance(rx, &mut self.shared.borrow_mut());
             self.note_use(session);
             let vacates = session.take_vacates();
@@ -186,11 +222,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             match step {
                 Step::Wait => {
                     self.note_asked(session);
+                    self.note_bound(session);
+                    self.aim_cancels(session);
+                    if session.asks_for_itself() && self.is_being_cancelled() {
+                        // It is for the client's statement before, not for what the proxy asks now.
+                        Box::pin(self.cancels_land()).await;
+                    }
                     let event = poll_fn(|cx| self.poll(awake, cx)).await;
                     self.moment = None;
                     let Awake { session, rx } = awake;
                     match event {
-                        Event::Client => {}
+                        Event::Client => self.stall = None,
+                        Event::Stalled => {
+                            self.stall = None;
+                            session.end_stall();
+                        }
                         Event::Server => {
                             if self.hear_server(session, rx) == Err(Fault::ReadOnlyPrimary) {
                                 Box::pin(tokio::time::sleep(MISTAKEN_PAUSE)).await;
@@ -202,12 +248,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                             self.lose_server(session, How::Gone, rx);
                         }
                         Event::Lingered => session.end_linger(),
+                        Event::ClientEnded => {
+                            session.client_ended();
+                            self.parting = Some(Parting::of(false, ABANDONED_RUN));
+                        }
+                        Event::ClientGone(error) => {
+                            self.lose_client(session, ABANDONED_RUN);
+                            if session.only_reads(rx) {
+                                return Some(Err(error));
+                            }
+                        }
+                        Event::Parting => match &mut self.parting {
+                            Some(parting) if !parting.gone => {
+                                parting.go_on();
+                                if session.only_reads(rx) && !session.prod_client() {
+                                    return Some(Ok(()));
+                                }
+                            }
+                            _ => return Some(Ok(())),
+                        },
                         Event::Ending(Ending::Stop) => session.end_with(&ProxyError::ShuttingDown),
                         Event::Ending(Ending::Gone(error)) => return Some(error.map_or(Ok(()), Err)),
                         Event::Idle => return None,
                     }
                 }
                 Step::Acquire(need) => {
+                    if self.aim != CancelAim::Nothing && self.was_cancelled(session, rx) {
+                        continue;
+                    }
                     if !self.try_attach(session, rx.len(), need)
                         && let Err(error) = Box::pin(self.wait_for_server(awake, need)).await
                     {
@@ -221,9 +289,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         self.seat.worker.metrics.replays.increment(reruns);
                     }
                 }
+                Step::Cancel(client) => session.canceled_client(self.cancel.cancel_other(client), rx),
                 Step::End => return Some(Ok(())),
             }
         }
+    }
+
+    /// Says what a cancel request of the client is for now.
+    fn aim_cancels(&mut self, session: &Session) {
+        let aim = session.cancel_aim();
+        if aim == self.aim {
+            return;
+        }
+        self.aim = aim;
+        match (aim, &self.server) {
+            (CancelAim::Server, Some(server)) => self.cancel.attach(&server.cancel),
+            (CancelAim::Held, _) => self.cancel.hold(),
+            _ => self.cancel.detach(),
+        }
+    }
+
+    /// A unit is to run again: not if the client has asked for it to be cancelled meanwhile.
+    fn was_cancelled(&mut self, session: &mut Session, rx: &mut BytesMut) -> bool {
+        self.aim_cancels(session);
+        let asked = self.cancel.is_asked();
+        if asked {
+            session.refuse(&ProxyError::Canceled, rx);
+        }
+        asked
+    }
+
+    fn is_being_cancelled(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.cancel.is_cancel_in_flight())
+    }
+
+    async fn cancels_land(&self) {
+        if let Some(server) = &self.server {
+            server.cancel.all_landed().await;
+        }
+    }
+
+    /// Nobody reads any more what is written to the client.
+    fn lose_client(&mut self, session: &mut Session, limit: Duration) {
+        session.client_ended();
+        session.to_client().clear();
+        self.flush = false;
+        self.parting = Some(Parting::of(true, limit));
     }
 
     /// A moment after the event at hand came.
@@ -242,6 +353,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             false => lease.linger = None,
             true if lease.linger.is_none() => lease.linger = Some(Box::pin(tokio::time::sleep(LINGER))),
             true => {}
+        }
+    }
+
+    /// Notes by what the session is bound to its server.
+    fn note_bound(&self, session: &Session) {
+        let causes = session.bound_by(self.seat.present.bound_by());
+        if self.seat.present.is_bound_by(causes)
+            && let Some(server) = &self.server
+        {
+            server.set_bound(!causes.is_empty());
         }
     }
 
@@ -289,8 +410,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn lose_server(&mut self, session: &mut Session, how: How, rx: &mut BytesMut) {
-        self.cancel.detach();
+        if self.aim == CancelAim::Server {
+            // The statement may run again: whether it is to be cancelled is kept.
+            self.aim = CancelAim::Held;
+            self.cancel.hold();
+        }
         if let Some(server) = self.server.take() {
+            self.seat.present.is_bound_by(Effects::NONE);
             self.seat.worker.forget_use(server.lease.number);
             self.seat.worker.suspect(server.node);
         }
@@ -299,11 +425,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn release(&mut self, session: &mut Session, at_least: Cleanup) {
-        self.cancel.detach();
+        self.aim_cancels(session);
         let (Some(mut server), Some(mut state)) = (self.server.take(), session.detach()) else {
             return;
         };
         server.lease.linger = None;
+        self.seat.present.is_bound_by(Effects::NONE);
         self.seat.worker.forget_use(server.lease.number);
         state.cleanup = state.cleanup.max(at_least);
         let now = self.now();
@@ -315,8 +442,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn attach(&mut self, session: &mut Session, mut server: Box<Server>, now: Instant) {
         let Some(state) = server.state.take() else { return };
         self.waited_in_vain = false;
-        self.cancel.attach(&server.cancel);
         server.lease = Lease::new(self.seat.worker.note_use(&server, &self.seat.present), now);
+        session.set_ids(Ids { client: self.cancel.pid, server: server.cancel.pid });
         session.attach(state, server.served_by.get());
         self.server = Some(server);
     }
@@ -344,37 +471,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         found
     }
 
+    /// The error ends the connection: the client is gone, and nothing is lost with what it sent.
     async fn wait_for_server(&mut self, awake: &mut Awake, need: Need) -> io::Result<()> {
         let Awake { session, rx } = awake;
         let began = self.now();
         let (worker, client) = (self.seat.worker.clone(), self.seat.present.clone());
         client.is_now(Activity::Waiting(began));
+        self.aim_cancels(session);
+        if self.parting.as_ref().is_some_and(|parting| parting.gone) {
+            self.parting = Some(Parting::of(true, ABANDONED_WAIT));
+        }
         let acquired = {
             let (mark, consistency) = (session.mark().clone(), session.consistency());
-            let Self { stream, flush, shared, requirement, seed, waited_in_vain, .. } = self;
+            let Self { stream, flush, shared, requirement, seed, cancel, parting, waited_in_vain, .. } = self;
             let (seed, bytes, waited_in_vain) = (*seed, rx.len(), *waited_in_vain);
             let identity = &client.facts.identity;
             let wanted =
                 Wanted { identity, shared, need, requirement, consistency, seed, mark: &mark, bytes, waited_in_vain };
             let mut acquiring = pin!(worker.acquire(wanted));
-            // While it waits the client gets what is its due, and its leaving is noticed. Cancel-safe:
-            // what is read stays in `rx`, a dropped acquisition gives its place back.
+            // While it waits the client gets what is its due, a cancel is heard, and its leaving is noticed.
+            // Cancel-safe: what is read stays in `rx`, a dropped acquisition gives its place back.
             poll_fn(|cx| {
                 if client.end.poll(cx) {
                     return Poll::Ready(Ok(Err(ProxyError::ShuttingDown)));
                 }
+                if cancel.poll_asked(cx) {
+                    return Poll::Ready(Ok(Err(ProxyError::Canceled)));
+                }
                 if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                     return Poll::Ready(Ok(acquired));
                 }
-                poll_waiting(stream, rx, session.to_client(), flush, &mut shared.borrow_mut().buffers, cx).map(Err)
+                poll_waiting(stream, rx, session, flush, parting, &mut shared.borrow_mut().buffers, cx).map(Err)
             })
-            .await?
+            .await
         };
         self.moment = None;
         let now = self.now();
         client.is_now(Activity::Idle);
         add(&client.tally.wait_us, micros(now.duration_since(began)));
-        match acquired {
+        if let Some(parting) = &mut self.parting
+            && parting.gone
+        {
+            *parting = Parting::of(true, ABANDONED_RUN);
+        }
+        match acquired? {
             Ok(server) => self.attach(session, server, now),
             Err(error) => {
                 self.waited_in_vain =
@@ -415,8 +555,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn poll(&mut self, awake: &mut Awake, cx: &mut Context<'_>) -> Poll<Event> {
         let mut shared = self.shared.borrow_mut();
         let buffers = &mut shared.buffers;
+        if let Some(parting) = &mut self.parting {
+            if parting.gone {
+                awake.session.to_client().clear();
+            }
+            if parting.timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Parting);
+            }
+        }
         if let Poll::Ready(Err(error)) = poll_write(&mut self.stream, awake.session.to_client(), &mut self.flush, cx) {
-            return Poll::Ready(Event::Ending(Ending::Gone(Some(error))));
+            return Poll::Ready(Event::ClientGone(error));
         }
         if !self.flush && awake.may_rest() {
             return Poll::Ready(Event::Idle);
@@ -449,20 +597,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
             }
         }
+        if self.parting.is_some() {
+            // Nothing can follow: what is left is not enough to go on.
+            let is_stuck = session.is_stuck() && session.to_server().is_empty() && session.to_client().is_empty();
+            return if is_stuck && !self.flush {
+                Poll::Ready(Event::Ending(Ending::Gone(None)))
+            } else {
+                Poll::Pending
+            };
+        }
         let limit = if session.wants_client() { usize::MAX } else { READ_AHEAD_BYTES };
         if rx.len() < limit && session.to_server().len() < BACKLOG_BYTES && session.to_client().len() < BACKLOG_BYTES {
             match poll_fill(&mut self.stream, rx, buffers, &mut self.long, cx) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Event::Ending(Ending::Gone(None))),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Event::ClientEnded),
                 Poll::Ready(Ok(count)) => {
                     add(&self.seat.present.tally.received, count as u64);
                     return Poll::Ready(Event::Client);
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Event::Ending(Ending::Gone(Some(error)))),
+                Poll::Ready(Err(error)) if is_end(&error) => return Poll::Ready(Event::ClientEnded),
+                Poll::Ready(Err(error)) => return Poll::Ready(Event::ClientGone(error)),
                 Poll::Pending => {}
             }
         }
         if session.is_idle() {
             session.trim(buffers);
+        }
+        if session.is_stalled(rx.len()) {
+            let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+            if stall.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Stalled);
+            }
         }
         if let Some(Lease { linger, .. }) = self.server.as_mut().map(|server| &mut server.lease)
             && linger.as_mut().is_some_and(|linger| linger.as_mut().poll(cx).is_ready())
@@ -478,15 +642,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// The client is gone or going: the server is given back or closed, last words are said.
     async fn leave(&mut self, mut awake: Box<Awake>) {
-        let session = &mut awake.session;
+        let Awake { session, rx } = &mut *awake;
+        // What it sent to be done is done by the server, even if nobody waits for that any more.
+        let finishes = self.parting.as_ref().is_some_and(|parting| parting.gone) && !session.only_reads(rx);
         let cleanup = session.disown();
         self.seat.worker.clean_after(&self.seat.present.facts.identity, &self.shared);
         if session.is_outstanding() || session.is_in_transaction() {
             // Closing the connection rolls back, once the server notices; what runs is cancelled.
+            self.aim = CancelAim::Nothing;
             self.cancel.detach();
             if let Some(server) = self.server.take() {
                 self.seat.worker.forget_use(server.lease.number);
-                if session.is_outstanding() && !server.recall.is_recalled() {
+                if session.is_outstanding() && !finishes && !server.recall.is_recalled() {
                     tokio::task::spawn_local(cancel_abandoned(server));
                 }
             }
@@ -507,101 +674,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 async fn cancel_abandoned(server: Box<Server>) {
     // The connection is not used again, whatever became of it.
     let _ = server.cancel.deliver().await;
-}
-
-/// While a session waits for a server: ready only when the client is gone.
-fn poll_waiting<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
-    rx: &mut BytesMut,
-    out: &mut BytesMut,
-    flush: &mut bool,
-    buffers: &mut Buffers,
-    cx: &mut Context<'_>,
-) -> Poll<io::Error> {
-    if let Poll::Ready(Err(error)) = poll_write(stream, out, flush, cx) {
-        return Poll::Ready(error);
-    }
-    while rx.len() < READ_AHEAD_BYTES {
-        match poll_fill(stream, rx, buffers, &mut false, cx) {
-            Poll::Ready(Ok(0)) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
-            Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(error),
-            Poll::Pending => break,
-        }
-    }
-    Poll::Pending
-}
-
-/// Writes as much as goes.
-fn poll_write<W: AsyncWrite + Unpin>(
-    stream: &mut W,
-    out: &mut BytesMut,
-    flush: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<()>> {
-    while !out.is_empty() {
-        match Pin::new(&mut *stream).poll_write(cx, out) {
-            Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(Ok(written)) => {
-                consume(out, written);
-                *flush = true;
-            }
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => return Poll::Pending,
-        }
-    }
-    if *flush {
-        match Pin::new(stream).poll_flush(cx) {
-            Poll::Ready(Ok(())) => *flush = false,
-            other => return other,
-        }
-    }
-    Poll::Ready(Ok(()))
-}
-
-/// Reads once, at the end of the buffer, which it has only while there is something in it. `long`: the last
-/// read brought a buffer full.
-fn poll_fill<R: AsyncRead + Unpin>(
-    stream: &mut R,
-    rx: &mut BytesMut,
-    buffers: &mut Buffers,
-    long: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    if rx.capacity() == 0 && !*long {
-        // Mostly there is nothing to read: one asks in order to be woken.
-        let reading = buffers.reading();
-        let filled = poll_read(stream, reading, long, cx);
-        if matches!(filled, Poll::Ready(Ok(1..))) {
-            std::mem::swap(rx, reading);
-        }
-        return filled;
-    }
-    if *long {
-        buffers.lend_long(rx);
-    }
-    if rx.capacity() - rx.len() < BUFFER_BYTES / 4 {
-        rx.reserve(BUFFER_BYTES);
-    }
-    let filled = poll_read(stream, rx, long, cx);
-    if filled.is_pending() {
-        buffers.give_back(rx);
-    }
-    filled
-}
-
-/// Reads once, at the end of the buffer, which has room.
-fn poll_read<R: AsyncRead + Unpin>(
-    stream: &mut R,
-    rx: &mut BytesMut,
-    long: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let room = rx.capacity() - rx.len();
-    // Holds no state between polls.
-    let filled = pin!(stream.read_buf(rx)).poll(cx);
-    if let Poll::Ready(Ok(count)) = filled {
-        *long = count >= room.min(BUFFER_BYTES);
-    }
-    filled
 }

@@ -1,6 +1,8 @@
 //! Sessions in front of real PostgreSQL servers: what clients send works as without the proxy.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "session/bound.rs"]
+mod bound;
 #[path = "session/drivers.rs"]
 mod drivers;
 #[path = "session/front.rs"]

@@ -103,6 +103,7 @@ impl Pair {
                     self.states[server] = Some(state);
                     self.next = 1 - self.next;
                 }
+                Step::Cancel(_) => self.session.canceled_client(false, &mut self.rx),
                 Step::End => self.ended = true,
             }
         }
@@ -266,6 +267,40 @@ proptest! {
         prop_assert_eq!(tags(&pair.received), tags(&expected));
         prop_assert_eq!(String::from_utf8_lossy(&pair.received), String::from_utf8_lossy(&expected));
     }
+
+    #[test]
+    fn nor_does_a_client_that_dawdles_and_leaves_read_anything_else(
+        messages in prop::collection::vec(message().prop_map(Readable), 1..24),
+        pieces in prop::collection::vec((1_usize..60, any::<bool>()), 1..12),
+        says_so in any::<bool>(),
+    ) {
+        let mut stream = BytesMut::from(&messages.iter().flat_map(|message| message.0.clone()).collect::<Vec<_>>()[..]);
+        let mut direct = Fake::default();
+        let mut expected = BytesMut::new();
+        direct.feed(&stream, &mut expected);
+        if says_so {
+            stream.extend_from_slice(&empty(frontend::TERMINATE));
+        }
+
+        let mut pair = Pair::new();
+        let mut pieces = pieces.iter().cycle();
+        while !stream.is_empty() {
+            let (size, dawdles) = pieces.next().unwrap();
+            let piece = take(&mut stream, *size);
+            pair.rx.unsplit(piece);
+            pair.pump(usize::MAX, 13);
+            if *dawdles && pair.session.is_stalled(pair.rx.len()) {
+                pair.session.end_stall();
+                pair.pump(usize::MAX, 13);
+            }
+        }
+        pair.session.client_ended();
+        pair.pump(usize::MAX, 13);
+        prop_assert_eq!(pair.ended, says_so);
+        prop_assert!(pair.ended || pair.session.is_stuck());
+        prop_assert_eq!(tags(&pair.received), tags(&expected));
+        prop_assert_eq!(String::from_utf8_lossy(&pair.received), String::from_utf8_lossy(&expected));
+    }
 }
 
 #[test]
@@ -278,6 +313,16 @@ fn reads_go_to_standbys_and_writes_to_the_primary() {
     pair.send(&query("select 1"));
     pair.send(&query("commit"));
     assert_eq!(pair.needs, [Need::Standby, Need::Primary, Need::Standby, Need::Primary]);
+    pair.read();
+}
+
+#[test]
+fn what_pools_send_when_they_take_a_connection_back_needs_no_primary() {
+    let mut pair = Pair::new();
+    pair.send(&query("select 1"));
+    pair.send(&query("SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;"));
+    pair.send(&query("select 1"));
+    assert_eq!(pair.needs, [Need::Standby, Need::Standby, Need::Standby]);
     pair.read();
 }
 
@@ -450,9 +495,9 @@ fn the_unnamed_statement_outlives_the_proxys_own_queries() {
     assert_eq!(pair.read(), "1 ZI 1 2 INSERT_0_1 ZI 2 D SELECT_1 ZI");
     // So are questions about what binds a session to its server.
     let mut pair = Pair::new();
+    pair.servers.iter_mut().for_each(|server| server.pins = vec!["a"]);
     pair.send(&run("a", "select pg_advisory_lock(1)"));
     let server = pair.attached.unwrap();
-    pair.servers[server].pins = vec!["a"];
     pair.send(&[parse("", "select 1"), sync()].concat());
     pair.send(&run("b", "select pg_advisory_unlock(2)"));
     assert_eq!(pair.attached, Some(server));
@@ -463,10 +508,12 @@ fn the_unnamed_statement_outlives_the_proxys_own_queries() {
 #[test]
 fn a_pin_lasts_as_long_as_what_made_it() {
     let mut pair = Pair::new();
+    pair.send(&query("select pg_try_advisory_lock(1)"));
+    assert_eq!((pair.attached, pair.read()), (None, "T D SELECT_1 ZI".to_owned()), "somebody else has it");
+    pair.servers.iter_mut().for_each(|server| server.pins = vec!["a"]);
     pair.send(&query("select pg_advisory_lock(1)"));
     assert!(pair.attached.is_some(), "pinned");
     let server = pair.attached.unwrap();
-    pair.servers[server].pins = vec!["a"];
     pair.send(&query("select pg_advisory_unlock(2)"));
     assert_eq!(pair.attached, Some(server), "the server still has a lock");
     assert_eq!(pair.read(), "T D SELECT_1 ZI T D SELECT_1 ZI", "questions and answers are not the client's");

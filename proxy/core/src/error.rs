@@ -247,6 +247,20 @@ pub enum ProxyError {
     /// The login took longer than `login_timeout`.
     #[error("login not finished within {0:?}")]
     LoginTimeout(Duration),
+    /// The client's cancel request reached a statement that waited for a server.
+    #[error("canceling statement due to user request")]
+    Canceled,
+    /// A statement would bind its session to a server connection, and the pool has no more of them for that.
+    #[error(
+        "too many sessions are bound to a server connection: {bound} of the {size} of this pool, by LISTEN, advisory \
+         locks, temporary tables or the like; the others are kept for sessions that are not"
+    )]
+    TooManyBound {
+        /// Connections that sessions are bound to, on this thread.
+        bound: usize,
+        /// Connections at most.
+        size: usize,
+    },
     /// No server connection became free within `query_wait_timeout`.
     #[error("no server connection became free within {0:?}")]
     PoolTimeout(Duration),
@@ -355,12 +369,14 @@ impl ProxyError {
             | Self::ConnectionsNotAllowed(_)
             | Self::NoConnectPrivilege(_)
             | Self::ReadOnly
+            | Self::Canceled
             | Self::LoginTimeout(_) => Origin::Client,
             Self::Unsupported(_)
             | Self::DatabaseDisabled(_)
             | Self::TooManyClients
             | Self::TooManyOf(_)
             | Self::PoolTimeout(_)
+            | Self::TooManyBound { .. }
             | Self::ShuttingDown
             | Self::Internal(_) => Origin::Proxy,
             Self::HoldTimeout(_) | Self::NoStandby(_) | Self::HoldFull(_) => Origin::Topology,
@@ -389,8 +405,10 @@ impl ProxyError {
             Self::NoShard(_) => SqlState::INVALID_CATALOG_NAME,
             Self::NoConnectPrivilege(_) => SqlState::INSUFFICIENT_PRIVILEGE,
             Self::DatabaseDisabled(_) | Self::ConnectionsNotAllowed(_) => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Self::TooManyClients | Self::TooManyOf(_) | Self::PoolTimeout(_) => SqlState::TOO_MANY_CONNECTIONS,
-            Self::LoginTimeout(_) => SqlState::QUERY_CANCELED,
+            Self::TooManyClients | Self::TooManyOf(_) | Self::PoolTimeout(_) | Self::TooManyBound { .. } => {
+                SqlState::TOO_MANY_CONNECTIONS
+            }
+            Self::LoginTimeout(_) | Self::Canceled => SqlState::QUERY_CANCELED,
             Self::ReadOnly => SqlState::READ_ONLY_TRANSACTION,
             Self::HoldTimeout(_) | Self::NoStandby(_) => SqlState::CANNOT_CONNECT_NOW,
             Self::HoldFull(_) => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
@@ -505,6 +523,10 @@ impl ProxyError {
             Self::CommitInDoubt | Self::CommitNotReplicated => {
                 Some("Check whether its changes are there before running it again.")
             }
+            Self::TooManyBound { .. } => Some(
+                "Nothing was executed. End sessions that hold such things and do nothing (SHOW POOLS counts them), or \
+                 raise pool.size.",
+            ),
             Self::HoldTimeout(_) | Self::HoldFull(_) => Some("Nothing was executed; try again later."),
             Self::NoStandby(_) => {
                 Some("Nothing was executed; try again later, or connect to the proxy's read-write address.")

@@ -63,6 +63,7 @@ struct Pool {
     idle: usize,
     opening: usize,
     size: usize,
+    bound: usize,
     counted: [u64; 8],
 }
 
@@ -70,6 +71,7 @@ impl Pool {
     fn add(&mut self, report: &PoolReport) {
         self.active += report.clients_active;
         self.waiting += report.clients_waiting;
+        self.bound += report.clients_bound;
         self.longest_wait = self.longest_wait.max(report.longest_wait);
         for node in &report.nodes {
             self.in_use += node.in_use;
@@ -133,6 +135,7 @@ const POOLS: &[Column] = &[
     int8("maxwait"),
     int8("maxwait_us"),
     text("pool_mode"),
+    int8("cl_bound"),
 ];
 
 /// `SHOW POOLS`: one row for each role and database, over all nodes and threads.
@@ -158,6 +161,7 @@ pub fn pools(reports: &Reports, facts: &Facts) -> Table {
             wait,
             wait_us,
             mode,
+            pool.bound,
         ]
     });
     Table { columns: POOLS, rows: rows.collect() }

@@ -49,6 +49,8 @@ fn report(user: &str, node: u8, counted: u64) -> Report {
         clients_active: 2,
         clients_waiting: 1,
         longest_wait: Duration::from_micros(1_500_000),
+        clients_bound: 1,
+        bound_by: Default::default(),
         counted: [counted; 8],
         nodes: vec![NodeReport { node, size: 10, in_use: 2, idle: 3, opening: 1 }],
     };

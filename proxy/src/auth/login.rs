@@ -33,8 +33,8 @@ use crate::tls::{Certificates, ClientStream, certificate};
 use crate::wire::proxy_protocol::{self, Next};
 use crate::wire::scram::{Channel, MECHANISM, MECHANISM_PLUS, Proven, ScramError, ServerExchange, Verifier};
 use crate::wire::startup::{
-    Authentication, HEADER_BYTES, Header, Replication, Startup, TLS_HANDSHAKE, encode_backend_key, encode_negotiate,
-    encode_parameter_status, encode_ready, parse_cancel, parse_sasl_initial,
+    Authentication, HEADER_BYTES, Header, LENGTH_BYTES, Replication, Startup, TLS_HANDSHAKE, encode_backend_key,
+    encode_negotiate, encode_parameter_status, encode_ready, is_startup_length, parse_cancel, parse_sasl_initial,
 };
 
 /// Longest password or SASL message taken from somebody unknown (PG_MAX_AUTH_TOKEN_LENGTH is 65535;
@@ -323,11 +323,20 @@ async fn read_proxy_header(stream: &mut ClientStream) -> Result<Option<SocketAdd
     }
 }
 
-/// None: the other side left without a word, as health checks do.
+/// None: the other side left without a word, as health checks do, or with a Terminate, or speaks something else.
+/// To that PostgreSQL says nothing either (`ProcessStartupPacket`: COMMERROR), and it looks no further than at the
+/// length.
 async fn read_header(stream: &mut ClientStream) -> Result<Option<Header>> {
     let mut bytes = [0; HEADER_BYTES];
-    let count = stream.read(&mut bytes).await.map_err(ProxyError::ClientGone)?;
-    if count == 0 {
+    let mut count = 0;
+    while count < LENGTH_BYTES {
+        match stream.read(&mut bytes[count..]).await.map_err(ProxyError::ClientGone)? {
+            0 => return Ok(None),
+            more => count += more,
+        }
+    }
+    if !is_startup_length(bytes) {
+        tracing::debug!("invalid length of startup packet");
         return Ok(None);
     }
     stream.read_exact(&mut bytes[count..]).await.map_err(ProxyError::ClientGone)?;

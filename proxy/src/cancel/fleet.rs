@@ -15,12 +15,16 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 
 use super::{CANCEL_LIMIT, Registry};
+use crate::session::signal::LOWEST_CLIENT_PID;
 use crate::wire::startup::{HEADER_BYTES, Header, encode_forwarded_cancel, parse_cancel};
 
 /// Bits of a process id that say which client of a proxy it is; 12 more say which proxy.
 pub const CLIENT_BITS: u32 = 19;
+/// Nobody who takes a process id of ours for that of a server process shall hit a stranger's. So many numbers are
+/// left out.
+const REAL: u32 = LOWEST_CLIENT_PID >> CLIENT_BITS;
 /// The highest number of a proxy.
-pub const MAX_NUMBER: u32 = (1 << (31 - CLIENT_BITS)) - 1;
+pub const MAX_NUMBER: u32 = (1 << (31 - CLIENT_BITS)) - 1 - REAL;
 /// Processes of one number at once: more than two only if upgrades follow quickly.
 const MAX_NEIGHBOURS: usize = 8;
 /// Before accepting is tried again after a failure.
@@ -40,7 +44,12 @@ pub struct Fleet {
 impl Fleet {
     /// The number of the proxy that gave out this process id.
     pub(super) fn number_of(pid: u32) -> u32 {
-        pid >> CLIENT_BITS
+        (pid >> CLIENT_BITS).wrapping_sub(REAL)
+    }
+
+    /// The process id that our client of this number is told.
+    pub(super) fn pid_of(&self, client: u32) -> u32 {
+        (self.number + REAL) << CLIENT_BITS | client
     }
 
     /// Hands a cancel to whoever may know the client, if that is not us.

@@ -9,7 +9,7 @@ use super::{Config, Pool};
 
 /// What changes with a reload. Every key is here or in [`RESTART`]; a test holds that. A name that ends in a dot is a
 /// whole section.
-const LIVE: [&str; 28] = [
+const LIVE: [&str; 29] = [
     "admin.",
     "auth.failure_burst",
     "auth.failure_forgiven_after",
@@ -33,6 +33,7 @@ const LIVE: [&str; 28] = [
     "pool.server_idle_timeout",
     "pool.server_lifetime",
     "pool.size",
+    "pool.unbound_percent",
     "routing.consistency",
     "routing.split",
     "server_tls.",

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use manatee_shared::ids::ShardName;
 
 use crate::pool::census::{BUCKETS_US, Histogram, Report};
+use crate::session::bound::CAUSES;
 use crate::topology::{Snapshot, Standby};
 
 const MICROS: f64 = 1e-6;
@@ -21,6 +22,7 @@ struct Sums {
     active: usize,
     waiting: usize,
     longest_wait_s: f64,
+    bound_by: [usize; CAUSES.len()],
     nodes: BTreeMap<String, [usize; 3]>,
     on_primary: Histogram,
     on_standby: Histogram,
@@ -38,6 +40,7 @@ fn sums(reports: &[(ShardName, Report)]) -> BTreeMap<String, Sums> {
             sums.counted.iter_mut().zip(pool.counted).for_each(|(sum, one)| *sum += one);
             sums.active += pool.clients_active;
             sums.waiting += pool.clients_waiting;
+            sums.bound_by.iter_mut().zip(pool.bound_by).for_each(|(sum, one)| *sum += one);
             sums.longest_wait_s = sums.longest_wait_s.max(pool.longest_wait.as_secs_f64());
             for node in &pool.nodes {
                 let counts = sums.nodes.entry(node.node.id.to_string()).or_default();
@@ -139,6 +142,13 @@ pub(super) fn sessions(reports: &[(ShardName, Report)]) -> String {
     for (shard, sums) in &shards {
         metric.sample("", &[("shard", shard)], sums.longest_wait_s);
     }
+    let help = "Clients bound to a server connection beyond their transactions, by cause; some have several";
+    let mut metric = Metric::new(&mut out, "manatee_proxy_bound_sessions", "gauge", help);
+    for (shard, sums) in &shards {
+        for ((_, cause), count) in CAUSES.iter().zip(sums.bound_by) {
+            metric.sample("", &[("shard", shard), ("cause", cause)], count as f64);
+        }
+    }
     let help = "Server connections, by node and state";
     let mut metric = Metric::new(&mut out, "manatee_proxy_server_connections", "gauge", help);
     for (shard, sums) in &shards {
@@ -226,6 +236,8 @@ mod tests {
             clients_active: 2,
             clients_waiting: 1,
             longest_wait: Duration::from_millis(250),
+            clients_bound: 1,
+            bound_by: std::array::from_fn(|cause| usize::from(cause == 2)),
             counted: [1, 2, 3, 4, 5, 6_000_000, 7, 8],
             nodes: vec![NodeReport { node, size: 10, in_use: 1, idle: 2, opening: 0 }],
         };
@@ -245,6 +257,7 @@ mod tests {
             "manatee_proxy_queries_total{shard=\"demo\"} 8",
             "manatee_proxy_transaction_seconds_total{shard=\"demo\"} 12",
             "manatee_proxy_sessions{shard=\"demo\",state=\"waiting\"} 2",
+            "manatee_proxy_bound_sessions{shard=\"demo\",cause=\"listen\"} 2",
             "manatee_proxy_client_longest_wait_seconds{shard=\"demo\"} 0.25",
             "manatee_proxy_server_connections{shard=\"demo\",node=\"10.0.0.1:5432:1\",state=\"idle\"} 4",
             "manatee_proxy_query_seconds_bucket{shard=\"demo\",route=\"primary\",le=\"0.0001\"} 4",

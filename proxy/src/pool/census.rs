@@ -13,7 +13,9 @@ use super::control::Scope;
 use super::{Mode, Recall, Server, Worker};
 use crate::auth::{Client, Identity};
 use crate::cancel::CancelTarget;
+use crate::route::Effects;
 use crate::session::ServedBy;
+use crate::session::bound::CAUSES;
 use crate::topology::Node;
 
 /// Upper bounds of the buckets of query times, in microseconds.
@@ -144,9 +146,21 @@ pub struct Present {
     /// Counters of its role and database.
     pub tally: Rc<Tally>,
     activity: Cell<Activity>,
+    /// By what it is bound to the server it has.
+    bound: Cell<Effects>,
 }
 
 impl Present {
+    /// By what it is bound to its server.
+    pub(crate) fn bound_by(&self) -> Effects {
+        self.bound.get()
+    }
+
+    /// Says by what it is bound to its server. Whether that has changed.
+    pub(crate) fn is_bound_by(&self, causes: Effects) -> bool {
+        self.bound.replace(causes) != causes
+    }
+
     /// Says what it does now.
     pub(crate) fn is_now(&self, activity: Activity) {
         self.activity.set(activity);
@@ -204,6 +218,10 @@ pub struct PoolReport {
     pub clients_waiting: usize,
     /// Longest wait of these.
     pub longest_wait: Duration,
+    /// Clients that are bound to the server they have.
+    pub clients_bound: usize,
+    /// The same by each of [`CAUSES`]; some are bound by several.
+    pub bound_by: [usize; CAUSES.len()],
     /// The counters, in the order of [`Tally`].
     pub counted: [u64; 8],
     /// Per node.
@@ -309,6 +327,7 @@ impl Worker {
             end: Recall::default(),
             tally,
             activity: Cell::new(Activity::Idle),
+            bound: Cell::new(Effects::NONE),
         });
         let number = self.present.borrow_mut().insert(present.clone());
         Seat { worker: self.clone(), number, present }
@@ -371,6 +390,8 @@ impl Worker {
                 clients_active: 0,
                 clients_waiting: 0,
                 longest_wait: Duration::ZERO,
+                clients_bound: 0,
+                bound_by: [0; CAUSES.len()],
                 counted: tally.read(),
                 nodes: Vec::new(),
             })
@@ -382,10 +403,10 @@ impl Worker {
             .map(|(index, report)| ((report.user.clone(), report.database.clone()), index))
             .collect();
         let find = |identity: &Identity| places.get(&(identity.user.clone(), identity.database.clone())).copied();
-        let mut clients: Vec<(usize, Option<Duration>)> = Vec::new();
+        let mut clients: Vec<(usize, Option<Duration>, Effects)> = Vec::new();
         for (_, client) in self.present.borrow().iter() {
             if let Some(index) = find(&client.facts.identity) {
-                clients.push((index, client.waited(now)));
+                clients.push((index, client.waited(now), client.bound.get()));
             }
         }
         let mut nodes: Vec<(usize, NodeReport)> = Vec::new();
@@ -402,8 +423,12 @@ impl Worker {
             let opening = open.saturating_sub(idle + in_use);
             nodes.push((index, NodeReport { node: *node, size: pool.size(), in_use, idle, opening }));
         }
-        for (index, waited) in clients {
+        for (index, waited, bound) in clients {
             let Some(report) = reports.get_mut(index) else { continue };
+            report.clients_bound += usize::from(!bound.is_empty());
+            for (count, (cause, _)) in report.bound_by.iter_mut().zip(CAUSES) {
+                *count += usize::from(bound.intersects(cause));
+            }
             match waited {
                 Some(waited) => {
                     report.clients_waiting += 1;

@@ -48,6 +48,7 @@ impl Worker {
     pub fn reconfigure(&self, settings: Settings) {
         for pool in self.pools.borrow().values() {
             pool.resize(settings.size);
+            pool.keep_unbound(settings.unbound_percent);
         }
         self.quotas.resize(settings.limits);
         for pool in self.pools.borrow().values() {

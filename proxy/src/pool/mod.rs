@@ -41,6 +41,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Server connections per identity and node on this thread: its share of `pool.size`.
     pub size: usize,
+    /// `pool.unbound_percent`
+    pub unbound_percent: usize,
     /// `pool.max_servers_…`, divided alike.
     pub limits: Limits,
     /// `pool.query_wait_timeout`
@@ -272,6 +274,7 @@ impl Worker {
         }
         let settings = self.settings();
         let pool = NodePool::new(settings.size, self.quotas.of(identity, node, settings.limits));
+        pool.keep_unbound(settings.unbound_percent);
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }

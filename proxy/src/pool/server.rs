@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 use super::quota::Quota;
 use crate::cancel::CancelTarget;
 use crate::error::ProxyError;
+use crate::session::bound::Crowd;
 use crate::session::{Cleanup, Mark, ServedBy, ServerState, Shared};
 use crate::tls::servers::ServerStream;
 use crate::topology::Node;
@@ -70,10 +71,28 @@ impl Recall {
 #[derive(Debug)]
 pub struct Place {
     pool: Option<Rc<NodePool>>,
+    /// A session is bound to the connection here.
+    bound: Cell<bool>,
+}
+
+impl Place {
+    fn of(pool: Option<Rc<NodePool>>) -> Self {
+        Self { pool, bound: Cell::new(false) }
+    }
+
+    fn set_bound(&self, bound: bool) {
+        if let Some(pool) = &self.pool
+            && self.bound.replace(bound) != bound
+        {
+            let count = pool.bound.get();
+            pool.bound.set(if bound { count + 1 } else { count - 1 });
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.set_bound(false);
         if let Some(pool) = &self.pool {
             pool.open.set(pool.open.get() - 1);
             pool.quotas.iter().for_each(|quota| quota.give_back());
@@ -165,8 +184,20 @@ impl Server {
             lease: Lease::new(0, now),
             opened: now,
             idle_since: now,
-            place: Place { pool: None },
+            place: Place::of(None),
         }
+    }
+
+    /// Says whether a session is bound to it beyond a transaction.
+    pub(crate) fn set_bound(&self, bound: bool) {
+        self.place.set_bound(bound);
+    }
+
+    /// How many others are bound, if they are so many that no other session may bind itself to this one.
+    pub(crate) fn crowd(&self) -> Option<Crowd> {
+        let pool = self.place.pool.as_ref()?;
+        let is_free = self.place.bound.get() || pool.bound.get() < pool.most_bound();
+        (!is_free).then(|| Crowd { bound: pool.bound.get(), size: pool.size() })
     }
 
     /// When it was opened.
@@ -263,6 +294,10 @@ pub struct NodePool {
     renewed: Cell<Option<Instant>>,
     /// Idle, in use and being opened.
     open: Cell<usize>,
+    /// Of these, how many a session is bound to beyond a transaction.
+    bound: Cell<usize>,
+    /// Of all there may be, the part in a hundred that no session may be bound to.
+    unbound_percent: Cell<usize>,
     /// No connection is opened before this, as long as there is one.
     locked_out_until: Cell<Option<Instant>>,
     // Boxed because they travel: to a session, to the next one in the queue, back.
@@ -281,6 +316,8 @@ impl NodePool {
             size: Cell::new(size),
             renewed: Cell::new(None),
             open: Cell::new(0),
+            bound: Cell::new(0),
+            unbound_percent: Cell::new(0),
             locked_out_until: Cell::new(None),
             idle: RefCell::default(),
             waiting: RefCell::default(),
@@ -309,6 +346,25 @@ impl NodePool {
         }
     }
 
+    /// Keeps this part of its connections, in a hundred, for sessions that are not bound to any.
+    pub fn keep_unbound(&self, percent: usize) {
+        self.unbound_percent.set(percent);
+    }
+
+    /// How many sessions may be bound to connections. Where there is only one, one.
+    fn most_bound(&self) -> usize {
+        let size = self.size.get();
+        let kept = (size * self.unbound_percent.get()).div_ceil(100);
+        (size - kept.min(size)).max(usize::from(size == 1))
+    }
+
+    /// How many connections there may be: as configured. Where that is only one, and a session is bound to it, there
+    /// is one more for everybody else.
+    fn most(&self) -> usize {
+        let size = self.size.get();
+        size + usize::from(size == 1 && self.bound.get() > 0 && self.unbound_percent.get() > 0)
+    }
+
     /// Whether another connection may be opened.
     fn has_room(&self) -> bool {
         self.may_grow() && self.quotas.iter().all(|quota| quota.has_room())
@@ -318,7 +374,7 @@ impl NodePool {
     fn may_grow(&self) -> bool {
         let open = self.open.get();
         let is_locked_out = || self.locked_out_until.get().is_some_and(|until| Instant::now() < until);
-        open < self.size.get() && (open == 0 || !is_locked_out())
+        open < self.most() && (open == 0 || !is_locked_out())
     }
 
     /// A server did not take the secret: the connections that there are have to do for a moment. False if
@@ -429,7 +485,7 @@ impl NodePool {
         self.has_room().then(|| {
             self.open.set(self.open.get() + 1);
             self.quotas.iter().for_each(|quota| quota.take());
-            Place { pool: Some(self.clone()) }
+            Place::of(Some(self.clone()))
         })
     }
 
@@ -451,7 +507,7 @@ impl NodePool {
 
     fn is_outdated(&self, server: &Server) -> bool {
         self.renewed.get().is_some_and(|renewed| server.opened <= renewed)
-            || self.open.get() > self.size.get()
+            || self.open.get() > self.most()
             || self.quotas.iter().any(|quota| quota.is_exceeded())
     }
 
@@ -562,6 +618,7 @@ impl Drop for Waiting {
 /// Gives a server back, cleaned if it needs that; closes it on any doubt.
 pub fn give_back(mut server: Box<Server>, state: Box<ServerState>, shared: &Rc<RefCell<Shared>>, now: Instant) {
     let cleanup = state.cleanup;
+    server.set_bound(false);
     server.state = Some(state);
     let doubtful = !server.rx.is_empty() || server.cancel.is_cancel_in_flight() || server.recall.is_recalled();
     if doubtful || cleanup == Cleanup::Close {

@@ -18,6 +18,7 @@ pub(super) fn settings(config: &Config, index: usize) -> Settings {
             per_database: limit(config.pool.max_servers_per_database),
             per_user: limit(config.pool.max_servers_per_user),
         },
+        unbound_percent: config.pool.unbound_percent,
         query_wait_timeout: config.pool.query_wait_timeout,
         server_idle_timeout: config.pool.server_idle_timeout,
         server_lifetime: config.pool.server_lifetime,

@@ -94,6 +94,7 @@ fn worker(primary: Node) -> Rc<Worker> {
     let settings = Settings {
         mode: Mode::Transaction,
         size: 2,
+        unbound_percent: 25,
         limits: Limits::NONE,
         query_wait_timeout: LIMIT,
         server_idle_timeout: LIMIT,

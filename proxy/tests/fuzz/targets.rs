@@ -172,6 +172,7 @@ impl World {
                     self.session.attach(state, served_by);
                     self.attached = true;
                 }
+                Step::Cancel(_) => self.session.canceled_client(false, &mut self.client),
                 Step::Release => {
                     assert!(self.attached, "no server to release");
                     assert!(!self.session.is_outstanding(), "released with requests outstanding");

@@ -314,6 +314,7 @@ async fn serve(listener: StdListener, setup: Setup, topology: Topology, catalogs
     let settings = Settings {
         mode: setup.mode,
         size: setup.size,
+        unbound_percent: 25,
         limits: Limits::NONE,
         query_wait_timeout: setup.query_wait_timeout,
         server_idle_timeout: Duration::from_secs(60),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use manatee_proxy::wire::backend::ErrorFields;
-use manatee_proxy::wire::frontend::{self, Kind};
+use manatee_proxy::wire::frontend;
 use manatee_proxy::wire::{complete, put_cstr, put_message};
 
 /// How long an answer may take.
@@ -123,12 +123,34 @@ impl Raw {
         self.answer()
     }
 
+    /// Whether anything comes within a moment.
+    pub(crate) fn hears_something(&mut self) -> bool {
+        self.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let heard = !self.read.is_empty() || self.stream.peek(&mut [0; 1]).is_ok();
+        self.stream.set_read_timeout(Some(LIMIT)).unwrap();
+        heard
+    }
+
     /// Nothing more is sent, but answers are read.
     pub(crate) fn half_close(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Asks, over another connection, for what runs to be cancelled.
+    /// By which what runs is cancelled, over another connection.
+    pub(crate) fn canceller(&self) -> Canceller {
+        Canceller { port: self.port, pid: self.pid, secret: self.secret.clone() }
+    }
+}
+
+/// The key to one connection.
+pub(crate) struct Canceller {
+    port: u16,
+    pid: u32,
+    secret: Vec<u8>,
+}
+
+impl Canceller {
+    /// Asks for a cancel, and waits until that is taken.
     pub(crate) fn cancel(&self) {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
         let mut request = Vec::new();
@@ -158,10 +180,6 @@ pub(crate) fn parse(name: &str, text: &str) -> Vec<u8> {
 
 pub(crate) fn bind(portal: &str, statement: &str) -> Vec<u8> {
     build(|out| frontend::put_bind(out, portal.as_bytes(), statement.as_bytes(), &[0; 6]))
-}
-
-pub(crate) fn describe(name: &str) -> Vec<u8> {
-    build(|out| frontend::put_target(out, frontend::DESCRIBE, Kind::Statement, name.as_bytes()))
 }
 
 pub(crate) fn execute(portal: &str) -> Vec<u8> {

@@ -65,7 +65,7 @@ impl Table {
                     self.shared.buffers.give_back(&mut self.server_rx);
                     return (to_server, to_client);
                 }
-                Step::End => panic!("the session ended"),
+                Step::Cancel(_) | Step::End => panic!("the session ended"),
             }
         }
     }

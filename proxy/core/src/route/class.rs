@@ -165,7 +165,7 @@ impl Effects {
     pub const NONE: Self = Self(0);
     /// Creates a temporary table, view, sequence … (pin until DISCARD TEMP or ALL, or the session's end).
     pub const TEMP_OBJECT: Self = Self(1);
-    /// Takes a session-level advisory lock (pin).
+    /// Takes a session-level advisory lock, or tries to (pin).
     pub const ADVISORY_LOCK: Self = Self(1 << 1);
     /// Releases session-level advisory locks (`pg_advisory_unlock…`).
     pub const ADVISORY_UNLOCK: Self = Self(1 << 2);
@@ -208,7 +208,8 @@ impl Effects {
     pub const SEED: Self = Self(1 << 20);
     /// It could not be read: whatever could bind the session to its server may have been done.
     pub const UNREAD: Self = Self(1 << 22);
-    /// Never of a text: it is not known which of a transaction's changes of settings are in force.
+    /// It is not known which changes of settings are in force: of a transaction, or of a text that may have made them
+    /// or not. All have names that the server can be asked for.
     pub const SETTINGS_DOUBT: Self = Self(1 << 21);
 
     /// What binds the session to its server until it is gone.
@@ -267,6 +268,12 @@ impl Effects {
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// Those of `self` that are in `other` too.
+    #[must_use]
+    pub const fn both(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     /// Those of `self` not in `other`.

@@ -32,7 +32,7 @@ pub(super) fn set(reader: &mut Reader<'_>, statement: &protobuf::VariableSetStmt
         // Only has a meaning within CREATE FUNCTION; as a statement it keeps the value for the session.
         Ok(VariableSetKind::VarSetCurrent) => {
             reader.needs_primary(Reason::Session);
-            reader.effects.insert(Effects::SETTINGS_UNKNOWN);
+            reader.effects.insert(if name.contains('.') { Effects::SETTINGS_UNKNOWN } else { Effects::SETTINGS_DOUBT });
         }
         Ok(VariableSetKind::VarSetMulti) => several(reader, &statement.name, &statement.args),
         Ok(VariableSetKind::Undefined) | Err(_) => {
@@ -98,7 +98,8 @@ fn change(reader: &mut Reader<'_>, name: &str, value: Option<String>, scope: Sco
         }
         // What is created then is temporary without saying so.
         "search_path" if value.as_deref().is_some_and(|path| path.trim_start().starts_with("pg_temp")) => {
-            reader.effects.insert(Effects::SETTINGS_UNKNOWN);
+            reader.needs_primary(Reason::Session);
+            reader.effects.insert(Effects::TEMP_OBJECT);
         }
         _ => {}
     }

@@ -533,9 +533,10 @@ impl<'a> Walk<'a> {
 
     fn built_in(&mut self, effect: BuiltInEffect) {
         let (reason, effects) = match effect {
+            // Who has a lock is bound to its server; who has none may let go of it anywhere.
+            BuiltInEffect::AdvisoryUnlock => return self.effects.insert(Effects::ADVISORY_UNLOCK),
             BuiltInEffect::AdvisoryLock => (Reason::Lock, Effects::ADVISORY_LOCK),
             BuiltInEffect::AdvisoryLockTransaction => (Reason::Lock, Effects::NONE),
-            BuiltInEffect::AdvisoryUnlock => (Reason::Lock, Effects::ADVISORY_UNLOCK),
             BuiltInEffect::SequenceRead => (Reason::Session, Effects::SEQUENCE_READ),
             BuiltInEffect::SequenceWrite => (Reason::Write, Effects::SEQUENCE_WRITE),
             BuiltInEffect::Seed => (Reason::Session, Effects::SEED),
@@ -549,7 +550,10 @@ impl<'a> Walk<'a> {
     fn set_config(&mut self, arguments: &[Node]) {
         if arguments.get(2).and_then(boolean_constant) != Some(true) {
             self.needs_primary(Reason::Session);
-            self.effects.insert(Effects::SETTINGS_UNKNOWN);
+            // No view shows those with dots.
+            let is_shown = |name: &str| !name.contains('.');
+            let named = arguments.first().and_then(string_constant).is_some_and(is_shown);
+            self.effects.insert(if named { Effects::SETTINGS_DOUBT } else { Effects::SETTINGS_UNKNOWN });
         }
     }
 

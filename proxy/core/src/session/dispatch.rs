@@ -18,6 +18,9 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::frontend::{self, Bind, Kind, Target};
 use crate::wire::{self, WireError};
 
+/// What a server is sent, as a name or as a text, so that it fails.
+const REFUSED: &[u8] = b"manatee refused this";
+
 /// How a message leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaves {
@@ -45,7 +48,11 @@ impl Session {
             return;
         }
         let _ = shared;
-        self.phase = if self.server.is_some() { Phase::Prepare } else { Phase::Acquire };
+        self.phase = match self.cancels_client(rx) {
+            Some(client) => Phase::Cancel(client),
+            None if self.server.is_some() => Phase::Prepare,
+            None => Phase::Acquire,
+        };
     }
 
     /// A server is attached: gives it the session's settings if it has others.
@@ -84,6 +91,7 @@ impl Session {
             self.kept.ended_by_commit = false;
             let closed = self.unit.extent == Extent::Closed;
             self.unit.forwarding = if closed { Forwarding::Withheld } else { Forwarding::On };
+            self.refuse_to_bind();
         }
         for buffer in [&mut self.to_server, &mut self.before] {
             shared.buffers.lend(buffer);
@@ -133,8 +141,15 @@ impl Session {
                 shared.buffers.forward(rx, data, &mut self.to_server);
             }
             let Some(header) = wire::complete(rx)?.map(|(header, _)| header) else {
+                if self.ended {
+                    self.flush_for_last_time();
+                }
                 return Ok(());
             };
+            if header.tag == frontend::TERMINATE && self.unit.copy == Copy::None && !self.ledger.is_empty() {
+                self.flush_for_last_time();
+                return Ok(());
+            }
             let message = rx.split_to(header.size).freeze();
             if self.unit.copy == Copy::In {
                 self.end_copy(header.tag, &message);
@@ -194,6 +209,9 @@ impl Session {
                 Ends::No | Ends::Flush => {}
             }
         }
+        if self.unit.refusal.is_none() {
+            self.refuse_to_bind();
+        }
         self.before.clear();
         let leaves = self.send(tag, body, shared)?;
         self.to_server.put_slice(&self.before);
@@ -218,6 +236,11 @@ impl Session {
                 if let Some(server) = &mut self.server {
                     server.unnamed = None;
                 }
+                if let Some(words) = self.unit.refusal.clone() {
+                    frontend::put_query(&mut self.before, REFUSED);
+                    self.ledger.push(Expect::RefusedQuery(words));
+                    return Ok(Leaves::Replaced);
+                }
                 if let Some(class) = self.unit.class.clone() {
                     self.put_placeholders(&class);
                 }
@@ -238,6 +261,9 @@ impl Session {
             frontend::EXECUTE => {
                 let (portal, _) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
                 self.unit.executed = true;
+                if let Some(words) = self.unit.refusal.clone() {
+                    return Ok(self.send_refusal(&words));
+                }
                 let statement = match self.ledger.pending_portal(portal) {
                     Some(pending) => pending.cloned(),
                     None => self.portals.iter().find(|(name, _)| **name == *portal).map(|(_, known)| known.clone()),
@@ -391,7 +417,7 @@ impl Session {
 
     /// As [`Session::send_refused`], with this ErrorResponse.
     fn send_refusal(&mut self, error: &[u8]) -> Leaves {
-        frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, b"manatee refused this");
+        frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, REFUSED);
         self.ledger.push(Expect::Refused(error.into()));
         Leaves::Replaced
     }

@@ -18,6 +18,8 @@ impl Session {
     /// After ReadyForQuery. True if the server is free.
     pub(super) fn finish(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> bool {
         let effects = self.unit.effects;
+        // What was refused has done nothing; what stood in front of it may have, and is asked about.
+        let effects = if self.unit.refusal.is_some() { effects.both(super::probe::ASKED) } else { effects };
         self.taint(effects);
         if let Forwarding::Rerun { .. } = self.unit.forwarding {
             self.learn(rx, shared);
@@ -75,7 +77,8 @@ impl Session {
     }
 
     fn pin(&mut self, effects: Effects, shared: &mut Shared) {
-        const UNDONE_BY_ROLLBACK: Effects = Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR);
+        const UNDONE_BY_ROLLBACK: Effects =
+            Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR).union(Effects::SETTINGS_UNKNOWN);
         let rolled_back = self.unit.errored && self.unit.started == TxStatus::Idle && !self.unit.commits;
         let kept = if rolled_back { effects.minus(UNDONE_BY_ROLLBACK) } else { effects };
         // What is not a pin is masked out by taking away everything else.
@@ -83,6 +86,22 @@ impl Session {
         self.pins.insert(kept.minus(others));
         if effects.intersects(Effects::UNREAD) {
             self.doubt_everything();
+        }
+        if effects.intersects(Effects::SETTINGS_DOUBT) {
+            self.pins.insert(Effects::SETTINGS_DOUBT);
+            if let Some(server) = &mut self.server {
+                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+            }
+        }
+        // What is created where temporary objects come first is temporary without saying so.
+        if effects.intersects(Effects::DDL.union(Effects::UNKNOWN))
+            && self.kept.profile.get("search_path").is_some_and(|path| path.trim_start().starts_with("pg_temp"))
+        {
+            self.pins.insert(Effects::TEMP_OBJECT);
+            self.probe.doubts.insert(Effects::TEMP_OBJECT);
+            if let Some(server) = &mut self.server {
+                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+            }
         }
         if self.unit.leaves_traces {
             if let Some(server) = &mut self.server {

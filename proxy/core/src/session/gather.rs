@@ -39,7 +39,9 @@ impl Session {
     pub(super) fn gather(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Result<bool, ProxyError> {
         loop {
             let Some((header, body)) = wire::complete(&rx[self.unit.end..])? else {
-                if self.unit.end >= GATHER_LIMIT_BYTES {
+                // It is long, or nothing more of it comes.
+                let opens = self.unit.extent == Extent::Open || self.ended;
+                if self.unit.end >= GATHER_LIMIT_BYTES || (self.unit.end > 0 && opens) {
                     self.unit.extent = Extent::Open;
                     return Ok(true);
                 }
@@ -59,6 +61,12 @@ impl Session {
                 Ends::No => {}
                 Ends::Yes => return Ok(true),
                 Ends::Flush => {
+                    self.unit.extent = Extent::Open;
+                    return Ok(true);
+                }
+                // What it stands behind comes first.
+                Ends::Leave if self.unit.end > header.size => {
+                    self.unit.end -= header.size;
                     self.unit.extent = Extent::Open;
                     return Ok(true);
                 }

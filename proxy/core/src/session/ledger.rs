@@ -77,6 +77,8 @@ pub(super) enum Expect {
     /// A request the proxy refuses. The server was sent one that fails in its place, so that it
     /// skips up to Sync as it should; its ErrorResponse is replaced by this one.
     Refused(Box<[u8]>),
+    /// The same in place of a Query: answered up to ReadyForQuery.
+    RefusedQuery(Box<[u8]>),
 }
 
 /// A name whose meaning a request changes, and what it is going to lead to.

@@ -27,6 +27,7 @@ use crate::terms::Mode;
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
 
+pub mod bound;
 pub mod buffers;
 mod compare;
 pub mod copies;
@@ -34,6 +35,7 @@ mod dispatch;
 mod finish;
 mod gather;
 mod inject;
+mod leaving;
 mod ledger;
 mod local;
 pub mod lost;
@@ -41,6 +43,7 @@ mod probe;
 pub mod profile;
 mod reply;
 mod rest;
+pub mod signal;
 pub mod statements;
 mod unit;
 
@@ -52,6 +55,7 @@ use profile::{Profile, Profiles};
 use statements::{Held, Interner, Statement};
 use unit::{Copy, Extent, Forwarding, Unit};
 
+pub use leaving::CancelAim;
 pub use reply::Fault;
 pub use rest::{Awake, Kept, Spares};
 
@@ -208,6 +212,9 @@ pub enum Step {
     Acquire(Need),
     /// Take the server off and give it back.
     Release,
+    /// Cancel what the client of this number runs, if it is of the same role, and say so by
+    /// [`Session::canceled_client`].
+    Cancel(u32),
     /// Write what is left for the client and close.
     End,
 }
@@ -216,6 +223,7 @@ pub enum Step {
 enum Phase {
     Gather,
     Acquire,
+    Cancel(u32),
     Prepare,
     Replay,
     Compare,
@@ -226,6 +234,15 @@ enum Phase {
     Release,
     SkipToSync,
     Ended,
+}
+
+/// The process ids of BackendKeyData: what the client was told, and what the server says; 0 if none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// The client's.
+    pub client: u32,
+    /// The server's.
+    pub server: u32,
 }
 
 /// How a session was opened.
@@ -279,6 +296,12 @@ pub struct Session {
     described: Vec<u8>,
     /// Injected settings were refused: the server's words.
     replay_error: Option<Vec<u8>>,
+    /// The client sends nothing more than what was read of it.
+    ended: bool,
+    /// As processes.
+    ids: Ids,
+    /// There is no room for another bound session.
+    crowd: Option<bound::Crowd>,
 
     to_client: BytesMut,
     to_server: BytesMut,
@@ -316,6 +339,7 @@ impl Session {
                     Err(error) => self.end_with(&error),
                 },
                 Phase::Acquire => return Step::Acquire(self.need()),
+                Phase::Cancel(client) => return Step::Cancel(client),
                 Phase::Prepare => self.prepare(shared),
                 Phase::Replay | Phase::Compare | Phase::Probe => return Step::Wait,
                 Phase::Release => {
@@ -350,6 +374,11 @@ impl Session {
         }
     }
 
+    /// Says which process ids the client and the server at hand have.
+    pub fn set_ids(&mut self, ids: Ids) {
+        self.ids = ids;
+    }
+
     /// Hands over the server asked for by [`Step::Acquire`].
     pub fn attach(&mut self, server: Box<ServerState>, served_by: ServedBy) {
         self.server = Some(server);
@@ -380,7 +409,7 @@ impl Session {
         // Sequence values are gone with it: whoever asks for them is told that there are none.
         self.pins = self.pins.minus(Effects::SEQUENCE_READ);
         match self.phase {
-            Phase::Acquire | Phase::SkipToSync | Phase::Ended => return,
+            Phase::Acquire | Phase::Cancel(_) | Phase::SkipToSync | Phase::Ended => return,
             _ if !self.pins.is_empty() => return self.end_with(&ProxyError::SessionLost),
             // A lost transaction is told when the client next asks for something of it.
             Phase::Gather | Phase::Probe | Phase::Release => {
@@ -503,7 +532,9 @@ impl Session {
 
     /// Whether a transaction is open, or a unit under way.
     pub fn is_in_transaction(&self) -> bool {
+        // A unit without its Sync has its transaction open.
         self.status != TxStatus::Idle
+            || self.unit.extent == Extent::Open
             || matches!(self.phase, Phase::Run | Phase::Replay | Phase::Compare | Phase::Probe)
     }
 
@@ -554,6 +585,8 @@ impl Session {
             || !self.kept.config.split
             || self.kept.config.mode == Mode::Session
             || self.unit.effects.intersects(PINS)
+            // A lock may be among what the session has left somewhere without its text saying so.
+            || (self.unit.effects.intersects(Effects::ADVISORY_UNLOCK) && self.kept.mark.is_left())
         {
             return Need::Primary;
         }

@@ -33,6 +33,13 @@ const QUESTIONS: [(Effects, &str, &str); 5] = [
     ),
 ];
 
+/// All of these pins.
+pub(super) const ASKED: Effects = Effects::ADVISORY_LOCK
+    .union(Effects::LISTEN)
+    .union(Effects::HOLD_CURSOR)
+    .union(Effects::PREPARE_SQL)
+    .union(Effects::TEMP_OBJECT);
+
 /// The settings of the session, and its role.
 const SETTINGS: &str = "SELECT 's', name, setting FROM pg_catalog.pg_settings \
      WHERE source OPERATOR(pg_catalog.=) 'session' \
@@ -64,7 +71,11 @@ impl Probe {
 impl Session {
     /// After a unit: which pins it may have removed, or never made.
     pub(super) fn doubt_pins(&mut self, effects: Effects) {
-        const BY: [(Effects, Effects); 4] = [
+        // A lock that was tried for may not have been got, nor one for which a query found no row; a search path that
+        // begins with the temporary schema creates nothing yet.
+        const BY: [(Effects, Effects); 6] = [
+            (Effects::ADVISORY_LOCK, Effects::ADVISORY_LOCK),
+            (Effects::TEMP_OBJECT, Effects::TEMP_OBJECT),
             (Effects::ADVISORY_UNLOCK, Effects::ADVISORY_LOCK),
             (Effects::UNLISTEN, Effects::LISTEN),
             (Effects::CLOSE_CURSOR, Effects::HOLD_CURSOR),
@@ -82,13 +93,16 @@ impl Session {
             let ends = matches!(self.unit.alone(), Some(TransactionControl::Rollback { .. }));
             let all = Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR);
             let made = if ends { all } else { effects };
-            self.probe.doubts.insert(made.minus(made.minus(all)));
+            self.probe.doubts.insert(made.both(all));
+        }
+        if self.unit.errored {
+            self.probe.doubts.insert(effects.both(ASKED));
         }
     }
 
     /// After something that could not be read: it may have done anything.
     pub(super) fn doubt_everything(&mut self) {
-        let all = QUESTIONS.iter().fold(Effects::SETTINGS_DOUBT, |all, (pin, ..)| all.union(*pin));
+        let all = ASKED.union(Effects::SETTINGS_DOUBT);
         self.pins.insert(all);
         self.probe.doubts.insert(all);
     }
@@ -96,7 +110,7 @@ impl Session {
     /// Outside a transaction, with a server: asks it if there is something to ask. True if so.
     pub(super) fn start_probe(&mut self) -> bool {
         let doubts = self.probe.doubts.union(Effects::SETTINGS_DOUBT);
-        let asked = self.pins.minus(self.pins.minus(doubts));
+        let asked = self.pins.both(doubts);
         self.probe.doubts = asked;
         if asked.is_empty() {
             return false;
@@ -109,7 +123,7 @@ impl Session {
         if asked.intersects(Effects::SETTINGS_DOUBT) {
             parts.push(SETTINGS.to_owned());
             let known = self.kept.profile.names().filter(|name| name.contains('.')).map(Box::from);
-            let mut names: Vec<Box<str>> = known.chain(self.probe.names.drain(..)).collect();
+            let mut names: Vec<Box<str>> = known.chain(self.probe.names.iter().cloned()).collect();
             names.sort_unstable();
             names.dedup();
             parts.extend(names.iter().map(|name| {
@@ -160,6 +174,9 @@ impl Session {
         let probe = std::mem::take(&mut self.probe);
         self.phase = Phase::Gather;
         if probe.failed {
+            // It is asked again after the next unit.
+            self.probe.doubts = probe.doubts;
+            self.probe.names = probe.names;
             return;
         }
         self.pins = self.pins.minus(probe.doubts).union(probe.found);

@@ -212,10 +212,7 @@ impl Session {
         match tag {
             backend::NOTICE_RESPONSE => return Ok(self.notice(body)),
             backend::PARAMETER_STATUS => return self.parameter(body, shared),
-            backend::NOTIFICATION_RESPONSE => {
-                let listens = self.pins.union(self.unit.effects).intersects(Effects::LISTEN);
-                return Ok(if listens { Fate::Forward } else { Fate::Swallow });
-            }
+            backend::NOTIFICATION_RESPONSE => return Ok(self.notification(body)),
             backend::ERROR_RESPONSE => return self.error(body, shared),
             backend::READY_FOR_QUERY => return self.ready(body, shared),
             _ => {}
@@ -416,6 +413,25 @@ impl Session {
         }
     }
 
+    /// The session's own notifications bear the process id that its client was told, by which it knows them for its
+    /// own; those of others that of a server process.
+    fn notification(&mut self, body: &[u8]) -> Fate {
+        if !self.pins.union(self.unit.effects).intersects(Effects::LISTEN) {
+            return Fate::Swallow;
+        }
+        match body.split_first_chunk::<4>() {
+            Some((from, rest)) if u32::from_be_bytes(*from) == self.ids.server && self.ids.server != 0 => {
+                let client = self.ids.client;
+                wire::put_message(&mut self.before, backend::NOTIFICATION_RESPONSE, |out| {
+                    out.put_u32(client);
+                    out.put_slice(rest);
+                });
+                Fate::Swallow
+            }
+            _ => Fate::Forward,
+        }
+    }
+
     fn notice(&mut self, body: &[u8]) -> Fate {
         let fields = ErrorFields::read(body);
         // syncrep.c: the transaction is committed here, but the standby has not confirmed it.
@@ -570,8 +586,10 @@ impl Session {
     /// Strikes what the server will not answer after an error. Returns the words to use instead of
     /// the server's.
     fn skip_failed(&mut self) -> Option<Box<[u8]>> {
-        if matches!(self.ledger.head(), Some(Expect::Query)) {
-            return None;
+        match self.ledger.head() {
+            Some(Expect::Query) => return None,
+            Some(Expect::RefusedQuery(words)) => return Some(words.clone()),
+            _ => {}
         }
         let mut words = None;
         let mut first = true;
@@ -642,7 +660,7 @@ impl Session {
             }
             Some(Expect::Sync) if self.ledger.is_empty() => {}
             // A Query drops the unnamed statement, also one parsed in the same unit.
-            Some(Expect::Query) if self.ledger.is_empty() => {
+            Some(Expect::Query | Expect::RefusedQuery(_)) if self.ledger.is_empty() => {
                 if self.unit.class.is_some() {
                     self.kept.unnamed = None;
                 }

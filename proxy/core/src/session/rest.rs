@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use super::profile::{self, Profile};
 use super::statements::{Held, Names};
 use super::unit::Unit;
-use super::{Config, Mark, Phase, ServedBy, Session, Shared, probe};
+use super::{Config, Ids, Mark, Phase, ServedBy, Session, Shared, probe};
 use crate::error::ProxyError;
 use crate::route::Effects;
 use crate::route::class::{Route, SqlContext};
@@ -153,6 +153,8 @@ impl Awake {
         let session = &mut self.session;
         std::mem::swap(&mut session.kept, kept);
         session.last_bound = None;
+        session.ended = false;
+        session.crowd = None;
         session.trim(&mut shared.buffers);
         let has_grown = session.ledger.room() > MOST_REQUESTS
             || session.unit.room() > MOST_REQUESTS
@@ -190,6 +192,9 @@ impl Session {
             learn_text: false,
             described: Vec::new(),
             replay_error: None,
+            ended: false,
+            ids: Ids::default(),
+            crowd: None,
             to_client: BytesMut::new(),
             to_server: BytesMut::new(),
             withheld: BytesMut::new(),

@@ -135,6 +135,10 @@ pub struct Unit {
     pub vacates: Vec<Box<str>>,
     /// Names were put on the server for a DEALLOCATE to remove.
     pub placeholders: bool,
+    /// What the client is told instead: it would bind the session to its server, and too many are.
+    pub refusal: Option<Box<[u8]>>,
+    /// Nothing more of it comes, and its answers were asked for.
+    pub flushed: bool,
 }
 
 impl Unit {
@@ -167,6 +171,8 @@ impl Unit {
         self.noted = false;
         self.executed = false;
         self.mismatch = None;
+        self.flushed = false;
+        self.refusal = None;
         self.attempts += 1;
     }
 

@@ -13,6 +13,8 @@ use crate::error::{ProxyError, Result};
 
 /// Length and code: what is read first.
 pub const HEADER_BYTES: usize = 8;
+/// The length alone, which is the first of it.
+pub const LENGTH_BYTES: usize = 4;
 /// PostgreSQL's MAX_STARTUP_PACKET_LENGTH.
 pub const MAX_STARTUP_BYTES: usize = 10_000;
 /// Longest cancel request: a 256-byte key of protocol 3.2.
@@ -57,6 +59,12 @@ pub enum Header {
     },
 }
 
+/// Whether the first [`LENGTH_BYTES`] may be those of a startup packet.
+pub fn is_startup_length(bytes: [u8; HEADER_BYTES]) -> bool {
+    let [l0, l1, l2, l3, ..] = bytes;
+    (HEADER_BYTES..=MAX_STARTUP_BYTES).contains(&(u32::from_be_bytes([l0, l1, l2, l3]) as usize))
+}
+
 impl Header {
     /// Reads the header.
     ///
@@ -66,7 +74,7 @@ impl Header {
         let [l0, l1, l2, l3, c0, c1, c2, c3] = bytes;
         let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
         let code = u32::from_be_bytes([c0, c1, c2, c3]);
-        if !(HEADER_BYTES..=MAX_STARTUP_BYTES).contains(&length) {
+        if !is_startup_length(bytes) {
             return Err(ProxyError::Protocol("invalid length of startup packet".to_owned()));
         }
         let rest = length - HEADER_BYTES;
