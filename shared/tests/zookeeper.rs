@@ -13,6 +13,7 @@ use manatee_shared::lsn::Lsn;
 use manatee_shared::topology::{Freshness, TopologyWatcher};
 use manatee_shared::zk::client::ZkCoordination;
 use manatee_shared::zk::{Coordination, Session, StateNode, View, ZkError};
+use support::relay::{Loss, Relay};
 use support::{DEADLINE, Server};
 
 fn peer(number: u8) -> Peer {
@@ -126,7 +127,7 @@ async fn the_view_survives_a_restart_of_zookeeper() {
     until(&reader, "disconnection", |view| !is_connected(view)).await;
     until(&one, "disconnection", |view| !is_connected(view)).await;
     assert_eq!(version(&reader.view().borrow()), Some(0), "the last state stays");
-    assert!(matches!(one.write_state(Some(0), &state(2)).await, Err(ZkError::Unknown(_))));
+    assert!(matches!(one.write_state(Some(0), &state(2)).await, Err(ZkError::NotWritten(_))));
     server.resume();
     until(&one, "reconnection", |view| is_connected(view) && has(1)(view)).await;
     until(&reader, "reconnection", |view| is_connected(view) && has(1)(view) && version(view) == Some(0)).await;
@@ -199,6 +200,67 @@ async fn a_write_cut_off_is_settled_before_anything_else() {
     assert_eq!(generations, expected, "each version written once, with its history entry");
 }
 
+/// Each time: the writer is told the truth, whatever became of the answer, and another one sees the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_is_lost_is_found_out() {
+    for (loss, joined) in
+        [Loss::Silence, Loss::Reset, Loss::Request].into_iter().flat_map(|loss| [(loss, true), (loss, false)])
+    {
+        let server = Server::start();
+        let relay = Relay::start(&server, loss, 2);
+        let (one, reader) =
+            (ZkCoordination::connect(&relay.settings(), &"1.test".parse().unwrap()).unwrap(), server.client());
+        one.ready(DEADLINE).await.unwrap();
+        if joined {
+            one.join(peer(1)).await.unwrap();
+        }
+        for (number, expected) in [None, Some(0)].into_iter().enumerate() {
+            let expected = if loss == Loss::Request { None } else { expected };
+            let next = state(number as u64 + 1);
+            let mut outcome = one.write_state(expected, &next).await;
+            if let Err(ZkError::Unknown(_)) = outcome {
+                outcome = one.find_out(expected, &next, DEADLINE).await;
+            }
+            assert_eq!(relay.lost(), number + 1, "{loss:?}");
+            match loss {
+                Loss::Request => assert!(matches!(outcome, Err(ZkError::NotWritten(_))), "{loss:?}: {outcome:?}"),
+                _ => {
+                    assert_eq!(outcome.unwrap(), number as i32, "{loss:?}");
+                    until(&reader, "what was written", |view| version(view) == Some(number as i32)).await;
+                }
+            }
+            until(&one, "the doubt's end", is_connected).await;
+        }
+        // Nothing comes late.
+        let expected = if loss == Loss::Request { None } else { Some(1) };
+        one.write_state(expected, &state(9)).await.unwrap();
+        let generations: Vec<_> = one.history().await.unwrap().iter().map(|entry| entry.state.generation).collect();
+        assert_eq!(generations, if loss == Loss::Request { vec![9] } else { vec![1, 2, 9] }, "{loss:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_was_replaced_before_it_was_found_out_counts_as_written() {
+    let server = Server::start();
+    let relay = Relay::start(&server, Loss::Silence, 1);
+    let one = Arc::new(ZkCoordination::connect(&relay.settings(), &"1.test".parse().unwrap()).unwrap());
+    let other = server.client();
+    one.ready(DEADLINE).await.unwrap();
+    other.ready(DEADLINE).await.unwrap();
+    let writing = tokio::spawn({
+        let one = one.clone();
+        async move { one.write_state(None, &state(1)).await }
+    });
+    until(&other, "the write", |view| version(view) == Some(0)).await;
+    other.write_state(Some(0), &state(2)).await.unwrap();
+    let mut outcome = writing.await.unwrap();
+    if let Err(ZkError::Unknown(_)) = outcome {
+        outcome = one.find_out(None, &state(1), DEADLINE).await;
+    }
+    assert_eq!(outcome.unwrap(), 0);
+    assert!(matches!(one.write_state(Some(0), &state(3)).await, Err(ZkError::Conflict)));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_needs_no_shard_and_keeps_the_last_topology() {
     let mut server = Server::start();
@@ -238,7 +300,7 @@ async fn nobody_there_is_said_in_one_line() {
              and the addresses under `zookeeper.servers` (manatee-adm: --zk)"
         )
     );
-    assert!(matches!(client.write_state(None, &state(1)).await, Err(ZkError::Unknown(_))));
+    assert!(matches!(client.write_state(None, &state(1)).await, Err(ZkError::NotWritten(_))));
 }
 
 const OWNER: &str = "manatee:secret";

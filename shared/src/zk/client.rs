@@ -209,20 +209,41 @@ impl Shared {
     }
 }
 
-/// Whether the request may have been carried out although it failed here.
-fn is_doubtful(error: &Error) -> bool {
+/// Whether `error` is the server's own answer, which says that the request was not carried out and will not be.
+///
+/// Everything else is doubtful: the client library fails the requests under way with whatever ended their
+/// connection. Only an orderly end of file is `ConnectionLoss`; silence and a reset are `Custom`, an answer that cannot be
+/// read is `UnmarshalError` or `UnexpectedError`, and `AuthFailed`, `NoHosts`, `Timeout`, `SessionExpired`, `SessionMoved` and
+/// `ClientClosed` may be about the session's end after the request was sent. A code that this library does not know says nothing
+/// either; nor will an error that it learns later.
+fn is_refusal(error: &Error) -> bool {
     matches!(
         error,
-        Error::ConnectionLoss | Error::Timeout | Error::SessionExpired | Error::SessionMoved | Error::ClientClosed
+        Error::BadArguments(_)
+            | Error::BadVersion
+            | Error::InvalidAcl
+            | Error::MarshallingError
+            | Error::NoAuth
+            | Error::NoChildrenForEphemerals
+            | Error::NoNode
+            | Error::NoWatcher
+            | Error::NodeExists
+            | Error::NotEmpty
+            | Error::NotReadOnly
+            | Error::QuotaExceeded
+            | Error::ReconfigDisabled
+            // Turned away before it is looked at (`PrepRequestProcessor`).
+            | Error::Throttled
+            | Error::Unimplemented
     )
 }
 
 fn zk_error(error: Error) -> ZkError {
     match error {
-        error if is_doubtful(&error) => ZkError::Unknown(error.to_string()),
         Error::NoAuth => ZkError::Denied(DENIED),
         Error::AuthFailed => ZkError::Denied(REFUSED),
-        error => ZkError::Refused(error.to_string()),
+        error if is_refusal(&error) => ZkError::Refused(error.to_string()),
+        error => ZkError::Unknown(error.to_string()),
     }
 }
 
@@ -282,6 +303,17 @@ impl ZkCoordination {
             }
         };
         self.shared.bounded(read).await
+    }
+
+    /// Waits, at most `within`, until it is certain what became of a write whose outcome was [`ZkError::Unknown`].
+    /// Without a timely answer it is still that.
+    pub async fn find_out(
+        &self,
+        expected: Option<Version>,
+        state: &ClusterState,
+        within: Duration,
+    ) -> Result<Version, ZkError> {
+        write::find_out(&self.shared, expected, state, within).await
     }
 
     /// Whether any node is at `path`, which is absolute and valid.
@@ -404,6 +436,47 @@ fn numbered(name: String) -> Option<(u64, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_servers_own_answer_is_a_refusal() {
+        use Error::*;
+        let answers = [
+            BadArguments(&"server error"),
+            BadVersion,
+            InvalidAcl,
+            MarshallingError,
+            NoChildrenForEphemerals,
+            NoNode,
+            NoWatcher,
+            NodeExists,
+            NotEmpty,
+            NotReadOnly,
+            QuotaExceeded,
+            ReconfigDisabled,
+            Throttled,
+            Unimplemented,
+        ];
+        for error in answers {
+            assert!(is_refusal(&error) && matches!(zk_error(error.clone()), ZkError::Refused(_)), "{error:?}");
+        }
+        assert!(is_refusal(&NoAuth) && matches!(zk_error(NoAuth), ZkError::Denied(_)));
+        let doubtful = [
+            ClientClosed,
+            ConnectionLoss,
+            NoHosts,
+            RuntimeInconsistent,
+            SessionExpired,
+            SessionMoved,
+            Timeout,
+            UnexpectedError("an answer to nothing".to_owned()),
+            UnexpectedErrorCode(-4),
+            UnmarshalError { entity: "reply", reason: &"too short" },
+        ];
+        for error in doubtful {
+            assert!(!is_refusal(&error) && matches!(zk_error(error.clone()), ZkError::Unknown(_)), "{error:?}");
+        }
+        assert!(!is_refusal(&AuthFailed), "also said of a reconnection, after a write was sent");
+    }
 
     #[test]
     fn only_entries_of_this_format_are_history() {

@@ -115,6 +115,9 @@ pub enum ZkError {
     /// The outcome is not known (connection loss or timeout): it may have happened. Re-read.
     #[error("ZooKeeper did not answer in time: {0}")]
     Unknown(String),
+    /// It did not and will not happen: the connection was lost before it reached ZooKeeper, or was not there.
+    #[error("it was not written: {0}")]
+    NotWritten(String),
     /// ZooKeeper refused.
     #[error("ZooKeeper refused: {0}")]
     Refused(String),

@@ -1,5 +1,7 @@
 //! A real ZooKeeper for tests: Debian's package `zookeeper`, no daemon needed.
 
+pub(crate) mod relay;
+
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

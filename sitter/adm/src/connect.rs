@@ -21,6 +21,9 @@ const DEFAULT_CONFIG: &str = "/etc/manatee/sitter.toml";
 /// How long an operator waits for ZooKeeper before being told.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long it is tried to find out what became of a write without an answer: longer than ZooKeeper's choice of a new leader.
+const FIND_OUT: Duration = Duration::from_secs(15);
+
 /// How often a change is tried anew when others write at the same time. Sitters write once an event.
 const CHANGE_TRIES: usize = 5;
 
@@ -223,12 +226,21 @@ impl Shard {
         if !violations.is_empty() {
             bail!("not written, for it breaks the rules: {}", invariants::join(&violations));
         }
-        match self.coordination.write_state(expected, new).await {
+        let mut outcome = self.coordination.write_state(expected, new).await;
+        if let Err(ZkError::Unknown(problem)) = &outcome {
+            eprintln!("manatee-adm: it may have been written ({problem}); finding out, for at most {FIND_OUT:?}");
+            outcome = self.coordination.find_out(expected, new, FIND_OUT).await;
+        }
+        match outcome {
             Ok(_) => Ok(true),
             Err(ZkError::Conflict) => Ok(false),
             Err(ZkError::Unknown(problem)) => {
-                bail!("whether it was written is not known ({problem}); look with `manatee-adm history`")
+                bail!(
+                    "it may have been written, and may still be: {problem}; look with `manatee-adm history` before \
+                     trying again"
+                )
             }
+            Err(ZkError::NotWritten(problem)) => bail!("it was not written: {problem}; try again"),
             Err(error) => Err(error).context("not written"),
         }
     }

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use manatee_shared::cluster::{ClusterState, Peer};
 use manatee_shared::zk::Coordination;
+use support::relay::{Loss, Relay};
 use support::{DEADLINE, Server};
 
 struct Output {
@@ -53,6 +54,33 @@ fn an_unreachable_zookeeper_is_one_line() {
     let Output { code, err, .. } = adm("", "show -s x");
     assert_eq!(code, 1);
     assert!(err.contains("no ZooKeeper is named; give --zk"), "{err}");
+}
+
+/// "It was written", "it was not" and "it may have been" are each said only when they are true.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_whose_answer_is_lost_is_told_as_it_was() {
+    for loss in [Loss::Silence, Loss::Reset, Loss::Request, Loss::SilenceForGood] {
+        let server = Server::start();
+        let writer = server.client();
+        writer.ready(DEADLINE).await.unwrap();
+        writer.write_state(None, &first_state()).await.unwrap();
+        let relay = Relay::start(&server, loss, 1);
+        let zk = relay.settings().servers.join(",");
+        let told = tokio::task::spawn_blocking(move || adm(&zk, "freeze -s 1.test -r maintenance")).await.unwrap();
+        let Output { code, out, err } = told;
+        assert_eq!(relay.lost(), 1, "{loss:?}: {err}");
+        let history = writer.history().await.unwrap();
+        let written = history.last().unwrap().state.is_frozen();
+        assert_eq!(written, loss != Loss::Request);
+        match loss {
+            Loss::Silence | Loss::Reset => assert!(code == 0 && out.starts_with("frozen: "), "{loss:?}: {out}{err}"),
+            Loss::Request => assert!(code == 1 && err.contains("it was not written: "), "{err}"),
+            Loss::SilenceForGood => {
+                assert!(code == 1 && out.is_empty(), "{out}{err}");
+                assert!(err.contains("it may have been written, and may still be: "), "{err}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,14 +14,17 @@
 //! How the outcome of a doubtful write is found out: in the same session, requests are carried out
 //! in their order and a server refuses those of a connection that the session has left, so after a
 //! reconnection `sync` and a read tell. In a new session, registering has removed the election node
-//! that the old transaction requires, so from then on it fails, and a read tells.
+//! that the old transaction requires, so from then on it fails, and a read tells. If others wrote since,
+//! the history tells who wrote over the version that the write was decided from.
+//!
+//! Only the server's own answer counts as a refusal ([`is_refusal`]).
 
 use std::sync::Arc;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use zookeeper_client::{Client, CreateMode, Error, MultiWriteError, SessionId};
 
-use super::{Shared, WriteInFlight, is_doubtful, zk_error};
+use super::{Shared, WriteInFlight, is_refusal, numbered, zk_error};
 use crate::cluster::ClusterState;
 use crate::zk::{Session, StateNode, Version, ZkError};
 
@@ -54,6 +57,22 @@ pub(super) async fn write(
     result
 }
 
+/// See [`super::ZkCoordination::find_out`].
+pub(super) async fn find_out(
+    shared: &Arc<Shared>,
+    expected: Option<Version>,
+    state: &ClusterState,
+    within: std::time::Duration,
+) -> Result<Version, ZkError> {
+    let deadline = Instant::now() + within;
+    let unknown = || ZkError::Unknown(format!("no answer within {within:?}"));
+    // The task of the write has ended then, and with it any doubt of its own.
+    let Ok(_turn) = timeout_at(deadline, shared.writing.clone().lock_owned()).await else { return Err(unknown()) };
+    let look = Write { shared: shared.clone(), expected, state: Arc::new(state.clone()) };
+    // Waits and reads only: may be given up anywhere.
+    timeout_at(deadline, look.until_certain(None)).await.unwrap_or_else(|_| Err(unknown()))
+}
+
 /// When the caller stops waiting, in whatever way, before the outcome is known: doubt.
 struct Abandon<'a>(&'a Shared);
 
@@ -75,7 +94,7 @@ struct Write {
 
 impl Write {
     async fn run(&self) -> Result<Version, ZkError> {
-        let client = self.shared.connected()?;
+        let client = self.shared.connected().map_err(before_it_was_sent)?;
         let joined = self.shared.wanted.borrow().is_some();
         let node = self.shared.live.borrow().registered.as_ref().map(|(_, path)| path.clone());
         if joined && node.is_none() {
@@ -84,15 +103,16 @@ impl Write {
         if !joined {
             // Only an operator's tool writes without having joined; the folders may be missing.
             let folder = CreateMode::Persistent.with_acls(self.shared.access.acls());
-            self.shared.bounded(client.mkdir(&self.shared.paths.history, &folder)).await?;
+            self.shared.bounded(client.mkdir(&self.shared.paths.history, &folder)).await.map_err(before_it_was_sent)?;
         }
         match self.commit(&client, node.as_deref()).await {
-            Err(MultiWriteError::RequestFailed { source }) if is_doubtful(&source) => {
+            Err(MultiWriteError::RequestFailed { source }) if !is_refusal(&source) => {
                 let session = client.session_id();
                 // The session must be free to end.
                 drop(client);
                 tracing::warn!(problem = %source, "no answer to a write of the state; finding out what became of it");
-                self.find_out(session).await
+                self.shared.update(|live| live.write = WriteInFlight::InDoubt);
+                self.until_certain(Some(session)).await
             }
             Err(MultiWriteError::RequestFailed { source }) => Err(zk_error(source)),
             Err(MultiWriteError::OperationFailed { index, source }) => Err(match (index, source) {
@@ -133,14 +153,13 @@ impl Write {
         Ok(())
     }
 
-    /// Waits, as long as it takes, until it is certain whether the write happened.
-    async fn find_out(&self, session: SessionId) -> Result<Version, ZkError> {
-        self.shared.update(|live| live.write = WriteInFlight::InDoubt);
+    /// Waits, as long as it takes, until it is certain whether the write happened. `session`: the one that sent it.
+    async fn until_certain(&self, session: Option<SessionId>) -> Result<Version, ZkError> {
         let mut live = self.shared.live.subscribe();
         let stop = self.shared.stop.clone();
         loop {
             let certain = live.wait_for(|live| {
-                let same = live.client.as_ref().is_some_and(|client| client.session_id() == session);
+                let same = session.is_some() && live.client.as_ref().map(Client::session_id) == session;
                 let fenced = live.registered.is_some() || self.shared.wanted.borrow().is_none();
                 live.link == Session::Connected && (same || fenced)
             });
@@ -175,9 +194,31 @@ impl Write {
         Ok(match found {
             Some((data, version)) if data == self.state.to_json() && Some(version) != self.expected => Ok(version),
             found if found.as_ref().map(|(_, version)| *version) == self.expected => {
-                Err(ZkError::Unknown("the connection was lost before the state was written; it was not".to_owned()))
+                Err(ZkError::NotWritten("the connection to ZooKeeper was lost before".to_owned()))
             }
+            Some((_, version)) if self.was_replaced(client, version).await? => Ok(self.version()),
             _ => Err(ZkError::Conflict),
         })
+    }
+
+    /// Whether ours was written, and then replaced: by the history, which has an entry for each version up to `newest`.
+    async fn was_replaced(&self, client: &Client, newest: Version) -> Result<bool, ZkError> {
+        let folder = &self.shared.paths.history;
+        let names = self.shared.bounded(client.list_children(folder)).await?;
+        let mut names: Vec<_> = names.into_iter().filter_map(numbered).collect();
+        names.sort();
+        let since = usize::try_from(i64::from(newest) - i64::from(self.expected.unwrap_or(-1)));
+        let place = since.ok().and_then(|since| names.len().checked_sub(since));
+        let Some((_, name)) = place.and_then(|place| names.get(place)) else { return Ok(false) };
+        let (data, _) = self.shared.bounded(client.get_data(&format!("{folder}/{name}"))).await?;
+        Ok(data == self.state.to_json())
+    }
+}
+
+/// The transaction was not sent at all.
+fn before_it_was_sent(error: ZkError) -> ZkError {
+    match error {
+        ZkError::Unknown(problem) => ZkError::NotWritten(problem),
+        error => error,
     }
 }
