@@ -1,6 +1,6 @@
 //! What the state itself says: freeze, modes, requests, how many peers there are.
 
-use manatee_shared::cluster::{ClusterState, Promote};
+use manatee_shared::cluster::{ClusterState, Promote, Role};
 
 use super::{Finding, Matter};
 use crate::cluster::Cluster;
@@ -72,6 +72,14 @@ fn frozen(cluster: &Cluster) -> Option<Finding> {
 }
 
 fn no_async(cluster: &Cluster) -> Finding {
+    let role = |id| cluster.state.role_of(id);
+    let registered = cluster.view.active.values().find(|active| role(active.peer.id) == Role::Unassigned);
+    if let Some(active) = registered {
+        return Finding::new(Matter::Degrades, format!("there is no async yet: {} is registered", active.peer.zone_id))
+            .why("the primary takes it in; if the primary is lost before, the sync takes over with it as its sync")
+            .risk("nothing that was acknowledged")
+            .next("wait; if it stays so, look at the primary below");
+    }
     let deposed: Vec<_> = cluster.state.deposed.iter().map(|peer| peer.zone_id.as_str()).collect();
     let next = if deposed.is_empty() {
         "bring back the peer that left (`manatee-adm history` names it), or start another peer: install a sitter for this \

@@ -151,7 +151,7 @@ fn no_async() {
         2,
         "the primary is suspected by several peers: it is silent; no takeover: no async is alive to become the sync",
     );
-    finds(&evidence, "does not take over", Matter::StopsWrites, &["bring back the primary or an async"]);
+    finds(&evidence, "does not take over", Matter::StopsWrites, &["bring back the primary or any other peer"]);
 }
 
 #[test]

@@ -203,8 +203,10 @@ impl<'a> Situation<'a> {
         valid.then_some((promote.role, promote.id))
     }
 
-    /// The async that a new primary can take for its sync: the first that is heard from, best one
-    /// whose PostgreSQL answers and that is ready to take over in its turn.
+    /// The peer that a new primary can take for its sync: the first async that is heard from, best one whose
+    /// PostgreSQL answers and that is ready to take over in its turn. Without one, a peer that is registered and not listed, or not fit again since it was deposed:
+    /// a primary that was lost could not take it in any more. That is safe, because it counts only once it follows
+    /// the new primary, and nobody takes over later without having the beginning of the generation that names it.
     pub(super) fn next_sync(&self) -> Option<&'a Peer> {
         let heard = |peer: &&'a Peer| {
             let heard = self.view.health.get(&peer.id).is_some_and(|health| health.silent_ms.is_some());
@@ -213,7 +215,17 @@ impl<'a> Situation<'a> {
         let serving = |peer: &&'a Peer| suspicion::is_serving(self.view, peer.id);
         let ready = |peer: &&'a Peer| serving(peer) && suspicion::is_ready(self.view, peer.id);
         let candidates = || self.state.async_peers.iter().filter(heard);
-        candidates().find(ready).or_else(|| candidates().find(serving)).or_else(|| candidates().next())
+        let order = self.view.zk.in_election_order();
+        let others = |role: Role| {
+            let mut others = order.iter().map(|active| &active.peer).filter(heard);
+            others.find(|peer| peer.id != self.me() && self.state.role_of(peer.id) == role)
+        };
+        candidates()
+            .find(ready)
+            .or_else(|| candidates().find(serving))
+            .or_else(|| candidates().next())
+            .or_else(|| others(Role::Unassigned))
+            .or_else(|| others(Role::Deposed))
     }
 }
 

@@ -88,7 +88,7 @@ fn next_or_blocker<'a>(situation: Situation<'a>, standby: &StandbyStatus) -> Res
     if !situation.is_caught_up(standby) {
         return Err(format!("received {received}, but the generation began at {}", state.init_wal));
     }
-    situation.next_sync().ok_or_else(|| "no async is alive to become the sync".to_owned())
+    situation.next_sync().ok_or_else(|| "no async is alive to become the sync, nor is any other peer".to_owned())
 }
 
 fn step(situation: Situation<'_>, standby: &StandbyStatus, next: &Peer, reason: &str) -> Decision {
@@ -110,6 +110,7 @@ fn step(situation: Situation<'_>, standby: &StandbyStatus, next: &Peer, reason: 
     // A missing async goes now instead of with a write of its own; those that are only silent stay.
     let stays = |peer: &Peer| peer.id != next.id && !suspicion::is_missing(situation.view, peer.id);
     state.async_peers.retain(stays);
+    state.deposed.retain(|peer| peer.id != next.id);
     state.deposed.push(old);
     Promotion::set(&mut state, Some(Promotion::reserve(situation.state, received.timeline)));
     situation.write(state, format!("takeover with {next_id} as sync at {received}: {reason}", next_id = next.id))

@@ -63,7 +63,10 @@ fn never_when_it_must_not_be() {
         ("frozen", |view| change(view, |state| state.freeze = Some(Freeze::Flag(true)))),
         ("ZooKeeper", |view| view.zk.session = Session::Disconnected),
         ("no async", |view| health(view, 3).refused = true),
-        ("no async", |view| change(view, |state| state.async_peers.clear())),
+        ("no async", |view| {
+            change(view, |state| state.async_peers.clear());
+            view.zk.active.remove(&id(3));
+        }),
         ("began at", |view| change(view, |state| state.init_wal = Lsn(501))),
         ("not streamed", |view| standby(view).received = None),
         ("has seen generation", |view| health(view, 3).newest_generation = Some(9)),
@@ -80,6 +83,31 @@ fn never_when_it_must_not_be() {
         assert!(harmless, "{about}: {decision:?}");
         assert!(decision.reason.contains(about) || !matches!(decision.action, Action::Wait { .. }), "{decision:?}");
     }
+}
+
+/// The primary was lost before it could take it in.
+#[test]
+fn a_registered_peer_is_as_good_as_an_async_where_there_is_none() {
+    let mut view = primary_gone();
+    detached(&mut view);
+    change(&mut view, |state| state.async_peers.clear());
+    if let Some(config) = &mut view.local.config {
+        config.slots = [id(1), id(3)].into();
+    }
+    let state = writes(&view);
+    assert_eq!((state.primary.id, state.sync_peer.map(|peer| peer.id)), (id(2), Some(id(3))));
+    assert_eq!((ids(&state.async_peers), ids(&state.deposed)), (vec![], vec![id(1)]));
+    // One that was deposed as well, the last of all: it has to rejoin first, whoever is primary.
+    let mut deposed = view.clone();
+    change(&mut deposed, |state| state.deposed = vec![peer(3)]);
+    let state = writes(&deposed);
+    assert_eq!((state.sync_peer.map(|peer| peer.id), ids(&state.deposed)), (Some(id(3)), vec![id(1)]));
+    // Not one of another cluster, nor one that is not heard of.
+    let takes_over = |view: &View| matches!(decide(view).action, Action::WriteState { .. });
+    health(&mut view, 3).data = Some(Data::Present(SystemIdentifier("8".to_owned())));
+    assert!(!takes_over(&view));
+    *health(&mut view, 3) = PeerHealth::default();
+    assert!(!takes_over(&view));
 }
 
 #[test]
