@@ -29,6 +29,7 @@ use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
 use crate::postgres::control::{self, ClusterMode};
 use crate::postgres::copy::{SourceFacts, Verdict};
 use crate::postgres::inner::Inner;
+use crate::postgres::same_wal::{self, Comparison};
 use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle, session};
 use crate::storage::Storage;
 
@@ -77,7 +78,7 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
         _ => None,
     };
     if system.is_some_and(|system| system == facts.system) {
-        let judgement = judge(inner, &inner.layout.data(), &facts).await;
+        let judgement = judge(inner, &inner.layout.data(), source, &facts).await?;
         if from <= Rung::AsIs && judgement == Judgement::Follows {
             return finish(inner, Rung::AsIs).await;
         }
@@ -92,7 +93,7 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
                 }
             }
         }
-        if from <= Rung::Rollback && may_roll_back && roll_back(inner, storage, &facts).await? {
+        if from <= Rung::Rollback && may_roll_back && roll_back(inner, storage, source, &facts).await? {
             return Ok(Rejoined::Held(Rung::Rollback));
         }
     }
@@ -104,7 +105,12 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
 
 /// Goes back to the newest snapshot from which the source can be followed; whether there was one. The data is
 /// set aside.
-pub(crate) async fn roll_back(inner: &Inner, storage: &dyn Storage, source: &SourceFacts) -> Result<bool, Error> {
+pub(crate) async fn roll_back(
+    inner: &Inner,
+    storage: &dyn Storage,
+    source: PeerId,
+    facts: &SourceFacts,
+) -> Result<bool, Error> {
     let Some(snapshots) = storage.snapshots() else { return Ok(false) };
     // A copy that was interrupted may have borrowed the data's.
     snapshots.unstage().await?;
@@ -117,8 +123,8 @@ pub(crate) async fn roll_back(inner: &Inner, storage: &dyn Storage, source: &Sou
                 continue;
             }
         };
-        let same = control::read_control(&staging).is_ok_and(|control| control.system == source.system);
-        if !same || judge(inner, &staging, source).await != Judgement::Follows {
+        let same = control::read_control(&staging).is_ok_and(|control| control.system == facts.system);
+        if !same || judge(inner, &staging, source, facts).await? != Judgement::Follows {
             continue;
         }
         tracing::info!(name, "going back to a snapshot from before the divergence");
@@ -135,14 +141,16 @@ async fn finish(inner: &Inner, rung: Rung) -> Result<Rejoined, Error> {
     files::remove(&inner.layout.incomplete())?;
     inner.known().unfit = None;
     inner.known().last_position = None;
+    inner.known().end = None;
     inner.refresh().await;
     Ok(Rejoined::Held(rung))
 }
 
-/// Whether a standby whose last WAL record *begins* at `last` follows a server at `source`.
+/// Whether a standby whose last WAL record *begins* at `last` follows a server at `source`, as far as numbers tell.
 ///
 /// A history is left only between records, so a record that begins before the point is whole on
-/// the shared path; its end need not be known.
+/// the shared path; its end need not be known. What goes beyond the source's position is of another history, or
+/// the source has lost it: it does not become a part of the source's by the source's writing on.
 fn lies_on(history: &TimelineHistory, source: WalPosition, last: WalPosition) -> bool {
     if last.timeline == source.timeline {
         return last.lsn < source.lsn;
@@ -168,13 +176,22 @@ enum Judgement {
     Diverged,
 }
 
-async fn judge(inner: &Inner, data: &Path, source: &SourceFacts) -> Judgement {
-    match last_record(inner, data).await {
+/// An error is about the source, not about the data.
+async fn judge(inner: &Inner, data: &Path, source: PeerId, facts: &SourceFacts) -> Result<Judgement, Error> {
+    let judgement = match last_record(inner, data).await {
         Ok((last, segment_bytes)) => {
-            let on_path = lies_on(&source.history, source.position, last);
+            let mut on_path = lies_on(&facts.history, facts.position, last);
             // Not allowed to look is no reason against.
-            let has_wal = source.wal.as_ref().is_none_or(|names| has_segment(names, last.lsn, segment_bytes));
-            tracing::info!(%last, source = %source.position, on_path, has_wal, "compared our WAL with the source's");
+            let has_wal = facts.wal.as_ref().is_none_or(|names| has_segment(names, last.lsn, segment_bytes));
+            if on_path && has_wal {
+                let end = WalPosition { lsn: end_of_header(last.lsn, segment_bytes), ..last };
+                let compared = same_wal::compare(inner, data, end, segment_bytes, source, facts).await?;
+                if compared == Comparison::Other {
+                    tracing::warn!(%last, "the source has other WAL at the same place: these are two histories");
+                    on_path = false;
+                }
+            }
+            tracing::info!(%last, source = %facts.position, on_path, has_wal, "compared our WAL with the source's");
             match (on_path, has_wal) {
                 (true, true) => Judgement::Follows,
                 (true, false) => Judgement::LacksWal,
@@ -185,7 +202,16 @@ async fn judge(inner: &Inner, data: &Path, source: &SourceFacts) -> Judgement {
             tracing::info!(error = &error as &dyn std::error::Error, "the end of our WAL is not known");
             Judgement::Diverged
         }
-    }
+    };
+    Ok(judgement)
+}
+
+/// Where the header of the record that begins at `record` ends, which has its checksum, or its segment if that comes first.
+fn end_of_header(record: Lsn, segment_bytes: u64) -> Lsn {
+    /// `SizeOfXLogRecord` (xlogrecord.h).
+    const HEADER_BYTES: u64 = 24;
+    let segment_end = record.0 - record.0 % segment_bytes.max(1) + segment_bytes;
+    Lsn((record.0 + HEADER_BYTES).min(segment_end))
 }
 
 /// Where the last valid record of the local WAL begins, and the size of a segment.
@@ -262,7 +288,12 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         .run_any(&inner.user)
         .await;
     match run {
-        Ok(output) if output.success => Ok(()),
+        Ok(output) if output.success && !nothing_to_do(&output.stdout) && !nothing_to_do(&output.stderr) => Ok(()),
+        Ok(output) if output.success => {
+            // It looks at timelines only, and this data was found not to follow: two histories have one number.
+            files::remove(&inner.layout.incomplete())?;
+            Err(Error::DataNotFit("pg_rewind sees no difference where there is one".to_owned()))
+        }
         Ok(output) => {
             if !began_writing(&output.stdout) && !began_writing(&output.stderr) {
                 files::remove(&inner.layout.incomplete())?;
@@ -271,6 +302,11 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether `pg_rewind` says that the target is in line already.
+fn nothing_to_do(output: &str) -> bool {
+    output.contains("no rewind required")
 }
 
 /// Whether `pg_rewind` got as far as changing the target: this message precedes its first write.
@@ -318,6 +354,20 @@ mod tests {
         ] {
             assert_eq!(lies_on(&history, at(3, 250), last), follows, "{last}");
         }
+    }
+
+    #[test]
+    fn longer_on_one_timeline_is_another_history() {
+        let none = TimelineHistory::default();
+        assert!(!lies_on(&none, at(1, 100), at(1, 100)));
+        assert!(!lies_on(&none, at(1, 100), at(1, 101)));
+        assert!(lies_on(&none, at(1, 100), at(1, 99)));
+    }
+
+    #[test]
+    fn the_header_of_a_record_ends_with_its_segment_at_the_latest() {
+        assert_eq!(end_of_header(Lsn(0x300_0060), 16 << 20), Lsn(0x300_0078));
+        assert_eq!(end_of_header(Lsn(0x3FF_FFF8), 16 << 20), Lsn(0x400_0000));
     }
 
     #[test]

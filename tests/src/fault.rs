@@ -7,6 +7,7 @@ mod chain;
 mod changes;
 mod disks;
 mod network;
+mod older;
 mod operators;
 mod owned;
 mod processes;
@@ -38,6 +39,7 @@ const FAMILIES: &[&[Row]] = &[
     network::ROWS,
     zookeeper::ROWS,
     chain::ROWS,
+    older::ROWS,
     disks::ROWS,
     operators::ROWS,
     owned::ROWS,

@@ -299,6 +299,7 @@ pub(super) mod samples {
                 loosened: Vec::new(),
                 outdated: false,
                 last_position: None,
+                end: None,
             },
             decision,
             in_flight: None,

@@ -154,6 +154,8 @@ async fn heartbeat(State(api): State<Api>) -> Response {
         data: Some(status.local.data.clone()),
         streaming: Some(status.streaming),
         generation: status.generation,
+        older: status.older,
+        wal: status.local.end_of_wal(),
         newest_generation: status.newest_generation,
     };
     Json(answer).into_response()

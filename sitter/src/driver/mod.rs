@@ -35,9 +35,9 @@ use crate::machine::action::{Action, Decision};
 use crate::machine::decide::decide;
 use crate::machine::local::Local;
 use crate::machine::preempt::preempts;
-use crate::machine::suspicion;
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
+use crate::machine::{returning, suspicion};
 use crate::metrics::Metrics;
 use crate::postgres::Condition;
 
@@ -345,6 +345,7 @@ impl Driver {
                 .map(|(breach, ended)| BreachStatus { breach, ago_ms: millis(now.saturating_duration_since(ended)) }),
             unready: condition.unready.clone(),
             stopping: self.stopping.is_some(),
+            older: returning::is_older(view),
             streaming: suspicion::streams(view),
             postgres_down_ms: view.observed.postgres_down_ms,
             unready_ms: self.unready.map(|since| millis(now.saturating_duration_since(since))),

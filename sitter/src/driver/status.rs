@@ -59,6 +59,8 @@ pub struct Status {
     pub breach: Option<BreachStatus>,
     /// What a takeover would need of this peer and what failed when it was tried lately.
     pub unready: Vec<Unready>,
+    /// This peer is the primary, and finds that its disk came back older than it was.
+    pub older: bool,
     /// A stop was asked for.
     pub stopping: bool,
     /// How long PostgreSQL had not answered at [`Self::at`], ms.
@@ -247,6 +249,7 @@ impl Status {
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
+            end: None,
         };
         Self {
             id: me.id,
@@ -270,6 +273,7 @@ impl Status {
             stopping: false,
             postgres_down_ms: None,
             unready_ms: None,
+            older: false,
             streaming: false,
             state: None,
             active: Vec::new(),

@@ -63,6 +63,7 @@ fn start(failures: u32) -> Fixture {
         loosened: Vec::new(),
         outdated: false,
         last_position: None,
+        end: None,
     });
     let stop = CancellationToken::new();
     let timing = Timing { interval: Duration::from_millis(50), suspicion: Duration::from_millis(500) };

@@ -80,6 +80,7 @@ impl Execute for Executor {
             Action::JoinElection => state::join(&*self.zk, &self.me).await,
             Action::LeaveElection => state::leave(&*self.zk, self.me.id).await,
             Action::Initialise
+            | Action::Survey
             | Action::Start(_)
             | Action::Configure(_)
             | Action::Stop(_)

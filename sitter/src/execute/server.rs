@@ -9,6 +9,7 @@ use crate::rejoin::Rejoined;
 pub(super) async fn execute(postgres: &Postgres, action: &Action, may_roll_back: bool) -> Result<Outcome, Problem> {
     match action {
         Action::Initialise => drop(postgres.initialise().await?),
+        Action::Survey => postgres.survey_end().await?,
         Action::Start(config) => postgres.start(config).await?,
         Action::Configure(config) => postgres.configure(config).await?,
         Action::Stop(mode) => postgres.stop(*mode).await?,

@@ -150,6 +150,8 @@ mod tests {
             data: Some(Data::Absent),
             streaming: Some(false),
             generation: Some(3),
+            older: false,
+            wal: None,
             newest_generation: Some(3),
         };
         let router = Router::new().route("/heartbeat", get(move || async move { Json(answer) }));

@@ -142,6 +142,14 @@ pub(crate) fn segment_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> 
     format!("{:08X}{:08X}{:08X}", timeline.0, number / per_log, number % per_log)
 }
 
+/// Where the segment of this file's name begins.
+pub(crate) fn segment_begin(name: &str, segment_bytes: u64) -> Option<Lsn> {
+    let part = |range| u64::from_str_radix(name.get(range)?, 16).ok();
+    let per_log = (1 << 32) / segment_bytes.max(1);
+    let number = part(8..16)?.checked_mul(per_log)?.checked_add(part(16..24)?)?;
+    number.checked_mul(segment_bytes).map(Lsn)
+}
+
 /// Ancestry of `timeline` from `pg_wal`; empty for the first.
 pub(crate) fn read_history(data: &Path, timeline: Timeline) -> TimelineHistory {
     std::fs::read_to_string(data.join("pg_wal").join(history_file(timeline)))
@@ -215,6 +223,9 @@ mod tests {
     fn segment_names_are_postgresqls() {
         assert_eq!(segment_file(Timeline(2), Lsn(0x1_0300_0060), 16 << 20), "000000020000000100000003");
         assert_eq!(segment_file(Timeline(1), Lsn(0x4000_0000), 1 << 30), "000000010000000000000001");
+        assert_eq!(segment_begin("000000020000000100000003", 16 << 20), Some(Lsn(0x1_0300_0000)));
+        assert_eq!(segment_begin("000000010000000000000001", 1 << 30), Some(Lsn(0x4000_0000)));
+        assert_eq!(segment_begin("00000001.history", 16 << 20), None);
     }
 
     #[test]

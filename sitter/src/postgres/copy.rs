@@ -180,7 +180,7 @@ pub(crate) async fn bootstrap(
     apply::write_passfile(inner)?;
     let facts = ask_source(inner, source).await?;
     if may_roll_back && verdict == Some(Verdict::Rewind) {
-        if rejoin::roll_back(inner, storage, &facts).await? {
+        if rejoin::roll_back(inner, storage, source, &facts).await? {
             return Ok(Rung::Rollback);
         }
         // Another attempt must not undo the beginning of a copy by looking again.
@@ -220,6 +220,7 @@ pub(crate) async fn adopt_staged(inner: &Inner, storage: &dyn Storage, why: &'st
     inner.known().crashed = false;
     inner.known().unfit = None;
     inner.known().last_position = None;
+    inner.known().end = None;
     inner.refresh().await;
     Ok(())
 }

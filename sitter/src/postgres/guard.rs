@@ -11,7 +11,8 @@
 //! holds. Once it streams, an ordinary session asks the upstream for its timeline, history and
 //! position; if our WAL is a part of that, it will stay so (from now on ours comes from there
 //! only, and if the upstream is promoted, it forks at its own end or later), and the receiver is
-//! restarted under our own name. Trust ends with the upstream, with a restart of this server, and
+//! restarted under our own name. Numbers are not enough for that: a primary whose disk came back older writes other WAL
+//! under the same ones, so the bytes before our end are compared as well ([`super::same_wal`]). Trust ends with the upstream, with a restart of this server, and
 //! with a longer interruption, in which the upstream may have been rewound.
 //!
 //! Costs nothing in the usual takeover, where the next sync follows the new primary all along.
@@ -28,6 +29,7 @@ use super::conf::{self, Name};
 use super::copy;
 use super::error::Error;
 use super::inner::{Inner, Record};
+use super::same_wal::{self, Comparison};
 use crate::machine::local::Recovery;
 
 /// An interruption of this length ends the trust: less than a stop, rewind and start take.
@@ -119,6 +121,13 @@ async fn carry_out(inner: &Inner, record: Record, change: Change) -> Result<(), 
             let facts = copy::ask_source(inner, upstream).await?;
             if !facts.is_certain || !facts.history.contains(facts.position, received) {
                 tracing::debug!(%upstream, %received, theirs = %facts.position, "the upstream does not have all our WAL");
+                return Ok(());
+            }
+            let data = inner.layout.data();
+            let segment_bytes = inner.known().segment_bytes.unwrap_or(same_wal::USUAL_SEGMENT_BYTES);
+            if same_wal::compare(inner, &data, received, segment_bytes, upstream, &facts).await? == Comparison::Other {
+                tracing::warn!(%upstream, %received, "the upstream has other WAL at the same place: two histories");
+                inner.known().foreign = Some(upstream);
                 return Ok(());
             }
             true

@@ -17,7 +17,7 @@ use super::process::Postmaster;
 use super::refused::{self, Refused};
 use super::settings::{Layout, Settings};
 use super::tool::Tool;
-use crate::machine::local::{Breach, Local, ServerConfig, SystemIdentifier};
+use crate::machine::local::{Breach, EndOfWal, Local, ServerConfig, SystemIdentifier};
 
 /// How long an action waits for another to end.
 const BUSY: Duration = Duration::from_millis(500);
@@ -60,6 +60,12 @@ pub(crate) struct Known {
     pub(crate) epoch: u64,
     /// Last position seen.
     pub(crate) last_position: Option<WalPosition>,
+    /// See [`Local::end`]: of this data, and until a server runs over it.
+    pub(crate) end: Option<EndOfWal>,
+    /// Size of a WAL segment, once a server was seen to run.
+    pub(crate) segment_bytes: Option<u64>,
+    /// An upstream found to have another history than ours under the same numbers.
+    pub(crate) foreign: Option<PeerId>,
     /// The shard's identity, once known.
     pub(crate) expected_system: Option<SystemIdentifier>,
 }
@@ -153,7 +159,8 @@ impl Inner {
             let mut known = self.known();
             known.postmaster = Some(postmaster);
             known.session = None;
-            (known.told_to_stop, known.crashed, known.unfit) = (false, false, None);
+            (known.told_to_stop, known.crashed, known.unfit, known.end) = (false, false, None, None);
+            known.foreign = None;
             known.epoch += 1;
         }
         self.wake.notify_one();

@@ -26,6 +26,7 @@ mod refused;
 mod rehearsal;
 mod replication_tls;
 mod roles;
+pub(crate) mod same_wal;
 mod serverlog;
 pub(crate) mod session;
 pub mod settings;
@@ -122,6 +123,7 @@ impl Postgres {
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
+            end: None,
         };
         let (inner, looks) = Inner::new(settings, me, local)?;
         let progress = Progress::new();
@@ -243,6 +245,12 @@ impl Postgres {
     /// Finds out how far the WAL of a server goes that does not run, and shows it in [`Local`]. Reads only.
     pub async fn survey(&self) -> Result<(), Error> {
         survey::survey(&self.inner).await
+    }
+
+    /// Finds out where the WAL of a server ends that does not run, and shows it in [`Local::end`]. Reads only.
+    pub async fn survey_end(&self) -> Result<(), Error> {
+        let _one = self.inner.begin().await?;
+        survey::survey_end(&self.inner).await
     }
 
     /// An operator's order: what is here is to be replaced by a full copy of another peer's data.

@@ -480,7 +480,12 @@ impl Observer {
         }
         let history = received.map(|received| self.history(received.timeline)).unwrap_or_default();
         let following = config.filter(|config| matches!(config.recovery, Recovery::Follow(_)));
-        let cannot_follow = self.cannot_follow(&seen, following.is_some(), now);
+        self.inner.known().segment_bytes = u64::try_from(seen.segment_bytes).ok();
+        let upstream = following.map(|config| config.recovery);
+        let foreign = self.inner.known().foreign.filter(|foreign| upstream == Some(Recovery::Follow(*foreign)));
+        let cannot_follow = self
+            .cannot_follow(&seen, following.is_some(), now)
+            .or_else(|| foreign.map(|foreign| format!("{foreign} has another history under the same WAL positions")));
         // A standby that has gone past the fork streams the rest of the old timeline, for moments,
         // over and over: that is no streaming.
         let streaming = seen.streaming && cannot_follow.is_none();
@@ -603,7 +608,8 @@ impl Observer {
             (known.unfit.clone(), known.loosened.clone())
         };
         let outdated = config.is_some() && self.memory.outdated == Some(true);
-        let new = Local { data, server, config, unfit, loosened, outdated, last_position };
+        let end = self.inner.known().end.clone().filter(|_| matches!(data, Data::Present(_)));
+        let new = Local { data, server, config, unfit, loosened, outdated, last_position, end };
         self.inner.local.send_if_modified(|local| {
             let changed = *local != new;
             *local = new;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use manatee_shared::lsn::{Lsn, WalPosition};
 
+use super::control;
 use super::error::Error;
 use super::inner::Inner;
-use crate::machine::local::{Data, Server};
+use crate::machine::local::{Data, EndOfWal, Server};
 use crate::rejoin;
 
 /// How long reading the last record may take.
@@ -22,7 +23,35 @@ pub(super) async fn survey(inner: &Inner) -> Result<(), Error> {
             return Ok(());
         }
     }
-    let (last, _) = rejoin::last_record(inner, &inner.layout.data()).await?;
+    let position = end_of_wal(inner).await?;
+    inner.known().last_position = Some(position);
+    inner.refresh().await;
+    Ok(())
+}
+
+/// Shows in [`crate::machine::local::Local::end`] how far the WAL of a server goes that does not run: before it is
+/// started as a primary, which writes. Reads only.
+pub(super) async fn survey_end(inner: &Inner) -> Result<(), Error> {
+    if inner.postmaster().is_some() {
+        return Err(Error::Running);
+    }
+    let position = end_of_wal(inner).await?;
+    let history = control::read_history(&inner.layout.data(), position.timeline);
+    tracing::info!(end = %position, "read how far our WAL goes");
+    {
+        let mut known = inner.known();
+        known.last_position = Some(position);
+        known.end = Some(EndOfWal { position, history });
+    }
+    inner.refresh().await;
+    Ok(())
+}
+
+/// Where recovery will come to its end: after the last record that is whole, or at the end of what is there of one
+/// that is not. A walsender sends the beginning of a record that spans pages before the rest is written, and
+/// PostgreSQL goes on behind such a piece (`missingContrecPtr` in xlogrecovery.c), so it counts.
+async fn end_of_wal(inner: &Inner) -> Result<WalPosition, Error> {
+    let (last, segment_bytes) = rejoin::last_record(inner, &inner.layout.data()).await?;
     let output = inner
         .tool("pg_waldump")
         .arg("--stats")
@@ -34,17 +63,24 @@ pub(super) async fn survey(inner: &Inner) -> Result<(), Error> {
         .run_any(&inner.user)
         .await?;
     // Where its end is not said, its beginning is still a position that is certainly there.
-    let lsn = parse_end(&output.stderr).filter(|end| *end > last.lsn).unwrap_or(last.lsn);
-    inner.known().last_position = Some(WalPosition { lsn, ..last });
-    inner.refresh().await;
-    Ok(())
+    let lsn = parse_end(&output.stderr, segment_bytes).filter(|end| *end > last.lsn).unwrap_or(last.lsn);
+    Ok(WalPosition { lsn, ..last })
 }
 
-/// The place after the last record: `error in WAL record at 0/30001C8: invalid record length at 0/3000240: …`.
-fn parse_end(stderr: &str) -> Option<Lsn> {
+/// The place after the last record: `error in WAL record at 0/30001C8: invalid record length at 0/3000240: …`, or the
+/// page that does not go on: `… invalid magic number 0000 in log segment 000000010000000000000003, offset 8192`, since
+/// PostgreSQL 16 `… in WAL segment …, LSN 0/3002000, offset 8192`.
+fn parse_end(stderr: &str, segment_bytes: u64) -> Option<Lsn> {
     let (_, after) = stderr.lines().find_map(|line| line.split_once("error in WAL record at "))?;
+    let number = |text: &str| text.split([':', ',', ' ', ';']).next().unwrap_or_default().trim().to_owned();
+    if let Some((_, segment)) = after.split_once(" segment ")
+        && let Some((_, offset)) = segment.split_once(", offset ")
+    {
+        let begin = control::segment_begin(&number(segment), segment_bytes)?;
+        return Some(Lsn(begin.0 + number(offset).parse::<u64>().ok()?));
+    }
     let (_, end) = after.split_once(" at ")?;
-    end.split([':', ',', ' ']).next()?.trim().parse().ok()
+    number(end).parse().ok()
 }
 
 #[cfg(test)]
@@ -55,11 +91,16 @@ mod tests {
     fn the_end_follows_the_last_record() {
         let text = "pg_waldump: first record is after 0/3000000\n\
             pg_waldump: error: error in WAL record at 0/30001C8: invalid record length at 0/3000240: wanted 24, got 0\n";
-        assert_eq!(parse_end(text), Some(Lsn(0x300_0240)));
+        assert_eq!(parse_end(text, 16 << 20), Some(Lsn(0x300_0240)));
         let text =
             "pg_waldump: error: error in WAL record at 0/30001C8: record with incorrect prev-link 0/1 at 0/3000240\n";
-        assert_eq!(parse_end(text), Some(Lsn(0x300_0240)));
-        assert_eq!(parse_end("pg_waldump: error: error in WAL record at 0/30001C8: invalid magic number 0000"), None);
-        assert_eq!(parse_end("pg_waldump: error: could not find file"), None);
+        assert_eq!(parse_end(text, 16 << 20), Some(Lsn(0x300_0240)));
+        let text = "pg_waldump: error: error in WAL record at 0/30001C8: invalid magic number 0000 in log segment \
+            000000010000000000000003, offset 8192\n";
+        assert_eq!(parse_end(text, 16 << 20), Some(Lsn(0x300_2000)));
+        let text = "pg_waldump: error: error in WAL record at 1/30001C8: unexpected pageaddr 0/1000 in WAL segment \
+            000000020000000100000003, LSN 1/3002000, offset 8192\n";
+        assert_eq!(parse_end(text, 16 << 20), Some(Lsn(0x1_0300_2000)));
+        assert_eq!(parse_end("pg_waldump: error: could not find file", 16 << 20), None);
     }
 }

@@ -485,7 +485,10 @@ impl Subject<'_> {
         let next = if blocker.contains("frozen") {
             "`manatee-adm unfreeze`; or bring back the primary"
         } else if blocker.contains("no async") {
-            "bring back the primary or an async; both the takeover and the old primary need one more peer"
+            "bring back the primary or any other peer with this shard's data; both the takeover and the old primary need one more \
+             peer"
+        } else if blocker.contains("has WAL up to") {
+            "bring back the primary: what was acknowledged last may be there and not here"
         } else {
             "bring back the primary"
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use manatee_shared::ids::PeerId;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::local::Data;
+use crate::machine::local::{Data, EndOfWal};
 
 /// The answer to `GET /heartbeat`: a peer's own word about itself. Fields of newer versions are
 /// ignored, missing ones defaulted.
@@ -39,6 +39,12 @@ pub struct Answer {
     /// The generation of the state it last read.
     #[serde(default)]
     pub generation: Option<u64>,
+    /// It is the primary, and its disk came back older than it was.
+    #[serde(default)]
+    pub older: bool,
+    /// How far its WAL goes on disk: a peer whose disk came back older learns from it that others have more.
+    #[serde(default)]
+    pub wal: Option<EndOfWal>,
     /// The highest generation that it, or its predecessors over the same data, ever saw.
     #[serde(default)]
     pub newest_generation: Option<u64>,

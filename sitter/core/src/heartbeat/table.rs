@@ -168,9 +168,11 @@ impl Table {
         if self.resumed.is_none_or(|resumed| resumed < asked) {
             entry.line.answered(now.saturating_duration_since(asked));
         }
+        // What moves all the time is no news.
         let word = |answer: &Answer| Answer {
             postgres_down_ms: answer.postgres_down_ms.map(|_| 0),
             unready_ms: answer.unready_ms.map(|_| 0),
+            wal: None,
             ..answer.clone()
         };
         let news = back || entry.answer.as_ref().is_none_or(|(_, old)| word(old) != word(&answer));
@@ -226,6 +228,8 @@ impl Table {
             health.data = answer.data.clone();
             health.streaming = answer.streaming;
             health.generation = answer.generation;
+            health.older = answer.older;
+            health.wal = answer.wal.clone();
             health.newest_generation = answer.newest_generation;
         }
         health
@@ -274,6 +278,8 @@ mod tests {
             data: None,
             streaming: None,
             generation: None,
+            older: false,
+            wal: None,
             newest_generation: None,
         }
     }

@@ -55,6 +55,9 @@ pub enum Action {
         /// The state, complete; `init_wal` was read beforehand.
         state: Arc<ClusterState>,
     },
+    /// Read from the disk how far the WAL of the server goes, which does not run ([`super::local::Local::end`]).
+    /// Changes nothing.
+    Survey,
     /// Start PostgreSQL with this configuration, and return once it answers queries (or fails). With
     /// [`super::local::Recovery::Primary`] on a standby's directory it fails and changes nothing;
     /// with the others the directory becomes a standby's.
@@ -109,6 +112,7 @@ impl Action {
             Self::Wait { .. } => "wait",
             Self::Initialise => "initialise",
             Self::WriteState { .. } => "write-state",
+            Self::Survey => "survey",
             Self::Start(_) => "start",
             Self::Configure(_) => "configure",
             Self::Stop(_) => "stop",

@@ -135,7 +135,7 @@ fn longest_pause_ms(action: &Action) -> Option<u64> {
         Action::Drain { .. } => Some(50),
         Action::WriteState { .. } | Action::Configure(_) | Action::Promote { .. } | Action::Stop(_) => Some(500),
         Action::LeaveElection | Action::JoinElection => Some(1_000),
-        Action::Start(_) => Some(5_000),
+        Action::Survey | Action::Start(_) => Some(5_000),
         Action::Initialise | Action::Bootstrap { .. } | Action::Rejoin { .. } => Some(30_000),
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::{Lsn, TimelineHistory, WalPosition};
+use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use serde::{Deserialize, Serialize};
 
 /// PostgreSQL's system identifier: the same in every copy of one cluster (rule 10).
@@ -88,6 +88,37 @@ pub enum Data {
     Incomplete,
     /// Something that must not be touched: not PostgreSQL's, another version, unreadable…
     Unusable(String),
+}
+
+/// How far WAL goes on somebody's disk, and by what timelines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndOfWal {
+    /// Its end. A half record at the end may count or not.
+    pub position: WalPosition,
+    /// Ancestry of that timeline. Of a running primary it is left out.
+    #[serde(default)]
+    pub history: TimelineHistory,
+}
+
+impl EndOfWal {
+    /// Whether `wanted` lies on the way to this end.
+    pub fn contains(&self, wanted: WalPosition) -> bool {
+        self.history.contains(self.position, wanted)
+    }
+
+    /// Up to where it is on `timeline`; None: not on it at all, as far as is known.
+    pub fn on(&self, timeline: Timeline) -> Option<Lsn> {
+        if self.position.timeline == timeline {
+            return Some(self.position.lsn);
+        }
+        self.history.0.iter().find(|left| left.timeline == timeline).map(|left| left.lsn)
+    }
+
+    /// Whether this has WAL of the other's newest timeline that the other does not have. It came from whoever
+    /// wrote that timeline, so that one has lost it, or it is another history.
+    pub fn is_beyond(&self, other: &Self) -> bool {
+        self.on(other.position.timeline).is_some_and(|lsn| lsn > other.position.lsn)
+    }
 }
 
 /// A peer replicating from here, from `pg_stat_replication`.
@@ -214,6 +245,31 @@ pub struct Local {
     /// Last WAL position known of a data directory whose server is down (`pg_controldata` or the
     /// last observation); for display.
     pub last_position: Option<WalPosition>,
+    /// End of the WAL that is on the disk of a server that is down, read since it ended
+    /// ([`super::action::Action::Survey`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<EndOfWal>,
+}
+
+impl Local {
+    /// How far our WAL goes on disk, as far as is known now.
+    pub fn end_of_wal(&self) -> Option<EndOfWal> {
+        match &self.server {
+            Server::Primary(primary) => {
+                Some(EndOfWal { position: primary.flushed, history: TimelineHistory::default() })
+            }
+            Server::Standby(standby) => standby.end(),
+            Server::Down { .. } => self.end.clone(),
+            Server::Starting { .. } | Server::Hung { .. } => None,
+        }
+    }
+}
+
+impl StandbyStatus {
+    /// How far its WAL goes on disk, once that is known.
+    pub fn end(&self) -> Option<EndOfWal> {
+        Some(EndOfWal { position: self.received?, history: self.history.clone() })
+    }
 }
 
 impl Local {

@@ -10,6 +10,7 @@ pub mod decide;
 pub mod local;
 pub mod preempt;
 pub mod readiness;
+pub mod returning;
 pub mod situation;
 pub mod suspicion;
 pub mod tracker;

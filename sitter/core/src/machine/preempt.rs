@@ -15,7 +15,7 @@ pub fn preempts(in_flight: &InFlight, next: &Action) -> bool {
         Action::Wait { .. } => !matches!(next, Action::Wait { .. }),
         // Harmless in itself; what else there is to do is not held up by it.
         Action::Drain { .. } => !matches!(next, Action::Wait { .. } | Action::Drain { .. }),
-        Action::Start(_) | Action::Promote { .. } => ends,
+        Action::Survey | Action::Start(_) | Action::Promote { .. } => ends,
         Action::Configure(now) => match next {
             Action::Configure(config) => config != now,
             _ => ends,

@@ -14,7 +14,7 @@ use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
 use super::replace::{self, Plan};
 use super::situation::{Promotion, Situation, act, wait};
-use super::{hand_over, lone, membership, suspicion};
+use super::{hand_over, lone, membership, returning, suspicion};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
 const HUNG_ALONE_MS: u64 = 30_000;
@@ -35,6 +35,13 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
     }
     match &view.local.server {
         Server::Down { standby, .. } => {
+            let first = match (&view.local.data, *standby) {
+                (Data::Present(_), false) => returning::before_start(situation),
+                _ => None,
+            };
+            if let Some(first) = first {
+                return first;
+            }
             let recovery = if *standby { Recovery::Detached } else { Recovery::Primary };
             let mut config = base(situation, recovery, Gate::Closed);
             if view.uncertain_write && !*standby {
@@ -95,6 +102,9 @@ fn hung(situation: Situation<'_>, for_ms: u64) -> Decision {
 /// The takeover is written, also if that was before a crash: leave recovery.
 fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
     let view = situation.view;
+    if let Some(decision) = returning::before_promotion(situation, standby) {
+        return decision;
+    }
     // The gate stays as it was: a standby that served goes on to serve.
     let target = base(situation, Recovery::Detached, situation.gate());
     if view.local.config.as_ref() != Some(&target) {

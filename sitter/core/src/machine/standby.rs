@@ -175,6 +175,10 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
     if !situation.connected() {
         return wait("a rejoin is needed, but ZooKeeper does not answer");
     }
+    if matches!(view.local.server, Server::Down { .. }) && view.local.end.is_none() {
+        // A primary that was down is not started before the others have said this.
+        return act(Action::Survey, format!("a rejoin is needed ({why}); reading how far the WAL here goes"));
+    }
     if !suspicion::is_serving(view, source) {
         return wait(format!("a rejoin is needed ({why}), but the primary {source} does not answer"));
     }

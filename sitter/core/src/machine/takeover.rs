@@ -21,7 +21,7 @@ use manatee_shared::zk::Session;
 use super::action::{Action, Decision};
 use super::local::{Recovery, ServerConfig, StandbyStatus, Synchronous};
 use super::situation::{Promotion, Situation, act, detached, wait};
-use super::{hand_over, suspicion};
+use super::{hand_over, returning, suspicion};
 
 /// What comes of looking for a reason to take over.
 pub(super) enum Takeover {
@@ -87,6 +87,9 @@ fn next_or_blocker<'a>(situation: Situation<'a>, standby: &StandbyStatus) -> Res
     }
     if !situation.is_caught_up(standby) {
         return Err(format!("received {received}, but the generation began at {}", state.init_wal));
+    }
+    if let Some(objection) = returning::objection(situation, standby) {
+        return Err(objection);
     }
     situation.next_sync().ok_or_else(|| "no async is alive to become the sync, nor is any other peer".to_owned())
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::Lsn;
+use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{Session, StateNode, Version};
 
 use super::action::Action;
@@ -108,6 +108,10 @@ pub struct Tracker {
     /// The newest version of the state, and when it was first seen.
     version: Option<(Version, u64)>,
     drained: Option<Version>,
+    /// See [`Observed`].
+    known_end: Option<WalPosition>,
+    is_whole: bool,
+    wrote_generation: Option<u64>,
     /// This process announced itself, which ends the sessions of earlier ones.
     joined: bool,
 }
@@ -138,6 +142,7 @@ impl Tracker {
         let generation = view.zk.state.valid().map(|(_, state)| state.generation);
         self.newest_generation = self.newest_generation.max(generation);
         self.watch_server(view);
+        self.watch_wal(view);
         self.avoid_until.retain(|_, until| *until > now);
         let began = *self.began.get_or_insert(now);
         let unread = matches!(view.zk.state, StateNode::Unread);
@@ -154,6 +159,9 @@ impl Tracker {
             drained: self.drained,
             postgres_down_ms: self.down_since.as_ref().map(ago),
             first_flush: self.first_flush,
+            known_end: self.known_end,
+            is_whole: self.is_whole,
+            wrote_generation: self.wrote_generation,
             avoid: self.avoid_until.keys().copied().collect(),
             joined: self.joined,
             had_state: self.had_state,
@@ -175,8 +183,13 @@ impl Tracker {
     /// for one that was cancelled.
     pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
         let action_name = action.name();
-        if let (Action::WriteState { expected, .. }, None) = (action, &problem) {
+        if let (Action::WriteState { expected, state }, None) = (action, &problem) {
             self.written = Some(Written { expected: *expected });
+            self.wrote_generation = Some(state.generation);
+        }
+        if let (Action::Rejoin { .. } | Action::Bootstrap { .. }, None) = (action, &problem) {
+            // Other data.
+            (self.known_end, self.is_whole) = (None, false);
         }
         if let (Action::Drain { version }, None) = (action, &problem) {
             self.drained = Some(*version);
@@ -286,6 +299,26 @@ impl Tracker {
             Server::Hung { for_ms } => {
                 self.down_since.get_or_insert(now.saturating_sub(*for_ms));
             }
+        }
+    }
+
+    /// Whether the WAL here is what this process knew it to be, and as much as the primary says it has.
+    fn watch_wal(&mut self, view: &View) {
+        match &view.local.server {
+            Server::Primary(primary) => self.known_end = Some(primary.flushed),
+            Server::Standby(standby) => {
+                let Some(end) = standby.end() else { return };
+                self.is_whole &= self.known_end.is_none_or(|known| end.contains(known));
+                // Not a half record, which is received again after an interruption.
+                self.known_end = Some(WalPosition { lsn: standby.replayed, ..end.position });
+                let primary = view.zk.state.valid().map(|(_, state)| state.primary.id);
+                let primarys = primary.and_then(|primary| view.health.get(&primary)).filter(|health| {
+                    health.streaming == Some(true) && health.postgres_down_ms.is_none() && health.silent_ms.is_some()
+                });
+                let wal = primarys.and_then(|health| health.wal.as_ref());
+                self.is_whole |= standby.streaming && wal.is_some_and(|wal| end.contains(wal.position));
+            }
+            Server::Down { .. } | Server::Starting { .. } | Server::Hung { .. } => {}
         }
     }
 

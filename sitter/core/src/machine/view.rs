@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manatee_shared::cluster::Peer;
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::Lsn;
+use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{self, Version};
 
 use super::action::Action;
-use super::local::{Data, Local, ServerConfig};
+use super::local::{Data, EndOfWal, Local, ServerConfig};
 
 /// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
 /// answer, with durations brought up to now.
@@ -38,6 +38,10 @@ pub struct PeerHealth {
     pub streaming: Option<bool>,
     /// The generation of the state it last read.
     pub generation: Option<u64>,
+    /// It is the primary, and finds that its disk came back older than it was ([`super::returning::is_older`] there).
+    pub older: bool,
+    /// How far its WAL goes on disk, as it says ([`super::local::Local::end_of_wal`] there).
+    pub wal: Option<EndOfWal>,
     /// The highest generation that it ever saw with the data it has ([`Observed::newest_generation`] there).
     pub newest_generation: Option<u64>,
 }
@@ -115,6 +119,12 @@ pub struct Observed {
     /// End of WAL when PostgreSQL was first seen out of recovery in its present run: what the sync
     /// must have before the gate opens (rule 7).
     pub first_flush: Option<Lsn>,
+    /// Where our WAL ended when this process last saw PostgreSQL run over this data.
+    pub known_end: Option<WalPosition>,
+    /// As standby: this process has seen everything here that the primary said it had, and nothing got lost since.
+    pub is_whole: bool,
+    /// The generation that this process wrote itself, if that was the last state write that it saw through.
+    pub wrote_generation: Option<u64>,
     /// Upstreams from which streaming failed lately.
     pub avoid: BTreeSet<PeerId>,
     /// This process has announced itself: its own election node is there, or will be again.

@@ -13,7 +13,7 @@ use super::postgres::{Process, number};
 use super::world::World;
 use crate::fence;
 use crate::machine::action::{Action, Rung, StopMode};
-use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
+use crate::machine::local::{Data, EndOfWal, Gate, Recovery, ServerConfig, Synchronous};
 use crate::machine::preempt::preempts;
 use crate::machine::view::InFlight;
 
@@ -34,6 +34,7 @@ fn kind(action: &Action) -> Option<Kind> {
         Action::Wait { .. } | Action::Exit => return None,
         Action::Initialise => Kind::Initialise,
         Action::WriteState { .. } => Kind::WriteState,
+        Action::Survey => Kind::Survey,
         Action::Start(_) => Kind::Start,
         Action::Configure(_) => Kind::Configure,
         Action::Stop(_) => Kind::Stop,
@@ -119,10 +120,11 @@ impl World {
             self.counts.actions += 1;
             let postgres = &self.hosts[index].postgres;
             let (data, server) = (postgres.data.clone(), postgres.observe(now));
-            let record = postgres.record.clone();
+            let (record, end) = (postgres.record.clone(), postgres.end.clone());
             if let Some(sitter) = self.hosts[index].sitter.as_mut() {
                 // What it is left with is seen before anything else is decided.
                 (sitter.view.local.data, sitter.view.local.server) = (data, server);
+                sitter.view.local.end = end;
                 sitter.view.local.config = record.filter(|(_, confirmed)| *confirmed).map(|(config, _)| config);
                 sitter.tracker.finished(now, &flight.action, problem);
                 sitter.decides = now;
@@ -158,6 +160,7 @@ impl World {
             Action::Drain { .. } => Ok(Next::Done),
             Action::WriteState { .. } => self.write(index, flight),
             Action::JoinElection | Action::LeaveElection => self.election(index, flight),
+            Action::Survey => self.survey(index, flight.step),
             Action::Start(config) => self.start(index, flight.step, config),
             Action::Configure(config) => {
                 let ends = config.recovery == Recovery::Detached && !self.hosts[index].postgres.receiver_stopped();
@@ -180,6 +183,18 @@ impl World {
     fn delay(&mut self, range: std::ops::Range<u64>) -> Next {
         let long = self.rng.u64(range);
         Next::After(if self.is_setting_up() { long / 20 } else { long })
+    }
+
+    fn survey(&mut self, index: usize, step: usize) -> Result<Next, String> {
+        if step == 0 {
+            return Ok(self.delay(10..200));
+        }
+        let postgres = &mut self.hosts[index].postgres;
+        if !matches!((&postgres.process, &postgres.data), (Process::Down { .. }, Data::Present(_))) {
+            return Err("it runs, or there is no data".to_owned());
+        }
+        postgres.end = Some(EndOfWal { position: postgres.received(), history: postgres.wal.history() });
+        Ok(Next::Done)
     }
 
     fn start(&mut self, index: usize, step: usize, config: &ServerConfig) -> Result<Next, String> {
@@ -325,8 +340,8 @@ impl World {
     pub(super) fn check_opening(&mut self, index: usize, sync: usize) {
         let postgres = &self.hosts[index].postgres;
         let shown = &postgres.wal.records[..postgres.found];
-        if !matches!(self.hosts[sync].postgres.data, Data::Present(_)) {
-            // It had it, and lost its disk since.
+        if !matches!(self.hosts[sync].postgres.data, Data::Present(_)) || self.older == Some(sync) {
+            // It had it, and lost its disk since, or what was on it.
             return;
         }
         if self.hosts[sync].postgres.wal.records.get(..postgres.found) != Some(shown) {

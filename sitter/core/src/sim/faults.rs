@@ -12,8 +12,12 @@ use super::plan::{Direction, Fault, Operation, Target};
 use super::postgres::{Process, number, peer_id};
 use super::world::{SESSION_MS, World};
 use crate::machine::action::Action;
-use crate::machine::local::Synchronous;
-use crate::machine::situation::TIMELINES_APART;
+use crate::machine::local::{Data, Server, Synchronous};
+use crate::machine::situation::{Promotion, TIMELINES_APART, has_beginning};
+
+/// How often disks are saved, and how many times.
+const SAVED_EVERY_MS: u64 = 500;
+const SAVED: usize = 8;
 
 impl World {
     fn resolve(&self, target: Target) -> usize {
@@ -126,6 +130,9 @@ impl World {
                 let who = self.resolve(who);
                 self.hosts[who].postgres.low_until = now + for_ms;
             }
+            Fault::DiskBack { who, states, records, for_ms } => {
+                self.put_disk_back(self.resolve(who), states, records, for_ms);
+            }
             Fault::DiskLost { who, for_ms } => self.lose_disk(self.resolve(who), for_ms),
             Fault::StallReplay { who, for_ms } => {
                 let who = self.resolve(who);
@@ -165,6 +172,8 @@ impl World {
         let begun =
             |host: &super::host::Host| host.postgres.promotes.is_some() || host.postgres.wal.timeline() == own + 1;
         let able = self.hosts[host].postgres.is_running() && self.hosts[host].postgres.standby;
+        // Of two that nobody can be brought in line with each other an operator has to choose one.
+        let named = named || self.older.is_some();
         if named || !able || self.hosts.iter().any(begun) || depth >= TIMELINES_APART {
             return;
         }
@@ -297,6 +306,86 @@ impl World {
         }
     }
 
+    /// What a disk can come back to.
+    pub(super) fn save_disks(&mut self) {
+        if !self.has_old_disks || !self.now.is_multiple_of(SAVED_EVERY_MS) {
+            return;
+        }
+        for host in &mut self.hosts {
+            if host.saved.len() == SAVED {
+                host.saved.pop_front();
+            }
+            host.saved.push_back(host.disk());
+        }
+        let follows = |postgres: &super::postgres::Postgres| {
+            postgres.is_primary() || (postgres.is_running() && postgres.receiver.is_some())
+        };
+        if let Some(host) = self.older
+            && follows(&self.hosts[host].postgres)
+            && self.oracle.holds_everything("", &self.hosts[host].postgres).is_ok()
+        {
+            self.log(|| format!("p{host} has everything again"));
+            self.older = None;
+        }
+    }
+
+    /// Of one peer at a time, to a place where every other one has more, and one has everything: what nobody
+    /// has any more nobody can miss.
+    fn put_disk_back(&mut self, host: usize, states: usize, records: usize, for_ms: u64) {
+        let node = self.zk.state();
+        let Some((_, state)) = node.valid() else { return };
+        let place = self.hosts[host].saved.len().checked_sub(states + 1);
+        let Some(disk) = place.and_then(|place| self.hosts[host].saved.get(place)) else { return };
+        if self.older.is_some() || self.lost_state.is_some() || state.one_node_write_mode {
+            return;
+        }
+        let postgres = &self.hosts[host].postgres;
+        let (Data::Present(_), Data::Present(_)) = (&disk.postgres.data, &postgres.data) else { return };
+        let end = disk.postgres.flushed.saturating_sub(records).max(1);
+        let next = |postgres: &super::postgres::Postgres| {
+            postgres.wal.records.get(..postgres.flushed).and_then(|records| records.get(end)).copied()
+        };
+        let is_prefix = disk.postgres.wal.records.get(end - 1) == postgres.wal.records.get(end - 1);
+        let lost = next(postgres);
+        let others =
+            || self.hosts.iter().enumerate().filter(|(other, _)| *other != host).map(|(_, host)| &host.postgres);
+        let all_have_more = others().all(|other| matches!(other.data, Data::Present(_)) && next(other) == lost);
+        let has_all = |other: &super::postgres::Postgres| {
+            self.oracle.holds_everything("", other).is_ok() && self.oracle.holds_what_was_shown("", other).is_ok()
+        };
+        let is_by_hand = |other: &super::postgres::Postgres| self.by_hand.contains_key(&other.wal.timeline());
+        // A takeover that is under way: what was received may end in a half record.
+        let takes_over = self.hosts[host].sitter.as_ref().is_some_and(|sitter| {
+            let writes =
+                sitter.flight.as_ref().is_some_and(|flight| matches!(flight.action, Action::WriteState { .. }));
+            writes || sitter.uncertain || sitter.straggler.is_some()
+        }) || !self.late_writes.is_empty()
+            || (number(state.primary.id) == host
+                && Promotion::of(state).is_some_and(|promotion| promotion.at.is_none()));
+        // The sync could not take over from this generation yet, or not before it has streamed again.
+        let sync = state.sync_peer.as_ref().map(|sync| number(sync.id)).filter(|sync| *sync != host);
+        let sync = sync.map(|sync| self.hosts[sync].postgres.observe(self.now));
+        let able = matches!(&sync, Some(Server::Standby(standby)) if has_beginning(state, standby));
+        let behind = number(state.primary.id) == host && !able;
+        let alone = takes_over || behind || others().any(|other| is_by_hand(other) || other.promotes.is_some());
+        if lost.is_none() || alone || !is_prefix || !all_have_more || !others().any(has_all) {
+            return;
+        }
+        self.power_off(host, for_ms);
+        let saved = std::mem::take(&mut self.hosts[host].saved);
+        if let Some(disk) = place.and_then(|place| saved.get(place)) {
+            self.hosts[host].put_back(disk, records);
+        }
+        for other in &mut self.hosts {
+            // Messages are told from its WAL when they arrive; see `take_disk`.
+            if let Some(receiver) = other.postgres.receiver.as_mut().filter(|receiver| receiver.upstream == host) {
+                receiver.coming.clear();
+            }
+        }
+        self.older = Some(host);
+        self.log(|| format!("!!!! the disk of p{host} comes back with {end} records"));
+    }
+
     /// Only of one that nothing depends on, or of the sync of a primary that has everything: who loses the
     /// disks of both loses data.
     fn lose_disk(&mut self, host: usize, for_ms: u64) {
@@ -324,7 +413,7 @@ impl World {
         };
         let about_to_be = in_flight || self.hosts.iter().any(required);
         // See `lose_state`.
-        let another = self.lost_history && self.empty_hosts() >= 1;
+        let another = (self.lost_history && self.empty_hosts() >= 1) || self.older.is_some();
         // The primary has everything that its sync acknowledged.
         let primary = &self.hosts[number(state.primary.id)].postgres;
         let only = primary.config.as_ref().map(|config| config.synchronous) == Some(Synchronous::Peer(peer_id(host)));
@@ -365,7 +454,8 @@ impl World {
         let frozen = Freeze::Flag(true);
         match operation {
             Operation::EnterOneNodeWriteMode => {
-                if state.one_node_write_mode {
+                // Of a primary whose disk came back older it would give up what only others have.
+                if state.one_node_write_mode || self.older.is_some() {
                     return;
                 }
                 state.generation += 1;

@@ -1,6 +1,6 @@
 //! A machine: a PostgreSQL, and a sitter process that runs the real core.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use manatee_fake_zookeeper::FakeSession;
@@ -15,9 +15,9 @@ use crate::heartbeat::table::Table;
 use crate::heartbeat::{Answer, Timing};
 use crate::machine::action::Action;
 use crate::machine::local::Local;
-use crate::machine::suspicion;
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
+use crate::machine::{returning, suspicion};
 
 /// As the sitter's defaults.
 pub(super) const TIMING: Timing = Timing { interval: Duration::from_millis(100), suspicion: Duration::from_secs(1) };
@@ -95,6 +95,7 @@ impl Sitter {
                     loosened: Vec::new(),
                     outdated: false,
                     last_position: None,
+                    end: None,
                 },
                 disk_full: false,
                 health: BTreeMap::new(),
@@ -121,6 +122,7 @@ impl Sitter {
             local.data = postgres.data.clone();
         }
         local.server = postgres.observe(now);
+        local.end.clone_from(&postgres.end);
         self.view.disk_full = now < postgres.low_until.max(postgres.full_until);
         let local = &mut self.view.local;
         let confirmed = postgres.record.as_ref().filter(|(_, confirmed)| *confirmed).map(|(config, _)| config);
@@ -151,6 +153,8 @@ impl Sitter {
             data: Some(view.local.data.clone()),
             streaming: Some(suspicion::streams(view)),
             generation: view.zk.state.valid().map(|(_, state)| state.generation),
+            older: returning::is_older(view),
+            wal: view.local.end_of_wal(),
             newest_generation: view.observed.newest_generation,
         };
         self.answer = Some(answer);
@@ -161,6 +165,33 @@ impl Sitter {
         let zk = &self.view.zk;
         let listed = zk.state.valid().into_iter().flat_map(|(_, state)| state.everyone().map(|peer| peer.id));
         listed.chain(zk.active.keys().copied()).filter(|peer| *peer != self.view.me.id).collect()
+    }
+}
+
+/// A disk as it was once.
+pub(super) struct Disk {
+    pub(super) postgres: Postgres,
+    remembers: Option<u64>,
+}
+
+impl Host {
+    /// The disk as it is.
+    pub(super) fn disk(&self) -> Disk {
+        Disk { postgres: self.postgres.clone(), remembers: self.remembers }
+    }
+
+    /// The disk is as it was: `disk`, without the last `records` of the WAL. Only while all is down.
+    pub(super) fn put_back(&mut self, disk: &Disk, records: usize) {
+        self.postgres = Postgres {
+            full_until: self.postgres.full_until,
+            slow_until: self.postgres.slow_until,
+            ..disk.postgres.clone()
+        };
+        self.postgres.end(true);
+        let left = self.postgres.flushed.saturating_sub(records).max(1);
+        self.postgres.wal.truncate(left);
+        self.postgres.flushed = left;
+        self.remembers = disk.remembers;
     }
 }
 
@@ -176,6 +207,8 @@ pub(super) struct Host {
     pub(super) returns: Option<u64>,
     /// Its configuration allows one-node-write mode.
     pub(super) one_node: bool,
+    /// Its disk as it was, the oldest first; kept only if one comes back older.
+    pub(super) saved: VecDeque<Disk>,
     /// How wrong its wall clock is.
     pub(super) clock_jump_ms: i64,
 }

@@ -66,11 +66,15 @@ pub enum Mutation {
     OldStateObeyed,
     /// A rejoin wants init_wal itself of its source, also where that lies inside a record.
     RejoinWantsHalfRecord,
+    /// A primary whose disk came back older starts without comparing.
+    OldDiskGoesOn,
+    /// A sync whose disk came back older takes over on the strength of what it once had.
+    OldSyncTakesOver,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::InitWalReplayed,
         Self::SyncNamedFirst,
         Self::OldSyncDroppedFirst,
@@ -93,6 +97,8 @@ impl Mutation {
         Self::NoTimelinesLeftOut,
         Self::OldStateObeyed,
         Self::RejoinWantsHalfRecord,
+        Self::OldDiskGoesOn,
+        Self::OldSyncTakesOver,
     ];
 
     /// Its name, as `manatee-sim --mutation` takes it.
@@ -149,6 +155,11 @@ impl Mutation {
                     config.synchronous = Synchronous::Impossible;
                 }
             }
+            Self::OldDiskGoesOn => {
+                view.observed.known_end = view.local.end.as_ref().map(|end| end.position);
+                view.health.values_mut().for_each(|health| health.wal = None);
+            }
+            Self::OldSyncTakesOver => view.observed.is_whole = true,
             Self::OldStateObeyed => {
                 view.observed.newest_generation = None;
                 view.health.values_mut().for_each(|health| health.newest_generation = None);
@@ -332,6 +343,17 @@ impl Mutation {
             Self::RejoinWantsHalfRecord => {
                 add(at, Fault::Lag { who: Target::Sync, for_ms: 2_000 });
                 add(at + rng.u64(200..800), die(Target::Primary));
+            }
+            Self::OldDiskGoesOn => {
+                let records = rng.usize(3..15);
+                add(at, Fault::Operate { operation: Operation::Freeze });
+                add(at + 200, Fault::DiskBack { who: Target::Primary, states: 0, records, for_ms: 800 });
+                add(at + 6_000, Fault::Operate { operation: Operation::Unfreeze });
+            }
+            Self::OldSyncTakesOver => {
+                let records = rng.usize(20..40);
+                add(at, Fault::DiskBack { who: Target::Sync, states: 0, records, for_ms: rng.u64(1_000..2_000) });
+                add(at + 300, die(Target::Primary));
             }
             Self::OldStateObeyed => {
                 add(at, Fault::PowerOff { who: Target::Primary, for_ms: 1_500 });

@@ -39,6 +39,8 @@ pub(super) struct Oracle {
     pub(super) old_state: Option<u64>,
     /// What the state says of each takeover's timeline: who promotes to it, and init_wal.
     promotions: BTreeMap<u32, (PeerId, Lsn)>,
+    /// Each timeline as it was first written to a disk: where it begins, and its records.
+    written: BTreeMap<u32, (usize, Vec<u64>)>,
     /// Since when each host serves as a primary that the state does not name.
     stale_since: BTreeMap<usize, u64>,
 }
@@ -79,6 +81,25 @@ impl Oracle {
         }
         self.acknowledged.push(Acknowledged { at: now, index, record });
         self.last_acknowledged_at = now;
+        Ok(())
+    }
+
+    /// Primary `host` has written its WAL from `begin` on to its disk: nobody ever wrote anything else there on that
+    /// timeline.
+    pub(super) fn wrote(&mut self, host: usize, postgres: &Postgres, begin: usize) -> Result<(), String> {
+        for (index, record) in postgres.wal.records.iter().enumerate().take(postgres.flushed).skip(begin) {
+            let (first, ids) = self.written.entry(record.timeline).or_insert((index, Vec::new()));
+            match index.checked_sub(*first).map(|place| (place, ids.get(place))) {
+                Some((_, Some(id))) if *id == record.id => {}
+                Some((place, None)) if place == ids.len() => ids.push(record.id),
+                _ => {
+                    return Err(format!(
+                        "p{host} begins another history on timeline {} at {index}: {record:?}",
+                        record.timeline
+                    ));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -192,6 +192,14 @@ pub enum Fault {
         who: Target,
         for_ms: u64,
     },
+    /// Power is lost, and the disk comes back as it was `states` saved states ago (about half a second each), and
+    /// without the last `records` of its WAL. Only of one peer at a time, and only back to where all others have more.
+    DiskBack {
+        who: Target,
+        states: usize,
+        records: usize,
+        for_ms: u64,
+    },
     StallReplay {
         who: Target,
         for_ms: u64,
@@ -242,6 +250,7 @@ pub enum Fault {
 pub enum Kind {
     Initialise,
     WriteState,
+    Survey,
     Start,
     Configure,
     Stop,
@@ -255,9 +264,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Initialise,
         Self::WriteState,
+        Self::Survey,
         Self::Start,
         Self::Configure,
         Self::Stop,
@@ -327,6 +337,11 @@ impl Plan {
     /// Reads a replay file.
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
+    }
+
+    /// Whether a disk comes back older in it.
+    pub(super) fn has_old_disks(&self) -> bool {
+        self.faults.iter().any(|timed| matches!(timed.fault, Fault::DiskBack { .. }))
     }
 
     /// For a replay file.
@@ -400,7 +415,7 @@ impl Maker {
         let long = 3_000 + self.rng.u64(0..4_000);
         let die = |who| Fault::PowerOff { who, for_ms: long };
         let doom = Fault::Doom { after_ms: self.rng.u64(0..600), for_ms: long };
-        match self.rng.u8(0..9) {
+        match self.rng.u8(0..11) {
             // The sync's replay lags behind what it acknowledged, the async behind both (H1).
             0 => vec![
                 (0, Fault::StallReplay { who: Target::Sync, for_ms: 2_500 }),
@@ -460,6 +475,23 @@ impl Maker {
                 (4_500, Fault::RestoreOldState { generations: self.rng.u64(1..3), for_ms: long }),
                 (4_600, Fault::KillBoth { who: Target::Primary, for_ms: 1_000 }),
             ],
+            // All lose power, one disk comes back older, and they return in any order, frozen or not.
+            8 | 9 => {
+                let (states, records) = (self.rng.usize(0..4), self.rng.usize(0..60));
+                let who = [Target::Primary, Target::Primary, Target::Sync, Target::Async][self.rng.usize(0..4)];
+                let mut faults = vec![(10, Fault::DiskBack { who, states, records, for_ms: self.rng.u64(300..4_000) })];
+                for peer in 0..self.peers {
+                    if self.rng.bool() {
+                        let away = Fault::PowerOff { who: Target::Peer(peer), for_ms: self.rng.u64(300..4_000) };
+                        faults.push((20 + self.rng.u64(0..60), away));
+                    }
+                }
+                if self.rng.bool() {
+                    faults.push((0, Fault::Operate { operation: Operation::Freeze }));
+                    faults.push((self.rng.u64(1_000..6_000), Fault::Operate { operation: Operation::Unfreeze }));
+                }
+                faults
+            }
             // Nothing is known of the shard any more, and a peer without data comes.
             _ => vec![
                 (0, Fault::WipeZooKeeper { for_ms: long }),
@@ -513,7 +545,8 @@ impl Maker {
             28 => Fault::SlowDisk { who, for_ms },
             29 if self.rng.bool() => Fault::DiskLow { who, for_ms },
             29 => Fault::DiskFull { who, for_ms },
-            30 => Fault::DiskLost { who: other, for_ms },
+            30 if self.rng.bool() => Fault::DiskLost { who: other, for_ms },
+            30 => Fault::DiskBack { who, states: self.rng.usize(0..6), records: self.rng.usize(0..80), for_ms },
             31 | 32 => Fault::StallReplay { who, for_ms },
             33 | 34 => Fault::Lag { who: other, for_ms },
             35 => Fault::RecycleWal { who },

@@ -13,7 +13,8 @@ use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 
 use super::wal::{Record, Wal, lsn};
 use crate::machine::local::{
-    Data, Downstream, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous, SystemIdentifier,
+    Data, Downstream, EndOfWal, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
+    SystemIdentifier,
 };
 
 /// Most peers of a simulated shard.
@@ -97,6 +98,8 @@ pub(super) struct Postgres {
     pub(super) probes: u64,
     /// Records before this one are not kept any more.
     pub(super) kept_from: usize,
+    /// See [`crate::machine::local::Local::end`].
+    pub(super) end: Option<EndOfWal>,
     pub(super) slow_until: u64,
     /// Until then each flush takes so many ms; and the one under way: when it ends, and what it covers.
     pub(super) slow_flushes: (u64, u64),
@@ -139,6 +142,7 @@ impl Postgres {
             by_hand: false,
             probes: 0,
             kept_from: 0,
+            end: None,
             slow_until: 0,
             slow_flushes: (0, 0),
             flushing: None,
@@ -216,6 +220,7 @@ impl Postgres {
 
     pub(super) fn spawn(&mut self, until: u64) {
         self.process = Process::Starting { until };
+        self.end = None;
         self.config = self.record.as_ref().map(|(config, _)| config.clone());
         (self.replayed, self.found) = (0, self.wal.len());
     }
@@ -363,6 +368,7 @@ impl Postgres {
         self.standby = true;
         self.config = None;
         self.record = None;
+        self.end = None;
     }
 
     pub(super) fn initialise(&mut self, name: String) {

@@ -74,7 +74,14 @@ impl World {
             }
         }
         let flushes = now >= postgres.slow_until && (!postgres.standby || self.rng.u8(..) < 200);
+        let before = postgres.flushed;
         postgres.flush(now, flushes);
+        // Servers promoted by hand may share a number; what follows them has to rejoin.
+        let is_ours = !self.by_hand.contains_key(&postgres.wal.timeline());
+        if !postgres.standby && postgres.flushed > before && is_ours {
+            self.oracle.wrote(index, &self.hosts[index].postgres, before)?;
+        }
+        let postgres = &mut self.hosts[index].postgres;
         if postgres.standby {
             let behind = postgres.flushed.saturating_sub(postgres.replayed);
             let stalls = now < postgres.replay_stalls_until || self.rng.u8(..) < 40;
@@ -178,8 +185,11 @@ impl World {
             let Some(content) = at(index) else { continue };
             let postgres = &mut self.hosts[index].postgres;
             postgres.shown = postgres.shown.max(record + 1);
-            let hosts = &self.hosts;
+            let (hosts, older) = (&self.hosts, self.older);
             let at = |host: usize| hosts[host].postgres.wal.records.get(record).copied();
+            // It was there, and is on others: that host must not go on without them.
+            let elsewhere = || (0..hosts.len()).filter_map(at).find(|found| *found == content);
+            let at = |host: usize| if older == Some(host) { elsewhere() } else { at(host) };
             self.oracle.acknowledge(now, index, record, content, &at)?;
         }
         Ok(())
@@ -201,6 +211,9 @@ impl World {
         if follower.receiver.is_none() {
             if now >= follower.retry_at && follower.receiver_stopped() {
                 follower.retry_at = now + self.rng.u64(100..300);
+                // It asks to stream once all that it found is replayed, and knows then how far that was
+                // (`RequestXLogStreaming`), whether or not anybody answers.
+                follower.has_streamed |= follower.replayed == follower.flushed;
                 if linked && upstream.is_running() {
                     attach(follower, upstream, index, source, now);
                 }

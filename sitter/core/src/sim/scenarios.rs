@@ -263,7 +263,8 @@ fn planned_stops_and_promotions_hand_over_at_once() {
             assert_ne!(primary(world), before, "{fault:?}");
             // The coming sync may turn out to be ahead of the one before, and have to be rejoined first.
             assert!(changes(world).len() <= 2, "{fault:?}: {:?}", world.generations);
-            writable_again_within(world, 3_000);
+            let rejoins = changes(world).len() == 2;
+            writable_again_within(world, if rejoins { 5_000 } else { 3_000 });
         });
     }
 }
@@ -303,7 +304,7 @@ fn torn_plan(seed: u64, action: Kind, step: usize, crash: Crash) -> Plan {
             AT + 20,
             Fault::Isolate { who: Target::Primary, direction: Direction::Both, zk: true, for_ms: 4_000 },
         ),
-        Kind::Start => plan.with(AT + 20, Fault::KillPostgres { who: Target::Primary }),
+        Kind::Start | Kind::Survey => plan.with(AT + 20, Fault::KillPostgres { who: Target::Primary }),
         Kind::Bootstrap => plan.with(AT + 20, Fault::DiskLost { who: Target::Async, for_ms: 500 }),
         Kind::Stop | Kind::LeaveElection => {
             plan.with(AT + 20, Fault::StopSitter { who: Target::Primary, for_ms: 1_000 })

@@ -96,11 +96,14 @@ pub(super) struct World {
     pub(super) armed: Vec<Fault>,
     /// New primaries that are to lose their power soon: when, who, for how long.
     pub(super) doomed: Vec<(u64, usize, u64)>,
+    /// The host whose disk came back older, until it has again what was acknowledged.
+    pub(super) older: Option<usize>,
     /// Found by an action; ends the run.
     pub(super) violation: Option<String>,
     pub(super) counts: Counts,
     /// (time, generation, its primary) of each generation.
     pub(super) generations: Vec<(u64, u64, usize)>,
+    pub(super) has_old_disks: bool,
     plan: Plan,
     next_fault: usize,
     healing: bool,
@@ -120,6 +123,7 @@ impl World {
             remembers: None,
             returns: Some(0),
             one_node: false,
+            saved: VecDeque::new(),
             clock_jump_ms: 0,
         };
         Self {
@@ -140,9 +144,11 @@ impl World {
             by_hand: BTreeMap::new(),
             armed: Vec::new(),
             doomed: Vec::new(),
+            older: None,
             violation: None,
             counts: Counts { runs: 1, ..Counts::default() },
             generations: Vec::new(),
+            has_old_disks: plan.has_old_disks(),
             plan: plan.clone(),
             next_fault: 0,
             healing: false,
@@ -254,6 +260,7 @@ impl World {
             self.apply(timed.fault);
         }
         self.due_faults();
+        self.save_disks();
         self.restart_hosts();
         self.restore_state();
         self.expire_sessions();
@@ -322,7 +329,9 @@ impl World {
                 self.counts.takeovers += 1;
                 self.doom(primary);
             }
-            if state.generation > 1 {
+            // A primary may have sent this and lost its power, and then what it had: it must not go on from there.
+            let lost_since = self.older == Some(primary) && before == Some(primary);
+            if state.generation > 1 && !lost_since {
                 let postgres = &self.hosts[primary].postgres;
                 self.oracle.holds_everything("the new generation's primary", postgres)?;
                 self.oracle.holds_what_was_shown("the new generation's primary", postgres)?;
@@ -338,6 +347,8 @@ impl World {
                 let session = self.zk.session();
                 let host = &mut self.hosts[index];
                 (host.returns, host.up) = (None, true);
+                // Known to the process that looked.
+                host.postgres.end = None;
                 let mut sitter = Sitter::new(session, &host.peer, &host.postgres, host.remembers, now);
                 sitter.view.settings.one_node_write_mode = host.one_node;
                 host.sitter = Some(sitter);

@@ -13,6 +13,7 @@ fn nothing(me: u8) -> View {
         loosened: Vec::new(),
         outdated: false,
         last_position: None,
+        end: None,
     };
     view.health.values_mut().for_each(|health| health.data = Some(Data::Absent));
     view

@@ -11,6 +11,7 @@ mod membership;
 mod one_node_write;
 mod promote;
 mod replacement;
+mod returning;
 mod standbys;
 mod takeover;
 mod unknown_is_not_down;
@@ -134,6 +135,8 @@ fn view(me: u8) -> View {
             config(Recovery::Follow(id(2)), Synchronous::Impossible, Gate::Open, &[]),
         ),
     };
+    // As it would be read if it were down.
+    let end = Some(EndOfWal { position: at(1, 500), history: TimelineHistory::default() });
     View {
         me: peer(me),
         now_ms: 100_000,
@@ -153,13 +156,20 @@ fn view(me: u8) -> View {
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
+            end,
         },
         disk_full: false,
         health: peers.into_iter().filter(|number| *number != me).map(|n| (id(n), healthy(present()))).collect(),
         in_flight: None,
         stopping_ms: None,
         settings: Settings::default(),
-        observed: Observed { first_flush: Some(Lsn(300)), joined: true, ..Observed::default() },
+        observed: Observed {
+            first_flush: Some(Lsn(300)),
+            joined: true,
+            known_end: Some(at(1, 500)),
+            is_whole: true,
+            ..Observed::default()
+        },
     }
 }
 

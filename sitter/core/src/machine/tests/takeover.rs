@@ -182,7 +182,7 @@ fn while_the_write_may_still_happen_it_does_not_follow_again() {
     let mut view = view(2);
     detached(&mut view);
     view.uncertain_write = true;
-    waits(&view, "not known");
+    waits(&view, "outcome unknown");
     view.uncertain_write = false;
     let follow = config(Recovery::Follow(id(1)), Synchronous::Impossible, Gate::Open, &[3]);
     acts(&view, Action::Configure(follow));
