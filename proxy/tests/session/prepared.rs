@@ -1,7 +1,7 @@
 //! Prepared statements of clients that share servers: what a client is told and what its statements do is what
 //! it would be without the proxy.
 
-use super::harness::Setup;
+use super::harness::{Postgres, Proxy, Setup, catalog};
 use super::raw::{Raw, bind, describe, describe_portal, execute, flush, parse, sync};
 
 /// Two sessions whose settings differ prepare the unnamed statement in one unit and run it in another one, in
@@ -20,6 +20,14 @@ fn an_unnamed_statement_outlives_what_the_proxy_does_between_units() {
             assert_eq!(answer, format!("2 D({name}) SELECT_1 ZI"), "{round}");
         }
     }
+}
+
+/// A primary, and a proxy that knows it and what its functions do: it tells plain reads from others.
+fn knowing(size: usize) -> (Postgres, Proxy) {
+    let primary = Postgres::primary().unwrap();
+    let proxy = Proxy::start(Setup { size, ..Setup::default() }, Some(catalog(&primary).unwrap())).unwrap();
+    proxy.topology(1, primary.node(), Some(&primary), &[]);
+    (primary, proxy)
 }
 
 /// How a driver prepares a statement and runs it.
@@ -192,7 +200,7 @@ fn converse(port: u16, case: &Case, way: Way) -> Vec<String> {
 
 #[test]
 fn who_prepares_a_statement_is_told_what_it_is_now() {
-    let (primary, proxy) = super::alone(Setup { size: SIZE, ..Setup::default() });
+    let (primary, proxy) = knowing(SIZE);
     for case in CASES {
         for way in WAYS {
             let direct = converse(primary.port, case, way);
@@ -205,7 +213,7 @@ fn who_prepares_a_statement_is_told_what_it_is_now() {
 /// Tables of one name and other types, by search path.
 #[test]
 fn tenants_do_not_share_what_is_not_the_same() {
-    let (primary, proxy) = super::alone(Setup { size: 2, ..Setup::default() });
+    let (primary, proxy) = knowing(2);
     primary
         .psql(
             "create schema a; create schema b; create table a.t (v int); create table b.t (v text, w int);
@@ -256,7 +264,7 @@ fn in_a_transaction(port: u16, before: &[&str], change: &str, pipeline: &[Vec<u8
 
 #[test]
 fn the_proxys_questions_do_not_touch_a_transaction() {
-    let (primary, proxy) = super::alone(Setup { size: SIZE, ..Setup::default() });
+    let (primary, proxy) = knowing(SIZE);
     let run = |text: &str| [parse("", text), bind("", &[]), execute()].concat();
     let q = || [bind("q", &[]), execute()].concat();
     /// What the client has said before, what is changed, and the messages of the pipeline.
@@ -289,7 +297,7 @@ fn the_proxys_questions_do_not_touch_a_transaction() {
 
 #[test]
 fn errors_name_statements_as_their_client_does() {
-    let (primary, proxy) = super::alone(Setup { size: 2, ..Setup::default() });
+    let (primary, proxy) = knowing(2);
     let talk = |port| {
         let mut client = Raw::connect(port, &[]);
         client.query("drop table if exists gone; create table gone ()");
