@@ -242,6 +242,7 @@ impl Mutation {
     }
 
     /// A run that brings about what this bug does harm to, differently for each seed.
+    #[allow(clippy::too_many_lines, reason = "a table: a few lines for each bug")]
     pub fn plan(self, seed: u64) -> Plan {
         let mut plan = Plan::quiet(seed, 3, 4_000);
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x5EED);
