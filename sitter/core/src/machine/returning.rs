@@ -162,8 +162,9 @@ fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<String> {
     let has_beginning = match Promotion::of(state) {
         Some(Promotion { at: Some(at), .. }) => end.contains(at),
         // init_wal may lie inside a record, where no history of ours comes by.
-        Some(promotion) => end.position.timeline == promotion.timeline,
-        None => state.init_position().map_or(end.position.lsn >= state.init_wal, |init| end.contains(init)),
+        Some(promotion) if end.position.timeline == promotion.timeline => true,
+        // Also of one that somebody promoted by hand before it was promoted.
+        _ => state.init_position().map_or(end.position.lsn >= state.init_wal, |init| end.contains(init)),
     };
     if !has_beginning {
         return Some(format!("its WAL ends at {}, before the beginning of the generation", end.position));

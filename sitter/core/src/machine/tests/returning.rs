@@ -145,8 +145,12 @@ fn nobody_is_promoted_twice_to_one_timeline() {
     // A primary of before the takeover is no primary of after it.
     let mut older = took_over(None);
     older.local.server = Server::Down { crashed: true, standby: false };
-    older.local.end = Some(ends(1, 600, &[]));
+    older.local.end = Some(ends(1, 499, &[]));
     gives_way(&older, "before the beginning of the generation");
+    // Somebody promoted it by hand in the middle of the takeover.
+    older.local.end = Some(ends(2, 600, &[(1, 500)]));
+    older.observed.known_end = Some(at(2, 600));
+    starts(&older);
 }
 
 #[test]
