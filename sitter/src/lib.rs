@@ -12,6 +12,7 @@ pub mod memory;
 pub mod metrics;
 pub mod postgres;
 pub mod rejoin;
+pub mod replay_limit;
 pub mod snapshotter;
 pub mod storage;
 

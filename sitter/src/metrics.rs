@@ -12,7 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, descri
 use metrics::{gauge, histogram};
 
 use crate::driver::status::session_name;
-use crate::machine::local::{Downstream, Local, Server};
+use crate::machine::local::{Downstream, HorizonHolder, Local, Server};
 use crate::machine::readiness::Need;
 use crate::postgres::Condition;
 use crate::rejoin::Rung;
@@ -21,6 +21,7 @@ const ROLE: &str = "manatee_role";
 const GENERATION: &str = "manatee_generation";
 const SESSION: &str = "manatee_zookeeper_session";
 const LAG: &str = "manatee_replication_lag_bytes";
+const REPLAY_LAG: &str = "manatee_replay_lag_bytes";
 const TAKEOVERS: &str = "manatee_takeovers_total";
 const PHASE: &str = "manatee_takeover_phase_seconds";
 const POSTGRES_UP: &str = "manatee_postgres_up";
@@ -31,6 +32,8 @@ const LOOSENED: &str = "manatee_settings_loosened";
 pub const LOOSENED_TOTAL: &str = "manatee_settings_breaches_total";
 const READY: &str = "manatee_takeover_ready";
 const WEAK_COMMITS: &str = "manatee_weak_commit_settings";
+const HORIZON_AGE: &str = "manatee_xmin_horizon_age_transactions";
+const HORIZON_HELD: &str = "manatee_xmin_horizon_held_seconds";
 const DECISIONS: &str = "manatee_decisions_total";
 const ACTIONS: &str = "manatee_actions_total";
 const REJOINS: &str = "manatee_rejoins_total";
@@ -80,11 +83,14 @@ pub struct Metrics {
     generation: Gauge,
     sessions: Vec<(zk::Session, Gauge)>,
     postgres_up: Gauge,
+    replay_lag: Gauge,
     disk_full: Gauge,
     pending_restart: Gauge,
     loosened: Gauge,
     weak_commits: Gauge,
     ready: Vec<(Need, Gauge)>,
+    /// Age and time held of the oldest horizon, by its holder; 0 for the others.
+    horizons: Vec<(HorizonHolder, Gauge, Gauge)>,
     suspected: Gauge,
     decisions: Counter,
     phases: Vec<(Phase, Histogram)>,
@@ -109,11 +115,19 @@ impl Metrics {
             generation: gauge!(GENERATION),
             sessions: SESSIONS.iter().map(|one| (*one, gauge!(SESSION, "state" => session_name(*one)))).collect(),
             postgres_up: gauge!(POSTGRES_UP),
+            replay_lag: gauge!(REPLAY_LAG),
             disk_full: gauge!(DISK_FULL),
             pending_restart: gauge!(PENDING_RESTART),
             loosened: gauge!(LOOSENED),
             weak_commits: gauge!(WEAK_COMMITS),
             ready: Need::ALL.iter().map(|need| (*need, gauge!(READY, "reason" => need.name()))).collect(),
+            horizons: HorizonHolder::ALL
+                .iter()
+                .map(|one| {
+                    let label = one.name();
+                    (*one, gauge!(HORIZON_AGE, "holder" => label), gauge!(HORIZON_HELD, "holder" => label))
+                })
+                .collect(),
             suspected: gauge!(SUSPECTED),
             decisions: counter!(DECISIONS),
             phases: Phase::ALL.iter().map(|phase| (*phase, histogram!(PHASE, "phase" => phase.name()))).collect(),
@@ -121,8 +135,16 @@ impl Metrics {
         }
     }
 
-    /// Room on the disk, and settings that wait for a restart.
+    /// Room on the disk, settings that wait for a restart, and who keeps old row versions.
     pub fn condition(&self, condition: &Condition) {
+        for (holder, age, held) in &self.horizons {
+            let oldest = condition.horizon.as_ref().filter(|horizon| horizon.holder == *holder);
+            // Transactions and milliseconds stay far below 2^53.
+            #[allow(clippy::cast_precision_loss)]
+            age.set(oldest.map_or(0.0, |horizon| horizon.age_transactions as f64));
+            #[allow(clippy::cast_precision_loss)]
+            held.set(oldest.map_or(0.0, |horizon| horizon.held_ms as f64 / 1000.0));
+        }
         self.disk_full.set(f64::from(u8::from(condition.disk_full)));
         self.pending_restart.set(count(condition.pending_restart.len()));
         self.weak_commits.set(count(condition.weak_commits.len()));
@@ -160,6 +182,13 @@ impl Metrics {
         };
         self.postgres_up.set(f64::from(u8::from(up)));
         self.loosened.set(count(local.loosened.len()));
+        let behind = match &local.server {
+            Server::Standby(standby) => end.map_or(0, |end| end.bytes_since(standby.replayed)),
+            _ => 0,
+        };
+        // Lags stay far below 2^53 bytes.
+        #[allow(clippy::cast_precision_loss)]
+        self.replay_lag.set(behind as f64);
         for (peer, gauge) in &self.lag {
             if downstreams.iter().all(|downstream| downstream.peer != *peer) {
                 gauge.set(0.0);
@@ -225,6 +254,7 @@ fn describe() {
     describe_gauge!(GENERATION, "Generation of the newest state");
     describe_gauge!(SESSION, "1 for the state of the ZooKeeper session, 0 for the others");
     describe_gauge!(LAG, Unit::Bytes, "WAL that a downstream peer has not flushed yet");
+    describe_gauge!(REPLAY_LAG, Unit::Bytes, "WAL that this standby has received and not replayed yet");
     describe_gauge!(POSTGRES_UP, "Whether the local PostgreSQL answers");
     describe_gauge!(DISK_FULL, "Whether less room is left on the data's disk than its reserve");
     describe_gauge!(PENDING_RESTART, "Settings of PostgreSQL whose new values take effect at its next start");
@@ -232,6 +262,15 @@ fn describe() {
     describe_counter!(LOOSENED_TOTAL, "Times that settings of Manatee's were not in force and were put right");
     describe_gauge!(READY, "Whether what a takeover needs of this peer was tried lately with success, by what it is");
     describe_gauge!(WEAK_COMMITS, "Roles and databases whose commits do not wait for the sync");
+    describe_gauge!(
+        HORIZON_AGE,
+        "Transactions begun since the oldest one whose row versions must be kept, by who needs it"
+    );
+    describe_gauge!(
+        HORIZON_HELD,
+        Unit::Seconds,
+        "How long the oldest transaction whose row versions must be kept has been the same"
+    );
     describe_gauge!(SUSPECTED, "Peers found gone from here");
     describe_counter!(TAKEOVERS, "Takeovers by this peer");
     describe_counter!(DECISIONS, "Changes of decision");

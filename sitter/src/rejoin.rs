@@ -47,6 +47,11 @@ const CHECKPOINT: Duration = Duration::from_secs(60);
 /// How long reading the end of the local WAL may take; it is at most what lies between two checkpoints.
 const WALDUMP: Duration = Duration::from_secs(120);
 
+/// How long `pg_rewind` may tell no progress. While it copies it tells some each second; before that it reads the local WAL
+/// and lists files, which takes minutes only where there is very much. A source that stalls with its connection intact is
+/// noticed by nothing else.
+const SILENCE: Duration = Duration::from_secs(300);
+
 /// What is to be rejoined to, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
@@ -285,6 +290,7 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         .arg(connection)
         .arg("--progress")
         .env("PGPASSFILE", inner.layout.passfile())
+        .silence(SILENCE)
         .run_any(&inner.user)
         .await;
     match run {

@@ -11,6 +11,9 @@ use tokio::process::Command;
 use crate::host::Power;
 use crate::lab::{Lab, SHARD};
 
+/// How long a sitter that was started may take to answer. One that refuses its configuration ends at once.
+const ANSWERS: Duration = Duration::from_secs(10);
+
 /// What can be typed.
 pub const HELP: &str = "\x20 status                  the shard as the lab sees it
   kill WHO                SIGKILL everything on the host
@@ -78,6 +81,9 @@ pub async fn command(lab: &mut Lab, line: &str) -> Result<Next> {
             for index in 0..lab.hosts.len() {
                 lab.heal(index)?;
             }
+            for host in &mut lab.hosts {
+                host.answers(ANSWERS).await?;
+            }
             "all hosts run and are connected".to_owned()
         }
         _ => one_host(lab, verb, rest).await?,
@@ -95,7 +101,10 @@ async fn one_host(lab: &mut Lab, verb: &str, rest: &[&str]) -> Result<String> {
     match verb {
         "power-off" => lab.power_off(index)?,
         "cut" => lab.cut(index)?,
-        "start" => lab.heal(index)?,
+        "start" => {
+            lab.heal(index)?;
+            lab.hosts[index].answers(ANSWERS).await?;
+        }
         _ => {
             let host = &mut lab.hosts[index];
             match verb {

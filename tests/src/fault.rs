@@ -14,6 +14,7 @@ mod processes;
 mod proxies;
 mod steps;
 mod storage;
+mod upkeep;
 mod versions;
 mod zookeeper;
 
@@ -48,6 +49,7 @@ const FAMILIES: &[&[Row]] = &[
     storage::ROWS,
     proxies::ROWS,
     versions::ROWS,
+    upkeep::ROWS,
 ];
 
 /// A row of the list of faults.

@@ -215,6 +215,25 @@ impl Host {
         Ok(())
     }
 
+    /// Waits until its sitter answers; an error with the end of its log if it has ended instead.
+    pub async fn answers(&mut self, limit: Duration) -> Result<()> {
+        let url = format!("http://{}/status", std::net::SocketAddr::new(self.id.ip, self.id.backup_port));
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
+        let deadline = Instant::now() + limit;
+        loop {
+            self.check()?;
+            if client.get(&url).send().await.is_ok() {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "{}'s sitter runs, but has not answered for {limit:?}",
+                self.name()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Its own file system.
     pub fn disk(&mut self) -> Result<&mut Disk> {
         self.disk.as_mut().context("this lab's hosts have no file systems of their own: start it with --disks")

@@ -12,7 +12,7 @@ use manatee_shared::zk::{StateNode, Version, View};
 use serde::{Deserialize, Serialize};
 
 use super::connect::Shard;
-use crate::machine::local::{Local, Server};
+use crate::machine::local::{Horizon, Local, Server};
 use crate::machine::readiness::Unready;
 
 /// How long a sitter may take to answer. One that is down must not hold up the operator.
@@ -45,6 +45,12 @@ pub struct SitterStatus {
     /// What a takeover would need of it and what failed when it was tried lately.
     #[serde(default)]
     pub unready: Vec<Unready>,
+    /// What of its data lies outside of the ZFS dataset.
+    #[serde(default)]
+    pub outside_of_dataset: Option<String>,
+    /// Who keeps the oldest row versions from being removed by VACUUM.
+    #[serde(default)]
+    pub horizon: Option<Horizon>,
     /// Its session with ZooKeeper.
     #[serde(default)]
     pub zk: Option<SessionStatus>,
@@ -242,7 +248,7 @@ fn innermost(error: &reqwest::Error) -> String {
 pub(super) mod samples {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use crate::machine::local::{Data, Downstream, PrimaryStatus, StandbyStatus, SystemIdentifier};
+    use crate::machine::local::{Data, Downstream, PrimaryStatus, Replay, StandbyStatus, SystemIdentifier};
     use manatee_shared::lsn::Timeline;
     use manatee_shared::lsn::{Lsn, TimelineHistory, WalPosition};
     use manatee_shared::zk::{ActivePeer, Session};
@@ -283,6 +289,8 @@ pub(super) mod samples {
             receiver_stopped: false,
             not_streaming_ms: 0,
             cannot_follow: None,
+            receiver_error: None,
+            replay: Replay::default(),
             downstreams,
         })
     }
@@ -308,6 +316,8 @@ pub(super) mod samples {
             weak_commits: Vec::new(),
             breach: None,
             unready: Vec::new(),
+            outside_of_dataset: None,
+            horizon: None,
             zk: Some(SessionStatus { session: "connected".to_owned() }),
             settings: SitterSettings::default(),
             newest_generation: Some(3),

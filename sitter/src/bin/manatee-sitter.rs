@@ -22,6 +22,7 @@ use manatee_sitter::heartbeat::Heartbeats;
 use manatee_sitter::machine::local::Data;
 use manatee_sitter::memory;
 use manatee_sitter::postgres::{self, Postgres};
+use manatee_sitter::replay_limit;
 use manatee_sitter::snapshotter::Snapshotter;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -88,7 +89,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 /// Reads the configuration and what it names, and checks what can be checked without changing anything.
 fn prepare(path: &Path) -> anyhow::Result<(Config, postgres::Settings, Option<Secret>)> {
     let config = Config::load(path)?;
-    let bin_dir = environment::find_programs(config.postgres.bin_dir.as_deref())?;
+    let bin_dir = environment::find_programs(config.postgres.bin_dir.as_deref(), &config.peer.dir)?;
     environment::check_user(&config.postgres.os_user)?;
     if config.storage.kind == StorageKind::Zfs {
         environment::check_zfs()?;
@@ -174,6 +175,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
             std::process::exit(0);
         }
         () = survey_when_lost(&*zk, &postgres) => Err(anyhow!("the task that watches for a lost state has ended")),
+        never = replay_limit::keep(postgres.clone(), status.clone()) => match never {},
         () = memory::keep(config.peer.dir.clone(), status) => Err(anyhow!("the driver has ended")),
         () = snapshotter.run() => Err(anyhow!("the snapshotter has ended")),
         problem = watch_hangups(path) => Err(problem),

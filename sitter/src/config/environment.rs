@@ -26,6 +26,17 @@ pub enum Unfit {
         "no PostgreSQL under {DEBIAN_VERSIONS}; install it, or set `postgres.bin_dir` to the folder of its programs"
     )]
     NoPostgres,
+    /// The version of the data is not installed.
+    #[error(
+        "the data in `peer.dir` is of PostgreSQL {version}, but {} has no postgres; install that version, or set \
+         `postgres.bin_dir` to the folder of its programs", folder.display()
+    )]
+    NoVersion {
+        /// As in PG_VERSION.
+        version: String,
+        /// Where it would be.
+        folder: PathBuf,
+    },
     /// Programs are missing.
     #[error("`postgres.bin_dir`: {} has no {program}; install PostgreSQL's server package or correct the folder", folder.display())]
     NoProgram {
@@ -111,16 +122,27 @@ pub enum Unfit {
     },
 }
 
-/// The folder of PostgreSQL's programs: as configured, else the newest of Debian's.
-pub fn find_programs(configured: Option<&Path>) -> Result<PathBuf, Unfit> {
+/// The folder of PostgreSQL's programs: as configured, else of the version that the data in the peer's folder is of,
+/// else the newest of Debian's. A distribution's upgrade that brings a newer one changes nothing.
+pub fn find_programs(configured: Option<&Path>, dir: &Path) -> Result<PathBuf, Unfit> {
     let folder = match configured {
         Some(folder) => folder.to_owned(),
-        None => newest_under(Path::new(DEBIAN_VERSIONS)).ok_or(Unfit::NoPostgres)?,
+        None => choose(Path::new(DEBIAN_VERSIONS), dir)?,
     };
     match PROGRAMS.into_iter().find(|program| !folder.join(program).is_file()) {
         None => Ok(folder),
         Some(program) => Err(Unfit::NoProgram { folder, program }),
     }
+}
+
+fn choose(versions: &Path, dir: &Path) -> Result<PathBuf, Unfit> {
+    // A copy that is being made tells as well.
+    let of = |data: &str| std::fs::read_to_string(dir.join(data).join("PG_VERSION")).ok();
+    let Some(version) = of("data").or_else(|| of("data.new")).map(|text| text.trim().to_owned()) else {
+        return newest_under(versions).ok_or(Unfit::NoPostgres);
+    };
+    let folder = versions.join(&version).join("bin");
+    if folder.join("postgres").is_file() { Ok(folder) } else { Err(Unfit::NoVersion { version, folder }) }
 }
 
 fn newest_under(versions: &Path) -> Option<PathBuf> {
@@ -326,7 +348,27 @@ mod tests {
     #[test]
     fn missing_programs_are_named() {
         let folder = tempfile::tempdir().unwrap();
-        let problem = find_programs(Some(folder.path())).unwrap_err().to_string();
+        let problem = find_programs(Some(folder.path()), Path::new("/nonexistent")).unwrap_err().to_string();
         assert!(problem.contains("has no postgres"), "{problem}");
+    }
+
+    #[test]
+    fn programs_are_of_the_datas_version() {
+        let (versions, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let bin = |version: &str| versions.path().join(version).join("bin");
+        for version in ["15", "16"] {
+            std::fs::create_dir_all(bin(version)).unwrap();
+            std::fs::write(bin(version).join("postgres"), "").unwrap();
+        }
+        assert_eq!(choose(versions.path(), dir.path()).unwrap(), bin("16"), "without data the newest");
+        let data = |folder: &str, version: &str| {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+            std::fs::write(dir.path().join(folder).join("PG_VERSION"), format!("{version}\n")).unwrap();
+        };
+        data("data.new", "15");
+        assert_eq!(choose(versions.path(), dir.path()).unwrap(), bin("15"));
+        data("data", "14");
+        let problem = choose(versions.path(), dir.path()).unwrap_err().to_string();
+        assert!(problem.contains("PostgreSQL 14") && problem.contains("postgres.bin_dir"), "{problem}");
     }
 }

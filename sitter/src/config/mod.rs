@@ -90,7 +90,7 @@ pub struct PeerConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// Folder of the programs; default: the newest under [`environment::DEBIAN_VERSIONS`].
+    /// Folder of the programs; default: of the data's version, or the newest under [`environment::DEBIAN_VERSIONS`].
     pub bin_dir: Option<PathBuf>,
     /// OS user that runs PostgreSQL when the sitter is root.
     #[serde(default = "default_postgres")]
@@ -118,6 +118,12 @@ pub struct PostgresConfig {
     /// With less room than this on the data's disk, the peer gives its place up.
     #[serde(default = "default_disk_reserve")]
     pub disk_reserve: Size,
+    /// PostgreSQL's log is put away when it is larger.
+    #[serde(default = "default_log_size")]
+    pub log_size: Size,
+    /// How many older ones are kept.
+    #[serde(default = "default_log_kept")]
+    pub log_kept: usize,
     /// How long a stop may take before it is made harder.
     #[serde(with = "humantime_serde", default = "default_stop_timeout")]
     pub stop_timeout: Duration,
@@ -255,6 +261,14 @@ fn default_slot_keep() -> Size {
 
 fn default_disk_reserve() -> Size {
     Size(64 << 20)
+}
+
+fn default_log_size() -> Size {
+    Size(64 << 20)
+}
+
+fn default_log_kept() -> usize {
+    4
 }
 
 fn default_stop_timeout() -> Duration {
@@ -458,6 +472,8 @@ impl Config {
         settings.parameters = from.parameters.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
         settings.max_slot_wal_keep_bytes = from.max_slot_wal_keep_size.bytes();
         settings.disk_reserve_bytes = from.disk_reserve.bytes();
+        settings.log_bytes = from.log_size.bytes();
+        settings.log_kept = from.log_kept;
         settings.stop_timeout = from.stop_timeout;
         settings.isolated_kept = self.storage.isolated_kept;
         settings.api_token = self.api_token()?;

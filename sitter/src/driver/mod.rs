@@ -344,6 +344,8 @@ impl Driver {
                 .clone()
                 .map(|(breach, ended)| BreachStatus { breach, ago_ms: millis(now.saturating_duration_since(ended)) }),
             unready: condition.unready.clone(),
+            outside_of_dataset: condition.outside.clone(),
+            horizon: condition.horizon.clone(),
             stopping: self.stopping.is_some(),
             older: returning::is_older(view),
             streaming: suspicion::streams(view),

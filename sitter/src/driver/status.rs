@@ -9,7 +9,7 @@ use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::zk;
 use serde::Serialize;
 
-use crate::machine::local::{Breach, Data, Gate, Local, Server};
+use crate::machine::local::{Breach, Data, Gate, Horizon, Local, Server};
 use crate::machine::readiness::Unready;
 use crate::machine::view::{LastFailure, PeerHealth, Settings};
 
@@ -61,6 +61,10 @@ pub struct Status {
     pub unready: Vec<Unready>,
     /// This peer is the primary, and finds that its disk came back older than it was.
     pub older: bool,
+    /// What of the data lies outside of the ZFS dataset, so that no peer can be copied from here.
+    pub outside_of_dataset: Option<String>,
+    /// Who keeps the oldest row versions from being removed by VACUUM.
+    pub horizon: Option<Horizon>,
     /// A stop was asked for.
     pub stopping: bool,
     /// How long PostgreSQL had not answered at [`Self::at`], ms.
@@ -270,6 +274,8 @@ impl Status {
             weak_commits: Vec::new(),
             breach: None,
             unready: Vec::new(),
+            outside_of_dataset: None,
+            horizon: None,
             stopping: false,
             postgres_down_ms: None,
             unready_ms: None,
@@ -316,7 +322,7 @@ impl Status {
 pub(crate) mod samples {
     use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 
-    use crate::machine::local::{PrimaryStatus, Server, StandbyStatus};
+    use crate::machine::local::{PrimaryStatus, Replay, Server, StandbyStatus};
 
     pub(crate) fn primary() -> Server {
         let flushed = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
@@ -333,6 +339,8 @@ pub(crate) mod samples {
             receiver_stopped: false,
             not_streaming_ms: 0,
             cannot_follow: None,
+            receiver_error: None,
+            replay: Replay::default(),
             downstreams: vec![],
         })
     }
@@ -404,6 +412,7 @@ mod tests {
             "pendingRestart",
             "weakCommits",
             "unready",
+            "horizon",
         ] {
             assert!(json.get(key).is_some(), "{key}: {json}");
         }

@@ -4,6 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -27,6 +28,7 @@ pub(crate) struct Tool {
     environment: Vec<(&'static str, std::ffi::OsString)>,
     input: Vec<u8>,
     timeout: Option<Duration>,
+    silence: Option<Duration>,
     watch: Option<Watch>,
 }
 
@@ -73,6 +75,7 @@ impl Tool {
             environment: Vec::new(),
             input: Vec::new(),
             timeout: None,
+            silence: None,
             watch: None,
         }
     }
@@ -100,6 +103,13 @@ impl Tool {
 
     pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Ends it when it has not printed anything for this long: for programs that tell their progress, and take as
+    /// long as there is data.
+    pub(crate) fn silence(mut self, silence: Duration) -> Self {
+        self.silence = Some(silence);
         self
     }
 
@@ -145,15 +155,23 @@ impl Tool {
                 let _ = stdin.write_all(&input).await;
             }
         };
+        let heard = Mutex::new(Instant::now());
         let all = async {
             let (status, (), stdout, stderr) =
-                tokio::join!(child.wait(), feed, collect(stdout), follow(name, stderr, watch));
+                tokio::join!(child.wait(), feed, collect(stdout, &heard), follow(name, stderr, watch, &heard));
             status.map(|status| (status, stdout, stderr))
         };
         let bound = self.timeout.unwrap_or(Duration::from_secs(u32::MAX.into()));
         let timeout = Error::Timeout { what: format!("the end of {name}"), timeout: bound };
-        let (status, stdout, stderr) =
-            tokio::time::timeout(bound, all).await.map_err(|_| timeout)?.map_err(Error::io("wait for", &self.path))?;
+        let in_time = tokio::time::timeout(bound, all);
+        // Dropping the wait ends the program.
+        let ended = tokio::select! {
+            ended = in_time => ended.map_err(|_| timeout)?,
+            silence = too_silent(self.silence, &heard) => {
+                return Err(Error::Timeout { what: format!("any progress of {name}"), timeout: silence });
+            }
+        };
+        let (status, stdout, stderr) = ended.map_err(Error::io("wait for", &self.path))?;
         group.0 = None;
         let outcome = match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit status {code}"),
@@ -164,11 +182,31 @@ impl Tool {
     }
 }
 
+/// When a program last printed something. Held for the moment of reading or writing it.
+type Heard = Mutex<Instant>;
+
+fn hear(heard: &Heard) {
+    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+}
+
+/// Returns once nothing was heard for the bound; never, without one.
+async fn too_silent(bound: Option<Duration>, heard: &Heard) -> Duration {
+    let Some(bound) = bound else { return std::future::pending().await };
+    loop {
+        let since = *heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match bound.checked_sub(since.elapsed()) {
+            Some(rest) if !rest.is_zero() => tokio::time::sleep(rest).await,
+            _ => return bound,
+        }
+    }
+}
+
 /// The beginning of what comes; the rest is read and dropped.
-async fn collect(stream: Option<tokio::process::ChildStdout>) -> String {
+async fn collect(stream: Option<tokio::process::ChildStdout>, heard: &Heard) -> String {
     let Some(mut stream) = stream else { return String::new() };
     let (mut kept, mut chunk) = (Vec::new(), vec![0; 16 << 10]);
     while let Ok(read @ 1..) = stream.read(&mut chunk).await {
+        hear(heard);
         let room = OUTPUT_BYTES - kept.len();
         kept.extend_from_slice(&chunk[..read.min(room)]);
     }
@@ -176,7 +214,12 @@ async fn collect(stream: Option<tokio::process::ChildStdout>) -> String {
 }
 
 /// The end of what comes, progress logged from time to time.
-async fn follow(program: &'static str, stream: Option<tokio::process::ChildStderr>, watch: Option<Watch>) -> String {
+async fn follow(
+    program: &'static str,
+    stream: Option<tokio::process::ChildStderr>,
+    watch: Option<Watch>,
+    heard: &Heard,
+) -> String {
     let Some(stream) = stream else { return String::new() };
     let mut lines = BufReader::new(stream);
     let mut kept = String::new();
@@ -185,6 +228,7 @@ async fn follow(program: &'static str, stream: Option<tokio::process::ChildStder
     // Progress is written with carriage returns; a "line" may therefore be long, but a program of
     // PostgreSQL's prints no more than this between two line ends.
     while let Ok(1..) = (&mut lines).take(OUTPUT_BYTES as u64).read_until(b'\n', &mut line).await {
+        hear(heard);
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end().rsplit('\r').next().unwrap_or_default().trim();
         if let Some(watch) = &watch {
@@ -205,4 +249,19 @@ async fn follow(program: &'static str, stream: Option<tokio::process::ChildStder
         line.clear();
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_says_nothing_any_more_is_ended() {
+        let user = OsUser::ourselves();
+        let shell = || Tool::new(std::path::Path::new("/bin"), "sh").arg("-c");
+        let silent = shell().arg("echo begun >&2; sleep 600").silence(Duration::from_millis(300)).run(&user).await;
+        assert!(matches!(&silent, Err(Error::Timeout { what, .. }) if what.contains("progress of sh")), "{silent:?}");
+        let slow = "for n in 1 2 3 4 5 6; do echo $n >&2; sleep 0.1; done";
+        shell().arg(slow).silence(Duration::from_secs(20)).run(&user).await.expect("it goes on");
+    }
 }

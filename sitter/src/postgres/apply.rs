@@ -13,7 +13,6 @@
 //!    reload ends only after the checkpointer has read it;
 //! 5. detached: no WAL receiver, twice in a row.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ use tokio_postgres::Client;
 use super::conf::Name;
 use super::error::Error;
 use super::inner::{Inner, Record};
-use super::{conf, files, guard, hba, observe, session, slot_name};
+use super::{conf, files, guard, hba, observe, replay, session, slots};
 use crate::machine::local::{Gate, Recovery, ServerConfig, Synchronous};
 
 /// Between two looks at something that takes milliseconds: part of every failover.
@@ -145,7 +144,7 @@ pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Er
         reload(inner, &rendered)?;
     }
     // While the other processes take it over.
-    keep_slots(&session, &config.slots).await?;
+    slots::keep(&session, &config.slots).await?;
     if !unchanged {
         confirm_settings(inner, &session, &rendered.id, config, name).await?;
     }
@@ -297,41 +296,18 @@ async fn confirm_detached(inner: &Inner, session: &Client) -> Result<(), Error> 
                + (SELECT count(*) FROM pg_stat_wal_receiver)";
     let absent = AtomicU32::new(0);
     let absent = &absent;
-    until(inner.settings.confirm_timeout, "the end of the WAL receiver", || async {
+    // It is the startup process that ends the receiver, between two records.
+    let clearing = replay::keep_clear(inner, session);
+    let ending = until(inner.settings.confirm_timeout, "the end of the WAL receiver", || async {
         let row = session.query_one(sql, &[]).await.map_err(Error::query("look for the WAL receiver"))?;
         let found: i64 = row.try_get(0).map_err(Error::query("look for the WAL receiver"))?;
         let times = if found == 0 { absent.load(Relaxed) + 1 } else { 0 };
         absent.store(times, Relaxed);
         Ok((times >= 2).then_some(()))
-    })
-    .await
-}
-
-/// Makes the slots of `peers`, and drops unused ones of others and those that lost their WAL.
-pub(super) async fn keep_slots(session: &Client, peers: &BTreeSet<PeerId>) -> Result<(), Error> {
-    let wanted: BTreeSet<String> = peers.iter().map(|peer| slot_name(*peer)).collect();
-    let sql = "SELECT slot_name::text, active, wal_status = 'lost' FROM pg_replication_slots \
-               WHERE slot_type = 'physical' AND NOT temporary AND starts_with(slot_name, 'manatee_')";
-    let rows = session.query(sql, &[]).await.map_err(Error::query("look at the replication slots"))?;
-    let mut present = BTreeSet::new();
-    for row in &rows {
-        let read = |problem| Error::query("look at the replication slots")(problem);
-        let name: String = row.try_get(0).map_err(read)?;
-        let (active, lost): (bool, Option<bool>) = (row.try_get(1).map_err(read)?, row.try_get(2).map_err(read)?);
-        if active || (wanted.contains(&name) && lost != Some(true)) {
-            present.insert(name);
-            continue;
-        }
-        let dropped = session.execute("SELECT pg_drop_replication_slot($1::text::name)", &[&name]).await;
-        if let Err(error) = dropped {
-            // Taken up again just now.
-            tracing::info!(slot = name, error = &error as &dyn std::error::Error, "a replication slot was not dropped");
-            present.insert(name);
-        }
+    });
+    // Either may be dropped: each look is whole by itself.
+    tokio::select! {
+        ended = ending => ended,
+        () = clearing => Ok(()),
     }
-    for name in wanted.difference(&present) {
-        let made = session.execute("SELECT pg_create_physical_replication_slot($1::text::name, true)", &[name]).await;
-        made.map_err(Error::query("make a replication slot"))?;
-    }
-    Ok(())
 }

@@ -1,5 +1,5 @@
-//! What is known of PostgreSQL besides what it does: room on its disk, and settings that wait for a
-//! restart. One task keeps it current.
+//! What is known of PostgreSQL besides what it does: room on its disk, settings that wait for a
+//! restart, and who keeps old row versions. One task keeps it current.
 //!
 //! A server without room goes on for a while: what needs no new page or segment succeeds, the rest
 //! fails, one client after the other, until WAL finds no place and it ends. So a peer with little room
@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::horizon;
 use super::inner::Inner;
-use crate::machine::local::Breach;
+use super::settings::StorageSettings;
+use crate::machine::local::{Breach, Horizon};
 use crate::machine::readiness::Unready;
+use crate::storage::zfs;
 
 /// Between two looks at the disk.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -40,6 +43,10 @@ pub struct Condition {
     pub breach: Option<(Breach, Instant)>,
     /// What a takeover would need and what was tried lately without success (rule 11).
     pub unready: Vec<Unready>,
+    /// What of the data lies outside of the ZFS dataset: peers cannot be copied from here.
+    pub outside: Option<String>,
+    /// Who keeps the oldest row versions.
+    pub horizon: Option<Horizon>,
 }
 
 /// For how long an ended [`Breach`] is told: whoever is paged for it looks at it by then.
@@ -48,11 +55,14 @@ const BREACH_TOLD: Duration = Duration::from_secs(3600);
 /// Keeps `condition` current until aborted.
 pub(super) fn watch(inner: Arc<Inner>, condition: watch::Sender<Condition>) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let mut horizons = horizon::Watcher::new();
         for turn in (0..SETTINGS_EVERY).cycle() {
             look_at_disk(&inner, &condition).await;
             look_at_breach(&inner, &condition);
             if turn == 0 {
                 look_at_settings(&inner, &condition).await;
+                look_at_extent(&inner, &condition).await;
+                look_at_horizon(&inner, &mut horizons, &condition).await;
             }
             tokio::time::sleep(PERIOD).await;
         }
@@ -120,6 +130,37 @@ async fn look_at_settings(inner: &Inner, condition: &watch::Sender<Condition>) {
     if changed && !names.is_empty() {
         tracing::warn!(settings = names.join(", "), "changed settings take effect when PostgreSQL is restarted");
     }
+}
+
+/// On ZFS a tablespace is told as soon as it is there, not when a copy is needed.
+async fn look_at_extent(inner: &Inner, condition: &watch::Sender<Condition>) {
+    if inner.settings.storage == StorageSettings::Directory {
+        return;
+    }
+    let data = inner.layout.data();
+    // None where there is no data to look at.
+    let found = tokio::task::spawn_blocking(move || zfs::stream::outside(&data).ok().flatten()).await;
+    let outside = found.ok().flatten().map(str::to_owned);
+    let changed = condition.send_if_modified(|condition| {
+        let changed = condition.outside != outside;
+        condition.outside.clone_from(&outside);
+        changed
+    });
+    if let Some(what) = outside.filter(|_| changed) {
+        tracing::warn!("{what} lies outside of the ZFS dataset: no peer can be copied from here while it does");
+    }
+}
+
+async fn look_at_horizon(inner: &Inner, horizons: &mut horizon::Watcher, condition: &watch::Sender<Condition>) {
+    let horizon = match inner.session() {
+        Ok(session) => horizons.look(&session).await,
+        Err(_) => None,
+    };
+    condition.send_if_modified(|condition| {
+        let changed = condition.horizon != horizon;
+        condition.horizon = horizon;
+        changed
+    });
 }
 
 fn is_full(before: bool, free_bytes: u64, reserve_bytes: u64) -> bool {

@@ -27,6 +27,7 @@ const OWNED: &[&str] = &[
     "listen_addresses",
     "log_destination",
     "log_line_prefix",
+    "log_min_messages",
     "logging_collector",
     "max_slot_wal_keep_size",
     "port",
@@ -335,7 +336,9 @@ pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, nam
     line("logging_collector", "off");
     line("log_destination", "stderr");
     line("log_line_prefix", "%m [%p] %b ");
-    // The receiver's failures are read from the log.
+    // Why a receiver or a whole server failed is said in the log and nowhere else: the sitter reads it there. `warning` is
+    // PostgreSQL's own default; `fatal` and `panic` would leave out some of it (`serverlog`).
+    line("log_min_messages", "warning");
     line("lc_messages", "C");
     for (name, value) in expected(settings, me, config, name) {
         line(name, &value);
@@ -463,6 +466,7 @@ mod tests {
             ("Synchronous_Standby_Names", "*"),
             ("synchronous_commit", "off"),
             ("include_dir", "x"),
+            ("log_min_messages", "panic"),
             ("manatee.config_id", "1"),
             ("a b", "1"),
             ("fsync", "off"),

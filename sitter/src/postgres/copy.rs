@@ -1,5 +1,6 @@
 //! A peer as a source of data: what it is, and a full copy of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use manatee_shared::ids::PeerId;
@@ -25,6 +26,8 @@ pub(crate) struct SourceFacts {
     pub(crate) is_certain: bool,
     /// Ancestry of that timeline.
     pub(crate) history: TimelineHistory,
+    /// Where its tablespaces are.
+    pub(crate) tablespaces: Vec<PathBuf>,
     /// Names in its `pg_wal`, if we may see them.
     pub(crate) wal: Option<Vec<String>>,
 }
@@ -64,6 +67,7 @@ pub(crate) async fn ask_source(inner: &Inner, source: PeerId) -> Result<SourceFa
         position: WalPosition { timeline, lsn },
         is_certain: certain.is_some(),
         history: history(&session, timeline).await?,
+        tablespaces: tablespaces(&session).await?,
         wal: wal(&session).await,
     })
 }
@@ -78,6 +82,12 @@ async fn history(session: &Client, timeline: Timeline) -> Result<TimelineHistory
     let row = session::row(session, &sql, what).await?;
     let text = row.try_get(0).map_err(Error::query(what))?;
     Ok(control::parse_history(text.unwrap_or_default()))
+}
+
+async fn tablespaces(session: &Client) -> Result<Vec<PathBuf>, Error> {
+    let sql = "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> ''";
+    let rows = session::rows(session, sql, "ask for the source's tablespaces").await?;
+    Ok(rows.iter().filter_map(|row| Some(row.try_get(0).ok()??.into())).collect())
 }
 
 async fn wal(session: &Client) -> Option<Vec<String>> {
@@ -195,6 +205,7 @@ pub(crate) async fn bootstrap(
         system: facts.system,
         incremental: verdict != Some(Verdict::Rebuild),
         conninfo: inner.settings.replication_tls.conninfo(),
+        tablespaces: facts.tablespaces,
     };
     let method = storage.fetch(&wanted).await?;
     let found = control::read_control(&inner.layout.staging())?.system;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::error::Error;
 use super::inner::{Inner, Record};
 use super::process::{self, Postmaster};
-use super::{apply, control, files, guard, observe, session};
+use super::{apply, control, files, guard, observe, replay, session, slots};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Recovery, Server, ServerConfig, Synchronous};
 
@@ -97,7 +97,7 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     if live.as_deref() != Some(&rendered.id) {
         return Err(Error::NotApplied("postgresql.conf does not end with our include".to_owned()));
     }
-    apply::keep_slots(&session, &config.slots).await?;
+    slots::keep(&session, &config.slots).await?;
     inner.set_record(record(true))?;
     inner.refresh().await;
     Ok(())
@@ -107,7 +107,7 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
 async fn spawn(inner: &Inner, config: &ServerConfig) -> Result<bool, Error> {
     let begin = Instant::now();
     loop {
-        let postmaster = Arc::new(Postmaster::spawn(&inner.settings.bin_dir, &inner.layout, &inner.user)?);
+        let postmaster = Arc::new(Postmaster::spawn(&inner.settings, &inner.layout, &inner.user)?);
         tracing::info!(pid = postmaster.pid(), recovery = ?config.recovery, "started PostgreSQL");
         inner.set_postmaster(Arc::clone(&postmaster));
         match wait_for_answer(inner, &postmaster).await {
@@ -167,10 +167,14 @@ pub(super) async fn promote(
         // Not waiting: PostgreSQL's own wait looks every 100 ms only.
         session.execute("SELECT pg_promote(false)", &[]).await.map_err(Error::query("promote"))?;
         apply::announce(inner, config)?;
-        apply::until(inner.settings.promote_timeout, "the promotion", || async {
+        let promoting = apply::until(inner.settings.promote_timeout, "the promotion", || async {
             Ok((!apply::is_in_recovery(&session).await?).then_some(()))
-        })
-        .await?;
+        });
+        // All that was received is replayed first. Either may be dropped: each look is whole by itself.
+        tokio::select! {
+            promoted = promoting => promoted?,
+            () = replay::keep_clear(inner, &session) => {}
+        }
         checkpoint_in_background(inner);
     }
     apply::apply(inner, config).await

@@ -14,16 +14,20 @@ mod condition;
 mod conf;
 pub(crate) mod copy;
 pub mod drain;
+mod feedback;
 mod guard;
 mod hba;
+mod horizon;
 mod in_force;
 pub(crate) mod inner;
 pub(crate) mod lifecycle;
+mod logfile;
 mod observe;
 mod probe;
 mod process;
 mod refused;
 mod rehearsal;
+mod replay;
 mod replication_tls;
 mod roles;
 pub(crate) mod same_wal;
@@ -31,6 +35,7 @@ mod serverlog;
 pub(crate) mod session;
 pub mod settings;
 mod setup;
+mod slots;
 mod survey;
 mod walsender;
 
@@ -54,7 +59,7 @@ use crate::backup::progress::Progress;
 pub use crate::host::{Error, Layout, REPLICATION_ROLE};
 pub(crate) use crate::host::{control, error, files, osuser, tool};
 use crate::machine::action::StopMode;
-use crate::machine::local::{Data, Local, Server, ServerConfig, SystemIdentifier};
+use crate::machine::local::{Data, Local, Obstacle, Server, ServerConfig, SystemIdentifier};
 use crate::rejoin::{self, Rejoined, Rung};
 use crate::storage::zfs::stream::Outgoing;
 use crate::storage::{Directory, Storage, Zfs, zfs};
@@ -101,6 +106,8 @@ pub struct Postgres {
     condition: watch::Receiver<Condition>,
     watching: JoinHandle<()>,
     rehearsing: JoinHandle<()>,
+    /// Looks after slots that nobody uses.
+    slots: JoinHandle<()>,
 }
 
 impl Drop for Postgres {
@@ -108,6 +115,7 @@ impl Drop for Postgres {
         self.observer.abort();
         self.watching.abort();
         self.rehearsing.abort();
+        self.slots.abort();
     }
 }
 
@@ -132,7 +140,8 @@ impl Postgres {
         let (sender, condition) = watch::channel(Condition::default());
         let rehearsing = rehearsal::watch(Arc::clone(&inner), sender.clone());
         let watching = condition::watch(Arc::clone(&inner), sender);
-        Ok(Self { inner, storage, progress, observer, condition, watching, rehearsing })
+        let slots = slots::watch(Arc::clone(&inner));
+        Ok(Self { inner, storage, progress, observer, condition, watching, rehearsing, slots })
     }
 
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
@@ -145,7 +154,7 @@ impl Postgres {
         self.progress.clone()
     }
 
-    /// Room on the disk, and settings that wait for a restart.
+    /// Room on the disk, settings that wait for a restart, and who keeps old row versions.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.clone()
     }
@@ -235,6 +244,11 @@ impl Postgres {
         let Some(snapshots) = self.storage.snapshots() else { return Ok(None) };
         let offer = snapshots.offer(wish).await?;
         snapshots.send(offer).await.map(Some)
+    }
+
+    /// Ends the sessions of readers that replay waits for just now, if it does.
+    pub async fn clear_replay(&self) -> Result<Option<Obstacle>, Error> {
+        replay::clear(&self.inner, &*self.inner.session()?).await
     }
 
     /// What keeps the data, for its upkeep and for tests.

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::apply;
@@ -33,13 +34,15 @@ use super::files;
 use super::guard::{self, Guard};
 use super::in_force::InForce;
 use super::inner::Inner;
+use super::logfile;
 use super::probe::Probe;
 use super::process::{self, Postmaster};
+use super::replay;
 use super::serverlog::{self, Watcher};
 use super::session;
 use super::{PROXY_ROLE, REPLICATION_ROLE};
 use crate::machine::local::{
-    Data, Downstream, Gate, Local, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus,
+    Data, Downstream, Gate, Local, Obstacle, PrimaryStatus, Recovery, Replay, Server, ServerConfig, StandbyStatus,
 };
 
 /// Between observations of a server that runs.
@@ -56,8 +59,8 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 const STEADY: Duration = Duration::from_secs(1);
 /// How much of the log is searched for why PostgreSQL ended.
 const LAST_WORDS_BYTES: u64 = 8192;
-/// Log at run time: above this it is cut. Rotation happens at starts.
-const LOG_LIMIT_BYTES: u64 = 512 << 20;
+/// Between two looks at the size of the log.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// Everything at once. Text, because it is parsed here anyway. `client` counts sessions that a
 /// closed gate ends.
@@ -67,7 +70,8 @@ fn query() -> String {
         "WITH activity AS MATERIALIZED (
              SELECT count(*) FILTER (WHERE backend_type = 'walreceiver') AS receivers,
                     count(*) FILTER (WHERE {CLIENTS}) AS clients,
-                    array_agg(pid) FILTER (WHERE backend_type IN ({VITAL})) AS vital
+                    array_agg(pid) FILTER (WHERE backend_type IN ({VITAL})) AS vital,
+                    max(wait_event_type || '/' || wait_event) FILTER (WHERE backend_type = 'startup') AS startup
              FROM pg_stat_activity)
          SELECT pg_is_in_recovery(),
                 current_setting('{CONFIG_ID}', true),
@@ -86,7 +90,9 @@ fn query() -> String {
                         'sent', sent_lsn, 'write', write_lsn, 'flush', flush_lsn, 'replay', replay_lsn,
                         'priority', sync_priority)) FROM pg_stat_replication)::text, '[]'),
                 activity.vital,
-                ARRAY[{watched}]
+                ARRAY[{watched}],
+                activity.startup,
+                CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END
          FROM activity LEFT JOIN pg_stat_wal_receiver r ON true"
     )
 }
@@ -158,6 +164,8 @@ struct Seen {
     vital: Vec<i32>,
     /// Values of [`conf::WATCHED`].
     watched: Vec<String>,
+    obstacle: Option<Obstacle>,
+    paused: bool,
 }
 
 impl Seen {
@@ -183,6 +191,8 @@ impl Seen {
             downstreams: downstreams(row.try_get(13)?),
             vital: row.try_get::<_, Option<Vec<i32>>>(14)?.unwrap_or_default(),
             watched: row.try_get(15)?,
+            obstacle: row.try_get::<_, Option<&str>>(16)?.and_then(replay::obstacle),
+            paused: row.try_get::<_, Option<bool>>(17)?.unwrap_or(false),
         })
     }
 
@@ -212,6 +222,8 @@ struct Memory {
     stopped_since: Option<Instant>,
     /// Whether the files would be rendered otherwise today; about the configuration of this epoch.
     outdated: Option<bool>,
+    /// Since when every observation found replay waiting for readers.
+    obstructed_since: Option<Instant>,
 }
 
 impl Memory {
@@ -227,6 +239,7 @@ impl Memory {
             last_message: None,
             stopped_since: None,
             outdated: None,
+            obstructed_since: None,
         }
     }
 }
@@ -246,6 +259,8 @@ pub(super) struct Observer {
     guard: Guard,
     in_force: InForce,
     log_checked: Instant,
+    /// The last look at its size, and what followed.
+    log_cut: Option<JoinHandle<()>>,
 }
 
 impl Observer {
@@ -262,6 +277,7 @@ impl Observer {
             observed: None,
             log_config: None,
             log_checked: Instant::now(),
+            log_cut: None,
         }
     }
 
@@ -497,6 +513,8 @@ impl Observer {
             _ => 0,
         };
         let upstream_silent_ms = self.upstream_silent(&seen, now);
+        let receiver_error = self.log.receiver_error().filter(|_| following.is_some() && !streaming).map(str::to_owned);
+        let replay = self.replay(&seen, now);
         if following.is_some() {
             self.guard.observe(streaming.then_some(received).flatten(), not_streaming_ms);
         }
@@ -509,8 +527,17 @@ impl Observer {
             receiver_stopped,
             not_streaming_ms,
             cannot_follow,
+            receiver_error,
+            replay,
             downstreams: seen.downstreams,
         })
+    }
+
+    fn replay(&mut self, seen: &Seen, now: Instant) -> Replay {
+        let since = seen.obstacle.map(|_| self.memory.obstructed_since.unwrap_or(now));
+        self.memory.obstructed_since = since;
+        let waits_ms = since.map_or(0, |since| millis(now.duration_since(since)));
+        Replay { paused: seen.paused, waits_for: seen.obstacle, waits_ms }
     }
 
     /// The end of WAL with its timeline (see the module's head).
@@ -617,17 +644,24 @@ impl Observer {
         });
     }
 
-    /// A log that grows without end while the server runs is cut; PostgreSQL appends to it.
+    /// A log that grows without end while the server runs is put away.
     fn bound_log(&mut self) {
-        if self.log_checked.elapsed() < Duration::from_secs(60) {
+        if self.log_checked.elapsed() < LOG_PERIOD || self.log_cut.as_ref().is_some_and(|cut| !cut.is_finished()) {
             return;
         }
         self.log_checked = Instant::now();
-        let path = self.inner.layout.log();
-        if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {
-            let cut = std::fs::OpenOptions::new().write(true).open(&path).and_then(|log| log.set_len(0));
-            tracing::warn!(path = %path.display(), done = cut.is_ok(), "PostgreSQL's log was too large and was cut");
-        }
+        let inner = Arc::clone(&self.inner);
+        // Copying may take as long as the disk does: never in the way of an observation.
+        self.log_cut = Some(tokio::task::spawn_blocking(move || {
+            let log = inner.layout.log();
+            match logfile::cut(&log, inner.settings.log_bytes, inner.settings.log_kept, &inner.user) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(path = %log.display(), "PostgreSQL's log was full and was put away"),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "PostgreSQL's log is not bounded");
+                }
+            }
+        }));
     }
 }
 

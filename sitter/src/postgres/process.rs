@@ -19,11 +19,9 @@ use tokio::io::unix::AsyncFd;
 use super::conf;
 use super::error::Error;
 use super::files;
+use super::logfile;
 use super::osuser::OsUser;
-use super::settings::Layout;
-
-/// The log is put away at a start when it is larger than this.
-const LOG_ROTATE_BYTES: u64 = 64 << 20;
+use super::settings::{Layout, Settings};
 
 /// A running postmaster.
 #[derive(Debug)]
@@ -50,12 +48,9 @@ impl Postmaster {
     }
 
     /// Starts PostgreSQL on `layout.data()`.
-    pub(crate) fn spawn(bin_dir: &Path, layout: &Layout, user: &OsUser) -> Result<Self, Error> {
+    pub(crate) fn spawn(settings: &Settings, layout: &Layout, user: &OsUser) -> Result<Self, Error> {
         let log_path = layout.log();
-        if std::fs::metadata(&log_path).is_ok_and(|log| log.len() > LOG_ROTATE_BYTES) {
-            let old = layout.run().join("postgresql.log.1");
-            std::fs::rename(&log_path, &old).map_err(Error::io("put away", &log_path))?;
-        }
+        logfile::put_away(&log_path, settings.log_bytes, settings.log_kept)?;
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -64,7 +59,7 @@ impl Postmaster {
             .map_err(Error::io("open", &log_path))?;
         user.own(&log_path)?;
         let duplicate = log.try_clone().map_err(Error::io("open", &log_path))?;
-        let program = bin_dir.join("postgres");
+        let program = settings.bin_dir.join("postgres");
         let mut command = Command::new(&program);
         command
             .arg("-D")
@@ -78,6 +73,10 @@ impl Postmaster {
             .stdin(Stdio::null())
             .stdout(duplicate)
             .stderr(log);
+        if let Some(stranger) = stranger_in_pid_file(&layout.data()) {
+            tracing::warn!(pid = stranger, "postmaster.pid is left over: its number has been given to another process");
+            command.env("PG_GRANDPARENT_PID", stranger.to_string());
+        }
         user.apply(&mut command);
         let child = command.spawn().map_err(Error::io("run", &program))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -129,6 +128,16 @@ impl Postmaster {
     pub(crate) fn signal(&self, signal: Signal) {
         // ESRCH: it has ended, which `ended` reports.
         let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref().as_fd(), signal);
+    }
+
+    /// Interrupts the sleep of one of its children: SIGHUP, upon which it reads its settings again.
+    pub(crate) fn wake_child(&self, pid: i32) {
+        let Some(child) = Pid::from_raw(pid) else { return };
+        let Ok(pidfd) = rustix::process::pidfd_open(child, PidfdFlags::NONBLOCK) else { return };
+        // Asked after the pidfd was opened, so that it is true of the same process.
+        if stat_of(pid).is_some_and(|(_, parent)| parent == self.pid()) {
+            let _ = rustix::process::pidfd_send_signal(pidfd.as_fd(), Signal::HUP);
+        }
     }
 
     /// Whether somebody stopped it (SIGSTOP): sessions may still answer, but none is let in.
@@ -193,6 +202,19 @@ fn is_postmaster_of(pid: Pid, data: &Path) -> bool {
         .is_some_and(|name| name.split(' ').next() == Some("postgres"));
     let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     is_postgres && !title.starts_with(b"postgres: ") && !works_in.as_os_str().is_empty()
+}
+
+/// The process that `postmaster.pid` names, if that is alive and has nothing to do with this data.
+///
+/// PostgreSQL cannot tell and refuses to start for as long as that process lives, unless it takes the number for its
+/// grandparent's, as after a restart of the host (`CreateLockFile`, miscinit.c; pg_ctl says so by PG_GRANDPARENT_PID). It
+/// then goes on to look whether anybody still uses the shared memory named in the file: its own interlock stays in force,
+/// and nobody but PostgreSQL removes the file.
+fn stranger_in_pid_file(data: &Path) -> Option<i32> {
+    let pid = parse_pid(&std::fs::read_to_string(data.join("postmaster.pid")).ok()?)?.as_raw_nonzero().get();
+    let data = std::fs::canonicalize(data).ok()?;
+    // Every process of a server works in its data directory. One that cannot be looked at is not taken for a stranger.
+    std::fs::read_link(format!("/proc/{pid}/cwd")).ok().filter(|folder| *folder != data).map(|_| pid)
 }
 
 /// Whether `postmaster.pid` is left over: its server did not end by itself.
@@ -263,5 +285,20 @@ mod tests {
         std::fs::write(dir.path().join("postmaster.pid"), format!("{me}\n")).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         assert!(runtime.block_on(async { Postmaster::find(dir.path()) }).unwrap().is_none());
+    }
+
+    #[test]
+    fn only_a_living_process_of_other_folders_is_a_stranger() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |pid: u32| std::fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n")).unwrap();
+        assert_eq!(stranger_in_pid_file(dir.path()), None, "no file");
+        write(std::process::id());
+        assert_eq!(stranger_in_pid_file(dir.path()), i32::try_from(std::process::id()).ok());
+        let mut ours = std::process::Command::new("sleep").arg("60").current_dir(dir.path()).spawn().unwrap();
+        write(ours.id());
+        assert_eq!(stranger_in_pid_file(dir.path()), None, "it works in the data directory");
+        ours.kill().unwrap();
+        ours.wait().unwrap();
+        assert_eq!(stranger_in_pid_file(dir.path()), None, "it has ended");
     }
 }

@@ -81,12 +81,14 @@ pub(super) struct Watcher {
     /// First sight of a message of the second kind.
     first: Option<Instant>,
     verdict: Option<String>,
+    /// The last message that a WAL receiver ended with.
+    receiver_error: Option<String>,
 }
 
 impl Watcher {
     /// Watches what is written to `path` from now on.
     pub(super) fn new(path: PathBuf) -> Self {
-        let mut watcher = Self { path, inode: 0, offset: 0, first: None, verdict: None };
+        let mut watcher = Self { path, inode: 0, offset: 0, first: None, verdict: None, receiver_error: None };
         watcher.forget();
         watcher
     }
@@ -96,24 +98,34 @@ impl Watcher {
         if let Ok(log) = std::fs::metadata(&self.path) {
             (self.inode, self.offset) = (log.ino(), log.len());
         }
-        (self.first, self.verdict) = (None, None);
+        (self.first, self.verdict, self.receiver_error) = (None, None, None);
     }
 
     /// Reads on; the message by which this data can not follow, if there was one.
     pub(super) fn look(&mut self, now: Instant) -> Option<&str> {
         for line in self.news().lines() {
+            // Without time, process and kind of process.
+            let text = line.split_once("] ").map_or(line, |(_, text)| text).trim();
+            if let Some((_, error)) =
+                text.split_once("walreceiver FATAL:  ").or(text.split_once("walreceiver ERROR:  "))
+            {
+                self.receiver_error = Some(error.to_owned());
+            }
             let lasts = match meaning(line) {
                 None => continue,
                 Some(Meaning::Hopeless) => true,
                 Some(Meaning::HopelessIfItLasts) => now.duration_since(*self.first.get_or_insert(now)) >= LASTS,
             };
             if lasts {
-                // Without time, process and kind of process.
-                let text = line.split_once("] ").map_or(line, |(_, text)| text);
-                self.verdict = Some(text.trim().to_owned());
+                self.verdict = Some(text.to_owned());
             }
         }
         self.verdict.as_deref()
+    }
+
+    /// What a WAL receiver ended with last, of what was read.
+    pub(super) fn receiver_error(&self) -> Option<&str> {
+        self.receiver_error.as_deref()
     }
 
     /// Complete lines written since.
@@ -206,6 +218,22 @@ mod tests {
         assert_eq!(watcher.look(now), Some("walreceiver FATAL:  b has already been removed"));
         watcher.forget();
         assert_eq!(watcher.look(now), None);
+    }
+
+    #[test]
+    fn what_a_receiver_ended_with_is_kept_until_it_streams() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "").unwrap();
+        let mut watcher = Watcher::new(path.clone());
+        let mut log = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let full = "could not connect to the primary server: FATAL:  number of requested standby connections exceeds \
+                    max_wal_senders (currently 5)";
+        writeln!(log, "x [1] walreceiver FATAL:  {full}\nx [2] startup LOG:  waiting for WAL").unwrap();
+        assert_eq!(watcher.look(Instant::now()), None);
+        assert_eq!(watcher.receiver_error(), Some(full));
+        watcher.forget();
+        assert_eq!(watcher.receiver_error(), None);
     }
 
     #[test]

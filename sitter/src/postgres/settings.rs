@@ -67,6 +67,10 @@ pub struct Settings {
     pub max_slot_wal_keep_bytes: u64,
     /// With less room than this on the data's disk, PostgreSQL is not to be relied on, bytes.
     pub disk_reserve_bytes: u64,
+    /// PostgreSQL's log is put away when it is larger, bytes.
+    pub log_bytes: u64,
+    /// How many older ones are kept.
+    pub log_kept: usize,
     /// How long a stop may take before it is made harder.
     pub stop_timeout: Duration,
     /// How long a configuration change may take to be confirmed.
@@ -120,6 +124,8 @@ impl Settings {
             parameters: BTreeMap::new(),
             max_slot_wal_keep_bytes: 8 << 30,
             disk_reserve_bytes: 64 << 20,
+            log_bytes: 64 << 20,
+            log_kept: 4,
             stop_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),

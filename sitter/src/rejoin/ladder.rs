@@ -190,7 +190,14 @@ async fn breaks_off(primary: &Peer) -> (crate::storage::Source, JoinHandle<Strin
     let Data::Present(system) = primary.postgres.local().borrow().data.clone() else { panic!("no data") };
     let peer = PeerId { backup_port: port, ip: Ipv4Addr::LOCALHOST.into(), ..primary.id };
     (
-        crate::storage::Source { peer, slot: "none".to_owned(), system, incremental: true, conninfo: String::new() },
+        crate::storage::Source {
+            peer,
+            slot: "none".to_owned(),
+            system,
+            incremental: true,
+            conninfo: String::new(),
+            tablespaces: Vec::new(),
+        },
         served,
     )
 }

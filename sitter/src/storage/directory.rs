@@ -2,15 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Snapshots, Source, Storage};
+use super::{Snapshots, Source, Storage, tablespaces};
 use crate::backup::progress::{Begin, Method, Progress};
 use crate::host::osuser::OsUser;
 use crate::host::tool::Tool;
 use crate::host::{Error, Layout, REPLICATION_ROLE, files};
+
+/// How long `pg_basebackup` may tell no progress. While it copies it tells some each second; before that the source makes
+/// a checkpoint, which a receiver that hangs may hold up for minutes (PostgreSQL 15).
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// A peer's folders on one file system.
 #[derive(Debug)]
@@ -36,6 +41,9 @@ pub(crate) async fn base_backup(
     source: &Source,
     progress: &Progress,
 ) -> Result<(), Error> {
+    // Before the source makes a checkpoint for nothing.
+    let unique = format!("{}-{}", Timestamp::now().as_millisecond(), std::process::id());
+    let places = tablespaces::places(&source.tablespaces, &unique)?;
     let connection = format!(
         "host={} port={} user={REPLICATION_ROLE} application_name=manatee-basebackup connect_timeout=5 \
          keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=15000 {}",
@@ -52,11 +60,13 @@ pub(crate) async fn base_backup(
     let run = Tool::new(bin_dir, "pg_basebackup")
         .args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"])
         .arg(format!("--slot={}", source.slot))
+        .args(places.iter().map(tablespaces::mapping))
         .arg("--pgdata")
         .arg(layout.staging())
         .arg("--dbname")
         .arg(connection)
         .env("PGPASSFILE", layout.passfile())
+        .silence(SILENCE)
         .watch(move |line| {
             if let Some((completed, size)) = parse_progress(line) {
                 watched.size(size);
@@ -72,7 +82,13 @@ pub(crate) async fn base_backup(
         (Err(error), Some(copying)) => copying.failed(error),
         (_, None) => {}
     }
-    run.map(drop)
+    run.map(drop).map_err(|error| match error {
+        // What the server says of its files is about that host.
+        Error::Program { output, .. } if output.contains("ERROR:  ") => {
+            Error::SourceNotFit { source_peer: source.peer, problem: format!("it could not be copied: {output}") }
+        }
+        other => other,
+    })
 }
 
 /// `  24576/23245 kB (100%), 0/1 tablespace`: bytes completed and expected.
@@ -93,6 +109,14 @@ pub(super) async fn remove_tree(folder: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes a data set that is not in use, with the tablespaces that were made for it.
+async fn remove_data(folder: &Path, data_in_use: &Path) -> Result<(), Error> {
+    for tablespace in tablespaces::going_with(folder, data_in_use) {
+        remove_tree(&tablespace).await?;
+    }
+    remove_tree(folder).await
+}
+
 /// Whether there is no such folder, or nothing in it.
 fn is_empty(folder: &Path) -> Result<bool, Error> {
     match std::fs::read_dir(folder) {
@@ -111,12 +135,13 @@ impl Storage for Directory {
 
     async fn stage(&self) -> Result<PathBuf, Error> {
         let staging = self.layout.staging();
-        remove_tree(&staging).await?;
+        remove_data(&staging, &self.layout.data()).await?;
         files::make_folder(&staging, &self.user)?;
         Ok(staging)
     }
 
     async fn fetch(&self, source: &Source) -> Result<Method, Error> {
+        // Links of a copy that broke off lead to what it left in tablespaces.
         self.stage().await?;
         base_backup(&self.bin_dir, &self.layout, &self.user, source, &self.progress).await?;
         Ok(Method::BaseBackup)
@@ -163,7 +188,7 @@ impl Storage for Directory {
         let surplus = folders.len().saturating_sub(kept);
         for folder in folders.into_iter().take(surplus) {
             tracing::info!(folder = %folder.display(), "removing the oldest data set aside");
-            remove_tree(&folder).await?;
+            remove_data(&folder, &self.layout.data()).await?;
         }
         Ok(surplus)
     }

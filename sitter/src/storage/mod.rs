@@ -9,6 +9,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod directory;
+mod tablespaces;
 pub mod zfs;
 
 use std::fmt::Debug;
@@ -39,6 +40,8 @@ pub struct Source {
     pub incremental: bool,
     /// Further parameters of libpq for its PostgreSQL.
     pub conninfo: String,
+    /// Where its tablespaces are.
+    pub tablespaces: Vec<PathBuf>,
 }
 
 /// A kind of storage. Each method may be dropped halfway and repeated.

@@ -4,7 +4,11 @@
 mod in_force;
 mod peer;
 mod readiness;
+mod replay;
 mod replication_tls;
+mod senders;
+mod tablespaces;
+mod vacuum;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -25,6 +29,19 @@ fn config(recovery: Recovery, synchronous: Synchronous, slots: &[PeerId]) -> Ser
 
 fn follow(upstream: &TestPeer, slots: &[PeerId]) -> ServerConfig {
     config(Recovery::Follow(upstream.id), Synchronous::Impossible, slots)
+}
+
+/// Waits until `look` finds something, with a deadline.
+async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
 /// A primary and `N` standbys that stream from it; nobody is synchronous yet.
@@ -132,6 +149,35 @@ async fn crash_is_noticed_at_once_and_adoption_touches_nothing() {
     assert!(matches!(late.local().borrow().server, Server::Primary(_)));
     late.stop(StopMode::Immediate).await.unwrap();
     assert_eq!(late.local().borrow().server, Server::Down { crashed: false, standby: false });
+}
+
+/// A host that lost power, whose process numbers begin anew: another program of the same user has the old one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pid_file_that_names_a_stranger_does_not_keep_it_from_starting() {
+    let peer = TestPeer::new();
+    peer.postgres.adopt().await.unwrap();
+    peer.postgres.initialise().await.unwrap();
+    let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
+    peer.postgres.start(&config).await.unwrap();
+    let pid_file = peer.data().join("postmaster.pid");
+    let written = std::fs::read_to_string(&pid_file).unwrap();
+    peer.postgres.stop(StopMode::Immediate).await.unwrap();
+    let mut stranger = std::process::Command::new("sleep");
+    stranger.arg("600").current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+        std::os::unix::process::CommandExt::uid(&mut stranger, user.uid.as_raw());
+    }
+    let mut stranger = stranger.spawn().unwrap();
+    let (_, rest) = written.split_once('\n').unwrap();
+    std::fs::write(&pid_file, format!("{}\n{rest}", stranger.id())).unwrap();
+    let started = peer.postgres.start(&config).await;
+    let alive = stranger.try_wait().unwrap().is_none();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    started.unwrap();
+    assert!(alive, "nobody touched it");
+    assert!(matches!(peer.local().server, Server::Primary(_)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,9 +5,12 @@ use manatee_shared::cluster::{Peer, Role};
 use super::lost::{said, server_told};
 use super::{Finding, Matter};
 use crate::cluster::{Cluster, SitterStatus};
-use crate::machine::local::{Data, Gate, PrimaryStatus, Server, StandbyStatus};
+use crate::machine::local::{Data, Gate, HorizonHolder, Obstacle, PrimaryStatus, Replay, Server, StandbyStatus};
 use crate::machine::readiness::{Need, Unready};
 use crate::machine::situation::has_beginning;
+
+/// Readers that replay waits for any less are nothing to tell anybody.
+const REPLAY_WAITS_MS: u64 = 5_000;
 
 /// One peer in its shard.
 struct Subject<'a> {
@@ -35,7 +38,12 @@ pub(super) fn findings(cluster: &Cluster, role: Role, peer: &Peer) -> Vec<Findin
             subject.of_status(status).into_iter().chain(of_settings).collect()
         }
     };
-    found.into_iter().chain(subject.lost_primary()).collect()
+    found
+        .into_iter()
+        .chain(subject.lost_primary())
+        .chain(subject.old_horizon())
+        .chain(subject.cannot_be_copied())
+        .collect()
 }
 
 /// Registered peers that the state does not list.
@@ -416,6 +424,7 @@ impl Subject<'_> {
                     .next("wait: the gate opens by itself"),
             );
         }
+        findings.extend(self.replay(standby));
         if self.role == Role::Sync && !has_beginning(&self.cluster.state, standby) {
             findings.push(self.behind(standby));
         }
@@ -425,9 +434,18 @@ impl Subject<'_> {
 
     fn not_streaming(&self, status: &SitterStatus, upstream: &Peer) -> Finding {
         let tried = status.unready.iter().find(|unready| unready.need == Need::Upstream);
-        let detail = tried.map(|unready| unready.detail.as_str()).unwrap_or_default();
+        let ended_with = match &status.local.server {
+            Server::Standby(standby) => standby.receiver_error.as_deref(),
+            _ => None,
+        };
+        let detail = tried.map(|unready| unready.detail.as_str()).or(ended_with).unwrap_or_default();
         let why = if detail.is_empty() { with_failure(status) } else { format!("{detail}; {}", with_failure(status)) };
-        let next = if let Some(remedy) = remedy(detail, self.peer) {
+        let next = if detail.contains("max_wal_senders") {
+            format!(
+                "on {}: end what uses WAL senders and is not of this shard (see pg_stat_replication), or raise max_wal_senders",
+                upstream.ip
+            )
+        } else if let Some(remedy) = remedy(detail, self.peer) {
             remedy
         } else if is_network(detail) {
             format!("check the network from {} to {}; it tries all the time", self.peer.ip, upstream.pg_url)
@@ -442,6 +460,34 @@ impl Subject<'_> {
     /// Where PostgreSQL's log is.
     fn log(&self) -> &'static str {
         "PostgreSQL's log, `peer.dir`/run/postgresql.log,"
+    }
+
+    /// What it received is not shown to its readers, and has to be replayed before it may serve as primary.
+    fn replay(&self, standby: &StandbyStatus) -> Option<Finding> {
+        let Replay { paused, waits_for, waits_ms } = standby.replay;
+        let behind = standby.received.map_or(0, |received| received.lsn.bytes_since(standby.replayed));
+        let (ip, takeover) = (&self.peer.ip, "a takeover replays it first, and writes wait for that");
+        if paused {
+            return Some(
+                Finding::new(Matter::Degrades, format!("{} has its replay paused", self.title()))
+                    .why(format!("pg_wal_replay_pause() was called there; {behind} bytes of WAL wait; {takeover}"))
+                    .next(format!("on {ip}: SELECT pg_wal_replay_resume()")),
+            );
+        }
+        let holder = match waits_for.filter(|_| waits_ms >= REPLAY_WAITS_MS)? {
+            Obstacle::Lock => "a lock on a table that was changed on the primary",
+            Obstacle::Snapshot => "a snapshot older than rows that the primary has removed",
+            Obstacle::Page => "a page that it looks at",
+            Obstacle::Tablespace => "a file in a tablespace that the primary has dropped",
+        };
+        let seconds = waits_ms / 1000;
+        Some(
+            Finding::new(Matter::Degrades, format!("the replay of {} waits for a reader", self.title()))
+                .why(format!("a session has had {holder} for {seconds} s; {behind} bytes of WAL wait; {takeover}"))
+                .next(format!(
+                    "wait: it ends with that session, or after max_standby_streaming_delay; on {ip}, see pg_stat_activity"
+                )),
+        )
     }
 
     fn behind(&self, standby: &StandbyStatus) -> Finding {
@@ -500,6 +546,52 @@ impl Subject<'_> {
         )
     }
 
+    /// Data that ZFS cannot send: no lost peer comes back from it.
+    fn cannot_be_copied(&self) -> Option<Finding> {
+        let status = self.cluster.answers.get(&self.peer.id)?.as_ref().ok()?;
+        let outside = status.outside_of_dataset.as_ref()?;
+        Some(
+            Finding::new(Matter::Degrades, format!("no peer can be copied from {}", self.title()))
+                .why(format!("{outside} lies outside of the ZFS dataset, and a snapshot does not hold it"))
+                .next(
+                    "move what is in the tablespace back (ALTER TABLE … SET TABLESPACE pg_default) and DROP TABLESPACE; \
+                     make pg_wal a folder of the data directory",
+                ),
+        )
+    }
+
+    /// VACUUM removes nothing, and tables grow.
+    fn old_horizon(&self) -> Option<Finding> {
+        let status = self.cluster.answers.get(&self.peer.id)?.as_ref().ok()?;
+        // Those of standbys come to the primary by their feedback; a standby's own tells who it is there.
+        let horizon = status.horizon.as_ref().filter(|horizon| horizon.is_old())?;
+        let name = &horizon.name;
+        let (holder, next) = match horizon.holder {
+            HorizonHolder::Slot => (
+                format!("the replication slot {name}"),
+                "see the same finding of the standby that uses it; drop a slot that nobody needs any more: \
+                 SELECT pg_drop_replication_slot(…)",
+            ),
+            HorizonHolder::PreparedTransaction => (
+                format!("the prepared transaction {name}"),
+                "COMMIT PREPARED or ROLLBACK PREPARED in that database, as its application would",
+            ),
+            HorizonHolder::Transaction => (
+                format!("an open transaction of {name}"),
+                "end it in its application, or SELECT pg_terminate_backend(…) with that process id",
+            ),
+            HorizonHolder::StandbyFeedback => {
+                (format!("readers of the standby {name}"), "see the same finding of that standby")
+            }
+        };
+        let (minutes, age) = (horizon.held_ms / 60_000, horizon.age_transactions);
+        Some(
+            Finding::new(Matter::Degrades, format!("VACUUM removes nothing recent on {}: tables grow", self.title()))
+                .why(format!("{holder} has kept old row versions for {minutes} minutes, {age} transactions ago"))
+                .next(next),
+        )
+    }
+
     fn waits_outside(&self) -> Finding {
         let state = &self.cluster.state;
         let status = match self.cluster.answers.get(&self.peer.id) {
@@ -548,6 +640,9 @@ fn remedy(problem: &str, peer: &Peer) -> Option<String> {
     let ip = &peer.ip;
     if has(&["No space left on device", "disk space", "disk full", "Disk quota exceeded"]) {
         return Some(format!("free disk space on {ip}; nothing else is needed, it goes on by itself"));
+    }
+    if has(&["could not be copied"]) {
+        return Some("correct that on the source, the host named here; meanwhile its sitter tries the others".into());
     }
     if has(&["Permission denied"]) {
         return Some(format!("check the owner of `peer.dir` on {ip}: it must be the configured `os_user`"));

@@ -479,6 +479,42 @@ fn a_peer_that_could_not_take_over_is_never_healthy() {
 }
 
 #[test]
+fn whoever_holds_vacuum_up_is_named() {
+    let mut evidence = evidence();
+    let held = |held_ms, age_transactions| {
+        let name = "'x' of app in app".to_owned();
+        Some(Horizon { holder: HorizonHolder::PreparedTransaction, name, age_transactions, held_ms })
+    };
+    // A dump is no fault, nor is a transaction that nothing was written behind.
+    for (minutes, transactions) in [(9, 1_000_000), (600, 99_999)] {
+        status(&mut evidence, 1).horizon = held(minutes * 60_000, transactions);
+        assert_eq!(explain(&evidence).findings, [], "{minutes} {transactions}");
+    }
+    status(&mut evidence, 1).horizon = held(3_600_000, 1_000_000);
+    let report = explain(&evidence);
+    let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
+    let why = finding.why.as_deref().unwrap();
+    assert!(why.contains("prepared transaction 'x' of app in app") && why.contains("60 minutes"), "{why}");
+    assert!(finding.what.contains("VACUUM") && finding.next.contains("ROLLBACK PREPARED"), "{finding:?}");
+}
+
+#[test]
+fn replay_that_does_not_go_on_is_told() {
+    let mut evidence = evidence();
+    standby_of(&mut evidence, 2).replay = Replay { waits_for: Some(Obstacle::Lock), waits_ms: 4_999, paused: false };
+    assert_eq!(explain(&evidence).findings, []);
+    for (replay, what, why) in [
+        (Replay { waits_for: Some(Obstacle::Lock), waits_ms: 7_000, paused: false }, "waits for a reader", "for 7 s"),
+        (Replay { paused: true, ..Replay::default() }, "replay paused", "pg_wal_replay_pause"),
+    ] {
+        standby_of(&mut evidence, 2).replay = replay;
+        let report = explain(&evidence);
+        let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
+        assert!(finding.what.contains(what) && finding.why.as_deref().unwrap().contains(why), "{finding:?}");
+    }
+}
+
+#[test]
 fn what_keeps_a_server_from_starting_has_its_remedy() {
     for (problem, words) in [
         ("FATAL:  could not access file \"nosuch\": No such file or directory", "a rebuild does not help"),
@@ -492,4 +528,25 @@ fn what_keeps_a_server_from_starting_has_its_remedy() {
         failed(&mut evidence, 2, problem);
         finds(&evidence, "down after a crash", Matter::StopsWrites, &[problem, words]);
     }
+}
+
+#[test]
+fn data_outside_of_its_dataset_is_told_before_a_copy_is_needed() {
+    let mut evidence = evidence();
+    status(&mut evidence, 2).outside_of_dataset = Some("a tablespace".to_owned());
+    let report = explain(&evidence);
+    let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
+    assert!(finding.what.contains("no peer can be copied") && finding.next.contains("DROP TABLESPACE"), "{finding:?}");
+}
+
+#[test]
+fn what_a_receiver_ended_with_is_told_instead_of_a_guess_at_the_network() {
+    let mut evidence = evidence();
+    let standby = standby_of(&mut evidence, 3);
+    standby.streaming = false;
+    standby.receiver_error = Some("number of requested standby connections exceeds max_wal_senders".to_owned());
+    let report = explain(&evidence);
+    let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
+    assert!(finding.why.as_deref().unwrap().contains("max_wal_senders"), "{finding:?}");
+    assert!(finding.next.contains("pg_stat_replication") && !finding.next.contains("network"), "{finding:?}");
 }

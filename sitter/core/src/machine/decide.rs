@@ -143,6 +143,12 @@ fn longest_pause_ms(action: &Action) -> Option<u64> {
 /// Pause (ms) after the first failure; doubles with each further one.
 const FIRST_PAUSE_MS: u64 = 50;
 
+/// How many tries of a copy follow each other as quickly as those of other steps.
+const QUICK_COPIES: u32 = 3;
+
+/// Pause (ms) after the first failure beyond them; doubles with each further one.
+const COPY_PAUSE_MS: u64 = 2_000;
+
 fn back_off(view: &View, decision: Decision) -> Decision {
     let Some(failure) = &view.observed.last_failure else { return decision };
     let Some(longest_ms) = longest_pause_ms(&decision.action) else { return decision };
@@ -150,8 +156,13 @@ fn back_off(view: &View, decision: Decision) -> Decision {
     if failure.action != decision.action.name() || running {
         return decision;
     }
-    let doublings = failure.times.saturating_sub(1).min(16);
-    let pause_ms = (FIRST_PAUSE_MS << doublings).min(longest_ms);
+    // The first tries of a copy go to one source after the other. From then on each costs its source a checkpoint.
+    let (first_ms, before) = match decision.action {
+        Action::Bootstrap { .. } if failure.times > QUICK_COPIES => (COPY_PAUSE_MS, QUICK_COPIES + 1),
+        _ => (FIRST_PAUSE_MS, 1),
+    };
+    let doublings = failure.times.saturating_sub(before).min(16);
+    let pause_ms = (first_ms << doublings).min(longest_ms);
     if failure.ago_ms >= pause_ms {
         return decision;
     }

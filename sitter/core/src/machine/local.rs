@@ -175,8 +175,40 @@ pub struct StandbyStatus {
     /// The WAL receiver's last failure says that this data can not follow its upstream
     /// (diverged timeline, or WAL already removed): rejoin. Text from PostgreSQL's log.
     pub cannot_follow: Option<String>,
+    /// What its WAL receiver ended with last, while it does not stream. Text from PostgreSQL's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiver_error: Option<String>,
+    /// What keeps it from replaying what it received.
+    #[serde(default)]
+    pub replay: Replay,
     /// Those who follow.
     pub downstreams: Vec<Downstream>,
+}
+
+/// What keeps a standby from replaying what it received: a takeover replays all of it before it serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Replay {
+    /// Somebody paused it (`pg_wal_replay_pause()`). A promotion ends that.
+    pub paused: bool,
+    /// What it waits for.
+    pub waits_for: Option<Obstacle>,
+    /// For how long, ms.
+    pub waits_ms: u64,
+}
+
+/// What readers of a standby may have that replay needs them to give up (manual, section 27.4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Obstacle {
+    /// A lock on a table that the primary has locked exclusively, by DDL or at the end of a VACUUM.
+    Lock,
+    /// A snapshot that sees rows which the primary has removed.
+    Snapshot,
+    /// A page that is being looked at.
+    Page,
+    /// A file in a tablespace that is dropped.
+    Tablespace,
 }
 
 /// The server process.
@@ -276,5 +308,65 @@ impl Local {
     /// Whether this setting is among those that are not in force.
     pub fn loosens(&self, setting: &str) -> bool {
         self.loosened.iter().any(|loosened| loosened.split(' ').next() == Some(setting))
+    }
+}
+
+/// Who keeps the oldest row versions from being removed by VACUUM, of all who do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Horizon {
+    /// What kind of thing it is.
+    pub holder: HorizonHolder,
+    /// Which one, for people.
+    pub name: String,
+    /// How many transactions began since.
+    pub age_transactions: u64,
+    /// For how long it has been the same, ms.
+    pub held_ms: u64,
+}
+
+/// What may keep old row versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HorizonHolder {
+    /// A replication slot, for the readers of a standby or for logical decoding.
+    Slot,
+    /// A prepared transaction, which survives its session and restarts.
+    PreparedTransaction,
+    /// A transaction of a session here.
+    Transaction,
+    /// A standby that streams without a slot, for its readers.
+    StandbyFeedback,
+}
+
+impl HorizonHolder {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Slot, Self::PreparedTransaction, Self::Transaction, Self::StandbyFeedback];
+
+    /// Name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slot => "slot",
+            Self::PreparedTransaction => "prepared",
+            Self::Transaction => "transaction",
+            Self::StandbyFeedback => "standby",
+        }
+    }
+
+    /// The one of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|holder| holder.name() == name)
+    }
+}
+
+impl Horizon {
+    /// A horizon that many transactions began since is not yet old: reports and dumps take their time.
+    const OLD_MS: u64 = 10 * 60 * 1000;
+    /// One that few began since costs nothing, however long it is held.
+    const OLD_TRANSACTIONS: u64 = 100_000;
+
+    /// Whether somebody should look: tables grow because of it.
+    pub fn is_old(&self) -> bool {
+        self.held_ms >= Self::OLD_MS && self.age_transactions >= Self::OLD_TRANSACTIONS
     }
 }

@@ -30,6 +30,10 @@ const UNREADY_MS: u64 = 10_000;
 /// Somebody is quicker than a slow sync if it was late for at most one of so many parts of its time.
 const QUICKER: u64 = 4;
 
+/// Received and not replayed, bytes: more than that takes a takeover seconds. A replay that is paused, or waits for
+/// readers, comes to it on any server that is written to.
+const REPLAY_BEHIND_BYTES: u64 = 64 << 20;
+
 /// What becomes of the sync.
 pub(super) enum Plan {
     /// It stays; the text says how it is.
@@ -91,12 +95,13 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
     let begun = begun.filter(|new| asyncs().any(|peer| peer == *new));
     let candidates = || begun.into_iter().chain(asked).chain(asyncs()).filter(fit);
     let ready = |peer: &PeerId| quick(peer) && suspicion::is_ready(situation.view, *peer);
+    let close = |peer: &PeerId| replays_closely(primary, *peer);
+    let ready_one = || {
+        let begun = begun.filter(fit).filter(ready);
+        begun.or_else(|| candidates().filter(ready).find(close)).or_else(|| candidates().find(ready))
+    };
     // A slow one is no gain for another slow one, only for one that is gone.
-    match candidates()
-        .find(ready)
-        .or_else(|| candidates().find(quick))
-        .or_else(|| candidates().next().filter(|_| gone.is_some()))
-    {
+    match ready_one().or_else(|| candidates().find(quick)).or_else(|| candidates().next().filter(|_| gone.is_some())) {
         Some(new) => Plan::Replace { new, reason: lost },
         None => Plan::Keep(format!("writes may wait: {lost}; no async is fit to replace it")),
     }
@@ -214,6 +219,11 @@ pub(super) fn is_fit(situation: Situation<'_>, primary: &PrimaryStatus, peer: Pe
     downstream(primary, peer).is_some_and(|down| down.streaming)
         && stalled_ms < view.settings.suspicion_timeout_ms
         && suspicion::is_serving(view, peer)
+}
+
+/// Whether `peer` could serve soon after a takeover. One that could not is chosen only for want of another.
+fn replays_closely(primary: &PrimaryStatus, peer: PeerId) -> bool {
+    downstream(primary, peer).is_some_and(|down| down.flush.bytes_since(down.replay) <= REPLAY_BEHIND_BYTES)
 }
 
 /// Every commit needs both as far as the configuration says; names the new sync in the state once

@@ -13,8 +13,8 @@ use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 
 use super::wal::{Record, Wal, lsn};
 use crate::machine::local::{
-    Data, Downstream, EndOfWal, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous,
-    SystemIdentifier,
+    Data, Downstream, EndOfWal, Gate, PrimaryStatus, Recovery, Replay, Server, ServerConfig, StandbyStatus,
+    Synchronous, SystemIdentifier,
 };
 
 /// Most peers of a simulated shard.
@@ -327,6 +327,8 @@ impl Postgres {
                 receiver_stopped: self.receiver_stopped(),
                 not_streaming_ms: if self.receiver.is_some() { 0 } else { now - self.not_streaming_since },
                 cannot_follow: self.cannot_follow.map(str::to_owned),
+                receiver_error: None,
+                replay: Replay::default(),
                 downstreams: self.downstreams(),
             }),
             Process::Running => Server::Primary(PrimaryStatus {

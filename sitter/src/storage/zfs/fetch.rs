@@ -87,6 +87,11 @@ async fn instead(zfs: &Zfs, source: &Source, refusal: Refusal) -> Result<Method,
             Err(Error::SourceNotFit { source_peer: source.peer, problem })
         }
         Refusal::NoStreams => {
+            if !source.tablespaces.is_empty() {
+                let problem = "it has tablespaces, which the ZFS dataset here cannot hold: move what is in them to pg_default \
+                               and drop them, or set storage.kind = \"directory\" here";
+                return Err(Error::SourceNotFit { source_peer: source.peer, problem: problem.to_owned() });
+            }
             tracing::info!(source = %source.peer, "the source has no ZFS streams: copying by pg_basebackup");
             zfs.stage().await?;
             base_backup(&zfs.bin_dir, &zfs.layout, &zfs.user, source, &zfs.progress).await?;

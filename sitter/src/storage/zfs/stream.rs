@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,17 +220,21 @@ async fn estimate(zfs: &Zfs, snapshot: &str, incremental: bool) -> Option<u64> {
 
 /// One snapshot must hold everything.
 fn check_extent(zfs: &Zfs) -> Result<(), Error> {
-    let data = zfs.layout.data();
-    let outside = |what: &str| Err(Error::DataNotFit(format!("{what} lies outside of the ZFS dataset")));
+    match outside(&zfs.layout.data())? {
+        None => Ok(()),
+        Some(what) => Err(Error::DataNotFit(format!("{what} lies outside of the ZFS dataset"))),
+    }
+}
+
+/// What of the data is not in its own dataset: no copy of it can be made by ZFS.
+pub(crate) fn outside(data: &Path) -> Result<Option<&'static str>, Error> {
     let wal = data.join("pg_wal");
     if std::fs::symlink_metadata(&wal).map_err(Error::io("look at", &wal))?.is_symlink() {
-        return outside("pg_wal");
+        return Ok(Some("pg_wal"));
     }
     let spaces = data.join("pg_tblspc");
-    if std::fs::read_dir(&spaces).map_err(Error::io("list", &spaces))?.next().is_some() {
-        return outside("a tablespace");
-    }
-    Ok(())
+    let mut entries = std::fs::read_dir(&spaces).map_err(Error::io("list", &spaces))?;
+    Ok(entries.next().is_some().then_some("a tablespace"))
 }
 
 /// What `zfs send` writes to, and reads from, `zfs` is not to wait for us more than needed.

@@ -62,3 +62,20 @@ fn failures_are_repeated_later_and_later() {
     view.observed.last_failure = failure(60, 4_999);
     acts(&view, Action::Wait { for_ms: Some(1) });
 }
+
+/// Each try costs a source a checkpoint, once the first ones have gone from source to source.
+#[test]
+fn copies_that_fail_again_and_again_are_tried_less_and_less_often() {
+    let mut view = view(3);
+    (view.local.data, view.local.server) = (Data::Absent, Server::Down { crashed: false, standby: false });
+    for (times, pause_ms) in [(1, 50), (3, 200), (4, 2_000), (5, 4_000), (7, 16_000), (8, 30_000), (500, 30_000)] {
+        let failed = |ago_ms| {
+            let problem = "a folder is not empty".to_owned();
+            Some(LastFailure { action: "bootstrap", times, ago_ms, problem })
+        };
+        view.observed.last_failure = failed(pause_ms - 1);
+        acts(&view, Action::Wait { for_ms: Some(1) });
+        view.observed.last_failure = failed(pause_ms);
+        assert!(matches!(decide(&view).action, Action::Bootstrap { .. }), "{times}");
+    }
+}

@@ -89,6 +89,8 @@ fn standby_status() -> StandbyStatus {
         receiver_stopped: false,
         not_streaming_ms: 0,
         cannot_follow: None,
+        receiver_error: None,
+        replay: Replay::default(),
         downstreams: vec![],
     }
 }

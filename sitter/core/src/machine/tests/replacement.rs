@@ -67,6 +67,25 @@ fn one_overlap_is_left_everywhere_before_another_begins() {
     acts(&view, Action::Configure(config(Synchronous::Both { new: id(4), old: id(2) })));
 }
 
+/// What it has to replay first, nobody can write in a takeover.
+#[test]
+fn one_that_replays_what_it_receives_is_preferred() {
+    let mut view = sync_gone();
+    change(&mut view, |state| state.async_peers.push(peer(4)));
+    view.zk.active.insert(id(4), ActivePeer { sequence: 4, peer: peer(4) });
+    view.health.insert(id(4), healthy(present()));
+    let flush = 1 << 30;
+    let paused = |number| Downstream { replay: Lsn(100), ..downstream(number, flush, 0) };
+    let config =
+        |new| config(Recovery::Primary, Synchronous::Both { new: id(new), old: id(2) }, Gate::Open, &[2, 3, 4]);
+    primary(&mut view).downstreams = vec![paused(3), downstream(4, flush, 0)];
+    acts(&view, Action::Configure(config(4)));
+    primary(&mut view).downstreams = vec![downstream(3, flush, 0), downstream(4, flush, 0)];
+    acts(&view, Action::Configure(config(3)));
+    primary(&mut view).downstreams = vec![paused(3), paused(4)];
+    acts(&view, Action::Configure(config(3)));
+}
+
 #[test]
 fn then_only_the_new_one_is_required() {
     let mut view = view(1);
