@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -61,7 +62,9 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("folder");
         for name in ["replication.password", "proxy.password", "api.token"] {
-            fs::write(folder.path().join(name), "secret\n").expect("secret");
+            let path = folder.path().join(name);
+            fs::write(&path, "secret\n").expect("secret");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode");
         }
         Self { folder }
     }
@@ -129,6 +132,38 @@ async fn a_wrong_value_is_named() {
     run(&binaries().sitter, &["--config", &config, "--check-config"]).await.says(&["suspicion_timeout"]);
     let config = place.proxy(port, http, "[pool]\nmode = \"statement\"\n");
     run(&binaries().proxy, &["--config", &config, "--check-config"]).await.says(&["mode"]);
+}
+
+/// What a sitter would only find out when it is too late, or put up with: each with the words that name it.
+#[tokio::test]
+async fn a_configuration_that_would_fail_later_is_not_called_good() {
+    let place = Place::new();
+    for (extra, words) in [
+        ("hba = [\"hots all all all trust\"]\n", &["postgres.hba", "hots"][..]),
+        ("[postgres.parameters]\nwork_memm = \"8MB\"\n", &["postgres.parameters.work_memm", "unrecognized"]),
+        ("[postgres.parameters]\nwork_mem = \"eight\"\n", &["postgres.parameters.work_mem", "eight"]),
+        ("[postgres.parameters]\nmax_connections = 5\n", &["postgres.parameters.max_connections", "at least"]),
+        ("[postgres.parameters]\nmax_wal_senders = 0\n", &["postgres.parameters.max_wal_senders", "at least"]),
+        ("stop_timeout = \"0s\"\n", &["postgres.stop_timeout", "at least"]),
+        ("max_slot_wal_keep_size = 8\n", &["postgres.max_slot_wal_keep_size", "unit"]),
+    ] {
+        let config = place.sitter(free_ports(), extra);
+        run(&binaries().sitter, &["--config", &config, "--check-config"]).await.says(words);
+    }
+    let config = place.sitter(free_ports(), "");
+    let text = fs::read_to_string(&config).expect("configuration");
+    for (from, to, words) in [
+        ("ip = \"127.0.0.1\"", "ip = \"203.0.113.1\"", &["peer.ip", "203.0.113.1"]),
+        ("/peer\"", "/replication.password/peer\"", &["peer.dir", "is not a folder"]),
+    ] {
+        fs::write(&config, text.replacen(from, to, 1)).expect("configuration");
+        run(&binaries().sitter, &["--config", &config, "--check-config"]).await.says(words);
+    }
+    fs::write(&config, &text).expect("configuration");
+    let secret = place.folder.path().join("replication.password");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o777)).expect("mode");
+    let ended = run(&binaries().sitter, &["--config", &config, "--check-config"]).await;
+    ended.says(&["postgres.replication_password_file", "mode 0777", "chmod 600"]);
 }
 
 #[tokio::test]

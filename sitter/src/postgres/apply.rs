@@ -44,11 +44,12 @@ pub(super) struct Rendered {
 ///
 /// The identity does not depend on the name: it changes under way, and is not the shard's business.
 pub(super) fn render(inner: &Inner, config: &ServerConfig, name: Name) -> Rendered {
-    let own = conf::render(&inner.settings, inner.me, config, Name::Own);
+    let major = inner.version.parse().unwrap_or_default();
+    let own = conf::render(&inner.settings, major, inner.me, config, Name::Own);
     let hba = hba::render(&inner.settings, config.gate);
     let ident = hba::render_ident(&inner.settings.superuser, &inner.user.logins());
     let id = conf::identity([own.as_str(), hba.as_str(), ident.as_str()]);
-    let conf = conf::render(&inner.settings, inner.me, config, name);
+    let conf = conf::render(&inner.settings, major, inner.me, config, name);
     let conf = format!("{conf}{} = '{id}'\n", conf::CONFIG_ID);
     Rendered { id, conf, hba, ident }
 }

@@ -106,6 +106,10 @@ pub(super) const DECIDED: usize = 3;
 /// What the rest of [`WATCHED`] must be, as `current_setting` shows it.
 const WATCHED_VALUES: [&str; WATCHED.len() - DECIDED] = ["on", "on", "off", "0", "latest"];
 
+/// ALTER SYSTEM is refused where PostgreSQL can do that: what it would set is not the same on all peers, and what Manatee
+/// owns is removed again anyway. An operator may allow it.
+const REFUSES_ALTER_SYSTEM: (u32, &str, &str) = (17, "allow_alter_system", "off");
+
 /// The parameter by which a session recognises what it runs with.
 pub(super) const CONFIG_ID: &str = "manatee.config_id";
 
@@ -301,7 +305,7 @@ pub(super) fn loosened(settings: &Settings, me: PeerId, config: &ServerConfig, v
 
 /// The file, without its identity. Primary and Detached render alike, so that a promotion changes
 /// nothing here but who acknowledges.
-pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, name: Name) -> String {
+pub(super) fn render(settings: &Settings, major: u32, me: PeerId, config: &ServerConfig, name: Name) -> String {
     let layout = settings.layout();
     let mut text = String::from("# Written by manatee-sitter; changes here are lost.\n");
     let mut line = |name: &str, value: &str| {
@@ -310,6 +314,10 @@ pub(super) fn render(settings: &Settings, me: PeerId, config: &ServerConfig, nam
     };
     for (name, value) in DEFAULTS {
         line(name, value);
+    }
+    let (since, name_of, value) = REFUSES_ALTER_SYSTEM;
+    if major >= since {
+        line(name_of, value);
     }
     if let Some(template) = &settings.conf_template {
         text.push_str(template);
@@ -415,10 +423,24 @@ mod tests {
     }
 
     #[test]
+    fn alter_system_is_refused_where_it_can_be_unless_an_operator_allows_it() {
+        let text = |major, settings: &Settings| render(settings, major, peer(1), &config(Recovery::Primary), Name::Own);
+        assert!(!text(16, &settings()).contains("allow_alter_system"), "an unknown name would block every reload");
+        assert!(text(17, &settings()).contains("allow_alter_system = 'off'"));
+        let mut allowing = settings();
+        allowing.parameters.insert("allow_alter_system".into(), "on".into());
+        let text = text(18, &allowing);
+        assert!(
+            text.find("allow_alter_system = 'off'") < text.find("allow_alter_system = 'on'"),
+            "the later wins: {text}"
+        );
+    }
+
+    #[test]
     fn primary_and_detached_render_alike_and_follow_does_not() {
-        let primary = render(&settings(), peer(1), &config(Recovery::Primary), Name::Own);
-        assert_eq!(primary, render(&settings(), peer(1), &config(Recovery::Detached), Name::Own));
-        let follow = render(&settings(), peer(1), &config(Recovery::Follow(peer(2))), Name::Guest);
+        let primary = render(&settings(), 15, peer(1), &config(Recovery::Primary), Name::Own);
+        assert_eq!(primary, render(&settings(), 15, peer(1), &config(Recovery::Detached), Name::Own));
+        let follow = render(&settings(), 15, peer(1), &config(Recovery::Follow(peer(2))), Name::Guest);
         assert!(follow.contains("guest 10.0.0.1:5432:12345"));
         assert!(follow.contains("host=10.0.0.2 port=5432"));
         assert!(follow.contains("primary_slot_name = 'manatee_10_0_0_1_5432_12345'"));
@@ -431,7 +453,7 @@ mod tests {
         let mut settings = settings();
         settings.parameters.insert("max_connections".into(), "7".into());
         settings.parameters.insert("application_name".into(), "it's \\ ok".into());
-        let text = render(&settings, peer(1), &config(Recovery::Primary), Name::Own);
+        let text = render(&settings, 15, peer(1), &config(Recovery::Primary), Name::Own);
         let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} in {text}"));
         assert!(at("max_connections = '200'") < at("max_connections = '7'"));
         assert!(at("max_connections = '7'") < at("listen_addresses"));
@@ -443,7 +465,7 @@ mod tests {
         let mut settings = settings();
         settings.conf_template = Some("max_connections = 6 # few\nwork_mem '8MB'".into());
         settings.parameters.insert("max_connections".into(), "7".into());
-        let text = render(&settings, peer(1), &config(Recovery::Primary), Name::Own);
+        let text = render(&settings, 15, peer(1), &config(Recovery::Primary), Name::Own);
         let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} in {text}"));
         assert!(at("max_connections = '200'") < at("max_connections = 6"));
         assert!(at("work_mem '8MB'\n") < at("max_connections = '7'"));
