@@ -214,6 +214,9 @@ fn is_utf8(encoding: &str) -> bool {
 /// The parameters as this client must see them.
 fn addressed(parameters: &[(String, String)], known: &[(String, String)], access: Access) -> Vec<(String, String)> {
     let mut parameters = parameters.to_vec();
+    let version = parameters.iter().find(|(name, _)| name == "server_version");
+    let major = version.and_then(|(_, version)| version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    let escapes_names = major.is_none_or(|major: u32| major >= ESCAPES_SINCE);
     let mut set = |wanted: &str, value: String| {
         if let Some((_, old)) = parameters.iter_mut().find(|(name, _)| name == wanted) {
             *old = value;
@@ -224,7 +227,7 @@ fn addressed(parameters: &[(String, String)], known: &[(String, String)], access
     set("application_name", String::new());
     for (name, value) in known {
         if name.eq_ignore_ascii_case("application_name") {
-            set("application_name", clean_name(value));
+            set("application_name", clean_name(value, escapes_names));
         } else {
             set("client_encoding", "UTF8".to_owned());
         }
@@ -246,10 +249,14 @@ pub fn check_name(application_name: &str) -> Result<()> {
     }
 }
 
+/// The PostgreSQL whose `pg_clean_ascii` (string.c) writes a byte that is not ASCII as `\xe9`; before it was `?`.
+const ESCAPES_SINCE: u32 = 16;
+
 /// As `pg_clean_ascii` and NAMEDATALEN would leave it.
-fn clean_name(name: &str) -> String {
+fn clean_name(name: &str, escapes: bool) -> String {
     let escape = |byte: u8| match byte {
         32..=126 => char::from(byte).to_string(),
+        _ if !escapes => "?".to_owned(),
         _ => format!("\\x{byte:02x}"),
     };
     let mut clean: String = name.bytes().map(escape).collect();
@@ -283,5 +290,11 @@ mod tests {
             [pair("in_hot_standby", "off"), pair("application_name", "psql\\x0a"), pair("client_encoding", "UTF8")]
         );
         assert_eq!(addressed(&server, &[], Access::ReadOnly)[0].1, "on");
+        let named = |version: &str| {
+            let server = [pair("server_version", version), pair("application_name", "x")];
+            addressed(&server, &[pair("application_name", "caf\u{e9}")], Access::ReadWrite)[1].1.clone()
+        };
+        assert_eq!(named("15.14 (Debian 15.14-0+deb12u1)"), "caf??");
+        assert_eq!(named("16beta1"), "caf\\xc3\\xa9");
     }
 }
