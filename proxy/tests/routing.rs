@@ -12,7 +12,10 @@ mod table;
 use std::{fmt::Write as _, rc::Rc, sync::Arc};
 
 use arc_swap::ArcSwapOption;
-use manatee_proxy::route::{Access, Catalog, Classifier, SqlContext, class::Reason};
+use manatee_proxy::route::{
+    Access, Catalog, Classifier, SettingChange, SqlContext,
+    class::{Reason, TextEncoding},
+};
 use render::{all_rows, render};
 
 fn catalog() -> Arc<Catalog> {
@@ -104,7 +107,7 @@ fn the_cache_is_bounded_and_keeps_what_is_used() {
 fn contexts_do_not_mix() {
     let mut classifier = classifier();
     let standard = SqlContext::default();
-    let old = SqlContext { standard_conforming_strings: false, ascii_safe_encoding: true };
+    let old = SqlContext { standard_conforming_strings: false, encoding: TextEncoding::Utf8 };
     // With standard strings the first literal ends after the backslash, without them it goes on.
     let text = br"SELECT '\', nextval('seq'), ''";
     assert_eq!(classifier.classify(text, standard).access, Access::Primary(Reason::Write));
@@ -112,10 +115,23 @@ fn contexts_do_not_mix() {
     let text = br"SELECT '\'; DELETE FROM t; --'";
     assert_eq!(classifier.classify(text, standard).access, Access::Primary(Reason::Write));
     assert_eq!(classifier.classify(text, old).access, Access::ReadOnly);
-    let sjis = SqlContext { standard_conforming_strings: true, ascii_safe_encoding: false };
+    let sjis = SqlContext { standard_conforming_strings: true, encoding: TextEncoding::Unsafe };
     assert_eq!(classifier.classify(b"SELECT '\x95\x5c'", sjis).access, Access::Primary(Reason::Unreadable));
     assert_eq!(classifier.classify(b"", standard).access, Access::ReadOnly);
     assert_eq!(classifier.classify(b"SELECT '\x95\x5c'", sjis).access, Access::Primary(Reason::Unreadable));
+    let reads = |classifier: &mut Classifier, encoding| {
+        let context = SqlContext { standard_conforming_strings: true, encoding };
+        classifier.classify(b"SET app.x = '\xc3\xa9'", context).settings.first().cloned()
+    };
+    let set = |value: &str| {
+        let scope = manatee_proxy::route::class::Scope::Session;
+        Some(SettingChange::Set { name: "app.x".into(), value: value.into(), scope })
+    };
+    for _ in 0..2 {
+        assert_eq!(reads(&mut classifier, TextEncoding::Utf8), set("\u{e9}"));
+        assert_eq!(reads(&mut classifier, TextEncoding::Latin1), set("\u{c3}\u{a9}"));
+        assert_eq!(reads(&mut classifier, TextEncoding::AsciiSafe), None, "the server is asked");
+    }
     // LATIN1, say.
     assert_eq!(classifier.classify(b"SELECT '\xe9' FROM t", standard).access, Access::ReadOnly);
     assert_eq!(classifier.classify(b"SELECT f\xe9() FROM t", standard).access, Access::Primary(Reason::Function));

@@ -13,6 +13,8 @@ mod harness;
 mod prepared;
 #[path = "session/raw.rs"]
 mod raw;
+#[path = "session/settings.rs"]
+mod settings;
 #[path = "session/talk.rs"]
 mod talk;
 

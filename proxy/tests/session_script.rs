@@ -707,6 +707,100 @@ fn a_unit_under_way_runs_again_or_is_told() {
     assert_eq!(lose_during(&[], &extended, How::Gone), "1 2 D SELECT_1 ZI");
 }
 
+/// As the server says it, without length: severity, code, routine.
+fn words(tag: u8, severity: &str, code: &str, routine: &str) -> Vec<u8> {
+    build(|out| {
+        manatee_proxy::wire::put_message(out, tag, |out| {
+            out.extend_from_slice(format!("S{severity}\0V{severity}\0C{code}\0Mwhatever\0R{routine}\0\0").as_bytes());
+        });
+    })
+}
+
+/// Sends a unit whose server ends with this code instead of an answer, and says what the client reads then.
+fn end_during(before: &[&str], unit: &[u8], code: &str) -> (String, Pair) {
+    let mut pair = Pair::new();
+    for text in before {
+        pair.send(&query(text));
+    }
+    pair.read();
+    pair.rx.extend_from_slice(unit);
+    pair.pump(0, 1);
+    pair.said = words(b'E', "FATAL", code, "ProcessInterrupts")[..].into();
+    pair.pump(usize::MAX, usize::MAX);
+    (pair.read(), pair)
+}
+
+#[test]
+fn what_no_rollback_undoes_is_not_run_again() {
+    let read = |text: &str| end_during(&[], &query(text), "57P01").0;
+    assert_eq!(read("insert into t values (1)"), "INSERT_0_1 ZI");
+    assert_eq!(read("create index on t (a)"), "INSERT_0_1 ZI");
+    for text in [
+        "create index concurrently if not exists i on t (a)",
+        "drop index concurrently i",
+        "reindex table t",
+        "vacuum t",
+        "cluster",
+        "alter table t detach partition p concurrently",
+        "call p()",
+        "do $$ begin commit; end $$",
+        "create database d",
+        "select dblink_exec('x', 'y')",
+        "copy t to program 'x'",
+    ] {
+        assert_eq!(read(text), "E57P01 ZI", "{text}");
+    }
+    let extended = [parse("", "vacuum t"), bind("", ""), execute(""), sync()].concat();
+    assert_eq!(end_during(&[], &extended, "57P01").0, "E57P01 ZI");
+}
+
+#[test]
+fn a_limit_that_the_client_has_set_ends_its_connection() {
+    let (read, pair) = end_during(&["begin"], &query("select 1"), "25P04");
+    assert_eq!((read.as_str(), pair.ended), ("E25P04", true));
+    let mut pair = Pair::new();
+    pair.send(&query("begin"));
+    pair.read();
+    pair.said = words(b'E', "FATAL", "25P03", "ProcessInterrupts")[..].into();
+    pair.pump(usize::MAX, usize::MAX);
+    assert_eq!((pair.read().as_str(), pair.ended), ("E25P03", true));
+    // A server that was idle for too long in the pool is nobody's.
+    let (read, pair) = end_during(&[], &query("insert into t values (1)"), "57P05");
+    assert_eq!((read.as_str(), pair.ended), ("INSERT_0_1 ZI", false));
+    // An administrator's word is not the client's.
+    let (read, pair) = end_during(&["begin"], &query("select 1"), "57P01");
+    assert_eq!((read.as_str(), pair.ended), ("E40001 ZE", false));
+}
+
+#[test]
+fn who_is_bound_to_a_server_ends_with_its_words() {
+    let (read, pair) = end_during(&["listen a"], &query("select 1"), "57P01");
+    assert_eq!((read.as_str(), pair.ended), ("E57P01", true));
+}
+
+#[test]
+fn a_statement_that_was_answered_by_an_error_is_not_in_doubt() {
+    let mut pair = Pair::new();
+    pair.rx.extend_from_slice(&query("insert into t values (1)"));
+    pair.pump(0, 1);
+    let said = [words(b'E', "ERROR", "08P01", "CopyGetData"), words(b'E', "FATAL", "08P01", "PostgresMain")].concat();
+    pair.said = said[..].into();
+    pair.pump(usize::MAX, usize::MAX);
+    assert_eq!(pair.read(), "E08P01 ZI");
+}
+
+#[test]
+fn warnings_of_users_are_passed_on_whatever_their_code() {
+    let mut pair = Pair::new();
+    pair.rx.extend_from_slice(&query("select 1"));
+    pair.pump(0, 1);
+    let own = words(b'N', "WARNING", "57P01", "exec_stmt_raise");
+    let servers = words(b'N', "WARNING", "57P02", "quickdie");
+    pair.said = [&own[..], &servers, &pair.said].concat()[..].into();
+    pair.pump(usize::MAX, usize::MAX);
+    assert_eq!(pair.read(), "N T D SELECT_1 ZI");
+}
+
 #[test]
 fn what_a_lost_server_had_answered_is_forgotten_before_the_unit_runs_again() {
     let mut pair = Pair::new();

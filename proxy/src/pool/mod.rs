@@ -276,7 +276,18 @@ impl Worker {
         let pool = NodePool::new(settings.size, self.quotas.of(identity, node, settings.limits));
         pool.keep_unbound(settings.unbound_percent);
         self.pools.borrow_mut().insert(key, pool.clone());
+        self.renew_outdated(identity, &pool, Instant::now());
         pool
+    }
+
+    /// A server has the defaults of its role and database (ALTER ROLE … SET) as they were when it was opened: sees
+    /// to it that those opened before a change are not used again.
+    fn renew_outdated(&self, identity: &Identity, pool: &NodePool, now: Instant) {
+        let Some(shared) = self.databases.borrow().get(&identity.database).cloned() else { return };
+        let Ok(mut shared) = shared.try_borrow_mut() else { return };
+        if let Some(catalog) = shared.classifier.catalog() {
+            pool.note_defaults(catalog.defaults_of(&identity.user), now);
+        }
     }
 
     /// Puts a connection that the login opened into the pool, if there is room.
@@ -315,8 +326,9 @@ impl Worker {
 
     fn sweep(&self, now: Instant) {
         let Settings { server_idle_timeout, server_lifetime, .. } = *self.settings();
-        for pool in self.pools.borrow().values() {
+        for ((identity, _), pool) in self.pools.borrow().iter() {
             pool.close_idle(|_, idle, age| idle > server_idle_timeout || age > server_lifetime, now);
+            self.renew_outdated(identity, pool, now);
         }
         // A pool that is held by nobody else has nothing open: open places hold it.
         self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1);

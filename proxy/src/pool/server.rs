@@ -292,6 +292,8 @@ pub struct NodePool {
     size: Cell<usize>,
     /// Connections opened before this are not used again.
     renewed: Cell<Option<Instant>>,
+    /// What the role is given at its login, as far as is known.
+    defaults: RefCell<Option<Vec<Box<str>>>>,
     /// Idle, in use and being opened.
     open: Cell<usize>,
     /// Of these, how many a session is bound to beyond a transaction.
@@ -315,6 +317,7 @@ impl NodePool {
         let pool = Rc::new(Self {
             size: Cell::new(size),
             renewed: Cell::new(None),
+            defaults: RefCell::new(None),
             open: Cell::new(0),
             bound: Cell::new(0),
             unbound_percent: Cell::new(0),
@@ -503,6 +506,14 @@ impl NodePool {
     pub fn renew(&self, now: Instant) {
         self.renewed.set(Some(now));
         self.close_idle(|_, _, _| true, now);
+    }
+
+    /// What the role is given at its login now: connections that were given something else are not used again.
+    pub(super) fn note_defaults(&self, defaults: Vec<Box<str>>, now: Instant) {
+        let before = self.defaults.replace(Some(defaults));
+        if before.is_some() && before != *self.defaults.borrow() {
+            self.renew(now);
+        }
     }
 
     fn is_outdated(&self, server: &Server) -> bool {

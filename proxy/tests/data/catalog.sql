@@ -41,3 +41,8 @@ CREATE POLICY own ON tenants USING (tenant = current_setting('app.tenant'));
 CREATE EXTENSION postgres_fdw;
 CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw;
 CREATE FOREIGN TABLE remote (id int) SERVER elsewhere;
+-- What changes settings, or may.
+CREATE FUNCTION set_tenant(v text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.tenant_id', v, false); END $$;
+CREATE FUNCTION calls_setter(v text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_tenant(v); END $$;
+CREATE FUNCTION runs_set() RETURNS int LANGUAGE plpgsql AS $$ BEGIN set app.other TO 'x'; RETURN 1; END $$;
+CREATE FUNCTION updates_only() RETURNS void LANGUAGE plpgsql AS $$ BEGIN UPDATE t SET name = 'x'; END $$;

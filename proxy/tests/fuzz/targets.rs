@@ -12,7 +12,7 @@ use bytes::BytesMut;
 
 use manatee_proxy::auth;
 use manatee_proxy::pool::Mode;
-use manatee_proxy::route::class::{Access, Reason, SqlContext};
+use manatee_proxy::route::class::{Access, Reason, SqlContext, TextEncoding};
 use manatee_proxy::route::{Catalog, Classifier, classify_uncached};
 use manatee_proxy::session::buffers::consume;
 use manatee_proxy::session::lost::How;
@@ -61,7 +61,13 @@ pub(crate) fn classify(data: &[u8], catalog: &Arc<ArcSwapOption<Catalog>>) {
     let (flags, text) = data.split_first().unwrap_or((&0, data));
     // A text of the protocol ends at the first NUL (manual, section 55.6).
     let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-    let context = SqlContext { standard_conforming_strings: flags & 1 == 0, ascii_safe_encoding: flags & 2 == 0 };
+    let encoding = match flags >> 1 & 3 {
+        0 => TextEncoding::Utf8,
+        1 => TextEncoding::Unsafe,
+        2 => TextEncoding::Latin1,
+        _ => TextEncoding::AsciiSafe,
+    };
+    let context = SqlContext { standard_conforming_strings: flags & 1 == 0, encoding };
     let mut classifier = Classifier::new(1, 16, catalog.clone());
     let first = classifier.classify(text, context);
     let again = classifier.classify(text, context);

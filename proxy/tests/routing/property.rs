@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use manatee_proxy::route::class::TextEncoding;
 use manatee_proxy::route::{Catalog, Class, Classifier, SqlContext, classify_uncached, tokenizer};
 use proptest::prelude::*;
 
@@ -135,7 +136,7 @@ proptest! {
     /// The same shape filled twice: if the keys agree, so must the classes.
     #[test]
     fn the_same_key_means_the_same_class(left in text(), right in text(), standard in any::<bool>()) {
-        let context = SqlContext { standard_conforming_strings: standard, ascii_safe_encoding: true };
+        let context = SqlContext { standard_conforming_strings: standard, encoding: TextEncoding::Utf8 };
         if key(&left, context) == key(&right, context) {
             prop_assert_eq!(class_of(&left, context), class_of(&right, context), "{} / {}", left, right);
         }

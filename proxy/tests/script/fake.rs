@@ -239,7 +239,7 @@ impl Fake {
                 self.status = TxStatus::Idle;
                 backend::put_command_complete(out, "ROLLBACK");
             }
-            _ if text.starts_with(b"SELECT '") => {
+            _ if text.starts_with(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED;SELECT '") => {
                 for pin in &self.pins {
                     put_message(out, backend::DATA_ROW, |out| {
                         out.put_slice(&[0, 3, 0, 0, 0, 1]);

@@ -206,6 +206,7 @@ impl Catalogs for OneCatalog {
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     publisher: Publisher,
+    catalog: Arc<ArcSwapOption<Catalog>>,
     snapshot: Mutex<Snapshot>,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -240,7 +241,8 @@ impl Proxy {
         let listener = StdListener::bind((Ipv4Addr::LOCALHOST, port))?;
         listener.set_nonblocking(true)?;
         let stop = CancellationToken::new();
-        let catalogs = Arc::new(OneCatalog(Arc::new(ArcSwapOption::from(catalog.map(Arc::new)))));
+        let catalog = Arc::new(ArcSwapOption::from(catalog.map(Arc::new)));
+        let catalogs = Arc::new(OneCatalog(catalog.clone()));
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
             let _suspicions = suspicions;
@@ -257,7 +259,12 @@ impl Proxy {
                 }
             });
         })?;
-        Ok(Self { port, publisher, snapshot: Mutex::new(Snapshot::unknown()), stop, thread: Some(thread) })
+        Ok(Self { port, publisher, catalog, snapshot: Mutex::new(Snapshot::unknown()), stop, thread: Some(thread) })
+    }
+
+    /// Has it know another catalog.
+    pub(crate) fn learn(&self, catalog: Catalog) {
+        self.catalog.store(Some(Arc::new(catalog)));
     }
 
     /// Says who is primary (with a generation) and who is standby.

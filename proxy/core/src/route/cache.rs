@@ -130,6 +130,12 @@ impl Classifier {
         }
     }
 
+    /// What is known of the database.
+    pub fn catalog(&mut self) -> Option<&Catalog> {
+        self.follow_catalog();
+        self.current.as_deref()
+    }
+
     /// What the cache did so far.
     #[must_use]
     pub fn counters(&self) -> CacheCounters {

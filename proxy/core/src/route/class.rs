@@ -211,6 +211,12 @@ impl Effects {
     /// It is not known which changes of settings are in force: of a transaction, or of a text that may have made them
     /// or not. All have names that the server can be asked for.
     pub const SETTINGS_DOUBT: Self = Self(1 << 21);
+    /// May change settings of the session in a way that its text does not show: they are read off the server
+    /// afterwards.
+    pub const MAY_SET: Self = Self(1 << 24);
+    /// No rollback undoes all it does: it commits on its way, or acts on something outside of the transaction
+    /// (another backend, a file, the server). Such a statement is run again only if it cannot have begun.
+    pub const NOT_UNDONE: Self = Self(1 << 23);
 
     /// What binds the session to its server until it is gone.
     pub const PINS: Self = Self(
@@ -226,7 +232,7 @@ impl Effects {
     /// What leaves the server unfit for another client before a reset (`DISCARD ALL`), besides settings.
     pub const TAINTS: Self = Self(Self::PINS.0 | Self::UNKNOWN.0 | Self::ROLE.0);
 
-    const NAMES: [(Self, &'static str); 23] = [
+    const NAMES: [(Self, &'static str); 25] = [
         (Self::TEMP_OBJECT, "TEMP_OBJECT"),
         (Self::ADVISORY_LOCK, "ADVISORY_LOCK"),
         (Self::ADVISORY_UNLOCK, "ADVISORY_UNLOCK"),
@@ -250,6 +256,8 @@ impl Effects {
         (Self::SEED, "SEED"),
         (Self::UNREAD, "UNREAD"),
         (Self::SETTINGS_DOUBT, "SETTINGS_DOUBT"),
+        (Self::NOT_UNDONE, "NOT_UNDONE"),
+        (Self::MAY_SET, "MAY_SET"),
     ];
 
     /// True if nothing is set.
@@ -422,6 +430,9 @@ pub struct Class {
     pub effects: Effects,
     /// Settings it changes.
     pub settings: Box<[SettingChange]>,
+    /// Custom settings (`app.tenant`) that it may change without showing how: no view lists those, so the server is
+    /// asked for them by name.
+    pub may_set: Box<[Box<str>]>,
     /// Prepared statements it removes.
     pub deallocates: Box<[Deallocate]>,
     /// Databases that nobody may be connected to while it runs: DROP DATABASE, CREATE DATABASE … TEMPLATE, ALTER
@@ -451,6 +462,7 @@ impl Class {
             control: Control::None,
             effects: Effects::NONE,
             settings: Box::default(),
+            may_set: Box::default(),
             deallocates: Box::default(),
             vacates: Box::default(),
             hint: None,
@@ -465,6 +477,7 @@ impl Class {
     #[must_use]
     pub fn unknown(reason: Reason) -> Self {
         let effects = match reason {
+            // The server will refuse it.
             Reason::Unparsable => Effects::UNKNOWN,
             _ => Effects::UNKNOWN.union(Effects::UNREAD),
         };
@@ -506,43 +519,47 @@ impl Class {
 pub struct SqlContext {
     /// `standard_conforming_strings`: backslashes in '…' are ordinary.
     pub standard_conforming_strings: bool,
-    /// The client encoding keeps ASCII bytes for ASCII: all server encodings do, `SJIS`, `BIG5`, `GBK`,
-    /// `UHC`, `GB18030`, `JOHAB`, `SHIFT_JIS_2004` do not ([`encoding_is_ascii_safe`]).
-    pub ascii_safe_encoding: bool,
+    /// How the client writes characters beyond ASCII.
+    pub encoding: TextEncoding,
 }
 
 impl Default for SqlContext {
     fn default() -> Self {
-        Self { standard_conforming_strings: true, ascii_safe_encoding: true }
+        Self { standard_conforming_strings: true, encoding: TextEncoding::Utf8 }
     }
 }
 
-/// True if no byte below 0x80 can be part of a multi-byte character in this client encoding
-/// (PostgreSQL manual, 24.3.1: the encodings that are not allowed on the server are the ones that are not).
-#[must_use]
-pub fn encoding_is_ascii_safe(client_encoding: &str) -> bool {
-    const UNSAFE: [&str; 13] = [
-        "sjis",
-        "shiftjis",
-        "mskanji",
-        "windows932",
-        "win932",
-        "big5",
-        "win950",
-        "windows950",
-        "gbk",
-        "uhc",
-        "gb18030",
-        "johab",
-        "shiftjis2004",
-    ];
-    let name: String =
-        client_encoding.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
-    !UNSAFE.contains(&name.as_str())
-        && name != "win936"
-        && name != "windows936"
-        && name != "win949"
-        && name != "windows949"
+/// What a client encoding (PostgreSQL manual, 24.3) means for reading SQL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextEncoding {
+    /// UTF-8, or `SQL_ASCII`: bytes that the server takes as they are.
+    #[default]
+    Utf8,
+    /// LATIN1: each byte is the character of that number.
+    Latin1,
+    /// No byte below 0x80 is part of another character, so SQL can be read; what stands in names and literals is
+    /// not known as characters.
+    AsciiSafe,
+    /// The encodings that are not allowed on a server (24.3.1): SQL cannot be read byte by byte.
+    Unsafe,
+}
+
+impl TextEncoding {
+    /// By the value of `client_encoding`, however it is spelt (`pg_char_to_encoding` in encnames.c).
+    #[must_use]
+    pub fn named(client_encoding: &str) -> Self {
+        let name: String =
+            client_encoding.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
+        match name.as_str() {
+            "utf8" | "unicode" | "sqlascii" => Self::Utf8,
+            "latin1" | "iso88591" => Self::Latin1,
+            "sjis" | "shiftjis" | "mskanji" | "win932" | "windows932" | "big5" | "win950" | "windows950" | "gbk"
+            | "win936" | "windows936" | "uhc" | "win949" | "windows949" | "gb18030" | "johab" | "shiftjis2004" => {
+                Self::Unsafe
+            }
+            _ => Self::AsciiSafe,
+        }
+    }
 }
 
 /// True if a session with this setting can only use the primary: a hot standby cannot do it.

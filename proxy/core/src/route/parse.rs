@@ -4,13 +4,13 @@ use std::borrow::Cow;
 
 use pg_query::{
     Node, NodeEnum, ParserOptions,
-    protobuf::{self, DiscardMode},
+    protobuf::{self, AlterTableType, DiscardMode},
 };
 
 use super::{
     class::{
         Access, Class, Control, CopyDirection, Deallocate, Effects, Hint, ProxyCommand, Reason, SettingChange,
-        SqlContext, Statements, TransactionControl,
+        SqlContext, Statements, TextEncoding, TransactionControl,
     },
     databases, settings, transactions,
     volatility::{self, Catalog},
@@ -28,7 +28,11 @@ const MAX_COMMENTS: usize = 64;
 pub(super) fn classify(text: &[u8], context: SqlContext, catalog: Option<&Catalog>, hint: Option<Hint>) -> Class {
     let mut class = match parse(text, context) {
         Ok(statements) => {
-            let mut reader = Reader::new(text, catalog);
+            let exact = match context.encoding {
+                TextEncoding::Utf8 => std::str::from_utf8(text).is_ok(),
+                encoding => encoding == TextEncoding::Latin1,
+            };
+            let mut reader = Reader::new(text, exact, catalog);
             for statement in &statements.stmts {
                 if let Some(node) = statement.stmt.as_deref() {
                     reader.statement(node);
@@ -43,17 +47,17 @@ pub(super) fn classify(text: &[u8], context: SqlContext, catalog: Option<&Catalo
 }
 
 fn parse(text: &[u8], context: SqlContext) -> Result<protobuf::ParseResult, Reason> {
-    if text.len() > MAX_TEXT_BYTES || (!context.ascii_safe_encoding && !text.is_ascii()) {
+    if text.len() > MAX_TEXT_BYTES || (context.encoding == TextEncoding::Unsafe && !text.is_ascii()) {
         return Err(Reason::Unreadable);
     }
     if memchr::memmem::find_iter(text, b"/*").nth(MAX_COMMENTS).is_some() {
         return Err(Reason::Unreadable);
     }
-    // Some other encoding that keeps ASCII: what is not ASCII can only be within names and literals, where any
-    // character will do. Names that differ from the catalog's are unknown ones.
+    // In another encoding that keeps ASCII, what is not ASCII can only be within names and literals, where any
+    // character will do. Names that differ from the catalog's are unknown ones; values are not taken from there.
     let text = match std::str::from_utf8(text) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => Cow::Owned(text.iter().map(|byte| char::from(*byte)).collect()),
+        Ok(text) if text.is_ascii() || context.encoding == TextEncoding::Utf8 => Cow::Borrowed(text),
+        _ => Cow::Owned(text.iter().map(|byte| char::from(*byte)).collect()),
     };
     let options = if context.standard_conforming_strings {
         ParserOptions::DEFAULT
@@ -76,6 +80,9 @@ pub(super) struct Reader<'a> {
     pub(super) access: Access,
     pub(super) effects: Effects,
     pub(super) settings: Vec<SettingChange>,
+    pub(super) may_set: Vec<Box<str>>,
+    /// Characters beyond ASCII are what the client wrote.
+    pub(super) exact: bool,
     deallocates: Vec<Deallocate>,
     vacates: Vec<Box<str>>,
     pub(super) proxy: Option<ProxyCommand>,
@@ -86,7 +93,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(text: &'a [u8], catalog: Option<&'a Catalog>) -> Self {
+    fn new(text: &'a [u8], exact: bool, catalog: Option<&'a Catalog>) -> Self {
         Self {
             text,
             catalog,
@@ -94,6 +101,8 @@ impl<'a> Reader<'a> {
             access: Access::ReadOnly,
             effects: Effects::NONE,
             settings: Vec::new(),
+            may_set: Vec::new(),
+            exact,
             deallocates: Vec::new(),
             vacates: Vec::new(),
             proxy: None,
@@ -126,6 +135,7 @@ impl<'a> Reader<'a> {
             control,
             effects: self.effects,
             settings: self.settings.into(),
+            may_set: self.may_set.into(),
             deallocates: self.deallocates.into(),
             vacates: self.vacates.into(),
             hint: None,
@@ -199,6 +209,9 @@ impl<'a> Reader<'a> {
             // A file on the server's host.
             self.needs_primary(Reason::Node);
         }
+        if copy.is_program || !copy.is_from && !copy.filename.is_empty() {
+            self.effects.insert(Effects::NOT_UNDONE);
+        }
         if !copy.is_program && copy.filename.is_empty() {
             self.copy = Some(if copy.is_from { CopyDirection::In } else { CopyDirection::Out });
         }
@@ -214,6 +227,9 @@ impl<'a> Reader<'a> {
 
     /// Statements about the session, then the rest.
     fn utility(&mut self, kind: &NodeEnum) {
+        if is_not_undone(kind) {
+            self.effects.insert(Effects::NOT_UNDONE);
+        }
         match kind {
             NodeEnum::DeclareCursorStmt(declare) => {
                 // src/include/nodes/parsenodes.h
@@ -254,8 +270,21 @@ impl<'a> Reader<'a> {
                 self.access = Access::Primary(Reason::Session);
                 self.effects.insert(Effects::PREPARE_SQL);
             }
-            NodeEnum::ExecuteStmt(_) => self.needs_primary(Reason::Session),
-            NodeEnum::DoStmt(_) | NodeEnum::CallStmt(_) => self.opaque(),
+            NodeEnum::ExecuteStmt(_) => {
+                self.needs_primary(Reason::Session);
+                // What it runs was seen at PREPARE, if at all.
+                self.effects.insert(Effects::NOT_UNDONE);
+            }
+            NodeEnum::DoStmt(_) => {
+                self.opaque();
+                self.effects.insert(Effects::MAY_SET);
+                self.may_set = named_settings(self.text);
+            }
+            // What a procedure names, the catalog knows.
+            NodeEnum::CallStmt(_) => {
+                self.opaque();
+                self.effects.insert(Effects::MAY_SET);
+            }
             NodeEnum::LockStmt(_) => self.needs_primary(Reason::Lock),
             NodeEnum::NotifyStmt(_)
             | NodeEnum::TruncateStmt(_)
@@ -300,6 +329,61 @@ impl<'a> Reader<'a> {
         if relation.is_some_and(is_temporary) || contains_ignoring_case(self.text, b"pg_temp") {
             self.effects.insert(Effects::TEMP_OBJECT);
         }
+    }
+}
+
+/// Names of custom settings within the literals of a text, as far as they can be told; bounded.
+fn named_settings(text: &[u8]) -> Vec<Box<str>> {
+    /// More are not asked for after one statement.
+    const MOST: usize = 16;
+    let is_name = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$'))
+    };
+    let words = text.split(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'.')));
+    let dotted = words.filter_map(|word| std::str::from_utf8(word).ok()).filter(|word| word.contains('.'));
+    dotted.filter(|word| word.split('.').all(is_name)).take(MOST).map(|word| word.to_ascii_lowercase().into()).collect()
+}
+
+/// Whether a command commits on its way, or does what no rollback undoes. PostgreSQL refuses these in a
+/// transaction block for just that reason: they are the callers of `PreventInTransactionBlock` (xact.c), but
+/// for DISCARD ALL, which is about the session only; and those that use transactions of their own when they
+/// are not in a block (`vacuum` in vacuum.c by `IsInTransactionBlock`, for ANALYZE of several tables). CALL and
+/// DO, which may commit, have [`Effects::UNKNOWN`]. ALTER TYPE … ADD VALUE is one transaction since
+/// PostgreSQL 12 (`AlterEnum`).
+fn is_not_undone(kind: &NodeEnum) -> bool {
+    match kind {
+        NodeEnum::CreatedbStmt(_)
+        | NodeEnum::DropdbStmt(_)
+        | NodeEnum::CreateTableSpaceStmt(_)
+        | NodeEnum::DropTableSpaceStmt(_)
+        | NodeEnum::CreateSubscriptionStmt(_)
+        | NodeEnum::AlterSubscriptionStmt(_)
+        | NodeEnum::DropSubscriptionStmt(_)
+        | NodeEnum::AlterSystemStmt(_)
+        | NodeEnum::VacuumStmt(_)
+        // Of a partitioned table each partition is a transaction: `cluster`, `ReindexPartitions`.
+        | NodeEnum::ClusterStmt(_)
+        | NodeEnum::ReindexStmt(_)
+        | NodeEnum::CheckPointStmt(_) => true,
+        // SET TABLESPACE, by `movedb`.
+        NodeEnum::AlterDatabaseStmt(alter) => alter.options.iter().any(
+            |option| matches!(&option.node, Some(NodeEnum::DefElem(option)) if option.defname == "tablespace"),
+        ),
+        NodeEnum::IndexStmt(create) => create.concurrent,
+        NodeEnum::DropStmt(drop) => drop.concurrent,
+        // DETACH PARTITION CONCURRENTLY, and FINALIZE of one that was interrupted.
+        NodeEnum::AlterTableStmt(alter) => alter.cmds.iter().any(|command| match &command.node {
+            Some(NodeEnum::AlterTableCmd(command)) => match AlterTableType::try_from(command.subtype) {
+                Ok(AlterTableType::AtDetachPartitionFinalize) => true,
+                Ok(AlterTableType::AtDetachPartition) => command.def.as_deref().is_some_and(|partition| {
+                    matches!(&partition.node, Some(NodeEnum::PartitionCmd(partition)) if partition.concurrent)
+                }),
+                _ => false,
+            },
+            _ => false,
+        }),
+        _ => false,
     }
 }
 

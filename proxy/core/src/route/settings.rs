@@ -103,6 +103,14 @@ fn change(reader: &mut Reader<'_>, name: &str, value: Option<String>, scope: Sco
         }
         _ => {}
     }
+    if !reader.exact && value.as_deref().is_some_and(|value| !value.is_ascii()) {
+        // Its characters are not known, so the server is asked what it has understood.
+        if scope == Scope::Session {
+            reader.effects.insert(Effects::MAY_SET);
+            reader.may_set.push(name.into());
+        }
+        return;
+    }
     reader.settings.push(match value {
         Some(value) => SettingChange::Set { name: name.into(), value: value.into(), scope },
         None => SettingChange::Reset { name: name.into(), scope },

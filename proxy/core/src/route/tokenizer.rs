@@ -9,7 +9,7 @@
 //!
 //! The lexical rules are those of PostgreSQL's `src/backend/parser/scan.l` and section 4.1 of the manual.
 
-use super::class::{Hint, SqlContext};
+use super::class::{Hint, SqlContext, TextEncoding};
 
 /// A key longer than this is not kept: the text is parsed each time.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
@@ -44,19 +44,22 @@ pub enum Scan {
 /// Reads `text` and leaves its key in `key`; also says which hint it starts with.
 pub fn scan(text: &[u8], context: SqlContext, key: &mut Vec<u8>) -> (Scan, Option<Hint>) {
     key.clear();
-    if !context.ascii_safe_encoding && !text.is_ascii() {
+    // What the bytes beyond ASCII say depends on the encoding.
+    let encoded = context.encoding != TextEncoding::Utf8 && !text.is_ascii();
+    if encoded && context.encoding == TextEncoding::Unsafe {
         return (Scan::Unreadable, None);
     }
     let mut scanner = Scanner::new(text, context, key);
     let outcome = scanner.run();
     let hint = scanner.hint;
-    if outcome.is_err() {
+    if outcome.is_err() || encoded && !key.is_ascii() {
         key.clear();
-        if text.len() + 2 > MAX_KEY_BYTES {
+        if text.len() + 3 > MAX_KEY_BYTES {
             return (Scan::TooLong, hint);
         }
         key.push(VERBATIM);
         key.push(u8::from(context.standard_conforming_strings));
+        key.push(if encoded { context.encoding as u8 } else { 0 });
         key.extend_from_slice(text);
         return (Scan::Verbatim, hint);
     }

@@ -81,7 +81,7 @@ fn odd_texts_are_verbatim() {
 
 #[test]
 fn backslashes_without_standard_strings_are_the_parsers_business() {
-    let context = SqlContext { standard_conforming_strings: false, ascii_safe_encoding: true };
+    let context = SqlContext { standard_conforming_strings: false, encoding: TextEncoding::Utf8 };
     let mut key = Vec::new();
     assert_eq!(scan(br"SELECT 'a\', now()", context, &mut key).0, Scan::Verbatim);
     assert_eq!(scan(b"SELECT 'a', now()", context, &mut key).0, Scan::Fingerprint);
@@ -89,7 +89,7 @@ fn backslashes_without_standard_strings_are_the_parsers_business() {
 
 #[test]
 fn an_unsafe_encoding_is_read_only_while_it_is_ascii() {
-    let context = SqlContext { standard_conforming_strings: true, ascii_safe_encoding: false };
+    let context = SqlContext { standard_conforming_strings: true, encoding: TextEncoding::Unsafe };
     let mut key = Vec::new();
     assert_eq!(scan(b"SELECT '\x95\x5c'", context, &mut key).0, Scan::Unreadable);
     assert_eq!(scan(b"SELECT 'a'", context, &mut key).0, Scan::Fingerprint);

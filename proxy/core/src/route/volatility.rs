@@ -10,14 +10,28 @@
 use std::collections::{HashMap, HashSet};
 
 /// Five text columns: kind, schema, name, a, b. Kinds:
-/// `f` function (a: `t` if volatile, or an aggregate over a volatile one) ·
+/// `f` function (a: `t` if volatile, or an aggregate over a volatile one; b: `k` if all of that name keep the
+/// session's settings) · `d` what a role (schema; none: every role) is given at its login (a) · `c` custom setting that a function or a row-security policy names ·
 /// `o` operator with a volatile function · `t` type with a volatile input or cast function ·
 /// `r` relation a standby cannot read, or not alike (foreign, unlogged, sequence) ·
 /// `u` a view, or a table with row security, uses the function a.b · `w` it uses the relation a.b.
 ///
 /// Rules' trees are searched as text because dependencies on built-in objects are not recorded in `pg_depend`.
-pub const CATALOG_SQL: &str = r"
+pub const CATALOG_SQL: &str = r#"
 WITH volatile AS MATERIALIZED (SELECT oid FROM pg_catalog.pg_proc WHERE provolatile = 'v'),
+-- Functions of users in whose text something could be that changes settings: a command, a text made at run
+-- time, or a call of another volatile one. Of other languages nothing is known.
+setters AS MATERIALIZED (
+    SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+     WHERE p.provolatile = 'v' AND p.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
+       AND (l.lanname NOT IN ('sql', 'plpgsql') OR p.prosrc = ''
+         OR p.prosrc ~* '\m(set_config|pg_settings|execute|call|discard|load)\M'
+         OR p.prosrc ~* '(^|;|\*/|--[^\n]*\n|\m(begin|then|else|loop))\s*(set|reset)\M'
+         OR EXISTS (SELECT FROM pg_catalog.regexp_matches(p.prosrc, '([[:alpha:]_][[:alnum:]_$]*)"?\s*\(', 'g') m
+                     WHERE pg_catalog.lower(m[1]) IN (
+                         SELECT pg_catalog.lower(u.proname) FROM pg_catalog.pg_proc u
+                          WHERE u.provolatile = 'v' AND u.pronamespace <> 'pg_catalog'::pg_catalog.regnamespace)))
+),
 tree AS MATERIALIZED (
     SELECT r.ev_class AS relation, m[1] = 'relid' AS is_relation, m[2]::pg_catalog.oid AS used
       FROM pg_catalog.pg_rewrite r
@@ -34,9 +48,26 @@ SELECT 'f' AS kind, n.nspname::text AS schema, p.proname::text AS name,
             WHERE a.aggfnoid = p.oid
               AND (a.aggtransfn IN (SELECT oid FROM volatile) OR a.aggfinalfn IN (SELECT oid FROM volatile)
                 OR a.aggmtransfn IN (SELECT oid FROM volatile) OR a.aggmfinalfn IN (SELECT oid FROM volatile))))
-           THEN 't' ELSE 'f' END AS a, '' AS b
+           THEN 't' ELSE 'f' END AS a,
+       CASE WHEN pg_catalog.bool_or(p.provolatile = 'v') AND NOT pg_catalog.bool_or(p.oid IN (SELECT oid FROM setters))
+            THEN 'k' ELSE '' END AS b
   FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
  GROUP BY n.nspname, p.proname
+UNION ALL
+SELECT 'd', COALESCE(r.rolname::text, ''), '', s.setdatabase::text || s.setconfig::text, ''
+  FROM pg_catalog.pg_db_role_setting s LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
+ WHERE s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
+UNION ALL
+(SELECT DISTINCT 'c', '', pg_catalog.lower(m[1]), '', ''
+  FROM (SELECT prosrc AS text FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
+        UNION ALL
+        SELECT pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_policy
+        UNION ALL
+        SELECT pg_catalog.pg_get_expr(polwithcheck, polrelid) FROM pg_catalog.pg_policy) texts,
+       LATERAL pg_catalog.regexp_matches(texts.text,
+           '(?:(?:set_config|current_setting)\s*\(\s*''|\mset\s+(?:session\s+)?)([[:alpha:]_][[:alnum:]_$]*(?:\.[[:alpha:]_][[:alnum:]_$]*)+)',
+           'gi') m
+ LIMIT 200)
 UNION ALL
 SELECT 'o', '', o.oprname::text, '', '' FROM pg_catalog.pg_operator o WHERE o.oprcode IN (SELECT oid FROM volatile)
 UNION ALL
@@ -58,7 +89,7 @@ SELECT 'w', n.nspname::text, c.relname::text, un.nspname::text, u.relname::text
   FROM tree t
   JOIN pg_catalog.pg_class c ON c.oid = t.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_catalog.pg_class u ON u.oid = t.used JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace
- WHERE t.is_relation AND u.oid <> c.oid";
+ WHERE t.is_relation AND u.oid <> c.oid"#;
 
 /// One text: changes whenever the answer to [`CATALOG_SQL`] may have (a few milliseconds instead of tens).
 pub const CATALOG_SIGNATURE_SQL: &str = r"
@@ -70,7 +101,8 @@ SELECT pg_catalog.concat_ws('/',
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_policy),
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # pg_catalog.hashtext(relname::text || relnamespace::text || relpersistence::text)::int8)
        FROM pg_catalog.pg_class WHERE relkind IN ('f', 'S', 'v') OR relpersistence = 'u'),
-    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_namespace))";
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_namespace),
+    (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(setrole::int8 # xmin::text::int8) FROM pg_catalog.pg_db_role_setting))";
 
 /// What calling a function by this name may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +111,11 @@ pub enum Verdict {
     Safe,
     /// PostgreSQL's own: differs between the nodes, or writes.
     BuiltIn,
+    /// PostgreSQL's own: does what no rollback undoes (`pg_terminate_backend`, `pg_switch_wal` …).
+    Acts,
+    /// A volatile function of a user or an extension: may do anything, but for changing the session's settings,
+    /// which its text would show.
+    Keeps,
     /// A volatile function of a user or an extension: may do anything.
     User,
     /// No function of that name is known.
@@ -91,7 +128,9 @@ impl Verdict {
         let rank = |verdict| match verdict {
             Self::Safe => 0,
             Self::BuiltIn => 1,
-            Self::User | Self::Unknown => 2,
+            Self::Acts => 2,
+            Self::Keeps => 3,
+            Self::User | Self::Unknown => 4,
         };
         if rank(other) > rank(self) { other } else { self }
     }
@@ -106,6 +145,10 @@ pub struct Catalog {
     types: HashSet<Box<str>>,
     /// As for functions: plain names and qualified ones.
     relations: HashSet<Box<str>>,
+    /// Custom settings that functions and policies name.
+    custom: Vec<Box<str>>,
+    /// What roles are given at their login (ALTER ROLE … SET, ALTER DATABASE … SET); the empty name: every role.
+    defaults: HashMap<Box<str>, Vec<Box<str>>>,
 }
 
 fn qualified(schema: &str, name: &str) -> Box<str> {
@@ -121,7 +164,9 @@ impl Catalog {
         let mut uses_relation = Vec::new();
         for [kind, schema, name, a, b] in rows {
             match kind {
-                "f" => catalog.add_function(schema, name, a == "t"),
+                "f" => catalog.add_function(schema, name, a == "t", b == "k"),
+                "c" => catalog.custom.push(name.into()),
+                "d" => catalog.defaults.entry(schema.into()).or_default().push(a.into()),
                 "o" => {
                     catalog.operators.insert(name.into());
                 }
@@ -160,16 +205,33 @@ impl Catalog {
         catalog
     }
 
+    /// Custom settings that functions and row-security policies name: those that a function may have set.
+    #[must_use]
+    pub fn custom_settings(&self) -> &[Box<str>] {
+        &self.custom
+    }
+
+    /// What tells apart what a role is given at its login now from what it was given before.
+    #[must_use]
+    pub fn defaults_of(&self, role: &str) -> Vec<Box<str>> {
+        let of = |role: &str| self.defaults.get(role).into_iter().flatten().cloned();
+        let mut defaults: Vec<_> = of("").chain(of(role)).collect();
+        defaults.sort_unstable();
+        defaults
+    }
+
     /// How many names of functions are known, plain and qualified.
     #[must_use]
     pub fn functions(&self) -> usize {
         self.functions.len()
     }
 
-    fn add_function(&mut self, schema: &str, name: &str, volatile: bool) {
+    fn add_function(&mut self, schema: &str, name: &str, volatile: bool, keeps_settings: bool) {
         let verdict = match schema {
             "pg_catalog" if is_harmless(name) => Verdict::Safe,
+            "pg_catalog" if volatile && !is_undone(name) => Verdict::Acts,
             "pg_catalog" if volatile || differs_between_nodes(name) => Verdict::BuiltIn,
+            _ if volatile && keeps_settings => Verdict::Keeps,
             _ if volatile => Verdict::User,
             _ => Verdict::Safe,
         };
@@ -235,6 +297,67 @@ fn is_harmless(name: &str) -> bool {
             | "pg_database_size"
             | "pg_tablespace_size"
     )
+}
+
+/// PostgreSQL's volatile functions of which nothing is left once their transaction is rolled back: those that
+/// only look, and those that write to tables. The others may have acted when the server goes (on another
+/// backend, a slot, a file, the server's state).
+fn is_undone(name: &str) -> bool {
+    const PREFIXES: [&str; 19] = [
+        "RI_FKey_",
+        "brin_",
+        "lo_",
+        "pg_blocking_",
+        "pg_control_",
+        "pg_current_",
+        "pg_get_",
+        "pg_is_",
+        "pg_isolation_",
+        "pg_last_",
+        "pg_logical_slot_peek_",
+        "pg_ls_",
+        "pg_read_",
+        "pg_safe_snapshot_",
+        "pg_show_",
+        "pg_stat_get_",
+        "pg_xact_",
+        "txid_",
+        "tsvector_update_",
+    ];
+    const NAMES: [&str; 28] = [
+        "bernoulli",
+        "currtid2",
+        "currval",
+        "gin_clean_pending_list",
+        "lastval",
+        "loread",
+        "lowrite",
+        // Taken anew where it runs again.
+        "nextval",
+        "pg_collation_actual_version",
+        "pg_database_collation_actual_version",
+        "pg_export_snapshot",
+        "pg_hba_file_rules",
+        "pg_ident_file_mappings",
+        "pg_import_system_collations",
+        "pg_jit_available",
+        "pg_lock_status",
+        "pg_notification_queue_usage",
+        // Sent at the commit.
+        "pg_notify",
+        "pg_prepared_xact",
+        "pg_replication_origin_progress",
+        "pg_replication_origin_session_is_setup",
+        "pg_replication_origin_session_progress",
+        "pg_sequence_last_value",
+        "pg_stat_clear_snapshot",
+        "pg_stat_file",
+        "pg_stat_have_stats",
+        "suppress_redundant_updates_trigger",
+        "system",
+    ];
+    // A file on the server's host.
+    name != "lo_export" && (NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 /// PostgreSQL's own functions that are not volatile, but whose result depends on the node or on the

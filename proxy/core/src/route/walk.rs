@@ -206,6 +206,10 @@ impl<'a> Walk<'a> {
             }
             NodeEnum::UpdateStmt(update) => {
                 self.with(update.with_clause.as_ref());
+                if update.relation.as_ref().is_some_and(|relation| relation.relname == "pg_settings") {
+                    // Its rule calls set_config (system_views.sql).
+                    self.effects.insert(Effects::MAY_SET);
+                }
                 self.list(&update.target_list);
                 self.list(&update.from_clause);
                 self.maybe(update.where_clause.as_deref());
@@ -469,12 +473,13 @@ impl<'a> Walk<'a> {
     /// `relation.name` is a function call if there is no such column (manual, 8.16.5).
     fn field(&mut self, path: &[Node]) {
         let (_, name) = qualified_name(path);
-        if let Some(catalog) = self.catalog
-            && catalog.function(None, name) == Verdict::User
-        {
-            self.needs_primary(Reason::Function);
-            self.effects.insert(Effects::UNKNOWN);
-        }
+        let effects = match self.catalog.map(|catalog| catalog.function(None, name)) {
+            Some(Verdict::User) => Effects::UNKNOWN.union(Effects::MAY_SET),
+            Some(Verdict::Keeps) => Effects::UNKNOWN,
+            _ => return,
+        };
+        self.needs_primary(Reason::Function);
+        self.effects.insert(effects);
     }
 
     fn operator(&mut self, name: &[Node]) {
@@ -518,15 +523,23 @@ impl<'a> Walk<'a> {
         }
         let Some(catalog) = self.catalog else {
             self.needs_primary(Reason::NoCatalog);
-            self.effects.insert(Effects::UNKNOWN);
+            self.effects.insert(Effects::UNKNOWN.union(Effects::MAY_SET));
             return;
         };
         match catalog.function(schema, name) {
             Verdict::Safe => {}
             Verdict::BuiltIn => self.needs_primary(Reason::Node),
-            Verdict::User | Verdict::Unknown => {
+            Verdict::Acts => {
+                self.needs_primary(Reason::Node);
+                self.effects.insert(Effects::NOT_UNDONE);
+            }
+            Verdict::Keeps => {
                 self.needs_primary(Reason::Function);
                 self.effects.insert(Effects::UNKNOWN);
+            }
+            Verdict::User | Verdict::Unknown => {
+                self.needs_primary(Reason::Function);
+                self.effects.insert(Effects::UNKNOWN.union(Effects::MAY_SET));
             }
         }
     }

@@ -8,9 +8,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::compare::Brought;
 use super::inject::Injected;
 use super::ledger::Expect;
+use super::profile::ServerEncoding;
 use super::statements::{Held, NAME_PREFIX};
 use super::unit::{Copy, Extent, Forwarding, Shape};
-use super::{Phase, Session, Shared, gather::Ends};
+use super::{Phase, ServedBy, Session, Shared, gather::Ends};
 use crate::error::{ProxyError, SqlState, encode_response};
 use crate::route::class::{Deallocate, Scope, SettingChange};
 use crate::route::{Class, Control, Effects, TransactionControl};
@@ -48,6 +49,9 @@ impl Session {
             return;
         }
         let _ = shared;
+        if self.must_move() {
+            return self.leave_standby();
+        }
         self.phase = match self.cancels_client(rx) {
             Some(client) => Phase::Cancel(client),
             None if self.server.is_some() => Phase::Prepare,
@@ -57,14 +61,17 @@ impl Session {
 
     /// A server is attached: gives it the session's settings if it has others.
     pub(super) fn prepare(&mut self, shared: &mut Shared) {
-        let Some(server) = &self.server else {
+        if self.server.is_none() {
             self.phase = Phase::Acquire;
             return;
-        };
+        }
+        let wanted = self.wanted_settings(shared);
+        let Some(server) = &self.server else { return };
         let mut sql = String::new();
-        if self.status == TxStatus::Idle {
-            if !Rc::ptr_eq(&server.profile, &self.kept.profile) {
-                sql = server.profile.replay(&self.kept.profile);
+        if self.status == TxStatus::Idle || self.opening.moving {
+            if !Rc::ptr_eq(&server.profile, &wanted) {
+                let encoding = ServerEncoding::named(server.parameter("server_encoding"));
+                sql = server.profile.replay(&wanted, encoding);
             }
             if self.unit.effects.intersects(Effects::SEQUENCE_READ) {
                 shared.sequences_are_read = true;
@@ -76,10 +83,10 @@ impl Session {
             }
         }
         if sql.is_empty() {
-            self.phase = Phase::Dispatch;
-            return;
+            return self.begin_or_dispatch();
         }
         self.replay_error = None;
+        self.replaying = Some(wanted);
         self.inject_now(&Injected::Settings(&sql), Expect::Injected);
         self.phase = Phase::Replay;
     }
@@ -97,6 +104,9 @@ impl Session {
             shared.buffers.lend(buffer);
         }
         let unit = &rx[..self.unit.end];
+        if self.served_by == ServedBy::Standby && self.unit.sent == 0 {
+            self.note_opening(unit);
+        }
         let (mut position, mut run) = (self.unit.sent, self.unit.sent);
         while position < unit.len() {
             let Some((header, body)) = wire::complete(&unit[position..])? else {

@@ -37,6 +37,7 @@ impl Session {
             self.end_transaction(shared);
             self.used = Some(self.served_by);
         }
+        self.end_opening();
         self.unit.reset(self.status);
         self.phase = Phase::Gather;
         let may_leave = idle && self.kept.config.mode == Mode::Transaction;
@@ -103,6 +104,12 @@ impl Session {
                 server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
             }
         }
+        // In session mode the server is its own anyway.
+        if effects.intersects(Effects::MAY_SET) && !rolled_back && self.kept.config.mode == Mode::Transaction {
+            let known = shared.classifier.catalog().map_or(&[][..], |catalog| catalog.custom_settings());
+            self.probe.add_names(self.unit.may_set.drain(..).chain(known.iter().cloned()));
+            self.pins.insert(Effects::SETTINGS_DOUBT);
+        }
         if self.unit.leaves_traces {
             if let Some(server) = &mut self.server {
                 server.owner = self.kept.mark.leave();
@@ -137,7 +144,7 @@ impl Session {
                 SettingChange::Set { name, .. } if name.contains('.') => Some(name.clone()),
                 _ => None,
             });
-            self.probe.names.extend(names);
+            self.probe.add_names(names);
             if let Some(server) = &mut self.server {
                 server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
             }

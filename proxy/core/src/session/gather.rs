@@ -10,8 +10,8 @@ use super::statements::Statement;
 use super::unit::{Extent, Shape};
 use super::{GATHER_LIMIT_BYTES, Phase, Session, Shared};
 use crate::error::ProxyError;
+use crate::route::Effects;
 use crate::route::class::{Access, Reason, SqlContext};
-use crate::route::{Class, Effects};
 use crate::wire::frontend::{self, Bind, Kind, Parse, Target};
 use crate::wire::{self, WireError, backend};
 
@@ -143,17 +143,19 @@ impl Session {
 
     fn intern(&self, parse: &Parse<'_>, definition: &[u8], shared: &mut Shared) -> Rc<Statement> {
         let Shared { classifier, interner, .. } = shared;
-        if self.kept.sql == SqlContext::default() {
+        let sql = self.kept.sql;
+        let as_usual = sql == SqlContext::default() || sql.standard_conforming_strings && parse.text.is_ascii();
+        if as_usual {
             return interner.intern(definition, parse.text.len(), self.kept.profile.analysis(), |text| {
                 classifier.classify(text, SqlContext::default())
             });
         }
         // The same bytes mean something else to other sessions.
-        interner.private(definition, parse.text.len(), Rc::new(Class::unknown(Reason::Unreadable)))
+        interner.private(definition, parse.text.len(), classifier.classify(parse.text, sql))
     }
 
     /// The statement a name leads to, seen from the end of what is gathered.
-    fn noted_statement(&self, name: &[u8]) -> Option<Rc<Statement>> {
+    pub(super) fn noted_statement(&self, name: &[u8]) -> Option<Rc<Statement>> {
         let parsed = self.unit.parses.iter().rev().find(|(parsed, _)| **parsed == *name);
         match parsed {
             Some((_, statement)) => Some(statement.clone()),

@@ -16,6 +16,13 @@ pub(super) enum Expect {
     Query,
     /// The proxy's own Query that gives settings: swallowed up to ReadyForQuery.
     Injected,
+    /// The proxy's own Query that gives what the session began with after a RESET: swallowed, but for what is reported
+    /// of it, and for ReadyForQuery, which is the unit's.
+    Restored,
+    /// The proxy's own ROLLBACK on a standby that the transaction leaves: swallowed up to ReadyForQuery.
+    Left,
+    /// The proxy's own BEGIN of the transaction on the primary: swallowed up to ReadyForQuery.
+    Begun,
     /// The proxy's own Query about pins: swallowed up to ReadyForQuery.
     Probe,
     /// Sync: ReadyForQuery.
@@ -180,7 +187,7 @@ impl Ledger {
 
     /// The oldest is a Query of the proxy itself.
     pub(super) fn is_own(&self) -> bool {
-        matches!(self.head(), Some(Expect::Injected | Expect::Probe))
+        matches!(self.head(), Some(Expect::Injected | Expect::Restored | Expect::Left | Expect::Begun | Expect::Probe))
     }
 
     /// Appends a request.

@@ -3,10 +3,30 @@
 //! A unit is run again only when it provably did not run, or when running it twice does no harm and
 //! nobody saw its first answer. Where a commit may have happened and its answer is lost, the client
 //! is told just that.
+//!
+//! What a loss proves of a unit that began outside a transaction and was not answered:
+//!
+//! | loss | statement | proof |
+//! |---|---|---|
+//! | the Query was not written to its end | any, alone | it did not begin: `SocketBackend` (postgres.c) reads a message whole |
+//! | FATAL by `ProcessInterrupts` (57P01 …) | one, in one transaction | rolled back: interrupts are held off from the commit's first record on (`CommitTransaction`, xact.c), and the words come behind every CommandComplete sent before |
+//! | the same | several | none: those before the last may have committed (a COMMIT in the text, VACUUM in a pipeline) |
+//! | the same | with transactions of its own: CREATE INDEX, DROP INDEX, REINDEX CONCURRENTLY, DETACH PARTITION CONCURRENTLY, VACUUM, ANALYZE, CLUSTER, REINDEX, CALL, DO | none: it leaves an invalid index, half of the tables … |
+//! | the same | acts outside of its transaction: CREATE/DROP DATABASE, TABLESPACE, SUBSCRIPTION, ALTER SYSTEM, COPY to a file or a program, `pg_terminate_backend`, volatile functions of users (dblink …) | none: it may have done that before |
+//! | FATAL 57P03 (`ProcessStartupPacket`) | any | the server has not read a request |
+//! | the end of the connection without words | a plain read; a lone BEGIN | none is needed |
+//! | the same | anything else | none: it may have committed |
+//! | the node is a standby | whatever stays within its transaction | nothing commits there |
+//!
+//! Not seen by a text, hence taken for undone by a rollback: what triggers, rules and defaults do outside of
+//! the transaction of a statement that itself stays within it.
+
+use bytes::{BufMut, BytesMut};
 
 use super::unit::{Copy, Forwarding, Shape, Unit};
 use crate::route::{Control, Effects, TransactionControl};
-use crate::wire::backend::TxStatus;
+use crate::wire::backend::{ERROR_RESPONSE, TxStatus};
+use crate::wire::{put_cstr, put_message, take_cstr};
 
 /// How much of the unit had been written to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +42,10 @@ pub enum Sent {
 pub enum How {
     /// The connection closed, broke, or was given up because the topology says so.
     Gone,
-    /// It said FATAL 57P01 or 57P03 first. `ProcessInterrupts` (postgres.c) raises it between or within
-    /// statements, never once a commit has begun: interrupts are held off there, and a backend told to
-    /// end while it waits for the sync sends a WARNING and then nothing (`SyncRepWaitForLSN`).
-    /// So a single statement that was not answered has not been committed.
+    /// It said why it ends: FATAL 57P01 or 57P03, or one of the client's own limits. `ProcessInterrupts`
+    /// (postgres.c) raises it between or within statements, never once a commit has begun: interrupts are
+    /// held off there, and a backend told to end while it waits for the sync sends a WARNING and then
+    /// nothing (`SyncRepWaitForLSN`). So a single statement that was not answered has not been committed.
     Refused,
     /// It refused the unit because it is a standby, although it was taken for the primary.
     ReadOnly,
@@ -40,6 +60,11 @@ pub enum Verdict {
     NothingCommitted(TxStatus),
     /// Tell 08007: it may have been committed.
     InDoubt,
+    /// Tell what the server said as it went: the transaction was rolled back, but not all that the statement
+    /// does is undone by that.
+    ServersWords,
+    /// It was told an error, after which nothing of the unit runs; the client is in this status.
+    Answered(TxStatus),
     /// It ends as if the server had answered with this command tag.
     Completed(&'static str),
 }
@@ -47,6 +72,11 @@ pub enum Verdict {
 /// The table.
 pub fn verdict(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
     let nothing_seen = !unit.consumed && unit.forwarding != Forwarding::On;
+    // After an error the server skips the rest of a Query's text, or all up to Sync.
+    if unit.errored && unit.forwarding == Forwarding::On && !unit.commit_doubt {
+        let idle = unit.started == TxStatus::Idle && unit.control.is_none_or(|control| control == Control::None);
+        return Verdict::Answered(if idle { TxStatus::Idle } else { TxStatus::Failed });
+    }
     match unit.started {
         TxStatus::Failed => match unit.alone() {
             Some(TransactionControl::Commit { chain: false } | TransactionControl::Rollback { chain: false })
@@ -77,20 +107,25 @@ pub(super) fn may_be_spared(unit: &Unit, on_standby: bool) -> bool {
         .any(|how| matches!(verdict(unit, Sent::Whole, how, on_standby), Verdict::Rerun | Verdict::Completed(_)))
 }
 
+/// Whether what was done of it may outlast a rollback.
+fn outlasts_rollback(unit: &Unit) -> bool {
+    unit.effects.intersects(Effects::UNKNOWN.union(Effects::NOT_UNDONE))
+}
+
 fn autocommit(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
     let begins = matches!(unit.alone(), Some(TransactionControl::Begin { .. }));
+    let stays_within = !outlasts_rollback(unit);
+    // One statement of which nothing was answered, of a server that said that it rolled it back.
+    let rolled_back = sent == Sent::Whole && how == How::Refused && unit.single && !unit.completed_any;
     if unit.can_rerun() && unit.forwarding != Forwarding::On {
         let not_run = match (sent, how) {
-            // The server cannot begin a Query it has not read to its end.
-            (Sent::Partly, _) => unit.shape == Shape::Simple,
-            (Sent::Whole, How::Refused) => {
-                // A procedure may have committed on its way.
-                unit.single && !unit.completed_any && !unit.effects.intersects(Effects::UNKNOWN)
-            }
+            // The server cannot begin a Query it has not read to its end; what stands before it in the unit it can.
+            (Sent::Partly, _) => unit.shape == Shape::Simple && unit.mentions <= 1,
+            (Sent::Whole, How::Refused) => rolled_back && stays_within,
             (Sent::Whole, How::ReadOnly) => true,
             (Sent::Whole, How::Gone) => false,
         };
-        if not_run || unit.repeatable || begins || unit.shape == Shape::Empty || on_standby {
+        if not_run || unit.repeatable || begins || unit.shape == Shape::Empty || on_standby && stays_within {
             return Verdict::Rerun;
         }
     }
@@ -105,11 +140,40 @@ fn autocommit(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
     {
         return Verdict::NothingCommitted(TxStatus::Failed);
     }
-    if unit.repeatable || on_standby {
+    if unit.repeatable || on_standby && stays_within {
         return Verdict::NothingCommitted(TxStatus::Idle);
+    }
+    if rolled_back && !unit.commits || on_standby && how == How::Refused {
+        return Verdict::ServersWords;
     }
     Verdict::InDoubt
 }
+
+/// A server's ErrorResponse as an ERROR (its connection may have ended with it, the client's goes on), with this
+/// hint.
+pub(super) fn as_error(words: &[u8], hint: &[u8], out: &mut BytesMut) {
+    put_message(out, ERROR_RESPONSE, |out| {
+        out.put_slice(b"SERROR\0VERROR\0");
+        let mut rest = words;
+        while let Some((&kind, after)) = rest.split_first()
+            && kind != 0
+            && let Some((value, after)) = take_cstr(after)
+        {
+            if !matches!(kind, b'S' | b'V' | b'H') {
+                out.put_u8(kind);
+                put_cstr(out, value);
+            }
+            rest = after;
+        }
+        out.put_u8(b'H');
+        put_cstr(out, hint);
+        out.put_u8(0);
+    });
+}
+
+/// Why it was not run again.
+pub(super) const HINT: &[u8] = b"It was not run again, because not all that it does is undone with its transaction. \
+    Look at what it has done before you run it again.";
 
 #[cfg(test)]
 mod tests {
@@ -137,6 +201,9 @@ mod tests {
         use TxStatus::{Failed, Idle, InTransaction};
         let read = Class::read_only();
         let write = Class::primary(Reason::Write);
+        let outlasting = |effects| Class { effects, ..Class::primary(Reason::Command) };
+        let concurrently = outlasting(Effects::NOT_UNDONE);
+        let call = outlasting(Effects::UNKNOWN);
         let commit = control(Commit { chain: false });
         let rollback = control(Rollback { chain: false });
         let begin = control(Begin { read_only: None, serializable: false });
@@ -149,6 +216,11 @@ mod tests {
             (Idle, &write, partly, Verdict::Rerun),
             (Idle, &write, refused, Verdict::Rerun),
             (Idle, &begin, whole, Verdict::Rerun),
+            (Idle, &concurrently, whole, Verdict::InDoubt),
+            (Idle, &concurrently, partly, Verdict::Rerun),
+            (Idle, &concurrently, refused, Verdict::ServersWords),
+            (Idle, &call, whole, Verdict::InDoubt),
+            (Idle, &call, refused, Verdict::ServersWords),
             (InTransaction, &read, whole, Verdict::NothingCommitted(Failed)),
             (InTransaction, &write, whole, Verdict::NothingCommitted(Failed)),
             (InTransaction, &commit, whole, Verdict::InDoubt),
@@ -196,6 +268,31 @@ mod tests {
         let mut several = unit(Idle, &Class::primary(Reason::Write));
         several.single = false;
         assert!(!may_be_spared(&several, false));
+    }
+
+    #[test]
+    fn what_acts_outside_of_its_transaction_is_not_run_again_on_a_standby_either() {
+        let class = Class { effects: Effects::NOT_UNDONE, ..Class::primary(Reason::Node) };
+        let acts = unit(TxStatus::Idle, &class);
+        assert_eq!(verdict(&acts, Sent::Whole, How::Refused, true), Verdict::ServersWords);
+        assert_eq!(verdict(&acts, Sent::Whole, How::Gone, true), Verdict::InDoubt);
+    }
+
+    #[test]
+    fn what_stands_before_a_query_in_its_unit_may_have_run() {
+        let mut two = unit(TxStatus::Idle, &Class::primary(Reason::Write));
+        two.run(&Class::primary(Reason::Write));
+        assert_eq!(verdict(&two, Sent::Partly, How::Gone, false), Verdict::InDoubt);
+    }
+
+    #[test]
+    fn the_servers_words_become_an_error() {
+        let mut out = BytesMut::new();
+        as_error(b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0RProcessInterrupts\0\0", HINT, &mut out);
+        let text = String::from_utf8_lossy(&out[5..]).replace('\0', "|");
+        assert!(text.starts_with("SERROR|VERROR|C57P01|Mterminating connection|RProcessInterrupts|HIt was"), "{text}");
+        assert!(text.ends_with("||"), "{text}");
+        as_error(b"", HINT, &mut out);
     }
 
     #[test]

@@ -17,7 +17,7 @@
 
 use std::rc::{Rc, Weak};
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 
 use crate::error::{Origin, ProxyError, SqlState};
 use crate::route::class::{Route, setting_needs_primary};
@@ -26,6 +26,7 @@ use crate::terms::Access;
 use crate::terms::Mode;
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
+use crate::wire::put_message;
 
 pub mod bound;
 pub mod buffers;
@@ -39,10 +40,13 @@ mod leaving;
 mod ledger;
 mod local;
 pub mod lost;
+mod moving;
 mod probe;
 pub mod profile;
+mod refusal;
 mod reply;
 mod rest;
+mod restore;
 pub mod signal;
 pub mod statements;
 mod unit;
@@ -226,6 +230,10 @@ enum Phase {
     Cancel(u32),
     Prepare,
     Replay,
+    /// The server is given back for another one.
+    Replace,
+    /// The session's settings were refused for good.
+    Refused,
     Compare,
     Dispatch,
     Run,
@@ -284,6 +292,8 @@ pub struct Session {
     staged: Vec<Rc<Class>>,
     /// A text that changes settings was run in the open transaction.
     sets: bool,
+    /// How the open transaction can be begun on the primary instead.
+    opening: moving::Opening,
     /// What binds the session to its server.
     pins: Effects,
     /// What is to be asked about that.
@@ -294,7 +304,9 @@ pub struct Session {
     learn_text: bool,
     /// The parameter types that the server described last.
     described: Vec<u8>,
-    /// Injected settings were refused: the server's words.
+    /// The settings that were sent to the server.
+    replaying: Option<Rc<Profile>>,
+    /// They were refused: the server's words.
     replay_error: Option<Vec<u8>>,
     /// The client sends nothing more than what was read of it.
     ended: bool,
@@ -302,6 +314,8 @@ pub struct Session {
     ids: Ids,
     /// There is no room for another bound session.
     crowd: Option<bound::Crowd>,
+    /// The FATAL with which the server ended its connection, until its loss is dealt with.
+    last_words: Option<Box<[u8]>>,
 
     to_client: BytesMut,
     to_server: BytesMut,
@@ -345,6 +359,15 @@ impl Session {
                 Phase::Release => {
                     self.phase = Phase::Gather;
                     return Step::Release;
+                }
+                Phase::Replace => {
+                    self.phase = Phase::Acquire;
+                    return Step::Release;
+                }
+                Phase::Refused => {
+                    if self.tell_refused(rx) {
+                        return Step::Release;
+                    }
                 }
                 Phase::Dispatch => {
                     if let Err(error) = self.dispatch(rx, shared) {
@@ -395,13 +418,23 @@ impl Session {
     pub fn refuse(&mut self, error: &ProxyError, rx: &mut BytesMut) {
         match error.severity() {
             crate::error::Severity::Fatal => self.end_with(error),
-            crate::error::Severity::Error => self.tell(error, self.status, rx),
+            crate::error::Severity::Error => {
+                let status = self.fail_moving();
+                self.tell(error, status, rx);
+            }
         }
     }
 
     /// The server is gone, or was given up; the driver has closed it.
     pub fn server_lost(&mut self, how: How, rx: &mut BytesMut) {
         let sent = if self.to_server.is_empty() { Sent::Whole } else { Sent::Partly };
+        let words = self.last_words.take();
+        (self.replaying, self.replay_error) = (None, None);
+        if self.status != TxStatus::Idle {
+            // What the transaction may have set is rolled back.
+            self.pins = self.pins.minus(Effects::SETTINGS_DOUBT);
+            self.probe.forget_names();
+        }
         self.server = None;
         self.to_server.clear();
         self.ledger.clear();
@@ -410,7 +443,13 @@ impl Session {
         self.pins = self.pins.minus(Effects::SEQUENCE_READ);
         match self.phase {
             Phase::Acquire | Phase::Cancel(_) | Phase::SkipToSync | Phase::Ended => return,
-            _ if !self.pins.is_empty() => return self.end_with(&ProxyError::SessionLost),
+            _ if self.is_own_end(words.as_deref()) || !self.pins.is_empty() => {
+                if passing > 0 {
+                    self.to_client.clear();
+                    return self.phase = Phase::Ended;
+                }
+                return self.end_with_words(words.as_deref());
+            }
             // A lost transaction is told when the client next asks for something of it.
             Phase::Gather | Phase::Probe | Phase::Release => {
                 self.phase = Phase::Gather;
@@ -423,7 +462,9 @@ impl Session {
                 self.unit.reset(self.status);
                 return;
             }
-            Phase::Prepare | Phase::Replay if self.unit.started == TxStatus::Idle => {
+            Phase::Prepare | Phase::Replay | Phase::Replace | Phase::Refused
+                if self.unit.started == TxStatus::Idle || self.opening.moving =>
+            {
                 self.unit.rewind();
                 self.phase = Phase::Acquire;
                 return;
@@ -432,9 +473,18 @@ impl Session {
             Phase::Compare | Phase::Dispatch if self.unit.can_rerun() && !self.unit.executed => {
                 return self.run_again();
             }
-            Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch | Phase::Run => {}
+            Phase::Prepare
+            | Phase::Replay
+            | Phase::Replace
+            | Phase::Refused
+            | Phase::Compare
+            | Phase::Dispatch
+            | Phase::Run => {}
         }
-        if let Forwarding::Rerun { .. } = self.unit.forwarding {
+        self.opening = moving::Opening::default();
+        if let Forwarding::Rerun { .. } = self.unit.forwarding
+            && self.unit.started == TxStatus::Idle
+        {
             return self.run_again();
         }
         if passing > 0 && self.passing_fate == reply::Fate::Forward {
@@ -451,8 +501,42 @@ impl Session {
             Verdict::Rerun => self.run_again(),
             Verdict::NothingCommitted(status) => self.tell(&ProxyError::TransactionLost, status, rx),
             Verdict::InDoubt => self.tell(&ProxyError::CommitInDoubt, TxStatus::Idle, rx),
+            Verdict::Answered(status) => {
+                if self.unit.extent == Extent::Open {
+                    return self.end_told(status, rx);
+                }
+                backend::put_ready(&mut self.to_client, status);
+                self.forget_unit(status, rx);
+            }
+            Verdict::ServersWords => {
+                let mut error = BytesMut::new();
+                lost::as_error(words.as_deref().unwrap_or_default(), lost::HINT, &mut error);
+                self.tell_words(&error, TxStatus::Idle, rx);
+            }
             Verdict::Completed(tag) => self.complete_lost(tag, rx),
         }
+    }
+
+    /// Whether the server ended the connection because of a limit that the client has set itself, or that is
+    /// set for its role: then its connection ends, as without the proxy. Between two transactions a server
+    /// that is nobody's is idle.
+    fn is_own_end(&self, words: Option<&[u8]>) -> bool {
+        let limit = words.is_some_and(|words| reply::is_own_limit(backend::ErrorFields::read(words).code));
+        let is_idle_pooled = self.status == TxStatus::Idle
+            && self.pins.is_empty()
+            && words.is_some_and(|words| backend::ErrorFields::read(words).code == b"57P05");
+        limit && !is_idle_pooled
+    }
+
+    /// The session ends with its server, in that one's words if it said any.
+    fn end_with_words(&mut self, words: Option<&[u8]>) {
+        let Some(words) = words else {
+            return self.end_with(&ProxyError::SessionLost);
+        };
+        self.withheld.clear();
+        self.told = Some((SqlState::parse(backend::ErrorFields::read(words).code), Origin::Server));
+        put_message(&mut self.to_client, backend::ERROR_RESPONSE, |out| out.put_slice(words));
+        self.phase = Phase::Ended;
     }
 
     /// By which servers know this session.
@@ -535,7 +619,10 @@ impl Session {
         // A unit without its Sync has its transaction open.
         self.status != TxStatus::Idle
             || self.unit.extent == Extent::Open
-            || matches!(self.phase, Phase::Run | Phase::Replay | Phase::Compare | Phase::Probe)
+            || matches!(
+                self.phase,
+                Phase::Run | Phase::Replay | Phase::Replace | Phase::Refused | Phase::Compare | Phase::Probe
+            )
     }
 
     /// Whether the client's next bytes are needed to go on.
@@ -599,9 +686,10 @@ impl Session {
             matches!(self.unit.alone(), Some(TransactionControl::Begin { read_only: None, serializable: false }))
                 && matches!(self.kept.profile.get("default_transaction_read_only"), Some("on" | "true" | "yes" | "1"))
         };
-        let needs_primary = ["default_transaction_isolation", "transaction_isolation"]
-            .iter()
-            .any(|name| self.kept.profile.get(name).is_some_and(|value| setting_needs_primary(name, value)));
+        let needs_primary = match self.kept.profile.get("default_transaction_isolation") {
+            Some(level) => setting_needs_primary("default_transaction_isolation", level),
+            None => self.kept.serializable_by_default,
+        };
         if (self.unit.read_only || begins_read_only()) && !needs_primary { Need::Standby } else { Need::Primary }
     }
 
@@ -612,6 +700,22 @@ impl Session {
         }
         self.told = Some((error.sqlstate(), error.origin()));
         error.encode(&mut self.to_client);
+        self.end_told(status, rx);
+    }
+
+    /// As [`Session::tell`], in the words of a server: an ErrorResponse.
+    fn tell_words(&mut self, error: &[u8], status: TxStatus, rx: &mut BytesMut) {
+        if self.unit.forwarding != Forwarding::On {
+            self.withheld.clear();
+        }
+        let code = error.get(crate::wire::HEADER_BYTES..).map(|body| backend::ErrorFields::read(body).code);
+        self.told = Some((SqlState::parse(code.unwrap_or_default()), Origin::Server));
+        self.to_client.put_slice(error);
+        self.end_told(status, rx);
+    }
+
+    /// The unit's answer was an error of the proxy.
+    fn end_told(&mut self, status: TxStatus, rx: &mut BytesMut) {
         let open = self.unit.extent == Extent::Open;
         if open {
             self.consume(rx);

@@ -4,10 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use postgres_protocol::escape::escape_literal;
-
 use super::inject::Injected;
 use super::ledger::Expect;
+use super::profile::{READ_COMMITTED, ServerEncoding, put_literal};
 use super::{Phase, Session, Shared};
 use crate::route::{Effects, TransactionControl};
 use crate::wire::backend;
@@ -40,10 +39,16 @@ pub(super) const ASKED: Effects = Effects::ADVISORY_LOCK
     .union(Effects::PREPARE_SQL)
     .union(Effects::TEMP_OBJECT);
 
-/// The settings of the session, and its role.
-const SETTINGS: &str = "SELECT 's', name, setting FROM pg_catalog.pg_settings \
-     WHERE source OPERATOR(pg_catalog.=) 'session' \
-     UNION ALL SELECT 's', 'role', pg_catalog.current_setting('role')";
+/// The settings of the session, its role, and those of its custom settings that are known by name: no view lists
+/// them (`GUC_NO_SHOW_ALL`, `add_placeholder_variable` in guc.c). Values come as hexadecimal digits: the session's
+/// client_encoding may not have their characters. `$N` and `$E` stand for the names and for the encoding.
+const SETTINGS: &str = "SELECT 's', name, pg_catalog.encode(pg_catalog.convert_to(setting, $E), 'hex') FROM \
+     (SELECT name, setting FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session' \
+     UNION ALL SELECT name, pg_catalog.current_setting(name, true) \
+     FROM pg_catalog.unnest(ARRAY['role'$N]::pg_catalog.text[]) name) settings";
+
+/// Custom settings asked for at most: a name costs about a microsecond.
+const MOST_NAMES: usize = 500;
 
 /// What is asked, and what has been answered.
 #[derive(Debug, Default)]
@@ -57,7 +62,27 @@ pub(super) struct Probe {
     failed: bool,
 }
 
+fn from_hex(digits: &str) -> Option<String> {
+    let pairs = digits.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    String::from_utf8(pairs.collect::<Option<Vec<u8>>>()?).ok()
+}
+
 impl Probe {
+    /// Custom settings are in doubt as well.
+    pub(super) fn add_names(&mut self, names: impl Iterator<Item = Box<str>>) {
+        self.names.extend(names);
+        if self.names.len() > MOST_NAMES {
+            self.names.sort_unstable();
+            self.names.dedup();
+            self.names.truncate(MOST_NAMES);
+        }
+    }
+
+    /// No setting is in doubt any more.
+    pub(super) fn forget_names(&mut self) {
+        self.names.clear();
+    }
+
     /// Whether there is nothing to ask.
     pub(super) fn is_empty(&self) -> bool {
         self.doubts.is_empty()
@@ -121,17 +146,22 @@ impl Session {
             .map(|(_, letter, from)| format!("SELECT '{letter}', '', '' WHERE EXISTS (SELECT {from})"))
             .collect();
         if asked.intersects(Effects::SETTINGS_DOUBT) {
-            parts.push(SETTINGS.to_owned());
             let known = self.kept.profile.names().filter(|name| name.contains('.')).map(Box::from);
             let mut names: Vec<Box<str>> = known.chain(self.probe.names.iter().cloned()).collect();
             names.sort_unstable();
             names.dedup();
-            parts.extend(names.iter().map(|name| {
-                let name = escape_literal(name);
-                format!("SELECT 's', {name}, pg_catalog.current_setting({name}, true)")
-            }));
+            let encoding = ServerEncoding::named(self.server.as_ref().and_then(|it| it.parameter("server_encoding")));
+            let mut list = String::new();
+            for name in &names {
+                list.push(',');
+                put_literal(&mut list, name, encoding);
+            }
+            // As it is where there is nothing to convert.
+            let to = if encoding == ServerEncoding::Bytes { "'SQL_ASCII'" } else { "'UTF8'" };
+            parts.push(SETTINGS.replace("$N", &list).replace("$E", to));
         }
-        self.inject_now(&Injected::Question(&parts.join(" UNION ALL ")), Expect::Probe);
+        let text = [READ_COMMITTED, &parts.join(" UNION ALL ")].concat();
+        self.inject_now(&Injected::Question(&text), Expect::Probe);
         self.phase = Phase::Probe;
         true
     }
@@ -146,6 +176,7 @@ impl Session {
         let (kind, name, value) = (column(0), column(1), column(2));
         match (kind.as_deref(), name, value) {
             (Some("s"), Some(name), Some(value)) => {
+                let Some(value) = from_hex(&value) else { return self.probe.failed = true };
                 let unset = value.is_empty() && name.contains('.') || name == "role" && value == "none";
                 if !unset {
                     self.probe.settings.insert(name.to_ascii_lowercase().into(), value.into());

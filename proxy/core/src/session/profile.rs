@@ -7,8 +7,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use postgres_protocol::escape::{escape_identifier, escape_literal};
-
 use crate::route::SettingChange;
 use crate::route::class::Scope;
 
@@ -64,39 +62,106 @@ impl Profile {
 
     /// SQL that makes a server which has `self` have `wanted`. One transaction: all or nothing.
     /// `role` is given up first and taken last, because it decides what else may be set.
-    pub fn replay(&self, wanted: &Self) -> String {
-        let mut sql = String::new();
+    ///
+    /// The server's settings are another session's until this has run, so it must not depend on them:
+    /// - on no `statement_timeout`: that is put off first (`start_xact_command` in postgres.c ends the clock with
+    ///   the second statement);
+    /// - on no isolation level: SERIALIZABLE refuses the first snapshot on a standby, and may wait for one with
+    ///   DEFERRABLE;
+    /// - on no `client_encoding`, in which the server reads the text and answers: it is ASCII, and so is the answer;
+    /// - on no `search_path`, `standard_conforming_strings` or `backslash_quote`.
+    pub fn replay(&self, wanted: &Self, encoding: ServerEncoding) -> String {
+        let mut sql = ["SET LOCAL statement_timeout=0;", READ_COMMITTED].concat();
+        let mut calls = Calls { sql: &mut sql, encoding, count: 0 };
         let changes_role = self.get("role") != wanted.get("role");
         if changes_role && self.get("role").is_some() {
-            sql.push_str("RESET ROLE;");
+            calls.set("role", None);
         }
         for name in self.entries.keys().filter(|name| &***name != "role" && !wanted.entries.contains_key(*name)) {
-            sql.push_str("RESET ");
-            sql.push_str(&quote_name(name));
-            sql.push(';');
+            calls.set(name, None);
         }
-        let mut set = |name: &str, value: &str| {
-            sql.push_str(if sql.ends_with(')') { ",pg_catalog.set_config(" } else { "SELECT pg_catalog.set_config(" });
-            sql.push_str(&escape_literal(name));
-            sql.push(',');
-            sql.push_str(&escape_literal(value));
-            sql.push_str(",false)");
-        };
         for (name, value) in wanted.entries.iter().filter(|(name, _)| &***name != "role") {
             if self.get(name) != Some(value) {
-                set(name, value);
+                calls.set(name, Some(value));
             }
         }
         if let (true, Some(role)) = (changes_role, wanted.get("role")) {
-            set("role", role);
+            calls.set("role", Some(role));
         }
-        sql
+        if calls.count == 0 { String::new() } else { sql }
     }
 }
 
-/// Custom settings have a dot in their names, which stays outside the quotes.
-fn quote_name(name: &str) -> String {
-    name.split('.').map(escape_identifier).collect::<Vec<_>>().join(".")
+/// How a server keeps characters beyond ASCII, as far as that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerEncoding {
+    /// In an encoding that Unicode can be converted to.
+    Known,
+    /// `SQL_ASCII`: as the bytes that clients send.
+    Bytes,
+}
+
+impl ServerEncoding {
+    /// By the parameter `server_encoding`.
+    pub fn named(name: Option<&str>) -> Self {
+        if name == Some("SQL_ASCII") { Self::Bytes } else { Self::Known }
+    }
+}
+
+/// What stands before a text of the proxy's own that is a transaction of its own: whoever had or has the server may
+/// have chosen an isolation level that a standby refuses, or that waits.
+pub(super) const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;";
+
+/// Calls of `set_config`, as many in one SELECT as its target list may have.
+struct Calls<'a> {
+    sql: &'a mut String,
+    encoding: ServerEncoding,
+    count: usize,
+}
+
+impl Calls<'_> {
+    /// Below `MaxTupleAttributeNumber` (1664), above which a target list is refused.
+    const PER_SELECT: usize = 1600;
+
+    /// Without a value: back to the server's default, as by RESET (`set_config_by_name` in guc.c).
+    fn set(&mut self, name: &str, value: Option<&str>) {
+        let first = self.count.is_multiple_of(Self::PER_SELECT);
+        self.sql.push_str(match (first, self.count) {
+            (false, _) => ",",
+            (true, 0) => "SELECT ",
+            (true, _) => ";SELECT ",
+        });
+        self.sql.push_str("pg_catalog.set_config(");
+        put_literal(self.sql, name, self.encoding);
+        self.sql.push(',');
+        match value {
+            Some(value) => put_literal(self.sql, value, self.encoding),
+            None => self.sql.push_str("NULL"),
+        }
+        // Not the value itself, which the session's client_encoding may not have.
+        self.sql.push_str(",false) IS NULL");
+        self.count += 1;
+    }
+}
+
+/// A string as a literal of ASCII characters that means the same whatever the settings are (manual, 4.1.2.2).
+pub(super) fn put_literal(sql: &mut String, text: &str, encoding: ServerEncoding) {
+    use std::fmt::Write as _;
+    let escapes = text.contains('\\') || !text.is_ascii();
+    sql.push_str(if escapes { "E'" } else { "'" });
+    for character in text.chars() {
+        // Writing to a String does not fail.
+        let _ = match character {
+            '\'' => write!(sql, "''"),
+            '\\' => write!(sql, "\\\\"),
+            '\0'..='\x7f' => write!(sql, "{character}"),
+            _ if encoding == ServerEncoding::Bytes => {
+                character.encode_utf8(&mut [0; 4]).bytes().try_for_each(|byte| write!(sql, "\\x{byte:02x}"))
+            }
+            _ => write!(sql, "\\U{:08x}", u32::from(character)),
+        };
+    }
+    sql.push('\'');
 }
 
 /// All profiles in use on one thread.
@@ -166,6 +231,18 @@ impl Profiles {
         }
         let mut entries = base.entries.clone();
         entries.insert(name.into(), value.into());
+        self.intern(entries)
+    }
+
+    /// `base` without what `changes` are about: what has to be there before them, if need be.
+    pub fn without(&mut self, base: &Rc<Profile>, changes: &[SettingChange]) -> Rc<Profile> {
+        let mut entries = base.entries.clone();
+        for change in changes {
+            match change {
+                SettingChange::Set { name, .. } | SettingChange::Reset { name, .. } => drop(entries.remove(name)),
+                SettingChange::ResetAll => entries.retain(|name, _| **name == *"role"),
+            }
+        }
         self.intern(entries)
     }
 
@@ -296,10 +373,30 @@ mod tests {
         let has = profiles.intern(entries(&[("app.user", "x"), ("role", "a"), ("work_mem", "1MB"), ("same", "1")]));
         let wants = profiles.intern(entries(&[("role", "b"), ("work_mem", "it's"), ("same", "1")]));
         assert_eq!(
-            has.replay(&wants),
-            "RESET ROLE;RESET \"app\".\"user\";SELECT pg_catalog.set_config('work_mem','it''s',false),\
-             pg_catalog.set_config('role','b',false)"
+            has.replay(&wants, ServerEncoding::Known),
+            "SET LOCAL statement_timeout=0;SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\
+             SELECT pg_catalog.set_config('role',NULL,false) IS NULL,\
+             pg_catalog.set_config('app.user',NULL,false) IS NULL,\
+             pg_catalog.set_config('work_mem','it''s',false) IS NULL,\
+             pg_catalog.set_config('role','b',false) IS NULL"
         );
+        assert_eq!(has.replay(&has, ServerEncoding::Known), "");
+    }
+
+    #[test]
+    fn replay_is_ascii_and_minds_the_length_of_a_target_list() {
+        let mut profiles = Profiles::default();
+        let (nothing, wants) = (profiles.empty(), profiles.intern(entries(&[("app.user", "a\\'é€\u{1f600}")])));
+        let known = nothing.replay(&wants, ServerEncoding::Known);
+        assert!(known.contains(r"('app.user',E'a\\''\U000000e9\U000020ac\U0001f600',false)"), "{known}");
+        let bytes = nothing.replay(&wants, ServerEncoding::Bytes);
+        assert!(bytes.contains(r"E'a\\''\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80'"), "{bytes}");
+        let many = (0..4000).map(|number| (format!("a.s{number}").into(), Box::from("x"))).collect();
+        let many = profiles.intern(many);
+        let sql = nothing.replay(&many, ServerEncoding::Known);
+        let lengths: Vec<usize> =
+            sql.split(";SELECT ").skip(1).map(|part| part.matches("set_config").count()).collect();
+        assert_eq!(lengths, [1600, 1600, 800]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::statements::{Held, Statement};
 use super::unit::{Copy, Extent, Forwarding, Shape};
 use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
 use crate::error::ProxyError;
-use crate::route::class::Route;
+use crate::route::class::{Route, TextEncoding};
 use crate::route::{Effects, Hint};
 use crate::wire::backend::{self, ErrorFields, TxStatus};
 use crate::wire::frontend::Kind;
@@ -56,11 +56,19 @@ impl Fault {
     /// What it proves.
     pub fn how(&self) -> How {
         match self {
-            Self::Fatal { code, .. } if matches!(code.as_str(), "57P01" | "57P03") => How::Refused,
+            Self::Fatal { code, .. } if matches!(code.as_str(), "57P01" | "57P03") || is_own_limit(code.as_bytes()) => {
+                How::Refused
+            }
             Self::ReadOnlyPrimary => How::ReadOnly,
             _ => How::Gone,
         }
     }
+}
+
+/// Whether a connection ends with this code because its client has asked for it: a limit on how long it is
+/// idle in a transaction (25P03), how long that lasts (25P04), how long it is idle (57P05).
+pub(super) fn is_own_limit(code: &[u8]) -> bool {
+    matches!(code, b"25P03" | b"25P04" | b"57P05")
 }
 
 /// What becomes of a message.
@@ -455,14 +463,21 @@ impl Session {
     fn parameter(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
         let (name, value) = backend::parameter_status(body)?;
         let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        let injected = self.ledger.is_own();
+        let injected = self.ledger.is_own() && !matches!(self.ledger.head(), Some(Expect::Restored));
         if let Some(server) = &mut self.server {
             remember(&mut server.parameters, &name, &value);
         }
-        if injected || !belongs_to_session(&name) || self.ledger.is_empty() {
+        if injected || !is_told(&name) || self.ledger.is_empty() {
             return Ok(Fate::Swallow);
         }
         self.kept.reported = shared.profiles.with(&self.kept.reported, &name, &value);
+        if !belongs_to_session(&name) {
+            return Ok(Fate::Forward);
+        }
+        if !value.is_ascii() && self.kept.sql.encoding != TextEncoding::Utf8 {
+            // In the client's encoding, not in ours: the text says what was set.
+            return Ok(Fate::Forward);
+        }
         let lower = name.to_ascii_lowercase();
         self.kept.profile = shared.profiles.with(&self.kept.profile, &lower, &value);
         if let Some(server) = &mut self.server {
@@ -477,6 +492,7 @@ impl Session {
         if fields.is_fatal() {
             let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
             let (severity, code, message) = (text(fields.severity), text(fields.code), text(fields.message));
+            self.last_words = Some(body.into());
             return Err(Fault::Fatal { severity, code, message });
         }
         match self.ledger.head() {
@@ -488,6 +504,8 @@ impl Session {
                 self.probe_failed();
                 return Ok(Fate::Swallow);
             }
+            Some(Expect::Restored) => return Ok(Fate::Swallow),
+            Some(Expect::Left | Expect::Begun) => return Err(Fault::Unexpected('E')),
             _ => {}
         }
         if self.ledger.is_empty() {
@@ -537,10 +555,18 @@ impl Session {
     fn rerun_for(&mut self, fields: &ErrorFields<'_>, shared: &mut Shared) -> Result<Option<bool>, Fault> {
         // A Query that ends a pipeline is skipped with it, and its end does not come before the next Sync.
         let skipped = self.unit.shape == Shape::Simple && !matches!(self.ledger.head(), Some(Expect::Query));
-        if self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun() || skipped {
+        let moves = self.may_still_move();
+        if !moves && (self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun()) || skipped {
             return Ok(None);
         }
         match fields.code {
+            b"0A000"
+                if self.served_by == ServedBy::Standby && fields.routine == b"GetSerializableTransactionSnapshot" =>
+            {
+                self.kept.serializable_by_default = true;
+                Ok((self.kept.config.access == crate::terms::Access::ReadWrite).then_some(true))
+            }
+            b"25006" if moves => Ok(Some(true)),
             b"25006" if self.served_by == ServedBy::Standby => {
                 // Not for who asked for a standby: then it is an answer.
                 let asked = self.kept.config.access == crate::terms::Access::ReadOnly
@@ -560,7 +586,17 @@ impl Session {
             // An internal error (XX000) is what remains for what recovery cannot do (GetNewTransactionId).
             // What is not there (42P01 …), or not granted, may be on the primary: just created, or of this
             // session alone.
-            b"40001" | b"40P01" | b"57P04" | b"0A000" | b"55000" | b"XX000" | b"3F000" | [b'4', b'2', ..]
+            // Nor does a standby know a role (22023) or a value of an enum (22P02) before it has replayed them.
+            b"40001"
+            | b"40P01"
+            | b"57P04"
+            | b"0A000"
+            | b"55000"
+            | b"XX000"
+            | b"3F000"
+            | b"22023"
+            | b"22P02"
+            | [b'4', b'2', ..]
                 if self.served_by == ServedBy::Standby
                     && self.kept.config.access == crate::terms::Access::ReadWrite =>
             {
@@ -658,6 +694,19 @@ impl Session {
                 self.replayed(shared);
                 return Ok(Fate::Swallow);
             }
+            Some(Expect::Left) if status == TxStatus::Idle => {
+                self.phase = Phase::Replace;
+                return Ok(Fate::Swallow);
+            }
+            Some(Expect::Begun) if status == TxStatus::InTransaction => {
+                self.moved();
+                return Ok(Fate::Swallow);
+            }
+            Some(Expect::Restored) if self.ledger.is_empty() => {
+                self.status = status;
+                self.phase = Phase::Finish;
+                return Ok(Fate::Forward);
+            }
             Some(Expect::Sync) if self.ledger.is_empty() => {}
             // A Query drops the unnamed statement, also one parsed in the same unit.
             Some(Expect::Query | Expect::RefusedQuery(_)) if self.ledger.is_empty() => {
@@ -668,6 +717,10 @@ impl Session {
             _ => return Err(Fault::Unexpected('Z')),
         }
         if let Forwarding::Rerun { .. } = self.unit.forwarding {
+            if status != TxStatus::Idle {
+                self.leave_standby_again();
+                return Ok(Fate::Swallow);
+            }
             // The server is fit; only this unit has to go elsewhere.
             self.phase = Phase::Finish;
             self.status = status;
@@ -686,32 +739,35 @@ impl Session {
         {
             self.stage(class);
         }
+        if self.restore_startup(status) {
+            return Ok(Fate::Swallow);
+        }
         self.status = status;
         self.phase = Phase::Finish;
         Ok(Fate::Forward)
     }
 
     fn replayed(&mut self, shared: &mut Shared) {
+        let wanted = self.replaying.take();
         if let Some(words) = self.replay_error.take() {
-            if let Some(server) = &mut self.server {
-                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
-            }
-            let error = crate::error::ServerError::parse(&words);
-            let problem = format!("the session's settings were refused: {}", error.message);
-            crate::error::encode_response(&mut self.to_client, b'E', "FATAL", error.code, &problem, None);
-            self.phase = Phase::Ended;
-            return;
+            return self.settings_refused(words, shared);
         }
+        self.kept.refused = None;
         let Some(server) = &mut self.server else { return };
-        server.profile = self.kept.profile.clone();
-        for (name, value) in server.parameters.iter().filter(|(name, _)| belongs_to_session(name)) {
+        server.profile = wanted.unwrap_or_else(|| self.kept.profile.clone());
+        for (name, value) in server.parameters.iter().filter(|(name, _)| is_told(name)) {
             if self.kept.reported.get(name) != Some(value) {
                 self.kept.reported = shared.profiles.with(&self.kept.reported, name, value);
                 backend::put_parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
             }
         }
-        self.phase = Phase::Dispatch;
+        self.begin_or_dispatch();
     }
+}
+
+/// Parameters that a client is told of: its settings, and what follows from its role.
+fn is_told(name: &str) -> bool {
+    belongs_to_session(name) || matches!(name, "is_superuser" | "session_authorization")
 }
 
 /// Parameters that say something of the session's settings, not of the server.

@@ -9,10 +9,10 @@ use super::ledger::Ledger;
 use super::profile::{self, Profile};
 use super::statements::{Held, Names};
 use super::unit::Unit;
-use super::{Config, Ids, Mark, Phase, ServedBy, Session, Shared, probe};
+use super::{Config, Ids, Mark, Phase, ServedBy, Session, Shared, moving, probe};
 use crate::error::ProxyError;
 use crate::route::Effects;
-use crate::route::class::{Route, SqlContext};
+use crate::route::class::{Route, SqlContext, TextEncoding};
 use crate::topology::consistency::Consistency;
 use crate::wire::backend::TxStatus;
 
@@ -39,6 +39,11 @@ pub struct Kept {
     pub(super) unnamed: Option<Held>,
     /// The last transaction was ended by COMMIT.
     pub(super) ended_by_commit: bool,
+    /// A standby has said that transactions are SERIALIZABLE by default, and the session has not said otherwise: its
+    /// role or database has it so.
+    pub(super) serializable_by_default: bool,
+    /// Settings that no server takes: only the primary is asked whether that is still so.
+    pub(super) refused: Option<Rc<Profile>>,
 }
 
 impl Kept {
@@ -94,6 +99,8 @@ impl Kept {
             statements: Names::default(),
             unnamed: None,
             ended_by_commit: false,
+            serializable_by_default: false,
+            refused: None,
         }
     }
 
@@ -110,7 +117,7 @@ impl Kept {
         };
         self.sql = SqlContext {
             standard_conforming_strings: value("standard_conforming_strings") != Some("off"),
-            ascii_safe_encoding: value("client_encoding").is_none_or(crate::route::class::encoding_is_ascii_safe),
+            encoding: value("client_encoding").map_or(TextEncoding::Utf8, TextEncoding::named),
         };
     }
 }
@@ -185,16 +192,19 @@ impl Session {
             portals: Vec::new(),
             last_bound: None,
             staged: Vec::new(),
+            opening: moving::Opening::default(),
             pins: Effects::NONE,
             probe: probe::Probe::default(),
             sets: false,
             relearn: None,
             learn_text: false,
             described: Vec::new(),
+            replaying: None,
             replay_error: None,
             ended: false,
             ids: Ids::default(),
             crowd: None,
+            last_words: None,
             to_client: BytesMut::new(),
             to_server: BytesMut::new(),
             withheld: BytesMut::new(),
@@ -214,7 +224,12 @@ impl Session {
                 .iter()
                 .all(|buffer| buffer.is_empty())
             && (self.portals.is_empty() && self.staged.is_empty() && self.probe.is_empty())
-            && (self.relearn.is_none() && !self.learn_text && !self.sets && self.replay_error.is_none())
+            && (self.relearn.is_none()
+                && !self.learn_text
+                && !self.sets
+                && self.replaying.is_none()
+                && self.replay_error.is_none()
+                && self.last_words.is_none())
             && (self.used.is_none() && self.told.is_none() && self.reruns == 0 && self.passing == 0)
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::statements::{Held, Statement};
 use crate::route::class::{Hint, Statements};
-use crate::route::{Class, Control, Effects};
+use crate::route::{Class, Control, Effects, SettingChange};
 use crate::wire::backend::TxStatus;
 
 /// What messages a unit is made of.
@@ -139,6 +139,14 @@ pub struct Unit {
     pub refusal: Option<Box<[u8]>>,
     /// Nothing more of it comes, and its answers were asked for.
     pub flushed: bool,
+    /// Settings that its texts change.
+    pub changes: Vec<SettingChange>,
+    /// Custom settings that its texts may change without showing how.
+    pub may_set: Vec<Box<str>>,
+    /// How often servers have refused the session's settings for it.
+    pub refusals: u8,
+    /// It runs without the values that the settings which it changes had before: no server takes them.
+    pub without_own: bool,
 }
 
 impl Unit {
@@ -189,6 +197,8 @@ impl Unit {
     pub fn run(&mut self, class: &Class) {
         self.mention(class);
         self.effects.insert(class.effects);
+        self.changes.extend(class.settings.iter().cloned());
+        self.may_set.extend(class.may_set.iter().cloned());
         self.leaves_traces |= class.may_leave_traces();
         self.sets |= !class.settings.is_empty();
         self.commits |= class.control.commits();
