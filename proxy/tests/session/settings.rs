@@ -1,7 +1,7 @@
 //! Settings, and what is run again: what PostgreSQL does with them, beside what a session behind the proxy sees.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
@@ -69,9 +69,12 @@ impl Client {
                 });
             }
             let mut chunk = [0; 8192];
-            match self.stream.read(&mut chunk).unwrap() {
-                0 => return words.join(" "),
-                count => self.rx.extend_from_slice(&chunk[..count]),
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return words.join(" "),
+                Ok(count) => self.rx.extend_from_slice(&chunk[..count]),
+                // With a timeout a read is not taken up again after a signal (socket(7), signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error} after {words:?}"),
             }
         }
     }
