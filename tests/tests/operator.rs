@@ -82,7 +82,10 @@ async fn promoted(lab: &mut Lab, args: &[&str]) -> Result<String> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match adm(lab, args).await {
-            Err(error) if format!("{error:#}").contains("not all is well") && Instant::now() < deadline => {
+            Err(error)
+                if format!("{error:#}").contains("not promoted: the shard has problems")
+                    && Instant::now() < deadline =>
+            {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             result => return result,

@@ -160,7 +160,7 @@ async fn operators_changes() {
     refused("promote -n peer2 -y -l 1", "nothing would happen before `manatee-adm unfreeze`");
     done("unfreeze");
     refused("unfreeze", "is not frozen");
-    refused("promote -n peer2", "not all is well; with --yes");
+    refused("promote -n peer2", "not promoted: the shard has problems");
     refused("promote -n peer1 -y", "is the primary already");
     refused("promote -n peer3 -r sync -y", "is async now");
     assert_eq!(done("promote -n peer2 -y --no-wait"), "asked for: peer2 to become primary\n");

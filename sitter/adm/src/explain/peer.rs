@@ -442,7 +442,8 @@ impl Subject<'_> {
         let why = if detail.is_empty() { with_failure(status) } else { format!("{detail}; {}", with_failure(status)) };
         let next = if detail.contains("max_wal_senders") {
             format!(
-                "on {}: end what uses WAL senders and is not of this shard (see pg_stat_replication), or raise max_wal_senders",
+                "on {}: end other replication clients (pg_receivewal, backups: see pg_stat_replication), or raise \
+                 `max_wal_senders` in `[postgres.parameters]` of every peer",
                 upstream.ip
             )
         } else if let Some(remedy) = remedy(detail, self.peer) {
