@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde::de::{self, DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Why a configuration file, or a file it names, can not be used. Each is one line for people.
+/// Why a configuration file, or a file it names, cannot be used. Each is one line for people.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file can not be read.
+    /// The file cannot be read.
     #[error("{}: cannot read the configuration: {source}; give the right path with --config", path.display())]
     Read {
         /// The file.
@@ -47,7 +47,7 @@ pub enum ConfigError {
         /// What is wrong and what to do about it.
         problem: String,
     },
-    /// A file that the configuration names can not be read.
+    /// A file that the configuration names cannot be read.
     #[error("{}: cannot read it: {source}; create the file or correct `{key}`", path.display())]
     Named {
         /// The file.
@@ -57,7 +57,7 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
-    /// A file with a secret can not be used.
+    /// A file with a secret cannot be used.
     #[error("{}: {problem}", path.display())]
     Secret {
         /// The file.

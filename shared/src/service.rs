@@ -28,7 +28,7 @@ impl Manager {
     fn of_environment() -> Option<Self> {
         let address = std::env::var("NOTIFY_SOCKET").ok()?;
         let manager = Self::at(&address);
-        manager.inspect_err(|error| tracing::warn!(%error, address, "the service manager can not be told")).ok()
+        manager.inspect_err(|error| tracing::warn!(%error, address, "the service manager cannot be told")).ok()
     }
 
     /// Not told if it does not listen just now.

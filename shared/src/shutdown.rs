@@ -36,7 +36,7 @@ pub fn on_signals() -> io::Result<CancellationToken> {
 /// Waits for SIGUSR2: to make room for another process that takes over what this one keeps running.
 /// Cancel-safe.
 pub async fn told_to_leave() {
-    // If it can not be listened to, it ends the process: which is what it asks for.
+    // If it cannot be listened to, it ends the process: which is what it asks for.
     if let Ok(mut signals) = signal(SignalKind::user_defined2())
         && signals.recv().await.is_some()
     {

@@ -50,7 +50,7 @@ pub enum TelemetryError {
     /// Something else in this process already took the logs.
     #[error("logging is already set up: {0}")]
     LogsTaken(String),
-    /// The metrics can not be set up.
+    /// The metrics cannot be set up.
     #[error("cannot set up metrics")]
     Metrics(#[from] BuildError),
     /// Something else in this process already took the metrics.
@@ -82,7 +82,7 @@ pub fn init(settings: &LogSettings) -> Result<(), TelemetryError> {
 }
 
 /// Bounds of the histograms' buckets in seconds: from a quick query to a takeover gone wrong.
-/// Without buckets the exporter would make summaries, which can not be added up.
+/// Without buckets the exporter would make summaries, which cannot be added up.
 pub const SECONDS_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 

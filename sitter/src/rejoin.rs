@@ -102,7 +102,7 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
             return Ok(Rejoined::Held(Rung::Rollback));
         }
     }
-    tracing::warn!(%source, "the data can not be brought back in line: it is to be replaced");
+    tracing::warn!(%source, "the data cannot be brought back in line: it is to be replaced");
     copy::condemn(inner, Verdict::Diverged)?;
     inner.refresh().await;
     Ok(Rejoined::Condemned)
@@ -124,7 +124,7 @@ pub(crate) async fn roll_back(
         let staging = match snapshots.stage_snapshot(snapshot).await {
             Ok(staging) => staging,
             Err(error) => {
-                tracing::warn!(name, error = &error as &dyn std::error::Error, "a snapshot can not be looked at");
+                tracing::warn!(name, error = &error as &dyn std::error::Error, "a snapshot cannot be looked at");
                 continue;
             }
         };

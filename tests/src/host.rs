@@ -414,7 +414,7 @@ impl Host {
     /// Makes sure that nothing of the host runs.
     fn reap(&mut self) {
         if let Some(disk) = &self.disk {
-            // What hangs in the kernel can not be killed.
+            // What hangs in the kernel cannot be killed.
             let _ = disk.thaw();
         }
         if let Some(sitter) = &mut self.sitter {

@@ -84,7 +84,7 @@ pub enum Command {
     Reap(reap::Arguments),
     /// Lets the primary accept writes with no sync, or brings the shard back from that
     SetOnwm(onwm::Arguments),
-    /// Restores a state that was lost, or can not be used
+    /// Restores a state that was lost, or cannot be used
     StateBackfill(backfill::Arguments),
     /// Prints roles and replication as Manatee 1 and 2 did (deprecated; use pg-status --json)
     Status(status::Arguments),

@@ -130,7 +130,7 @@ fn promotable(
         bail!("{name} is {place}, not at {index}");
     }
     if role == Role::Sync && state.async_peers.is_empty() {
-        bail!("{name} can not take over without an async, which is to become its sync");
+        bail!("{name} cannot take over without an async, which is to become its sync");
     }
     Ok(found)
 }

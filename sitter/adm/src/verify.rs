@@ -48,7 +48,7 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
     Ok(if issues.is_empty() { Outcome::Fine } else { Outcome::Found })
 }
 
-/// Of the state as it is. One that can not be used is an error like others: the history is still looked at.
+/// Of the state as it is. One that cannot be used is an error like others: the history is still looked at.
 async fn of_state(shard: &Shard) -> anyhow::Result<Vec<Issue>> {
     match &shard.view.state {
         StateNode::Valid { .. } => Ok(issues::find(&Cluster::gather(shard).await?)),

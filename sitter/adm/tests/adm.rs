@@ -201,7 +201,7 @@ async fn a_lost_state_comes_back_from_the_history() {
         assert!(out.contains(about) && out.contains("manatee-adm state-backfill"), "{out}");
     };
     raw.set_data("/manatee/1.test/state", b"{", None).await.unwrap();
-    explained("the state in ZooKeeper can not be used");
+    explained("the state in ZooKeeper cannot be used");
     let Output { code, out, err } = adm(&zk, "-s 1.test state-backfill --dry-run");
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.contains("primary:    peer1 (127.0.0.1:1:11)\nsync:       peer2"), "{out}");

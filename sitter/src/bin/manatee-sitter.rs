@@ -128,7 +128,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         environment::check_postgres_port(SocketAddr::new(config.peer.ip, config.peer.pg_port))?;
     }
     if let Data::Unusable(problem) = &postgres.local().borrow().data {
-        bail!("`peer.dir`: the data directory in {} can not be used: {problem}", config.peer.dir.display());
+        bail!("`peer.dir`: the data directory in {} cannot be used: {problem}", config.peer.dir.display());
     }
 
     // In a statement of its own: what is borrowed of `local` locks it, and the driver looks at it as well.

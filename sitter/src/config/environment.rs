@@ -18,7 +18,7 @@ pub const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
 /// The programs that are run.
 const PROGRAMS: [&str; 6] = ["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_verifybackup"];
 
-/// Why this host can not run the sitter.
+/// Why this host cannot run the sitter.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// No PostgreSQL is installed where expected.
@@ -271,7 +271,7 @@ pub fn check_secrets(files: &[(&'static str, &Path)]) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// What to do about a port that can not be had.
+/// What to do about a port that cannot be had.
 pub fn port_problem(key: &'static str, address: SocketAddr, source: io::Error) -> Unfit {
     let remedy = match source.kind() {
         io::ErrorKind::AddrInUse => "another process has it: stop that, or choose another port",

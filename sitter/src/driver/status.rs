@@ -194,7 +194,7 @@ pub struct PeerStatus {
     pub silent_ms: Option<u64>,
     /// Its host answers, its sitter does not exist.
     pub refused: bool,
-    /// Its PostgreSQL can not commit, for this long, ms.
+    /// Its PostgreSQL cannot commit, for this long, ms.
     pub postgres_down_ms: Option<u64>,
     /// Something that a takeover would need fails there, for this long, ms.
     pub unready_ms: Option<u64>,

@@ -57,14 +57,14 @@ pub(crate) fn classify(layout: &Layout, version: &str) -> Data {
     let data = &layout.data();
     match std::fs::read_dir(data) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Data::Absent,
-        Err(error) => return Data::Unusable(format!("{} can not be read: {error}", data.display())),
+        Err(error) => return Data::Unusable(format!("{} cannot be read: {error}", data.display())),
         Ok(mut entries) => {
             if entries.next().is_none() {
                 return Data::Absent;
             }
         }
     }
-    // A marker that can not be read is no proof that all is well.
+    // A marker that cannot be read is no proof that all is well.
     if !matches!(layout.incomplete().try_exists(), Ok(false)) {
         return Data::Incomplete;
     }
@@ -80,7 +80,7 @@ pub(crate) fn classify(layout: &Layout, version: &str) -> Data {
         Ok(_) => {}
     }
     match read_control(data) {
-        // Here a marker that can not be read means the opposite: the data is somebody's.
+        // Here a marker that cannot be read means the opposite: the data is somebody's.
         Ok(control) if matches!(layout.fresh().try_exists(), Ok(true)) => Data::Fresh(control.system),
         Ok(control) => Data::Present(control.system),
         Err(error) => Data::Unusable(error.to_string()),

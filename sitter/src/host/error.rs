@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Why something could not be done to the local PostgreSQL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The sitter's configuration can not work.
+    /// The sitter's configuration cannot work.
     #[error("setting `{key}`: {problem}")]
     Setting {
         /// The key in the sitter's configuration.
@@ -68,7 +68,7 @@ pub enum Error {
     #[error("the data directory is a standby's: it is started in recovery and promoted")]
     StandbyData,
     /// There must be a complete data directory for this.
-    #[error("the data directory can not be started: {0}")]
+    #[error("the data directory cannot be started: {0}")]
     DataNotFit(String),
     /// The postmaster ended while starting.
     #[error("PostgreSQL ended while starting: {log}")]
@@ -87,7 +87,7 @@ pub enum Error {
     /// PostgreSQL did not take over what was rendered.
     #[error("PostgreSQL did not apply the configuration: {0}")]
     NotApplied(String),
-    /// The source can not give what is needed.
+    /// The source cannot give what is needed.
     #[error("the source {source_peer} is not fit: {problem}")]
     SourceNotFit {
         /// Whom it was asked of.
@@ -95,8 +95,8 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// The rest of an interrupted stream can not be had here.
-    #[error("the interrupted transfer can not be resumed: {0}")]
+    /// The rest of an interrupted stream cannot be had here.
+    #[error("the interrupted transfer cannot be resumed: {0}")]
     NotResumable(String),
     /// The source belongs to another cluster (rule 10).
     #[error("the source's system identifier is {found}, this shard's is {expected}")]

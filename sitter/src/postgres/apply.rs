@@ -184,7 +184,7 @@ pub(super) fn announce(inner: &Inner, config: &ServerConfig) -> Result<(), Error
 /// Repeats `done` every few milliseconds until it says so, for at most `bound`.
 pub(super) async fn until<F, R, T>(bound: Duration, what: &str, mut done: F) -> Result<T, Error>
 where
-    // Not AsyncFnMut: the compiler can not show yet that the futures it makes are Send.
+    // Not AsyncFnMut: the compiler cannot show yet that the futures it makes are Send.
     F: FnMut() -> R,
     R: Future<Output = Result<Option<T>, Error>>,
 {

@@ -3,7 +3,7 @@
 //!
 //! A server without room goes on for a while: what needs no new page or segment succeeds, the rest
 //! fails, one client after the other, until WAL finds no place and it ends. So a peer with little room
-//! says that it can not commit while it still can.
+//! says that it cannot commit while it still can.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -168,7 +168,7 @@ fn is_full(before: bool, free_bytes: u64, reserve_bytes: u64) -> bool {
     free_bytes < least
 }
 
-/// What an ordinary user may still write. None: there is no such folder yet, or it can not be told.
+/// What an ordinary user may still write. None: there is no such folder yet, or it cannot be told.
 fn free_bytes(folder: &Path) -> Option<u64> {
     let facts = rustix::fs::statvfs(folder).ok()?;
     Some(facts.f_bavail.saturating_mul(facts.f_frsize))

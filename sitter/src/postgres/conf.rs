@@ -141,7 +141,7 @@ pub(super) fn check_parameters(parameters: &BTreeMap<String, String>) -> Result<
         }
         let lower = name.to_ascii_lowercase();
         if lower.starts_with("include") {
-            return refuse("files can not be included here; use postgresql.conf in the data directory".to_owned());
+            return refuse("files cannot be included here; use postgresql.conf in the data directory".to_owned());
         }
         if lower == "synchronous_commit" && !["on", "remote_apply"].contains(&value.as_str()) {
             return refuse("must be `on` or `remote_apply`: less would lose acknowledged writes".to_owned());

@@ -137,7 +137,7 @@ pub(crate) enum Verdict {
     Rebuild,
     /// It is being rewound, or that was interrupted.
     Rewind,
-    /// It can not be brought back in line.
+    /// It cannot be brought back in line.
     Diverged,
 }
 

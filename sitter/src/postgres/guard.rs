@@ -66,7 +66,7 @@ impl Guard {
         let Recovery::Follow(upstream) = record.config.recovery else { return };
         if self.upstream != Some(upstream) {
             // A question to an upstream that was lost may be answered only by a timeout, and the
-            // coming sync can not acknowledge before the next upstream was asked.
+            // coming sync cannot acknowledge before the next upstream was asked.
             self.forget_task();
             (self.upstream, self.tries, self.last) = (Some(upstream), 0, None);
         }

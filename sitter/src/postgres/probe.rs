@@ -1,5 +1,5 @@
 //! The commit probe of a primary: a tiny logical message in a transaction of its own, committed
-//! locally. It fails to come back when WAL can not be written or flushed, which no query would
+//! locally. It fails to come back when WAL cannot be written or flushed, which no query would
 //! notice, and it lets every standby hear from a primary that is otherwise idle.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,7 +64,7 @@ fn set(cell: &Mutex<Option<Instant>>, value: Option<Instant>) {
 /// Probes until the session ends; the observation starts it anew.
 async fn run(inner: Arc<Inner>, under_way: Arc<Mutex<Option<Instant>>>) {
     let Ok(session) = session::local(&inner).await else { return };
-    // A stuck flush can not be cancelled anyway; a timeout would only be an error to explain.
+    // A stuck flush cannot be cancelled anyway; a timeout would only be an error to explain.
     if session.batch_execute("SET statement_timeout = 0").await.is_err() {
         return;
     }

@@ -81,7 +81,7 @@ impl Postmaster {
         let child = command.spawn().map_err(Error::io("run", &program))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(std::io::Error::from);
-        // Not yet reaped, so the id can not have been given to another process.
+        // Not yet reaped, so the id cannot have been given to another process.
         let watched = pid.ok_or_else(|| std::io::Error::other("no process id")).and_then(|pid| Ok((pid, open(pid)?)));
         let (pid, pidfd) = watched.map_err(Error::io("watch", &program))?;
         Self::new(pid, pidfd, Some(child))

@@ -28,7 +28,7 @@ pub(crate) enum Comparison {
     Same,
     /// Two histories under one number.
     Other,
-    /// It can not be told: the source does not have that part any more, or does not let us look.
+    /// It cannot be told: the source does not have that part any more, or does not let us look.
     Unknown,
 }
 

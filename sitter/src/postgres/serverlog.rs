@@ -1,4 +1,4 @@
-//! What PostgreSQL's log says about a standby that can not stream. There is no other place: the
+//! What PostgreSQL's log says about a standby that cannot stream. There is no other place: the
 //! WAL receiver ends with its error, and no view keeps it.
 
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// What a message means for a standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// This data can not follow this upstream.
+    /// This data cannot follow this upstream.
     Hopeless,
     /// Probably the same, but normal for a moment while the upstream itself changes.
     HopelessIfItLasts,
@@ -101,7 +101,7 @@ impl Watcher {
         (self.first, self.verdict, self.receiver_error) = (None, None, None);
     }
 
-    /// Reads on; the message by which this data can not follow, if there was one.
+    /// Reads on; the message by which this data cannot follow, if there was one.
     pub(super) fn look(&mut self, now: Instant) -> Option<&str> {
         for line in self.news().lines() {
             // Without time, process and kind of process.

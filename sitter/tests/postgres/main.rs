@@ -289,7 +289,7 @@ async fn take_over_and_rejoin(old: TestPeer, new: TestPeer, other: TestPeer) {
     other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), commit).await.expect("acknowledged").unwrap();
 
-    // The old primary, crashed, started as it is, says that it can not follow either.
+    // The old primary, crashed, started as it is, says that it cannot follow either.
     old.postgres.stop(StopMode::Immediate).await.unwrap();
     let following = follow(&new, &[new.id, other.id]);
     old.postgres.start(&following).await.unwrap();

@@ -223,7 +223,7 @@ async fn only_an_async(stage: &mut Stage<'_>, returning: Role) -> Result<()> {
     };
     match tokio::time::timeout(ANSWER, read).await {
         Ok(Ok(())) => {}
-        Ok(Err(problem)) => stage.fail(format!("a new session can not read from the async: {problem:#}")),
+        Ok(Err(problem)) => stage.fail(format!("a new session cannot read from the async: {problem:#}")),
         Err(_) => stage.fail(format!("a new session's read from the async takes more than {ANSWER:?}")),
     }
     let back = stage.host(returning)?;

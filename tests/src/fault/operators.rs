@@ -201,7 +201,7 @@ async fn stop_while_archiving(stage: &mut Stage<'_>) -> Result<()> {
 
 async fn stop_with_stuck_walsender(stage: &mut Stage<'_>) -> Result<()> {
     let host = stage.host(Role::Primary)?;
-    // A walsender that can not get rid of its last WAL keeps a server that shuts down waiting. This
+    // A walsender that cannot get rid of its last WAL keeps a server that shuts down waiting. This
     // one is a backup's that nobody reads.
     let mut backup = stage.lab.stuck_backup(host)?;
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -221,7 +221,7 @@ async fn pause_process(stage: &mut Stage<'_>, child: Option<&str>) -> Result<()>
 }
 
 /// While PostgreSQL commits and its session lives, nothing is to be done; afterwards the old primary
-/// must not serve when the new one does, though its sitter can not see to that.
+/// must not serve when the new one does, though its sitter cannot see to that.
 async fn pause_sitter(stage: &mut Stage<'_>) -> Result<()> {
     let host = stage.host(Role::Primary)?;
     stage.begin("SIGSTOP to the sitter", host);

@@ -1,6 +1,6 @@
 //! Writing the state: one transaction, whose outcome is found out even if nobody waits any more.
 //!
-//! A request given to the client library can not be taken back: dropped while disconnected it is
+//! A request given to the client library cannot be taken back: dropped while disconnected it is
 //! still sent after the reconnection, and one that was sent may be carried out although the answer
 //! was lost. So a write runs in a task of its own until its outcome is known, one write at a time,
 //! and until then:

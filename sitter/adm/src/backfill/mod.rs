@@ -1,4 +1,4 @@
-//! `manatee-adm state-backfill`: puts a state in place of one that is lost or can not be used. No
+//! `manatee-adm state-backfill`: puts a state in place of one that is lost or cannot be used. No
 //! peer ever does this by itself (rule 8). The result is frozen, so that an operator can look at it
 //! before anything happens.
 
@@ -22,7 +22,7 @@ use super::{Outcome, print};
 pub struct Arguments {
     #[command(flatten)]
     connection: Connection,
-    /// The peer to make primary, by name, id or address, where the tool can not tell which has everything
+    /// The peer to make primary, by name, id or address, where the tool cannot tell which has everything
     #[arg(short, long)]
     name: Option<String>,
     /// Do not ask

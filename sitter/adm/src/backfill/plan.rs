@@ -65,7 +65,7 @@ impl Candidate {
     }
 }
 
-/// Works out the state, with `chosen` as primary if given; or says why it can not be.
+/// Works out the state, with `chosen` as primary if given; or says why it cannot be.
 pub fn plan(evidence: &Evidence, chosen: Option<PeerId>, now: Timestamp) -> Result<Plan, String> {
     let newest = evidence.answers.values().flatten().filter_map(|status| status.newest_generation).max();
     let expected = match &evidence.view.state {
@@ -230,7 +230,7 @@ fn best(candidates: &[Candidate]) -> Result<usize, String> {
     // One that acknowledges has everything. Else all positions must be known to be compared.
     if first.acknowledges.is_none() && candidates.len() > 1 && candidates.iter().any(|other| other.position.is_none()) {
         return Err(format!(
-            "which peer has the newest data can not be told ({}); wait until their sitters know, \
+            "which peer has the newest data cannot be told ({}); wait until their sitters know, \
              or name the primary with --name",
             list()
         ));
@@ -361,7 +361,7 @@ mod tests {
     fn what_can_not_be_told_is_left_to_the_operator() {
         let evidence = cold([None, Some(at(1, 500)), Some(at(1, 400))]);
         assert!(
-            refused(&evidence).contains("which peer has the newest data can not be told (a376df2b"),
+            refused(&evidence).contains("which peer has the newest data cannot be told (a376df2b"),
             "{}",
             refused(&evidence)
         );

@@ -62,7 +62,7 @@ pub(super) fn said(status: &SitterStatus) -> String {
 pub(super) fn without_state(evidence: &Evidence) -> Report {
     let found = match &evidence.view.state {
         StateNode::Corrupt { problem, .. } => vec![
-            Finding::new(Matter::StopsFailover, "the state in ZooKeeper can not be used")
+            Finding::new(Matter::StopsFailover, "the state in ZooKeeper cannot be used")
                 .why(problem.clone())
                 .risk("nothing: every peer keeps its role, but no peer that is lost meanwhile is replaced")
                 .next(format!(
@@ -74,7 +74,7 @@ pub(super) fn without_state(evidence: &Evidence) -> Report {
         _ => not_set_up(evidence),
     };
     let summary = match &evidence.view.state {
-        StateNode::Corrupt { .. } => "its state can not be used; every peer stays as it is",
+        StateNode::Corrupt { .. } => "its state cannot be used; every peer stays as it is",
         _ if has_been(evidence) => "its state is LOST; every peer stays as it is, and nobody sets the shard up anew",
         _ => "not set up yet",
     };

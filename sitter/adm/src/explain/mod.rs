@@ -105,7 +105,7 @@ const NOTHING_LOST: &str = "nothing that was acknowledged";
 pub struct Report {
     /// Its name.
     pub shard: String,
-    /// Whether writes are acknowledged; null where that can not be told.
+    /// Whether writes are acknowledged; null where that cannot be told.
     pub writable: Option<bool>,
     /// In one line.
     pub summary: String,

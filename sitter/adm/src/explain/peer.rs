@@ -294,7 +294,7 @@ impl Subject<'_> {
         let finding = match &status.local.data {
             Data::Present(_) | Data::Fresh(_) => return None,
             Data::Unusable(problem) => {
-                self.finding("has a data directory that can not be used").why(problem.clone()).next(format!(
+                self.finding("has a data directory that cannot be used").why(problem.clone()).next(format!(
                     "look at `peer.dir` on {}, repair it or move it away, and restart the sitter",
                     self.peer.ip
                 ))
@@ -413,7 +413,7 @@ impl Subject<'_> {
                 "wait: its sitter brings the data back in line".to_owned()
             };
             findings.push(
-                self.finding(format_args!("can not follow {}", upstream.zone_id)).why(problem.clone()).next(next),
+                self.finding(format_args!("cannot follow {}", upstream.zone_id)).why(problem.clone()).next(next),
             );
         } else if !standby.streaming {
             findings.push(self.not_streaming(status, upstream));

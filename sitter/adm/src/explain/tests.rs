@@ -199,7 +199,7 @@ fn a_lost_state() {
     );
     let mut corrupt = evidence();
     corrupt.view.state = StateNode::Corrupt { version: 4, problem: "expected value".to_owned() };
-    finds(&corrupt, "can not be used", Matter::StopsFailover, &["expected value", "zk-state", "state-backfill"]);
+    finds(&corrupt, "cannot be used", Matter::StopsFailover, &["expected value", "zk-state", "state-backfill"]);
     status(&mut corrupt, 1).newest_generation = Some(9);
     let mut old = evidence();
     status(&mut old, 3).newest_generation = Some(9);
@@ -278,7 +278,7 @@ fn data_that_is_not_the_shards() {
         &["identifier is 8, the shard's is 7", "move its data directory away"],
     );
     status(&mut evidence, 3).local.data = Data::Unusable("PostgreSQL 14".to_owned());
-    finds(&evidence, "can not be used", Matter::StopsFailover, &["PostgreSQL 14"]);
+    finds(&evidence, "cannot be used", Matter::StopsFailover, &["PostgreSQL 14"]);
     status(&mut evidence, 3).local.data = Data::Incomplete;
     status(&mut evidence, 3).in_flight = Some("bootstrap".to_owned());
     finds(&evidence, "is copying its data", Matter::StopsFailover, &["wait until the copy is done"]);
@@ -357,9 +357,9 @@ fn standbys_that_do_not_follow() {
         assert_eq!(text.contains("network"), detail.contains("No route"), "{text}");
     }
     standby_of(&mut evidence, 3).cannot_follow = Some("forked off".to_owned());
-    finds(&evidence, "can not follow a376df2b", Matter::StopsFailover, &["forked off", "brings the data back in line"]);
+    finds(&evidence, "cannot follow a376df2b", Matter::StopsFailover, &["forked off", "brings the data back in line"]);
     status(&mut evidence, 3).settings.manual_rejoin = true;
-    finds(&evidence, "can not follow a376df2b", Matter::StopsFailover, &["on 10.0.0.3: `manatee-adm rebuild`"]);
+    finds(&evidence, "cannot follow a376df2b", Matter::StopsFailover, &["on 10.0.0.3: `manatee-adm rebuild`"]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub struct Answer {
     /// It was asked to stop.
     #[serde(default)]
     pub stopping: bool,
-    /// Its PostgreSQL can not commit, or is down, for this many milliseconds.
+    /// Its PostgreSQL cannot commit, or is down, for this many milliseconds.
     #[serde(default)]
     pub postgres_down_ms: Option<u64>,
     /// What a takeover would need of it has failed when it was tried, for this many milliseconds. Only what another

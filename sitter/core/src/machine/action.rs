@@ -80,7 +80,7 @@ pub enum Action {
         /// Peer to copy from.
         source: PeerId,
     },
-    /// Bring data that can not follow back in line. Stops PostgreSQL itself; leaves a standby's
+    /// Bring data that cannot follow back in line. Stops PostgreSQL itself; leaves a standby's
     /// directory, stopped, ready for [`Action::Start`].
     Rejoin {
         /// Primary to rejoin to.
@@ -97,7 +97,7 @@ pub enum Action {
         /// Version of the state with the request.
         version: Version,
     },
-    /// Remove our election node at once (a stop was asked for, or our PostgreSQL can not commit).
+    /// Remove our election node at once (a stop was asked for, or our PostgreSQL cannot commit).
     LeaveElection,
     /// Announce ourselves again.
     JoinElection,

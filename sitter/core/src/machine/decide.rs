@@ -31,7 +31,7 @@ pub fn decide(view: &View) -> Decision {
 
 fn by_state(view: &View) -> Decision {
     if let Data::Unusable(problem) = &view.local.data {
-        return stay_out(view, format!("the data directory can not be used: {problem}"));
+        return stay_out(view, format!("the data directory cannot be used: {problem}"));
     }
     match &view.zk.state {
         StateNode::Unread => unread(view),

@@ -82,7 +82,7 @@ fn refusal(view: &View) -> Option<String> {
             }
             Some(Data::Unusable(problem)) => {
                 return Some(format!(
-                    "the shard has no state, and peer {peer} has a data directory that can not be used: {problem}"
+                    "the shard has no state, and peer {peer} has a data directory that cannot be used: {problem}"
                 ));
             }
             None => return Some(format!("first setup: peer {peer} has not said yet whether it has data")),

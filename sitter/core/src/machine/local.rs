@@ -172,7 +172,7 @@ pub struct StandbyStatus {
     pub receiver_stopped: bool,
     /// How long (ms) it has been unable to stream although configured to; 0 while it streams.
     pub not_streaming_ms: u64,
-    /// The WAL receiver's last failure says that this data can not follow its upstream
+    /// The WAL receiver's last failure says that this data cannot follow its upstream
     /// (diverged timeline, or WAL already removed): rejoin. Text from PostgreSQL's log.
     pub cannot_follow: Option<String>,
     /// What its WAL receiver ended with last, while it does not stream. Text from PostgreSQL's log.
@@ -262,7 +262,7 @@ pub struct Local {
     /// The configuration last applied and confirmed (also read back on adoption). None: unknown,
     /// not confirmed, or being changed just now. Kept for a server that is down.
     pub config: Option<ServerConfig>,
-    /// PostgreSQL ended by itself as a standby because its WAL lies on a timeline that it can not come
+    /// PostgreSQL ended by itself as a standby because its WAL lies on a timeline that it cannot come
     /// to: each further start would end so, only a rejoin helps. What it said, from its log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfit: Option<String>,

@@ -151,7 +151,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
         return act(Action::Configure(desired), reason);
     }
     if !situation.may_write() {
-        return wait(format!("primary: {}; the state can not be written now", plan.reason()));
+        return wait(format!("primary: {}; the state cannot be written now", plan.reason()));
     }
     if let Plan::Replace { new, reason } = &plan {
         if !overlaps {

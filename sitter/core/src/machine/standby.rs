@@ -1,7 +1,7 @@
 //! Everyone but the primary: sync, asyncs, deposed and unlisted peers.
 //!
 //! Data comes from upstream: a bootstrap when there is none, streaming when it can follow, the
-//! rejoin ladder when it can not. The gate opens only for a listed role, once this peer streams
+//! rejoin ladder when it cannot. The gate opens only for a listed role, once this peer streams
 //! and shows at least what was acknowledged before the generation; it then stays open while a
 //! stream is interrupted, so that reads go on through a failover.
 
@@ -155,7 +155,7 @@ fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbySta
         .then(|| rejoin(situation, Rung::Rewind, "it did not stream for long"))
 }
 
-/// Where to begin with data that can not follow: further down each time that it did not help.
+/// Where to begin with data that cannot follow: further down each time that it did not help.
 fn unfollowing_rung(view: &View) -> Rung {
     match view.observed.rejoins {
         0 => Rung::Rewind,
@@ -169,7 +169,7 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
     let source = state.primary.id;
     if view.settings.manual_rejoin {
         return wait(format!(
-            "this data can not follow: {why}; rejoin = \"manual\" leaves it to an operator: run `manatee-adm rebuild` here"
+            "this data cannot follow: {why}; rejoin = \"manual\" leaves it to an operator: run `manatee-adm rebuild` here"
         ));
     }
     if !situation.connected() {

@@ -21,7 +21,7 @@ pub struct PeerHealth {
     pub explained_ms: u64,
     /// Its host answers, but its sitter's port is closed: the process is gone, no need to wait.
     pub refused: bool,
-    /// Its sitter says that its PostgreSQL can not commit or is down, for this long
+    /// Its sitter says that its PostgreSQL cannot commit or is down, for this long
     /// ([`Observed::postgres_down_ms`] there).
     pub postgres_down_ms: Option<u64>,
     /// Its sitter says that something that a takeover would need failed when it was tried, for this long: not what all

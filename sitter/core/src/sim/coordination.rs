@@ -132,7 +132,7 @@ impl World {
     }
 
     /// Somebody restores ZooKeeper from an old copy, and the right state after a while. At most one peer
-    /// does not know better: two that never heard of the generation, and hear nobody who did, can not.
+    /// does not know better: two that never heard of the generation, and hear nobody who did, cannot.
     pub(super) fn put_old_state(&mut self, generations: u64, until: u64) {
         let node = self.zk.state();
         let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };

@@ -114,7 +114,7 @@ pub fn report(plan: &Plan) -> String {
             "replay: cargo run --profile sim -p manatee-sitter-core --features sim --bin manatee-sim -- --replay {}",
             file.display()
         ),
-        Err(error) => format!("the replay file {} can not be written: {error}", file.display()),
+        Err(error) => format!("the replay file {} cannot be written: {error}", file.display()),
     };
     let faults = small.faults.len();
     format!("{}\n{}\nseed {}, shrunk to {faults} faults\n{kept}", failure.events.join("\n"), failure.problem, plan.seed)

@@ -198,7 +198,7 @@ impl Zfs {
             self.unmount(staged).await?;
             self.commands.run_once_free(&["destroy", "-r", &staging]).await?;
         }
-        Err(Error::DataNotFit(format!("{staging} can not be destroyed: too much depends on it")))
+        Err(Error::DataNotFit(format!("{staging} cannot be destroyed: too much depends on it")))
     }
 
     /// A name for a snapshot or a data set set aside: now, in milliseconds, or the next that is free.
@@ -270,7 +270,7 @@ impl Storage for Zfs {
     async fn set_aside(&self, why: &'static str) -> Result<Option<PathBuf>, Error> {
         let Some(data) = self.find(&self.data()).await? else { return Ok(None) };
         self.unmount(&data).await.map_err(|error| {
-            Error::DataNotFit(format!("it can not be set aside while somebody uses {}: {error}", data.mountpoint))
+            Error::DataNotFit(format!("it cannot be set aside while somebody uses {}: {error}", data.mountpoint))
         })?;
         if self.find(&self.isolated()).await?.is_none() {
             self.commands.run(&["create", "-o", "mountpoint=none", &self.isolated()]).await?;

@@ -21,7 +21,7 @@ use crate::host::Error;
 use crate::host::osuser::OsUser;
 use crate::storage::Snapshots;
 
-/// The tag of our holds. zfs-fuse can not list tags, so there is only this one.
+/// The tag of our holds. zfs-fuse cannot list tags, so there is only this one.
 const TAG: &str = "manatee";
 /// Pieces of a stream are at most this large.
 const PIECE_BYTES: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! Row 32: a full disk is the peer's own word that it can not commit.
+//! Row 32: a full disk is the peer's own word that it cannot commit.
 
 use super::super::tracker::Tracker;
 use super::*;

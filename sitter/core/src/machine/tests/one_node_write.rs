@@ -112,7 +112,7 @@ fn it_is_undone_while_nothing_was_written() {
     primary(&mut view).downstreams.clear();
     acts(&view, Action::Configure(nobody()));
     view.uncertain_write = true;
-    waits(&view, "can not be written");
+    waits(&view, "cannot be written");
     let mut taken_back = alone(1);
     taken_back.local.config = Some(required);
     acts(&taken_back, Action::Configure(nobody()));

@@ -34,7 +34,7 @@ fn not_by_a_state_that_another_peer_knows_to_be_old() {
     view.local.config = Some(both());
     primary(&mut view).downstreams = vec![downstream(3, 480, 1)];
     health(&mut view, 3).newest_generation = Some(5);
-    waits(&view, "can not be written now");
+    waits(&view, "cannot be written now");
     health(&mut view, 3).newest_generation = Some(4);
     writes(&view);
 }
@@ -106,7 +106,7 @@ fn it_is_undone_when_the_old_one_is_back_or_the_new_one_goes() {
     health(&mut both_gone, 3).refused = true;
     acts(&both_gone, Action::Configure(only_old));
     both_gone.uncertain_write = true;
-    waits(&both_gone, "can not be written");
+    waits(&both_gone, "cannot be written");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn data_is_copied_and_the_sync_copies_from_the_primary_only() {
     acts(&sync, Action::Bootstrap { source: id(1) });
 }
 
-/// Row 41: it followed a standby that was promoted by hand, and can not even start any more.
+/// Row 41: it followed a standby that was promoted by hand, and cannot even start any more.
 #[test]
 fn wal_that_ends_every_start_is_rejoined() {
     for me in [2, 3] {
