@@ -412,9 +412,8 @@ impl Subject<'_> {
             } else {
                 "wait: its sitter brings the data back in line".to_owned()
             };
-            findings.push(
-                self.finding(format_args!("cannot follow {}", upstream.zone_id)).why(problem.clone()).next(next),
-            );
+            findings
+                .push(self.finding(format_args!("cannot follow {}", upstream.zone_id)).why(problem.clone()).next(next));
         } else if !standby.streaming {
             findings.push(self.not_streaming(status, upstream));
         } else if status.local.config.as_ref().is_some_and(|config| config.gate == Gate::Closed) {
