@@ -26,7 +26,7 @@ use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 pub use crate::machine::action::Rung;
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
-use crate::postgres::control::{self, ClusterMode};
+use crate::postgres::control::{self, ClusterMode, ControlPositions};
 use crate::postgres::copy::{SourceFacts, Verdict};
 use crate::postgres::inner::Inner;
 use crate::postgres::same_wal::{self, Comparison};
@@ -219,11 +219,21 @@ fn end_of_header(record: Lsn, segment_bytes: u64) -> Lsn {
     Lsn((record.0 + HEADER_BYTES).min(segment_end))
 }
 
+/// What pg_control says of positions.
+async fn positions(inner: &Inner, data: &Path) -> Result<ControlPositions, Error> {
+    let output = inner.tool("pg_controldata").arg(data).run(&inner.user).await?;
+    control::parse_controldata(&output.stdout)
+        .ok_or_else(|| Error::DataNotFit("pg_controldata says nothing of positions".to_owned()))
+}
+
+/// Where recovery would begin: the data has everything before it.
+pub(crate) async fn redo(inner: &Inner, data: &Path) -> Result<WalPosition, Error> {
+    Ok(positions(inner, data).await?.redo)
+}
+
 /// Where the last valid record of the local WAL begins, and the size of a segment.
 pub(crate) async fn last_record(inner: &Inner, data: &Path) -> Result<(WalPosition, u64), Error> {
-    let output = inner.tool("pg_controldata").arg(data).run(&inner.user).await?;
-    let positions = control::parse_controldata(&output.stdout)
-        .ok_or_else(|| Error::DataNotFit("pg_controldata says nothing of positions".to_owned()))?;
+    let positions = positions(inner, data).await?;
     let segment_bytes = positions.segment_bytes;
     let mut last = scan(inner, data, positions.redo).await?;
     // The WAL goes on on newer timelines if they were followed since the last checkpoint. Bounded:

@@ -35,7 +35,17 @@ pub(super) async fn survey_end(inner: &Inner) -> Result<(), Error> {
     if inner.postmaster().is_some() {
         return Err(Error::Running);
     }
-    let position = end_of_wal(inner).await?;
+    let position = match end_of_wal(inner).await {
+        Ok(end) => end,
+        // Its files are gone. What the data itself has reached is certainly there, and a rejoin that says so goes on to
+        // what needs no WAL; as a primary it does not start, and has less than its sync.
+        Err(Error::DataNotFit(problem)) => {
+            let redo = rejoin::redo(inner, &inner.layout.data()).await?;
+            tracing::warn!(%problem, %redo, "our WAL cannot be read; the last checkpoint counts as its end");
+            redo
+        }
+        Err(error) => return Err(error),
+    };
     let history = control::read_history(&inner.layout.data(), position.timeline);
     tracing::info!(end = %position, "read how far our WAL goes");
     {
