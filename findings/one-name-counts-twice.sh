@@ -20,10 +20,9 @@ status=0
 as timeout 5 "$bin/psql" -h "$work" -p 6001 -U postgres -XAtqc "insert into t values (1)" >/dev/null 2>&1 || status=$?
 expect "one connection named b: the commit waits (exit status of timeout)" "$status" 124
 as mkdir "$work/received"
-as "$bin/pg_receivewal" -d "host=$work port=6001 user=postgres application_name=b" -D "$work/received" --synchronous \
-    >/dev/null 2>&1 &
-receiver=$!
-trap 'kill $receiver 2>/dev/null || true; stop_servers' EXIT
+as bash -c "echo \$\$ >'$work/received/pid'; exec '$bin/pg_receivewal' --synchronous -D '$work/received' \
+    -d 'host=$work port=6001 user=postgres application_name=b'" >/dev/null 2>&1 &
+trap 'kill "$(cat "$work/received/pid")" 2>/dev/null || true; stop_servers' EXIT
 wait_for 6001 "select count(*) from pg_stat_replication where application_name = 'b' and state = 'streaming'" 2
 status=0
 as timeout 20 "$bin/psql" -h "$work" -p 6001 -U postgres -XAtqc "insert into t values (2)" >/dev/null 2>&1 || status=$?

