@@ -361,6 +361,26 @@ fn a_reset_goes_back_to_what_the_session_began_with() {
 }
 
 #[test]
+fn an_authorization_that_was_reset_is_over() {
+    let (primary, proxy) = super::alone(Setup::default());
+    primary.psql("create role plain").unwrap();
+    let texts = [
+        "set session authorization plain",
+        "select session_user, current_user",
+        "reset session authorization",
+        "select session_user, current_user",
+        "create role made_afterwards",
+        "drop role made_afterwards",
+        "select session_user, current_user",
+    ];
+    let run = |port: u16| {
+        let mut client = Client::new(port, &[]);
+        texts.map(|text| format!("{text}: {}", client.query(text)))
+    };
+    assert_eq!(run(proxy.port), run(primary.port));
+}
+
+#[test]
 fn what_a_standby_does_not_know_yet_is_asked_of_the_primary() {
     let primary = Postgres::primary().unwrap();
     primary.psql("create type mood as enum ('sad')").unwrap();

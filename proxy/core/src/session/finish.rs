@@ -209,7 +209,9 @@ impl Session {
         let told = |profile: Rc<Profile>, profiles: &mut Profiles| {
             self.kept.reported.entries().fold(profile, |profile, (name, value)| {
                 let name = name.to_ascii_lowercase();
-                if sets(&name) { profiles.with(&profile, &name, value) } else { profile }
+                // Reported, but not replayed: the session stays on its server.
+                let is_replayed = name != "session_authorization";
+                if is_replayed && sets(&name) { profiles.with(&profile, &name, value) } else { profile }
             })
         };
         let wanted = profiles.apply(&self.kept.profile, &class.settings, &self.kept.startup);
