@@ -12,8 +12,11 @@ use manatee_shared::tls::ServerTls;
 use serde::{Deserialize, Serialize};
 
 mod entries;
+#[macro_use]
+mod reload;
 
 pub use entries::{Change, Entry};
+use reload::Reload;
 
 use crate::auth::Access;
 use crate::auth::hba::Network;
@@ -23,82 +26,86 @@ use crate::topology::consistency::Consistency;
 /// More session threads than this make no sense on any machine this runs on.
 const MAX_WORKERS: usize = 256;
 
-/// The whole file.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The file it was read from.
-    #[serde(skip)]
-    pub path: PathBuf,
-    /// Session threads that run, whatever the file says by now.
-    #[serde(skip)]
-    pub running_threads: Option<usize>,
-    /// Session threads; 0: one per core.
-    #[serde(default)]
-    pub workers: usize,
-    /// Where clients connect.
-    pub listen: Listen,
-    /// How to reach ZooKeeper.
-    pub zookeeper: ZkSettings,
-    /// The default shard.
-    pub shard: Shard,
-    /// Further shards.
-    #[serde(default)]
-    pub shards: Shards,
-    /// Databases by the names clients use, where those say which shard is meant.
-    #[serde(default)]
-    pub databases: BTreeMap<String, Database>,
-    /// How clients are authenticated.
-    pub auth: Auth,
-    /// TLS towards clients.
-    #[serde(default)]
-    pub tls: Tls,
-    /// TLS towards servers.
-    #[serde(default)]
-    pub server_tls: ServerTls,
-    /// Server connections.
-    #[serde(default)]
-    pub pool: Pool,
-    /// Where statements go.
-    #[serde(default)]
-    pub routing: Routing,
-    /// What happens while there is no primary.
-    #[serde(default)]
-    pub hold: Hold,
-    /// The other proxies.
-    #[serde(default)]
-    pub fleet: Fleet,
-    /// The console.
-    #[serde(default)]
-    pub admin: Admin,
-    /// The log.
-    #[serde(default)]
-    pub log: LogSettings,
+settings! {
+    /// The whole file.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Config {
+        /// The file it was read from.
+        #[serde(skip)]
+        pub path: PathBuf => Reload::Restart,
+        /// Session threads that run, whatever the file says by now.
+        #[serde(skip)]
+        pub running_threads: Option<usize> => Reload::Restart,
+        /// Session threads; 0: one per core.
+        #[serde(default)]
+        pub workers: usize => Reload::Restart,
+        /// Where clients connect.
+        pub listen: Listen => Reload::ByKey(Listen::RELOAD),
+        /// How to reach ZooKeeper.
+        pub zookeeper: ZkSettings => Reload::Restart,
+        /// The default shard.
+        pub shard: Shard => Reload::ByKey(Shard::RELOAD),
+        /// Further shards.
+        #[serde(default)]
+        pub shards: Shards => Reload::ByKey(Shards::RELOAD),
+        /// Databases by the names clients use, where those say which shard is meant.
+        #[serde(default)]
+        pub databases: BTreeMap<String, Database> => Reload::Live,
+        /// How clients are authenticated.
+        pub auth: Auth => Reload::ByKey(Auth::RELOAD),
+        /// TLS towards clients.
+        #[serde(default)]
+        pub tls: Tls => Reload::ByKey(Tls::RELOAD),
+        /// TLS towards servers.
+        #[serde(default)]
+        pub server_tls: ServerTls => Reload::Live,
+        /// Server connections.
+        #[serde(default)]
+        pub pool: Pool => Reload::ByKey(Pool::RELOAD),
+        /// Where statements go.
+        #[serde(default)]
+        pub routing: Routing => Reload::ByKey(Routing::RELOAD),
+        /// What happens while there is no primary.
+        #[serde(default)]
+        pub hold: Hold => Reload::ByKey(Hold::RELOAD),
+        /// The other proxies.
+        #[serde(default)]
+        pub fleet: Fleet => Reload::ByKey(Fleet::RELOAD),
+        /// The console.
+        #[serde(default)]
+        pub admin: Admin => Reload::ByKey(Admin::RELOAD),
+        /// The log.
+        #[serde(default)]
+        pub log: LogSettings => Reload::Restart,
+    }
 }
 
-/// `[listen]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Listen {
-    /// Reads and writes.
-    pub address: SocketAddr,
-    /// Everything read-only, to a standby.
-    pub read_only: Option<SocketAddr>,
-    /// Everything to the primary.
-    pub primary_only: Option<SocketAddr>,
-    /// Folder of a Unix socket, named as PostgreSQL does for the port of `address`.
-    pub unix_directory: Option<PathBuf>,
-    /// Balancers that say by the PROXY protocol for whom they speak, and must.
-    #[serde(default)]
-    pub proxy_protocol_from: Vec<Network>,
-    /// `/metrics`, `/healthz`, `/readyz`, `/topology`.
-    pub http: Option<SocketAddr>,
-    /// How long clients may stay with a process that has handed its listeners over.
-    #[serde(default = "seconds::<60>", with = "humantime_serde")]
-    pub upgrade_drain: Duration,
-    /// Addresses of single shards.
-    #[serde(default)]
-    pub shards: Vec<ListenShard>,
+settings! {
+    /// `[listen]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Listen {
+        /// Reads and writes.
+        pub address: SocketAddr => Reload::Restart,
+        /// Everything read-only, to a standby.
+        pub read_only: Option<SocketAddr> => Reload::Restart,
+        /// Everything to the primary.
+        pub primary_only: Option<SocketAddr> => Reload::Restart,
+        /// Folder of a Unix socket, named as PostgreSQL does for the port of `address`.
+        pub unix_directory: Option<PathBuf> => Reload::Restart,
+        /// Balancers that say by the PROXY protocol for whom they speak, and must.
+        #[serde(default)]
+        pub proxy_protocol_from: Vec<Network> => Reload::Live,
+        /// `/metrics`, `/healthz`, `/readyz`, `/topology`.
+        pub http: Option<SocketAddr> => Reload::Restart,
+        /// How long clients may stay with a process that has handed its listeners over.
+        #[serde(default = "seconds::<60>", with = "humantime_serde")]
+        pub upgrade_drain: Duration => Reload::Live,
+        /// Addresses of single shards.
+        #[serde(default)]
+        pub shards: Vec<ListenShard> => Reload::Restart,
+    }
 }
 
 impl Listen {
@@ -108,22 +115,26 @@ impl Listen {
     }
 }
 
-/// `[shard]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shard {
-    /// Its name in ZooKeeper.
-    pub name: ShardName,
+settings! {
+    /// `[shard]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Shard {
+        /// Its name in ZooKeeper.
+        pub name: ShardName => Reload::Restart,
+    }
 }
 
-/// `[shards]`
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Shards {
-    /// Serve every shard there is under `zookeeper.root`, also those that come later.
-    pub discover: bool,
-    /// Serve these.
-    pub names: Vec<ShardName>,
+settings! {
+    /// `[shards]`
+    #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Shards {
+        /// Serve every shard there is under `zookeeper.root`, also those that come later.
+        pub discover: bool => Reload::Live,
+        /// Serve these.
+        pub names: Vec<ShardName> => Reload::Live,
+    }
 }
 
 /// An entry of `[databases]`.
@@ -149,86 +160,92 @@ pub struct ListenShard {
     pub access: Access,
 }
 
-/// `[auth]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Auth {
-    /// The proxy's own role: looks up verifiers and asks nodes for their state.
-    #[serde(default = "default_auth_user")]
-    pub user: String,
-    /// File with its password.
-    pub password_file: PathBuf,
-    /// File with roles and secrets of their own, asked before the database.
-    pub users_file: Option<PathBuf>,
-    /// File with rules who may connect from where.
-    pub hba_file: Option<PathBuf>,
-    /// File with maps of names in certificates to roles.
-    pub ident_file: Option<PathBuf>,
-    /// Logins under way at most; for one more the oldest that has had long enough leaves.
-    #[serde(default = "default_max_logins")]
-    pub max_logins: usize,
-    /// Failed logins that are answered at once, for one role from one address; 0: all of them.
-    #[serde(default = "default_failure_burst")]
-    pub failure_burst: u32,
-    /// One of them is forgiven after this.
-    #[serde(default = "seconds::<3>", with = "humantime_serde")]
-    pub failure_forgiven_after: Duration,
-    /// How long what is known of a role may be used while no server can be asked.
-    #[serde(default = "seconds::<600>", with = "humantime_serde")]
-    pub verifier_max_age: Duration,
-    /// How long a client may take to log in.
-    #[serde(default = "seconds::<30>", with = "humantime_serde")]
-    pub login_timeout: Duration,
+settings! {
+    /// `[auth]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Auth {
+        /// The proxy's own role: looks up verifiers and asks nodes for their state.
+        #[serde(default = "default_auth_user")]
+        pub user: String => Reload::Restart,
+        /// File with its password.
+        pub password_file: PathBuf => Reload::Live,
+        /// File with roles and secrets of their own, asked before the database.
+        pub users_file: Option<PathBuf> => Reload::Live,
+        /// File with rules who may connect from where.
+        pub hba_file: Option<PathBuf> => Reload::Live,
+        /// File with maps of names in certificates to roles.
+        pub ident_file: Option<PathBuf> => Reload::Live,
+        /// Logins under way at most; for one more the oldest that has had long enough leaves.
+        #[serde(default = "default_max_logins")]
+        pub max_logins: usize => Reload::Live,
+        /// Failed logins that are answered at once, for one role from one address; 0: all of them.
+        #[serde(default = "default_failure_burst")]
+        pub failure_burst: u32 => Reload::Live,
+        /// One of them is forgiven after this.
+        #[serde(default = "seconds::<3>", with = "humantime_serde")]
+        pub failure_forgiven_after: Duration => Reload::Live,
+        /// How long what is known of a role may be used while no server can be asked.
+        #[serde(default = "seconds::<600>", with = "humantime_serde")]
+        pub verifier_max_age: Duration => Reload::Restart,
+        /// How long a client may take to log in.
+        #[serde(default = "seconds::<30>", with = "humantime_serde")]
+        pub login_timeout: Duration => Reload::Live,
+    }
 }
 
-/// `[tls]`
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tls {
-    /// Certificate chain, PEM.
-    pub certificate_file: Option<PathBuf>,
-    /// Private key, PEM.
-    pub key_file: Option<PathBuf>,
-    /// Refuse clients without TLS.
-    pub required: bool,
-    /// Authorities of client certificates, PEM.
-    pub client_ca_file: Option<PathBuf>,
-    /// Client certificates that were revoked, PEM.
-    pub client_crl_file: Option<PathBuf>,
+settings! {
+    /// `[tls]`
+    #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Tls {
+        /// Certificate chain, PEM.
+        pub certificate_file: Option<PathBuf> => Reload::Live,
+        /// Private key, PEM.
+        pub key_file: Option<PathBuf> => Reload::Live,
+        /// Refuse clients without TLS.
+        pub required: bool => Reload::Live,
+        /// Authorities of client certificates, PEM.
+        pub client_ca_file: Option<PathBuf> => Reload::Live,
+        /// Client certificates that were revoked, PEM.
+        pub client_crl_file: Option<PathBuf> => Reload::Live,
+    }
 }
 
-/// `[pool]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Pool {
-    /// When server connections go back.
-    pub mode: Mode,
-    /// Server connections per user, database and node, shared among the session threads.
-    pub size: usize,
-    /// Of these, the part in a hundred that is kept for sessions that are bound to none.
-    pub unbound_percent: usize,
-    /// Server connections to one node at most, shared among the session threads; 0: any number. By default less
-    /// than the 200 that the sitter lets a node have, so that reserved ones, sitters and others find room.
-    pub max_servers_per_node: usize,
-    /// The same of one database.
-    pub max_servers_per_database: usize,
-    /// The same of one role.
-    pub max_servers_per_user: usize,
-    /// Clients at most.
-    pub max_clients: usize,
-    /// Clients of one role at most; 0: any number.
-    pub max_clients_per_user: u32,
-    /// Clients of one database at most; 0: any number.
-    pub max_clients_per_database: u32,
-    /// How long a transaction may wait for a server connection.
-    #[serde(with = "humantime_serde")]
-    pub query_wait_timeout: Duration,
-    /// Server connections idle for longer are closed.
-    #[serde(with = "humantime_serde")]
-    pub server_idle_timeout: Duration,
-    /// Older server connections are closed.
-    #[serde(with = "humantime_serde")]
-    pub server_lifetime: Duration,
+settings! {
+    /// `[pool]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Pool {
+        /// When server connections go back.
+        pub mode: Mode => Reload::Restart,
+        /// Server connections per user, database and node, shared among the session threads.
+        pub size: usize => Reload::Live,
+        /// Of these, the part in a hundred that is kept for sessions that are bound to none.
+        pub unbound_percent: usize => Reload::Live,
+        /// Server connections to one node at most, shared among the session threads; 0: any number. By default less
+        /// than the 200 that the sitter lets a node have, so that reserved ones, sitters and others find room.
+        pub max_servers_per_node: usize => Reload::Live,
+        /// The same of one database.
+        pub max_servers_per_database: usize => Reload::Live,
+        /// The same of one role.
+        pub max_servers_per_user: usize => Reload::Live,
+        /// Clients at most.
+        pub max_clients: usize => Reload::Live,
+        /// Clients of one role at most; 0: any number.
+        pub max_clients_per_user: u32 => Reload::Live,
+        /// Clients of one database at most; 0: any number.
+        pub max_clients_per_database: u32 => Reload::Live,
+        /// How long a transaction may wait for a server connection.
+        #[serde(with = "humantime_serde")]
+        pub query_wait_timeout: Duration => Reload::Live,
+        /// Server connections idle for longer are closed.
+        #[serde(with = "humantime_serde")]
+        pub server_idle_timeout: Duration => Reload::Live,
+        /// Older server connections are closed.
+        #[serde(with = "humantime_serde")]
+        pub server_lifetime: Duration => Reload::Live,
+    }
 }
 
 impl Default for Pool {
@@ -250,20 +267,22 @@ impl Default for Pool {
     }
 }
 
-/// `[routing]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Routing {
-    /// Send reads to standbys.
-    pub split: bool,
-    /// Default consistency of a session.
-    pub consistency: Consistency,
-    /// A standby further behind serves nothing.
-    #[serde(with = "humantime_serde")]
-    pub max_lag: Duration,
-    /// How often each node is asked.
-    #[serde(with = "humantime_serde")]
-    pub poll_interval: Duration,
+settings! {
+    /// `[routing]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Routing {
+        /// Send reads to standbys.
+        pub split: bool => Reload::Live,
+        /// Default consistency of a session.
+        pub consistency: Consistency => Reload::Live,
+        /// A standby further behind serves nothing.
+        #[serde(with = "humantime_serde")]
+        pub max_lag: Duration => Reload::Restart,
+        /// How often each node is asked.
+        #[serde(with = "humantime_serde")]
+        pub poll_interval: Duration => Reload::Restart,
+    }
 }
 
 impl Default for Routing {
@@ -277,20 +296,22 @@ impl Default for Routing {
     }
 }
 
-/// `[hold]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Hold {
-    /// How long a transaction may wait for a primary.
-    #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
-    /// How long one of a read-only address may wait for a standby, while none is fit.
-    #[serde(with = "humantime_serde")]
-    pub standby_timeout: Duration,
-    /// Clients that may wait, in the whole process.
-    pub max_clients: usize,
-    /// Bytes of theirs that may be kept, in the whole process.
-    pub max_bytes: Size,
+settings! {
+    /// `[hold]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Hold {
+        /// How long a transaction may wait for a primary.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration => Reload::Live,
+        /// How long one of a read-only address may wait for a standby, while none is fit.
+        #[serde(with = "humantime_serde")]
+        pub standby_timeout: Duration => Reload::Live,
+        /// Clients that may wait, in the whole process.
+        pub max_clients: usize => Reload::Live,
+        /// Bytes of theirs that may be kept, in the whole process.
+        pub max_bytes: Size => Reload::Live,
+    }
 }
 
 impl Default for Hold {
@@ -304,14 +325,16 @@ impl Default for Hold {
     }
 }
 
-/// `[fleet]`
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Fleet {
-    /// This proxy's number, each its own; 0: alone.
-    pub number: u32,
-    /// Where clients connect to the others, by number.
-    pub peers: BTreeMap<String, SocketAddr>,
+settings! {
+    /// `[fleet]`
+    #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Fleet {
+        /// This proxy's number, each its own; 0: alone.
+        pub number: u32 => Reload::Restart,
+        /// Where clients connect to the others, by number.
+        pub peers: BTreeMap<String, SocketAddr> => Reload::Restart,
+    }
 }
 
 impl Fleet {
@@ -321,18 +344,20 @@ impl Fleet {
     }
 }
 
-/// `[admin]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Admin {
-    /// Name of the virtual database.
-    pub database: String,
-    /// Another name of it, by which PgBouncer's tools look for it; empty: none.
-    pub alias: String,
-    /// Roles that may do everything there.
-    pub admin_users: Vec<String>,
-    /// Roles that may look only.
-    pub stats_users: Vec<String>,
+settings! {
+    /// `[admin]`
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Admin {
+        /// Name of the virtual database.
+        pub database: String => Reload::Live,
+        /// Another name of it, by which PgBouncer's tools look for it; empty: none.
+        pub alias: String => Reload::Live,
+        /// Roles that may do everything there.
+        pub admin_users: Vec<String> => Reload::Live,
+        /// Roles that may look only.
+        pub stats_users: Vec<String> => Reload::Live,
+    }
 }
 
 impl Default for Admin {

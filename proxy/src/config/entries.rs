@@ -5,62 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::reload::Reload;
 use super::{Config, Pool};
-
-/// What changes with a reload. Every key is here or in [`RESTART`]; a test holds that. A name that ends in a dot is a
-/// whole section.
-const LIVE: [&str; 29] = [
-    "admin.",
-    "auth.failure_burst",
-    "auth.failure_forgiven_after",
-    "auth.hba_file",
-    "auth.ident_file",
-    "auth.login_timeout",
-    "auth.max_logins",
-    "auth.password_file",
-    "auth.users_file",
-    "databases.",
-    "hold.",
-    "listen.proxy_protocol_from",
-    "listen.upgrade_drain",
-    "pool.max_clients",
-    "pool.max_clients_per_database",
-    "pool.max_clients_per_user",
-    "pool.max_servers_per_database",
-    "pool.max_servers_per_node",
-    "pool.max_servers_per_user",
-    "pool.query_wait_timeout",
-    "pool.server_idle_timeout",
-    "pool.server_lifetime",
-    "pool.size",
-    "pool.unbound_percent",
-    "routing.consistency",
-    "routing.split",
-    "server_tls.",
-    "shards.",
-    "tls.",
-];
-
-/// What needs a restart.
-#[cfg(test)]
-const RESTART: [&str; 16] = [
-    "workers",
-    "auth.user",
-    "auth.verifier_max_age",
-    "fleet.",
-    "listen.address",
-    "listen.http",
-    "listen.primary_only",
-    "listen.read_only",
-    "listen.shards",
-    "listen.unix_directory",
-    "log.",
-    "pool.mode",
-    "routing.max_lag",
-    "routing.poll_interval",
-    "shard.",
-    "zookeeper.",
-];
 
 /// Keys without a default.
 const REQUIRED: [&str; 4] = ["auth.password_file", "listen.address", "shard.name", "zookeeper.servers"];
@@ -93,7 +39,7 @@ pub struct Change {
 
 /// Whether a key changes with a reload.
 fn is_live(key: &str) -> bool {
-    LIVE.iter().any(|live| key == *live || (live.ends_with('.') && key.starts_with(live)))
+    Reload::of(Config::RELOAD, key) == Some(Reload::Live)
 }
 
 impl Config {
@@ -213,19 +159,19 @@ mod tests {
     }
 
     #[test]
-    fn every_key_either_changes_with_a_reload_or_needs_a_restart() {
+    fn every_key_says_what_a_reload_does_with_it() {
         let sample = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/proxy.toml"));
         let sample: Config = manatee_shared::config::parse(Path::new("x"), &sample.expect("sample")).expect("valid");
-        let is_in = |list: &[&str], key: &str| {
-            list.iter().any(|name| key == *name || (name.ends_with('.') && key.starts_with(name)))
-        };
         for (key, _) in flatten(&sample) {
-            let places = [is_in(&LIVE, &key), is_in(&RESTART, &key)];
-            assert_eq!(places.into_iter().filter(|is_there| *is_there).count(), 1, "{key}: say in which list it is");
+            let reload = Reload::of(Config::RELOAD, &key);
+            assert!(matches!(reload, Some(Reload::Live | Reload::Restart)), "{key}: {reload:?}");
         }
-        let every = |name: &&&str| !flatten(&sample).iter().any(|(key, _)| is_in(&[**name], key));
-        let gone: Vec<_> = LIVE.iter().chain(&RESTART).filter(every).filter(|name| **name != "databases.").collect();
-        assert!(gone.is_empty(), "no such keys: {gone:?}");
+        for key in ["databases.orders", "server_tls.mode", "auth.password_file", "pool.size"] {
+            assert!(is_live(key), "{key}");
+        }
+        for key in ["zookeeper.servers", "pool.mode", "workers", "listen.address", "pool.no_such_key", "pool"] {
+            assert!(!is_live(key), "{key}");
+        }
     }
 
     #[test]
