@@ -1,6 +1,6 @@
 //! The steady path of a session asks for no memory: what a unit needs is there from the one before,
 //! although the session gives its buffers back whenever it is idle. And an idle client has little.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 #[path = "allocations/idle.rs"]
 mod idle;

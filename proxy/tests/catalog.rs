@@ -1,7 +1,7 @@
 //! The catalog as it is read from a real server: it says what the routing table expects, and follows changes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "serves other tests as well")]
 #[path = "session/harness.rs"]
 mod harness;
 #[path = "routing/render.rs"]

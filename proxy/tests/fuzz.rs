@@ -1,7 +1,7 @@
 //! Mutated conversations through the entry points of `targets`: a few seconds of them in every test
 //! run, hours with `make fuzz` (`MANATEE_FUZZ_SECONDS`). A failure prints the target and the bytes;
 //! put them into `REGRESSIONS`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 #[path = "fuzz/targets.rs"]
 mod targets;

@@ -1,5 +1,5 @@
 //! Logins through the proxy against a real PostgreSQL: who gets in, and what the others are told.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::net::SocketAddr;
 use std::path::Path;

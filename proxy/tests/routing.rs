@@ -1,6 +1,6 @@
 //! What statements mean: a table, and the property that makes the cache sound.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 #[path = "routing/property.rs"]
 mod property;

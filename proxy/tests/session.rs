@@ -1,5 +1,5 @@
 //! Sessions in front of real PostgreSQL servers: what clients send works as without the proxy.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 #[path = "session/bound.rs"]
 mod bound;

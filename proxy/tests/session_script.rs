@@ -1,6 +1,6 @@
 //! The session without sockets: whatever a client sends, in whatever pieces, it reads what it would
 //! read without the proxy, although every transaction runs on another server.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 #[path = "script/fake.rs"]
 mod fake;

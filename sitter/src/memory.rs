@@ -62,7 +62,7 @@ fn write(dir: &Path, remembered: &Remembered) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
     use crate::machine::local::SystemIdentifier;
 

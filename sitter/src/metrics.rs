@@ -140,9 +140,9 @@ impl Metrics {
         for (holder, age, held) in &self.horizons {
             let oldest = condition.horizon.as_ref().filter(|horizon| horizon.holder == *holder);
             // Transactions and milliseconds stay far below 2^53.
-            #[allow(clippy::cast_precision_loss)]
+            #[allow(clippy::cast_precision_loss, reason = "a figure for people and graphs: 53 bits are enough")]
             age.set(oldest.map_or(0.0, |horizon| horizon.age_transactions as f64));
-            #[allow(clippy::cast_precision_loss)]
+            #[allow(clippy::cast_precision_loss, reason = "a figure for people and graphs: 53 bits are enough")]
             held.set(oldest.map_or(0.0, |horizon| horizon.held_ms as f64 / 1000.0));
         }
         self.disk_full.set(f64::from(u8::from(condition.disk_full)));
@@ -161,7 +161,7 @@ impl Metrics {
         }
         if let Some(generation) = generation {
             // Generations stay far below 2^53.
-            #[allow(clippy::cast_precision_loss)]
+            #[allow(clippy::cast_precision_loss, reason = "a figure for people and graphs: 53 bits are enough")]
             self.generation.set(generation as f64);
         }
     }
@@ -187,7 +187,7 @@ impl Metrics {
             _ => 0,
         };
         // Lags stay far below 2^53 bytes.
-        #[allow(clippy::cast_precision_loss)]
+        #[allow(clippy::cast_precision_loss, reason = "a figure for people and graphs: 53 bits are enough")]
         self.replay_lag.set(behind as f64);
         for (peer, gauge) in &self.lag {
             if downstreams.iter().all(|downstream| downstream.peer != *peer) {
@@ -198,7 +198,7 @@ impl Metrics {
             let gauge =
                 self.lag.entry(downstream.peer).or_insert_with(|| gauge!(LAG, "peer" => downstream.peer.to_string()));
             // Lags stay far below 2^53 bytes.
-            #[allow(clippy::cast_precision_loss)]
+            #[allow(clippy::cast_precision_loss, reason = "a figure for people and graphs: 53 bits are enough")]
             gauge.set(end.map_or(0, |end| end.bytes_since(downstream.flush)) as f64);
         }
     }

@@ -53,7 +53,7 @@ pub fn unavailable() -> Option<&'static str> {
 
 impl Pool {
     /// For a test: None, with a word on standard error, where there can be no pool. Panics where there should be one.
-    #[allow(clippy::panic)]
+    #[allow(clippy::panic, reason = "a test may stop at the first surprise")]
     pub fn for_test(size_mib: u64) -> Option<Self> {
         if let Some(reason) = unavailable() {
             eprintln!("left out: {reason}");

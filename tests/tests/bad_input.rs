@@ -1,6 +1,6 @@
 //! Bad input to each program: one clear line that says what, where and what to do, and a
 //! non-zero exit; nothing is overwritten.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,6 +1,6 @@
 //! The documents agree with the programs: links lead somewhere, commands and their options exist, every fault row and
 //! every alert is described, the minimal samples pass `--check-config`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::collections::BTreeSet;
 use std::fs;

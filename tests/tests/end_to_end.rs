@@ -1,7 +1,7 @@
 //! The main job, end to end: a real shard, a real proxy, a real failover.
 //!
 //! One shard for all steps, because bringing one up takes longer than most of them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::time::{Duration, Instant};
 

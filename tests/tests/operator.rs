@@ -1,7 +1,7 @@
 //! What operators do, on a real shard: every change that `manatee-adm` makes, with clients at work.
 //!
 //! One shard of four hosts for all steps, because bringing one up takes longer than most of them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! A whole shard on real ZFS: peers copied by streams, snapshots, and a primary that went another way and comes
 //! back by a snapshot. Small data: zfs-fuse is slow.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! What the proxy does for one query, piece by piece and without sockets: `make micro`.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark may stop at the first surprise")]
 
 #[path = "../../../proxy/tests/steady/mod.rs"]
 mod steady;

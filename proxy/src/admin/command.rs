@@ -35,7 +35,7 @@ pub enum Command {
 
 /// What can be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // named as they are typed
+#[allow(missing_docs, reason = "named as they are typed")]
 pub enum Subject {
     ActiveSockets,
     Clients,

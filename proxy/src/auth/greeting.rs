@@ -41,7 +41,7 @@ pub struct Greetings {
     topology: Topology,
     threads: OnceLock<Arc<dyn Threads>>,
     servers: Arc<Servers>,
-    #[allow(clippy::type_complexity)]
+    #[allow(clippy::type_complexity, reason = "named nowhere else")]
     remembered: Mutex<HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>>,
 }
 
@@ -168,7 +168,7 @@ impl Greetings {
         remembered.insert(key, (Instant::now(), parameters));
     }
 
-    #[allow(clippy::type_complexity)]
+    #[allow(clippy::type_complexity, reason = "named nowhere else")]
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }

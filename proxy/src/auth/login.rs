@@ -66,7 +66,7 @@ pub struct Gatekeeper {
 
 /// What became of a connection.
 // One per connection and moved at once: no use in boxing.
-#[allow(clippy::large_enum_variant)]
+#[allow(clippy::large_enum_variant, reason = "one for each login, never in bulk")]
 pub enum Admission {
     /// A session begins.
     Session(ClientStream, Client, Entered),
@@ -358,7 +358,7 @@ pub struct Entered {
 
 /// Who has logged in.
 // One per connection and moved at once: no use in boxing.
-#[allow(clippy::large_enum_variant)]
+#[allow(clippy::large_enum_variant, reason = "one for each login, never in bulk")]
 enum Guest {
     Client(Client, Entered),
     Console(Rights),

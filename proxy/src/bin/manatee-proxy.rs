@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
     // Two crypto providers may be linked; rustls must not have to guess.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = Config::load(&arguments.config)?;
     let own = OwnRole::load(&config.auth.user, &config.auth.password_file).context("`auth.password_file`")?;
     let certificates = Certificates::load(&config.tls).context("`tls`")?;

@@ -303,7 +303,7 @@ pub struct NodePool {
     /// No connection is opened before this, as long as there is one.
     locked_out_until: Cell<Option<Instant>>,
     // Boxed because they travel: to a session, to the next one in the queue, back.
-    #[allow(clippy::vec_box)]
+    #[allow(clippy::vec_box, reason = "the boxes are handed on as they are")]
     idle: RefCell<Vec<Box<Server>>>,
     /// First come, first served; and since when they wait.
     waiting: RefCell<VecDeque<(Instant, oneshot::Sender<Grant>)>>,
@@ -588,7 +588,7 @@ impl NodePool {
 }
 
 /// The one of the idle servers that fits a session best. `room`: one more may be opened.
-#[allow(clippy::vec_box)]
+#[allow(clippy::vec_box, reason = "the boxes are handed on as they are")]
 fn take_idle(idle: &mut Vec<Box<Server>>, mark: &Mark, room: bool) -> Option<Box<Server>> {
     // Most sessions have left nothing anywhere: then only the server last used is looked at.
     let own = mark.is_left().then(|| idle.iter().rposition(|server| server.is_of(mark))).flatten();

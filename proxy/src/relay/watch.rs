@@ -117,7 +117,7 @@ fn check_status(body: &[u8]) -> Result<(), ProxyError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
     use bytes::BytesMut;
 
     use super::*;

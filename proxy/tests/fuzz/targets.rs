@@ -124,7 +124,7 @@ impl World {
         let mode = if flags & 2 == 0 { Mode::Transaction } else { Mode::Session };
         let config = Config { access, mode, split: flags & 8 == 0, consistency: Consistency::Session };
         // Without startup options it cannot fail; if it does, that is what was to be found.
-        #[allow(clippy::expect_used)]
+        #[allow(clippy::expect_used, reason = "a test may stop at the first surprise")]
         let session = Session::of(Kept::new(config, &[], Vec::new(), &mut shared).expect("a session"));
         Self {
             session,
@@ -200,7 +200,7 @@ impl World {
     }
 }
 
-#[allow(clippy::panic)]
+#[allow(clippy::panic, reason = "a test may stop at the first surprise")]
 fn panic_for_loop() {
     panic!("the session loops");
 }

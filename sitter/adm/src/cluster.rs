@@ -246,7 +246,7 @@ fn innermost(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 pub(super) mod samples {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
     use crate::machine::local::{Data, Downstream, PrimaryStatus, Replay, StandbyStatus, SystemIdentifier};
     use manatee_shared::lsn::Timeline;
@@ -359,7 +359,7 @@ pub(super) mod samples {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::samples::*;
     use super::*;
     use crate::machine::local::{Data, SystemIdentifier};

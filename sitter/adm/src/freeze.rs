@@ -76,7 +76,7 @@ fn unfrozen(state: &ClusterState) -> anyhow::Result<ClusterState> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::healthy;
     use super::*;
     use manatee_shared::invariants::check_transition;

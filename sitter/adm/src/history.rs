@@ -143,7 +143,7 @@ pub(super) fn summary(old: Option<&ClusterState>, new: &ClusterState) -> String 
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
 

@@ -137,7 +137,7 @@ fn leaving(state: &ClusterState) -> anyhow::Result<ClusterState> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
     use manatee_shared::invariants::check_transition;

@@ -84,7 +84,7 @@ pub(super) fn text(table: &str, issues: &[Issue]) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
     use crate::machine::local::Server;

@@ -268,7 +268,7 @@ fn told(request: &Promote, state: &ClusterState, took: Duration) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
     use manatee_shared::cluster::Freeze;

@@ -57,7 +57,7 @@ fn reaped(state: &ClusterState, peer: &Peer, registered: bool) -> anyhow::Result
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
     use manatee_shared::invariants::check_transition;

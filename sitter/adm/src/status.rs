@@ -142,7 +142,7 @@ fn lag(standby: &StandbyStatus) -> Value {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
 

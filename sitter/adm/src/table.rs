@@ -255,7 +255,7 @@ pub fn align(header: Option<Vec<String>>, rows: Vec<Vec<String>>, least: &[usize
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::super::cluster::samples::*;
     use super::*;
 

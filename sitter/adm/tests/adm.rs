@@ -1,6 +1,6 @@
 //! The program `manatee-adm` against a real ZooKeeper, without sitters: what it says when things
 //! are missing, and its outputs from ZooKeeper alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 #[allow(dead_code, reason = "serves the tests of the client as well")]
 #[path = "../../../shared/tests/support/mod.rs"]

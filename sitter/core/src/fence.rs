@@ -57,7 +57,7 @@ fn produces(config: &ServerConfig) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use std::collections::BTreeSet;
     use std::sync::Arc;
 

@@ -239,7 +239,7 @@ impl Progress {
 }
 
 // Sizes stay far below 2^53 bytes.
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss, reason = "a figure for people and graphs: 53 bits are enough")]
 fn as_f64(bytes: u64) -> f64 {
     bytes as f64
 }

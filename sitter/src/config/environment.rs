@@ -290,7 +290,7 @@ pub fn check_postgres_port(address: SocketAddr) -> Result<(), Unfit> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
 
     fn id(port: u16) -> PeerId {

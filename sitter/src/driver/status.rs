@@ -348,7 +348,7 @@ pub(crate) mod samples {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::samples::{primary, standby};
     use super::*;
     use crate::machine::local::{Recovery, ServerConfig, Synchronous};

@@ -114,7 +114,7 @@ impl Drop for Heartbeats {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use axum::routing::get;
     use axum::{Json, Router};
     use tokio::net::TcpListener;

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 //! Every rung of the ladder, on real servers that really diverged, over ZFS and the peers' real API.
 
 mod peer;

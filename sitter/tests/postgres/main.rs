@@ -1,5 +1,5 @@
 //! The PostgreSQL manager against real servers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 mod in_force;
 mod peer;

@@ -92,7 +92,7 @@ impl Prepared {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
     use crate::route::Class;
     use crate::session::statements::{Interner, Statement};

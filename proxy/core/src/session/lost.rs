@@ -177,7 +177,7 @@ pub(super) const HINT: &[u8] = b"It was not run again, because not all that it d
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
     use crate::route::Class;
     use crate::route::class::Reason;

@@ -339,7 +339,7 @@ fn split_options(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
 
     fn entries(pairs: &[(&str, &str)]) -> BTreeMap<Box<str>, Box<str>> {

@@ -133,7 +133,7 @@ pub struct Awake {
 
 /// What idle sessions do not need, for the next who has something to do. What such a session keeps is nobody's.
 // Boxed because they travel.
-#[allow(clippy::vec_box)]
+#[allow(clippy::vec_box, reason = "the boxes are handed on as they are")]
 #[derive(Debug, Default)]
 pub struct Spares(Vec<Box<Awake>>);
 

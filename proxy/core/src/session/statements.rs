@@ -334,7 +334,7 @@ fn copy_of(statement: &Statement, id: u32) -> Rc<Statement> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
 
     const TEXT: &[u8] = b"select $1\0\0\0";

@@ -261,7 +261,7 @@ fn candidate_position(status: &SitterStatus) -> Option<WalPosition> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use std::collections::BTreeSet;
 
     use manatee_shared::invariants::check_transition;

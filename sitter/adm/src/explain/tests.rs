@@ -1,5 +1,5 @@
 //! What is said of each condition a shard can be stuck in.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::sync::Arc;
 

@@ -67,7 +67,7 @@ pub enum Operation {
 /// Something that breaks, or that somebody does. Durations in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)] // The names say it; `who` is the peer concerned, `for_ms` how long it lasts.
+#[allow(missing_docs, reason = "the names say it; `who` is the peer concerned, `for_ms` how long it lasts")]
 pub enum Fault {
     /// SIGKILL to the sitter; it is started again after `for_ms`.
     KillSitter {
@@ -246,7 +246,7 @@ pub enum Fault {
 /// Families of actions, and how many steps each has in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)] // As [`crate::machine::action::Action`].
+#[allow(missing_docs, reason = "as the actions of the machine")]
 pub enum Kind {
     Initialise,
     WriteState,

@@ -33,7 +33,7 @@ const SET_UP_MS: u64 = 1_000;
 
 /// What runs came to: whether they exercised what they are meant to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)] // The names say it.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Counts {
     pub runs: u64,
     pub acknowledged: u64,
