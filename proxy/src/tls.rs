@@ -93,7 +93,7 @@ impl Certificates {
 /// Who may come with a certificate; whoever has none is not turned away here.
 fn client_verifier(ca: &Path, crl: Option<&Path>) -> std::result::Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let roots = Arc::new(authorities(ca)?);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider).allow_unauthenticated();
     if let Some(crl) = crl {
         let lists = CertificateRevocationListDer::pem_file_iter(crl)
@@ -112,7 +112,7 @@ fn serve(certificate_file: &Path, key: &Path, settings: &Tls) -> std::result::Re
         Some(ca) => client_verifier(ca, settings.client_crl_file.as_deref())?,
         None => WebPkiClientVerifier::no_client_auth(),
     };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_client_cert_verifier(clients).with_single_cert(chain, private))
         .map_err(|error| TlsError::new(key, format!("cannot be used with {}: {error}", certificate_file.display())))?;

@@ -187,7 +187,7 @@ impl Wanted {
     /// # Errors
     /// [`TlsError`]
     pub fn load(settings: &ServerTls) -> Result<Option<Self>, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         // The configuration was checked: the modes that verify have a file.
         let ca_file = settings.ca_file.as_deref().unwrap_or(Path::new("ca_file"));
         let roots = || authorities(ca_file).map(Arc::new);

@@ -84,7 +84,7 @@ fn hex(parts: &[&[u8]]) -> String {
 /// When the operating system has none, which never happens on a booted Linux.
 pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    rustls::crypto::ring::default_provider()
+    rustls::crypto::aws_lc_rs::default_provider()
         .secure_random
         .fill(&mut bytes)
         .map_err(|_| ProxyError::Internal("the operating system gave no random bytes".to_owned()))?;

@@ -1,38 +1,34 @@
 //! The little that has to be known of a certificate beyond what rustls checks: when it expires, whose
-//! it is, and its hash for channel binding. A reader of DER (X.690) that goes where it has to and
-//! believes nothing; the certificates are ours, or were verified before.
+//! it is, and its hash for channel binding. The certificates are ours, or were verified before.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use pkcs1::RsaPssParams;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
+use x509_cert::attr::AttributeValue;
+use x509_cert::certificate::{CertificateInner, Raw};
+use x509_cert::der::asn1::{Any, Ia5StringRef, ObjectIdentifier, PrintableStringRef, Utf8StringRef};
+use x509_cert::der::{Decode as _, Encode as _};
 
-/// Tags of DER.
-const SEQUENCE: u8 = 0x30;
-const SET: u8 = 0x31;
-const OID: u8 = 0x06;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-const CONTEXT_0: u8 = 0xA0;
-
-/// id-at-commonName, 2.5.4.3
-const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
-/// RSASSA-PSS, 1.2.840.113549.1.1.10: the hash is in its parameters.
-const RSA_PSS: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0A];
+/// id-at-commonName
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+/// RSASSA-PSS: the hash is in its parameters.
+const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
 /// Signature and hash algorithms by the hash they use. MD5 and SHA-1 count as SHA-256 (RFC 5929, 4.1).
-const HASHES: [(&[u8], Hash); 13] = [
-    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x04], Hash::Sha256),
-    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x05], Hash::Sha256),
-    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0B], Hash::Sha256),
-    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0C], Hash::Sha384),
-    (&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0D], Hash::Sha512),
-    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x01], Hash::Sha256),
-    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03, 0x02], Hash::Sha256),
-    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03, 0x03], Hash::Sha384),
-    (&[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03, 0x04], Hash::Sha512),
-    (&[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01], Hash::Sha256),
-    (&[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x02], Hash::Sha384),
-    (&[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03], Hash::Sha512),
-    (&[0x2B, 0x0E, 0x03, 0x02, 0x1A], Hash::Sha256),
+const HASHES: [(ObjectIdentifier, Hash); 13] = [
+    (ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.4"), Hash::Sha256),
+    (ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.5"), Hash::Sha256),
+    (ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11"), Hash::Sha256),
+    (ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12"), Hash::Sha384),
+    (ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13"), Hash::Sha512),
+    (ObjectIdentifier::new_unwrap("1.2.840.10045.4.1"), Hash::Sha256),
+    (ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2"), Hash::Sha256),
+    (ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3"), Hash::Sha384),
+    (ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.4"), Hash::Sha512),
+    (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1"), Hash::Sha256),
+    (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.2"), Hash::Sha384),
+    (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.3"), Hash::Sha512),
+    (ObjectIdentifier::new_unwrap("1.3.14.3.2.26"), Hash::Sha256),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,95 +38,44 @@ enum Hash {
     Sha512,
 }
 
-/// The element at the head of `bytes`: tag, content, and what follows.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, length], rest) = bytes.split_first_chunk::<2>()?;
-    let (length, rest) = match length {
-        0..=0x7F => (usize::from(length), rest),
-        0x81..=0x84 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(length - 0x80))?;
-            (digits.iter().fold(0, |sum, digit| sum << 8 | usize::from(*digit)), rest)
-        }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some((tag, content, rest))
-}
-
-/// The content of the element at the head, which must have this tag, and what follows.
-fn expect(bytes: &[u8], wanted: u8) -> Option<(&[u8], &[u8])> {
-    let (tag, content, rest) = element(bytes)?;
-    (tag == wanted).then_some((content, rest))
-}
-
-/// Without the element at the head.
-fn skip(bytes: &[u8]) -> Option<&[u8]> {
-    element(bytes).map(|(_, _, rest)| rest)
-}
-
-/// TBSCertificate from its validity on (RFC 5280, 4.1), and what follows TBSCertificate.
-fn parts(certificate: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (certificate, _) = expect(certificate, SEQUENCE)?;
-    let (tbs, after) = expect(certificate, SEQUENCE)?;
-    let tbs = match expect(tbs, CONTEXT_0) {
-        Some((_version, rest)) => rest,
-        None => tbs,
-    };
-    // serialNumber, signature, issuer
-    let validity = skip(skip(skip(tbs)?)?)?;
-    Some((validity, after))
+/// Reads DER without the profile of RFC 5280: what rustls has verified is not judged again.
+fn read(certificate: &[u8]) -> Option<CertificateInner<Raw>> {
+    CertificateInner::from_der(certificate).ok()
 }
 
 /// When it expires; `None` if that cannot be read.
 pub fn expires(certificate: &[u8]) -> Option<SystemTime> {
-    let (validity, _) = parts(certificate)?;
-    let (validity, _) = expect(validity, SEQUENCE)?;
-    let (tag, text, _) = element(skip(validity)?)?;
-    let text = std::str::from_utf8(text).ok()?;
-    // Two digits of the year below 50 are in this century (RFC 5280, 4.1.2.5.1).
-    let text = match tag {
-        UTC_TIME if text.get(..2)? < "50" => format!("20{text}"),
-        UTC_TIME => format!("19{text}"),
-        GENERALIZED_TIME => text.to_owned(),
-        _ => return None,
-    };
-    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", text).ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
-    let seconds = u64::try_from(time.timestamp().as_second()).ok()?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    Some(SystemTime::UNIX_EPOCH + read(certificate)?.tbs_certificate().validity().not_after.to_unix_duration())
 }
 
 /// The first common name of its subject. One with a NUL in it is none: it would look like another
 /// where texts end there.
 pub fn common_name(certificate: &[u8]) -> Option<String> {
-    let (validity, _) = parts(certificate)?;
-    let (mut names, _) = expect(skip(validity)?, SEQUENCE)?;
-    while let Some((mut set, rest)) = expect(names, SET) {
-        while let Some((pair, others)) = expect(set, SEQUENCE) {
-            let (oid, value) = expect(pair, OID)?;
-            // UTF8String, PrintableString, IA5String
-            if let (true, (0x0C | 0x13 | 0x16, text, _)) = (oid == COMMON_NAME, element(value)?) {
-                let text = std::str::from_utf8(text).ok()?;
-                return (!text.contains('\0')).then(|| text.to_owned());
-            }
-            set = others;
-        }
-        names = rest;
-    }
-    None
+    let certificate = read(certificate)?;
+    let mut pairs = certificate.tbs_certificate().subject().iter();
+    pairs
+        .find_map(|pair| (pair.oid == COMMON_NAME).then(|| text(&pair.value)).flatten())
+        .filter(|name| !name.contains('\0'))
+}
+
+fn text(value: &AttributeValue) -> Option<String> {
+    let utf8 = || value.decode_as::<Utf8StringRef<'_>>().map(|text| text.as_str().to_owned());
+    let printable = || value.decode_as::<PrintableStringRef<'_>>().map(|text| text.as_str().to_owned());
+    let ia5 = || value.decode_as::<Ia5StringRef<'_>>().map(|text| text.as_str().to_owned());
+    utf8().or_else(|_| printable()).or_else(|_| ia5()).ok()
 }
 
 /// What tls-server-end-point binds to: the certificate's hash by its signature's algorithm (RFC 5929,
 /// section 4.1). `None` where that algorithm has no hash of its own, as Ed25519: then channel binding
 /// cannot be offered.
 pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    let (_, after) = parts(certificate)?;
-    let (algorithm, _) = expect(after, SEQUENCE)?;
-    let (mut oid, parameters) = expect(algorithm, OID)?;
+    let parsed = read(certificate)?;
+    let algorithm = parsed.signature_algorithm();
+    let mut oid = algorithm.oid;
     if oid == RSA_PSS {
-        // RSASSA-PSS-params (RFC 4055, 3.1): the hash is first; without it SHA-1 is meant.
-        let (parameters, _) = expect(parameters, SEQUENCE)?;
-        let (hash, _) = expect(parameters, CONTEXT_0)?;
-        (oid, _) = expect(expect(hash, SEQUENCE)?.0, OID)?;
+        // RFC 4055, 3.1: without a hash SHA-1 is meant.
+        let parameters = algorithm.parameters.as_ref()?.to_der().ok()?;
+        oid = RsaPssParams::<Any>::from_der(&parameters).ok()?.hash.oid;
     }
     let (_, hash) = HASHES.iter().find(|(known, _)| *known == oid)?;
     Some(match hash {

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use manatee_proxy::wire::startup::encode_startup;
 use manatee_shared::tls::SSL_REQUEST as SSL;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -71,11 +71,11 @@ impl ServerCertVerifier for Anybody {
 }
 
 async fn handshake(socket: TcpStream, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(ring::default_provider())))
+        .with_custom_certificate_verifier(Arc::new(Anybody(aws_lc_rs::default_provider())))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     TlsConnector::from(Arc::new(config)).connect("localhost".try_into().expect("name"), socket).await

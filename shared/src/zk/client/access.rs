@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use zookeeper_client::{Acl, Acls, AuthId, Client, Error, Permission, SaslOptions, TlsOptions};
 
 use super::ConnectError;
@@ -35,7 +35,7 @@ impl Access {
     pub(super) async fn connect(&self, settings: &ZkSettings) -> Result<Client, Error> {
         // The client asks for the process's TLS provider even without TLS, and panics if there is none.
         // An error means that somebody has chosen one already, which will do.
-        let _ = ring::default_provider().install_default();
+        let _ = aws_lc_rs::default_provider().install_default();
         let mut connector = Client::connector().with_session_timeout(settings.session_timeout).with_fail_eagerly();
         if let Some(user) = &self.user {
             connector = match (self.scheme, user.expose().split_once(':')) {
