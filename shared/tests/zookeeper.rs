@@ -12,7 +12,7 @@ use manatee_shared::config::{AuthScheme, ZkSettings, ZkTls};
 use manatee_shared::lsn::Lsn;
 use manatee_shared::topology::{Freshness, TopologyWatcher};
 use manatee_shared::zk::client::ZkCoordination;
-use manatee_shared::zk::{Coordination, Session, StateNode, View, ZkError};
+use manatee_shared::zk::{Coordination, HistoryEntry, Over, Session, StateNode, View, ZkError};
 use support::relay::{Loss, Relay};
 use support::{DEADLINE, Server};
 
@@ -48,10 +48,10 @@ async fn until(client: &ZkCoordination, what: &str, wanted: impl Fn(&View) -> bo
 }
 
 /// Writes it, however often the client says truly that nothing was written: a lost connection is shown a moment later.
-async fn written(client: &ZkCoordination, expected: Option<i32>, state: &ClusterState) -> i32 {
+async fn written(client: &ZkCoordination, over: Over, state: &ClusterState) -> i32 {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
-        match client.write_state(expected, state).await {
+        match client.write_state(over, state).await {
             Err(ZkError::NotWritten(_)) if tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -90,12 +90,12 @@ async fn peers_see_each_other_come_write_and_go() {
     let order: Vec<_> = reader.view().borrow().in_election_order().iter().map(|active| active.peer.clone()).collect();
     assert_eq!(order, [peer(1), peer(2)]);
 
-    assert_eq!(one.write_state(None, &state(1)).await.unwrap(), 0);
+    assert_eq!(one.write_state(Over::Nothing, &state(1)).await.unwrap(), 0);
     assert_eq!(version(&one.view().borrow()), Some(0), "the writer sees its own write at once");
     let wrote = until(&reader, "first state", |view| version(view) == Some(0)).await;
-    assert!(matches!(two.write_state(None, &state(1)).await, Err(ZkError::Conflict)));
-    assert_eq!(two.write_state(Some(0), &state(2)).await.unwrap(), 1);
-    assert!(matches!(one.write_state(Some(0), &state(2)).await, Err(ZkError::Conflict)));
+    assert!(matches!(two.write_state(Over::Nothing, &state(1)).await, Err(ZkError::Conflict)));
+    assert_eq!(two.write_state(Over::Version(0), &state(2)).await.unwrap(), 1);
+    assert!(matches!(one.write_state(Over::Version(0), &state(2)).await, Err(ZkError::Conflict)));
     until(&reader, "second state", |view| version(view) == Some(1) && view.has_history == Some(true)).await;
 
     let history = reader.history().await.unwrap();
@@ -111,6 +111,41 @@ async fn peers_see_each_other_come_write_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_state_is_never_written_over_a_history() {
+    let server = Server::start();
+    let (one, two) = (server.client(), server.client());
+    for (client, number) in [(&one, 1), (&two, 2)] {
+        client.ready(DEADLINE).await.unwrap();
+        client.join(peer(number)).await.unwrap();
+    }
+    one.write_state(Over::Nothing, &state(1)).await.unwrap();
+    // Somebody removes the state, and later its history.
+    let hand = zookeeper_client::Client::connect(&server.settings().servers[0]).await.unwrap();
+    hand.delete("/manatee/1.test/state", None).await.unwrap();
+    for joined in [true, false] {
+        if !joined {
+            two.leave().await.unwrap();
+        }
+        assert!(matches!(two.write_state(Over::Nothing, &state(1)).await, Err(ZkError::Conflict)));
+        assert_eq!((two.raw_state().await.unwrap(), two.history().await.unwrap().len()), (None, 1), "nothing is left");
+    }
+    assert_eq!(two.write_state(Over::Lost, &state(2)).await.unwrap(), 0);
+    assert_eq!(two.write_state(Over::Version(0), &state(3)).await.unwrap(), 1);
+    let generations =
+        |history: Vec<HistoryEntry>| -> Vec<_> { history.iter().map(|entry| entry.state.generation).collect() };
+    assert_eq!(generations(two.history().await.unwrap()), [1, 2, 3]);
+
+    for name in hand.list_children("/manatee/1.test/history").await.unwrap() {
+        hand.delete(&format!("/manatee/1.test/history/{name}"), None).await.unwrap();
+    }
+    assert!(matches!(two.write_state(Over::Nothing, &state(1)).await, Err(ZkError::Conflict)), "there is a state");
+    hand.delete("/manatee/1.test/state", None).await.unwrap();
+    one.write_state(Over::Nothing, &state(1)).await.unwrap();
+    assert_eq!(generations(two.history().await.unwrap()), [1]);
+    until(&two, "the folder made anew is watched", |view| view.has_history == Some(true)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_earlier_process_of_the_same_peer_makes_way() {
     let server = Server::start();
     let (old, new, reader) = (server.client(), server.client(), server.client());
@@ -123,8 +158,8 @@ async fn an_earlier_process_of_the_same_peer_makes_way() {
     new.join(peer(1)).await.unwrap();
     until(&reader, "new joined", |view| view.active.get(&peer(1).id).is_some_and(|a| a.sequence > first)).await;
     until(&old, "old notices", |view| view.active.get(&peer(1).id).is_some_and(|a| a.sequence > first)).await;
-    assert!(matches!(old.write_state(None, &state(1)).await, Err(ZkError::NotRegistered)));
-    assert_eq!(new.write_state(None, &state(1)).await.unwrap(), 0);
+    assert!(matches!(old.write_state(Over::Nothing, &state(1)).await, Err(ZkError::NotRegistered)));
+    assert_eq!(new.write_state(Over::Nothing, &state(1)).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,18 +168,18 @@ async fn the_view_survives_a_restart_of_zookeeper() {
     let (one, reader) = (server.client(), server.client());
     one.ready(DEADLINE).await.unwrap();
     one.join(peer(1)).await.unwrap();
-    one.write_state(None, &state(1)).await.unwrap();
+    one.write_state(Over::Nothing, &state(1)).await.unwrap();
     until(&reader, "state", |view| version(view) == Some(0)).await;
 
     server.stop();
     until(&reader, "disconnection", |view| !is_connected(view)).await;
     until(&one, "disconnection", |view| !is_connected(view)).await;
     assert_eq!(version(&reader.view().borrow()), Some(0), "the last state stays");
-    assert!(matches!(one.write_state(Some(0), &state(2)).await, Err(ZkError::NotWritten(_))));
+    assert!(matches!(one.write_state(Over::Version(0), &state(2)).await, Err(ZkError::NotWritten(_))));
     server.resume();
     until(&one, "reconnection", |view| is_connected(view) && has(1)(view)).await;
     until(&reader, "reconnection", |view| is_connected(view) && has(1)(view) && version(view) == Some(0)).await;
-    assert_eq!(one.write_state(Some(0), &state(2)).await.unwrap(), 1);
+    assert_eq!(one.write_state(Over::Version(0), &state(2)).await.unwrap(), 1);
     until(&reader, "watches still work", |view| version(view) == Some(1)).await;
 }
 
@@ -154,7 +189,7 @@ async fn a_peer_registers_again_after_an_expiry() {
     let (one, reader) = (server.client(), server.client());
     one.ready(DEADLINE).await.unwrap();
     one.join(peer(1)).await.unwrap();
-    one.write_state(None, &state(1)).await.unwrap();
+    one.write_state(Over::Nothing, &state(1)).await.unwrap();
     let mut sessions = one.view();
     let first = sessions.borrow_and_update().active[&peer(1).id].sequence;
 
@@ -164,7 +199,7 @@ async fn a_peer_registers_again_after_an_expiry() {
     let again = |view: &View| view.active.get(&peer(1).id).is_some_and(|active| active.sequence > first);
     until(&reader, "registered again", again).await;
     until(&one, "connected again", |view| is_connected(view) && again(view)).await;
-    assert_eq!(one.write_state(Some(0), &state(2)).await.unwrap(), 1);
+    assert_eq!(one.write_state(Over::Version(0), &state(2)).await.unwrap(), 1);
     assert_eq!(one.history().await.unwrap().len(), 2);
 }
 
@@ -174,7 +209,7 @@ async fn a_write_cut_off_is_settled_before_anything_else() {
     let one = Arc::new(server.client());
     one.ready(DEADLINE).await.unwrap();
     one.join(peer(1)).await.unwrap();
-    let mut written = one.write_state(None, &state(1)).await.unwrap();
+    let mut written = one.write_state(Over::Nothing, &state(1)).await.unwrap();
     // Writes as fast as they go while ZooKeeper is killed and comes back, several times.
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let writer = tokio::spawn({
@@ -182,7 +217,7 @@ async fn a_write_cut_off_is_settled_before_anything_else() {
         async move {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let next = u64::try_from(written).unwrap() + 2;
-                match one.write_state(Some(written), &state(next)).await {
+                match one.write_state(Over::Version(written), &state(next)).await {
                     Ok(version) => written = version,
                     // What the view says once it is connected again is the truth.
                     Err(_) => {
@@ -227,17 +262,17 @@ async fn a_write_whose_answer_is_lost_is_found_out() {
         if joined {
             one.join(peer(1)).await.unwrap();
         }
-        for (number, expected) in [None, Some(0)].into_iter().enumerate() {
-            let expected = if loss == Loss::Request { None } else { expected };
+        for (number, over) in [Over::Nothing, Over::Version(0)].into_iter().enumerate() {
+            let over = if loss == Loss::Request { Over::Nothing } else { over };
             let next = state(number as u64 + 1);
-            let mut outcome = one.write_state(expected, &next).await;
+            let mut outcome = one.write_state(over, &next).await;
             // Refused by a connection that is lost but still shown: the relay has not lost anything of this write.
             while matches!(outcome, Err(ZkError::NotWritten(_))) && relay.lost() == number {
                 tokio::time::sleep(Duration::from_millis(10)).await;
-                outcome = one.write_state(expected, &next).await;
+                outcome = one.write_state(over, &next).await;
             }
             if let Err(ZkError::Unknown(_)) = outcome {
-                outcome = one.find_out(expected, &next, DEADLINE).await;
+                outcome = one.find_out(over, &next, DEADLINE).await;
             }
             assert_eq!(relay.lost(), number + 1, "{loss:?}");
             match loss {
@@ -250,8 +285,8 @@ async fn a_write_whose_answer_is_lost_is_found_out() {
             until(&one, "the doubt's end", is_connected).await;
         }
         // Nothing comes late.
-        let expected = if loss == Loss::Request { None } else { Some(1) };
-        written(&one, expected, &state(9)).await;
+        let over = if loss == Loss::Request { Over::Nothing } else { Over::Version(1) };
+        written(&one, over, &state(9)).await;
         let generations: Vec<_> = one.history().await.unwrap().iter().map(|entry| entry.state.generation).collect();
         assert_eq!(generations, if loss == Loss::Request { vec![9] } else { vec![1, 2, 9] }, "{loss:?}");
     }
@@ -267,16 +302,16 @@ async fn a_write_that_was_replaced_before_it_was_found_out_counts_as_written() {
     other.ready(DEADLINE).await.unwrap();
     let writing = tokio::spawn({
         let one = one.clone();
-        async move { one.write_state(None, &state(1)).await }
+        async move { one.write_state(Over::Nothing, &state(1)).await }
     });
     until(&other, "the write", |view| version(view) == Some(0)).await;
-    other.write_state(Some(0), &state(2)).await.unwrap();
+    other.write_state(Over::Version(0), &state(2)).await.unwrap();
     let mut outcome = writing.await.unwrap();
     if let Err(ZkError::Unknown(_)) = outcome {
-        outcome = one.find_out(None, &state(1), DEADLINE).await;
+        outcome = one.find_out(Over::Nothing, &state(1), DEADLINE).await;
     }
     assert_eq!(outcome.unwrap(), 0);
-    assert!(matches!(one.write_state(Some(0), &state(3)).await, Err(ZkError::Conflict)));
+    assert!(matches!(one.write_state(Over::Version(0), &state(3)).await, Err(ZkError::Conflict)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,7 +323,7 @@ async fn a_watcher_needs_no_shard_and_keeps_the_last_topology() {
     let one = server.client();
     one.ready(DEADLINE).await.unwrap();
     one.join(peer(1)).await.unwrap();
-    one.write_state(None, &state(1)).await.unwrap();
+    one.write_state(Over::Nothing, &state(1)).await.unwrap();
     let fresh = tokio::time::timeout(
         DEADLINE,
         topology.wait_for(|topology| topology.as_ref().is_some_and(|topology| topology.active.len() == 1)),
@@ -318,7 +353,7 @@ async fn nobody_there_is_said_in_one_line() {
              and the addresses under `zookeeper.servers` (manatee-adm: --zk)"
         )
     );
-    assert!(matches!(client.write_state(None, &state(1)).await, Err(ZkError::NotWritten(_))));
+    assert!(matches!(client.write_state(Over::Nothing, &state(1)).await, Err(ZkError::NotWritten(_))));
 }
 
 const OWNER: &str = "manatee:secret";
@@ -343,7 +378,7 @@ async fn a_shard_is_its_users_alone_and_read_over_tls() {
     let owner = connect(&secured(&server, Some(OWNER)), "1.test");
     owner.ready(DEADLINE).await.unwrap();
     owner.join(peer(1)).await.unwrap();
-    owner.write_state(None, &state(1)).await.unwrap();
+    owner.write_state(Over::Nothing, &state(1)).await.unwrap();
 
     // Another process of the user is let in. Somebody else, or nobody: denied, and told so.
     connect(&secured(&server, Some(OWNER)), "1.test").ready(DEADLINE).await.unwrap();
@@ -360,10 +395,10 @@ async fn a_shard_is_its_users_alone_and_read_over_tls() {
     let open = connect(&settings, "2.test");
     open.ready(DEADLINE).await.unwrap();
     open.join(peer(1)).await.unwrap();
-    open.write_state(None, &state(1)).await.unwrap();
+    open.write_state(Over::Nothing, &state(1)).await.unwrap();
     let reader = connect(&secured(&server, None), "2.test");
     assert_eq!(reader.ready(DEADLINE).await.unwrap().state.valid().map(|(_, state)| state.generation), Some(1));
-    assert!(matches!(reader.write_state(Some(0), &state(2)).await, Err(ZkError::Denied(_))));
+    assert!(matches!(reader.write_state(Over::Version(0), &state(2)).await, Err(ZkError::Denied(_))));
 
     // Not by those who do not speak TLS, or trust another.
     let plain = server.client();
@@ -390,7 +425,7 @@ async fn a_shard_is_its_users_alone_by_sasl() {
     let owner = connect(&settings(OWNER));
     owner.ready(DEADLINE).await.unwrap();
     owner.join(peer(1)).await.unwrap();
-    owner.write_state(None, &state(1)).await.unwrap();
+    owner.write_state(Over::Nothing, &state(1)).await.unwrap();
     connect(&settings(OWNER)).ready(DEADLINE).await.unwrap();
     for (stranger, what) in [(settings("manatee:wrong"), "another password"), (server.settings(), "nobody")] {
         let error = connect(&stranger).ready(Duration::from_secs(3)).await.unwrap_err().to_string();

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use manatee_shared::cluster::{ClusterState, Peer};
-use manatee_shared::zk::{ActivePeer, Coordination, HistoryEntry, Session, StateNode, Version, View, ZkError};
+use manatee_shared::zk::{ActivePeer, Coordination, HistoryEntry, Over, Session, StateNode, Version, View, ZkError};
 use tokio::sync::watch;
 
 /// The server: what a shard's folder holds, and which sessions are alive.
@@ -285,7 +285,7 @@ impl FakeSession {
     }
 
     /// [`Coordination::write_state`], now.
-    pub fn write_now(&self, expected: Option<Version>, state: &ClusterState) -> Result<Version, ZkError> {
+    pub fn write_now(&self, over: Over, state: &ClusterState) -> Result<Version, ZkError> {
         let mut core = lock(&self.server.0);
         {
             let client = lock(&self.client);
@@ -299,10 +299,10 @@ impl FakeSession {
             StateNode::Unread | StateNode::Absent => None,
             StateNode::Valid { version, .. } | StateNode::Corrupt { version, .. } => Some(*version),
         };
-        if current != expected {
+        if current != over.version() || (over == Over::Nothing && !core.history.is_empty()) {
             return Err(ZkError::Conflict);
         }
-        let version = expected.map_or(0, |version| version + 1);
+        let version = current.map_or(0, |version| version + 1);
         core.state = StateNode::Valid { version, state: Arc::new(state.clone()) };
         let entry = HistoryEntry { zk_sequence: core.history.len() as u64, time: core.now, state: state.clone() };
         core.history.push(entry);
@@ -344,8 +344,8 @@ impl Coordination for FakeSession {
         self.leave_now()
     }
 
-    async fn write_state(&self, expected: Option<Version>, state: &ClusterState) -> Result<Version, ZkError> {
-        self.write_now(expected, state)
+    async fn write_state(&self, over: Over, state: &ClusterState) -> Result<Version, ZkError> {
+        self.write_now(over, state)
     }
 
     async fn history(&self) -> Result<Vec<HistoryEntry>, ZkError> {
@@ -398,9 +398,9 @@ mod tests {
     fn writes_compare_and_set_with_history_and_everyone_sees_them() {
         let (server, one, two) = two();
         assert_eq!(two.view_now().has_history, Some(false));
-        assert_eq!(one.write_now(None, &state(1)).expect("first"), 0);
-        assert!(matches!(two.write_now(None, &state(1)), Err(ZkError::Conflict)));
-        assert_eq!(two.write_now(Some(0), &state(2)).expect("second"), 1);
+        assert_eq!(one.write_now(Over::Nothing, &state(1)).expect("first"), 0);
+        assert!(matches!(two.write_now(Over::Nothing, &state(1)), Err(ZkError::Conflict)));
+        assert_eq!(two.write_now(Over::Version(0), &state(2)).expect("second"), 1);
         assert_eq!(one.view_now().state.valid().map(|(version, _)| version), Some(1));
         assert_eq!(one.view_now().has_history, Some(true));
         let entries = server.history_now();
@@ -411,6 +411,17 @@ mod tests {
     }
 
     #[test]
+    fn a_first_state_is_not_written_over_a_history() {
+        let (server, one, two) = two();
+        one.write_now(Over::Nothing, &state(1)).expect("first");
+        server.wipe(false);
+        assert!(matches!(two.write_now(Over::Nothing, &state(1)), Err(ZkError::Conflict)));
+        assert_eq!(two.write_now(Over::Lost, &state(1)).expect("restored"), 0);
+        server.wipe(true);
+        assert_eq!(two.write_now(Over::Nothing, &state(1)).expect("no trace is left"), 0);
+    }
+
+    #[test]
     fn a_session_expires_unseen_and_a_new_one_registers_again() {
         let (_, one, two) = two();
         one.disconnect();
@@ -418,7 +429,7 @@ mod tests {
         one.expire();
         assert_eq!((one.view_now().session, one.view_now().active.len()), (Session::Disconnected, 2));
         assert_eq!(two.view_now().active.len(), 1);
-        assert!(matches!(one.write_now(None, &state(1)), Err(ZkError::Unknown(_))));
+        assert!(matches!(one.write_now(Over::Nothing, &state(1)), Err(ZkError::Unknown(_))));
         one.connect();
         assert_eq!(one.view_now().session, Session::Expired);
         one.connect();
@@ -433,8 +444,8 @@ mod tests {
         let twin = server.session();
         twin.connect();
         twin.join_now(peer(1)).expect("join");
-        assert!(matches!(one.write_now(None, &state(1)), Err(ZkError::NotRegistered)));
+        assert!(matches!(one.write_now(Over::Nothing, &state(1)), Err(ZkError::NotRegistered)));
         two.leave_now().expect("leave");
-        assert_eq!(two.write_now(None, &state(1)).expect("never joined may write"), 0);
+        assert_eq!(two.write_now(Over::Nothing, &state(1)).expect("never joined may write"), 0);
     }
 }

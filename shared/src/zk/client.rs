@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{Client, Error};
 
-use super::{Coordination, HistoryEntry, Session, StateNode, Version, View, ZkError};
+use super::{Coordination, HistoryEntry, Over, Session, StateNode, Version, View, ZkError};
 use crate::cluster::{ClusterState, Peer};
 use crate::config::ZkSettings;
 use crate::ids::ShardName;
@@ -307,13 +307,8 @@ impl ZkCoordination {
 
     /// Waits, at most `within`, until it is certain what became of a write whose outcome was [`ZkError::Unknown`].
     /// Without a timely answer it is still that.
-    pub async fn find_out(
-        &self,
-        expected: Option<Version>,
-        state: &ClusterState,
-        within: Duration,
-    ) -> Result<Version, ZkError> {
-        write::find_out(&self.shared, expected, state, within).await
+    pub async fn find_out(&self, over: Over, state: &ClusterState, within: Duration) -> Result<Version, ZkError> {
+        write::find_out(&self.shared, over, state, within).await
     }
 
     /// Whether any node is at `path`, which is absolute and valid.
@@ -375,8 +370,8 @@ impl Coordination for ZkCoordination {
         }
     }
 
-    async fn write_state(&self, expected: Option<Version>, state: &ClusterState) -> Result<Version, ZkError> {
-        write::write(&self.shared, expected, state).await
+    async fn write_state(&self, over: Over, state: &ClusterState) -> Result<Version, ZkError> {
+        write::write(&self.shared, over, state).await
     }
 
     async fn history(&self) -> Result<Vec<HistoryEntry>, ZkError> {

@@ -20,6 +20,27 @@ use crate::ids::PeerId;
 /// Version of the `state` node, as ZooKeeper counts it.
 pub type Version = i32;
 
+/// What a state is written over: that which it was decided from. The write fails over anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// This version of the `state` node.
+    Version(Version),
+    /// A shard that never had a state: there is no `state` node and no history (rule 8).
+    Nothing,
+    /// A state that was lost: there is no `state` node, whatever history there is. Only an operator restores it.
+    Lost,
+}
+
+impl Over {
+    /// The version of the node; None: there is no node.
+    pub fn version(self) -> Option<Version> {
+        match self {
+            Self::Version(version) => Some(version),
+            Self::Nothing | Self::Lost => None,
+        }
+    }
+}
+
 /// What is known of our own session with ZooKeeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Session {
@@ -155,15 +176,15 @@ pub trait Coordination: Send + Sync + 'static {
     /// announcing. The session stays. With [`ZkError::Unknown`] the wish stands.
     async fn leave(&self) -> Result<(), ZkError>;
 
-    /// Writes `state` over version `expected` (None: the node must not exist) together with its
-    /// history entry, in one transaction that also fails unless our election node exists (when
-    /// [`Coordination::join`]ed). Returns the new version, which the view then shows already.
+    /// Writes `state` over `over` together with its history entry, in one transaction that also fails
+    /// unless our election node exists (when [`Coordination::join`]ed). Returns the new version,
+    /// which the view then shows already.
     ///
-    /// After [`ZkError::Unknown`] the write may still happen, but only over `expected` and as long
+    /// After [`ZkError::Unknown`] the write may still happen, but only over `over` and as long
     /// as the election node exists. Until it is certain, the view says [`Session::Disconnected`]:
     /// the caller must keep whatever it prepared for the write (rule 3) and decide nothing new.
     /// The other errors mean that it did not and will not happen.
-    async fn write_state(&self, expected: Option<Version>, state: &ClusterState) -> Result<Version, ZkError>;
+    async fn write_state(&self, over: Over, state: &ClusterState) -> Result<Version, ZkError>;
 
     /// All readable history entries in order. Entries of Manatee 1 are skipped.
     async fn history(&self) -> Result<Vec<HistoryEntry>, ZkError>;

@@ -10,7 +10,7 @@ use manatee_shared::config::{self, ZkSettings};
 use manatee_shared::ids::ShardName;
 use manatee_shared::invariants;
 use manatee_shared::zk::client::ZkCoordination;
-use manatee_shared::zk::{Coordination, Version, View, ZkError};
+use manatee_shared::zk::{Coordination, Over, View, ZkError};
 use serde::Deserialize;
 
 use super::cluster::valid_state;
@@ -205,7 +205,7 @@ impl Shard {
         for _ in 0..CHANGE_TRIES {
             let (version, old) = valid_state(&view.borrow().clone(), self.target.shard.as_str())?;
             let new = change(&old)?;
-            if self.write(Some(version), Some(&old), &new).await? {
+            if self.write(Over::Version(version), Some(&old), &new).await? {
                 return Ok(new);
             }
             let newer = view.wait_for(|view| view.state.valid().is_some_and(|(found, _)| found != version));
@@ -215,21 +215,16 @@ impl Shard {
         bail!("the state of shard `{}` changes all the time; see `manatee-adm history`", self.target.shard)
     }
 
-    /// Writes `new` over `old` at version `expected`; false if somebody else was quicker.
-    pub async fn write(
-        &self,
-        expected: Option<Version>,
-        old: Option<&ClusterState>,
-        new: &ClusterState,
-    ) -> anyhow::Result<bool> {
+    /// Writes `new` over `old`, as it was found; false if somebody else was quicker.
+    pub async fn write(&self, over: Over, old: Option<&ClusterState>, new: &ClusterState) -> anyhow::Result<bool> {
         let violations = invariants::check_transition(old, new);
         if !violations.is_empty() {
             bail!("not written, for it breaks the rules: {}", invariants::join(&violations));
         }
-        let mut outcome = self.coordination.write_state(expected, new).await;
+        let mut outcome = self.coordination.write_state(over, new).await;
         if let Err(ZkError::Unknown(problem)) = &outcome {
             eprintln!("manatee-adm: it may have been written ({problem}); finding out, for at most {FIND_OUT:?}");
-            outcome = self.coordination.find_out(expected, new, FIND_OUT).await;
+            outcome = self.coordination.find_out(over, new, FIND_OUT).await;
         }
         match outcome {
             Ok(_) => Ok(true),

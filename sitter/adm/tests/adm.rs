@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use manatee_shared::cluster::{ClusterState, Peer};
-use manatee_shared::zk::Coordination;
+use manatee_shared::zk::{Coordination, Over};
 use support::relay::{Loss, Relay};
 use support::{DEADLINE, Server};
 
@@ -63,7 +63,7 @@ async fn a_change_whose_answer_is_lost_is_told_as_it_was() {
         let server = Server::start();
         let writer = server.client();
         writer.ready(DEADLINE).await.unwrap();
-        writer.write_state(None, &first_state()).await.unwrap();
+        writer.write_state(Over::Nothing, &first_state()).await.unwrap();
         let relay = Relay::start(&server, loss, 1);
         let zk = relay.settings().servers.join(",");
         let told = tokio::task::spawn_blocking(move || adm(&zk, "freeze -s 1.test -r maintenance")).await.unwrap();
@@ -102,7 +102,7 @@ async fn outputs_from_zookeeper() {
     assert_eq!(code, 1);
     assert!(err.contains("(there are: 1.test); check --shard"), "{err}");
 
-    client.write_state(None, &first_state()).await.unwrap();
+    client.write_state(Over::Nothing, &first_state()).await.unwrap();
     let Output { code, out, err } = adm(&zk, "peers -s 1.test -o role,peerabbr,ip");
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(
@@ -144,7 +144,7 @@ async fn operators_changes() {
     let zk = server.settings().ensemble();
     let client = server.client();
     client.ready(DEADLINE).await.unwrap();
-    client.write_state(None, &first_state()).await.unwrap();
+    client.write_state(Over::Nothing, &first_state()).await.unwrap();
     let done = |line: &str| {
         let Output { code, out, err } = adm(&zk, &format!("-s 1.test {line}"));
         assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
@@ -193,7 +193,7 @@ async fn a_lost_state_comes_back_from_the_history() {
     let zk = server.settings().ensemble();
     let client = server.client();
     client.ready(DEADLINE).await.unwrap();
-    client.write_state(None, &first_state()).await.unwrap();
+    client.write_state(Over::Nothing, &first_state()).await.unwrap();
     let raw = zookeeper_client::Client::connect(&zk).await.unwrap();
     let explained = |about: &str| {
         let Output { code, out, .. } = adm(&zk, "-s 1.test explain");

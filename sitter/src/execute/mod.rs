@@ -76,7 +76,7 @@ impl Execute for Executor {
         };
         match action {
             Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
-            Action::WriteState { expected, state } => state::write(&*self.zk, *expected, state).await,
+            Action::WriteState { over, state } => state::write(&*self.zk, *over, state).await,
             Action::JoinElection => state::join(&*self.zk, &self.me).await,
             Action::LeaveElection => state::leave(&*self.zk, self.me.id).await,
             Action::Initialise

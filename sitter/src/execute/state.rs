@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use manatee_shared::cluster::{ClusterState, Peer};
 use manatee_shared::ids::PeerId;
-use manatee_shared::zk::{Coordination, StateNode, Version, View};
+use manatee_shared::zk::{Coordination, Over, StateNode, View};
 
 use super::{Outcome, Problem};
 
@@ -14,12 +14,8 @@ use super::{Outcome, Problem};
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Writes a state and waits until our own view shows it or a newer one.
-pub(super) async fn write(
-    zk: &dyn Coordination,
-    expected: Option<Version>,
-    state: &ClusterState,
-) -> Result<Outcome, Problem> {
-    let written = zk.write_state(expected, state).await?;
+pub(super) async fn write(zk: &dyn Coordination, over: Over, state: &ClusterState) -> Result<Outcome, Problem> {
+    let written = zk.write_state(over, state).await?;
     seen(zk, |view| match &view.state {
         StateNode::Valid { version, .. } | StateNode::Corrupt { version, .. } => *version >= written,
         StateNode::Unread | StateNode::Absent => false,

@@ -5,7 +5,7 @@
 //! was lost. So a write runs in a task of its own until its outcome is known, one write at a time,
 //! and until then:
 //!
-//! - It can only succeed on the version it was decided from and while the election node of the
+//! - It can only succeed on the version it was decided from ([`Over`]) and while the election node of the
 //!   session that sent it exists. If it comes late, nothing else was written in between.
 //! - A caller that stopped waiting ([`ZkError::Unknown`]) sees `Disconnected` in the view until the
 //!   outcome is known, so it keeps what it prepared for the write (rule 3: a primary that names a
@@ -26,19 +26,15 @@ use zookeeper_client::{Client, CreateMode, Error, MultiWriteError, SessionId};
 
 use super::{Shared, WriteInFlight, is_refusal, numbered, zk_error};
 use crate::cluster::ClusterState;
-use crate::zk::{Session, StateNode, Version, ZkError};
+use crate::zk::{Over, Session, StateNode, Version, ZkError};
 
 /// See [`crate::zk::Coordination::write_state`].
-pub(super) async fn write(
-    shared: &Arc<Shared>,
-    expected: Option<Version>,
-    state: &ClusterState,
-) -> Result<Version, ZkError> {
+pub(super) async fn write(shared: &Arc<Shared>, over: Over, state: &ClusterState) -> Result<Version, ZkError> {
     let bound = shared.operation_timeout();
     let Ok(turn) = timeout(bound, shared.writing.clone().lock_owned()).await else {
         return Err(ZkError::Unknown("the outcome of an earlier write is still not known".to_owned()));
     };
-    let write = Write { shared: shared.clone(), expected, state: Arc::new(state.clone()) };
+    let write = Write { shared: shared.clone(), over, state: Arc::new(state.clone()) };
     shared.update(|live| live.write = WriteInFlight::Awaited);
     let abandon = Abandon(shared);
     let task = tokio::spawn(async move {
@@ -60,7 +56,7 @@ pub(super) async fn write(
 /// See [`super::ZkCoordination::find_out`].
 pub(super) async fn find_out(
     shared: &Arc<Shared>,
-    expected: Option<Version>,
+    over: Over,
     state: &ClusterState,
     within: std::time::Duration,
 ) -> Result<Version, ZkError> {
@@ -68,7 +64,7 @@ pub(super) async fn find_out(
     let unknown = || ZkError::Unknown(format!("no answer within {within:?}"));
     // The task of the write has ended then, and with it any doubt of its own.
     let Ok(_turn) = timeout_at(deadline, shared.writing.clone().lock_owned()).await else { return Err(unknown()) };
-    let look = Write { shared: shared.clone(), expected, state: Arc::new(state.clone()) };
+    let look = Write { shared: shared.clone(), over, state: Arc::new(state.clone()) };
     // Waits and reads only: may be given up anywhere.
     timeout_at(deadline, look.until_certain(None)).await.unwrap_or_else(|_| Err(unknown()))
 }
@@ -88,7 +84,7 @@ impl Drop for Abandon<'_> {
 
 struct Write {
     shared: Arc<Shared>,
-    expected: Option<Version>,
+    over: Over,
     state: Arc<ClusterState>,
 }
 
@@ -117,7 +113,7 @@ impl Write {
             Err(MultiWriteError::RequestFailed { source }) => Err(zk_error(source)),
             Err(MultiWriteError::OperationFailed { index, source }) => Err(match (index, source) {
                 (0, Error::NoNode) if node.is_some() => ZkError::NotRegistered,
-                (_, Error::BadVersion | Error::NodeExists | Error::NoNode) => ZkError::Conflict,
+                (_, Error::BadVersion | Error::NodeExists | Error::NoNode | Error::NotEmpty) => ZkError::Conflict,
                 (_, source) => zk_error(source),
             }),
             Ok(()) => Ok(self.version()),
@@ -127,7 +123,7 @@ impl Write {
     /// Version of the node if the write succeeds.
     fn version(&self) -> Version {
         // ZooKeeper's own counter wraps around the same way.
-        self.expected.map_or(0, |expected| expected.wrapping_add(1))
+        self.over.version().map_or(0, |version| version.wrapping_add(1))
     }
 
     async fn commit(&self, client: &Client, node: Option<&str>) -> Result<(), MultiWriteError> {
@@ -136,11 +132,16 @@ impl Write {
         if let Some(node) = node {
             writer.add_check_version(node, -1)?;
         }
-        match self.expected {
-            Some(_) => writer.add_set_data(&paths.state, &json, self.expected)?,
-            None => {
-                let options = CreateMode::Persistent.with_acls(self.shared.access.acls());
-                writer.add_create(&paths.state, &json, &options)?;
+        let persistent = CreateMode::Persistent.with_acls(self.shared.access.acls());
+        match self.over {
+            Over::Version(version) => writer.add_set_data(&paths.state, &json, Some(version))?,
+            Over::Lost => writer.add_create(&paths.state, &json, &persistent)?,
+            Over::Nothing => {
+                writer.add_create(&paths.state, &json, &persistent)?;
+                // A transaction cannot check for children, but a folder with any cannot be deleted: the whole
+                // fails if there is a history, however old the view is that the first state was decided from.
+                writer.add_delete(&paths.history, None)?;
+                writer.add_create(&paths.history, b"", &persistent)?;
             }
         }
         let options = CreateMode::PersistentSequential.with_acls(self.shared.access.acls());
@@ -192,8 +193,10 @@ impl Write {
         };
         let found = self.shared.bounded(read).await?;
         Ok(match found {
-            Some((data, version)) if data == self.state.to_json() && Some(version) != self.expected => Ok(version),
-            found if found.as_ref().map(|(_, version)| *version) == self.expected => {
+            Some((data, version)) if data == self.state.to_json() && Some(version) != self.over.version() => {
+                Ok(version)
+            }
+            found if found.as_ref().map(|(_, version)| *version) == self.over.version() => {
                 Err(ZkError::NotWritten("the connection to ZooKeeper was lost before".to_owned()))
             }
             Some((_, version)) if self.was_replaced(client, version).await? => Ok(self.version()),
@@ -207,7 +210,7 @@ impl Write {
         let names = self.shared.bounded(client.list_children(folder)).await?;
         let mut names: Vec<_> = names.into_iter().filter_map(numbered).collect();
         names.sort();
-        let since = usize::try_from(i64::from(newest) - i64::from(self.expected.unwrap_or(-1)));
+        let since = usize::try_from(i64::from(newest) - i64::from(self.over.version().unwrap_or(-1)));
         let place = since.ok().and_then(|since| names.len().checked_sub(since));
         let Some((_, name)) = place.and_then(|place| names.get(place)) else { return Ok(false) };
         let (data, _) = self.shared.bounded(client.get_data(&format!("{folder}/{name}"))).await?;

@@ -38,14 +38,14 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
     let shard = arguments.connection.open(outer).await?;
     let evidence = Evidence::gather(&shard).await?;
     let chosen = arguments.name.as_deref().map(|name| find(&evidence, name)).transpose()?;
-    let Plan { expected, state, notes } = plan(&evidence, chosen, Timestamp::now()).map_err(anyhow::Error::msg)?;
+    let Plan { over, state, notes } = plan(&evidence, chosen, Timestamp::now()).map_err(anyhow::Error::msg)?;
     print(&format!("{}\n", text(&state, &notes)))?;
     if arguments.dry_run {
         return Ok(Outcome::Fine);
     }
     confirm(arguments.yes, "This becomes the state of the shard, frozen.")?;
     let old = evidence.last.as_ref().map(|entry| &entry.state);
-    if !shard.write(expected, old, &state).await? {
+    if !shard.write(over, old, &state).await? {
         bail!("somebody else wrote a state meanwhile; look with `manatee-adm show`");
     }
     print("written, and frozen: look with `manatee-adm show`, then `manatee-adm unfreeze`\n")?;

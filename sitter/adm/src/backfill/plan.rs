@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use manatee_shared::cluster::{ClusterState, Freeze, Peer};
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
-use manatee_shared::zk::{StateNode, Version};
+use manatee_shared::zk::{Over, StateNode};
 
 use crate::cluster::SitterStatus;
 use crate::evidence::Evidence;
@@ -24,8 +24,8 @@ use crate::machine::situation::Promotion;
 /// A state to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Over this version (none: there must be no state).
-    pub expected: Option<Version>,
+    /// Over what was found.
+    pub over: Over,
     /// The state, frozen.
     pub state: ClusterState,
     /// What an operator should know about it.
@@ -68,13 +68,13 @@ impl Candidate {
 /// Works out the state, with `chosen` as primary if given; or says why it cannot be.
 pub fn plan(evidence: &Evidence, chosen: Option<PeerId>, now: Timestamp) -> Result<Plan, String> {
     let newest = evidence.answers.values().flatten().filter_map(|status| status.newest_generation).max();
-    let expected = match &evidence.view.state {
+    let over = match &evidence.view.state {
         // An old one that somebody put there is as good as none.
-        StateNode::Valid { version, state } if newest > Some(state.generation) => Some(*version),
+        StateNode::Valid { version, state } if newest > Some(state.generation) => Over::Version(*version),
         StateNode::Valid { .. } => return Err("the shard has a valid state; nothing is to be restored".to_owned()),
         StateNode::Unread => return Err("the state was not read yet; try again".to_owned()),
-        StateNode::Absent => None,
-        StateNode::Corrupt { version, .. } => Some(*version),
+        StateNode::Absent => Over::Lost,
+        StateNode::Corrupt { version, .. } => Over::Version(*version),
     };
     let freeze = Freeze::because(now, "restored by manatee-adm state-backfill: look at it, then unfreeze");
     if let (Some(last), None) = (&evidence.last, chosen) {
@@ -85,14 +85,14 @@ pub fn plan(evidence: &Evidence, chosen: Option<PeerId>, now: Timestamp) -> Resu
             state.reason = Some("restored by an operator from the history".to_owned());
             let notes =
                 vec!["this is the newest entry of the history: what the state was before it was lost".to_owned()];
-            return Ok(Plan { expected, state, notes });
+            return Ok(Plan { over, state, notes });
         }
     }
     let generation = newest.max(evidence.last.as_ref().map(|last| last.state.generation)).unwrap_or(0) + 1;
     let (mut state, notes) = from_peers(evidence, chosen, generation)?;
     state.freeze = Some(freeze);
     state.mark_restored();
-    Ok(Plan { expected, state, notes })
+    Ok(Plan { over, state, notes })
 }
 
 /// The registered peers with data, best first. Fails if one of them does not say what it has.
@@ -308,8 +308,8 @@ mod tests {
     }
 
     fn made(evidence: &Evidence) -> ClusterState {
-        let Plan { expected, state, .. } = plan(evidence, None, Timestamp::UNIX_EPOCH).unwrap();
-        assert_eq!(expected, None);
+        let Plan { over, state, .. } = plan(evidence, None, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(over, Over::Lost);
         assert!(state.is_frozen());
         assert_eq!(check_transition(evidence.last.as_ref().map(|last| &last.state), &state), []);
         state
@@ -402,14 +402,14 @@ mod tests {
         let restored = made(&evidence);
         assert_eq!(ClusterState { freeze: None, reason: None, ..restored }, state);
         evidence.view.state = StateNode::Corrupt { version: 12, problem: "garbage".to_owned() };
-        let over = plan(&evidence, None, Timestamp::UNIX_EPOCH).unwrap();
-        assert_eq!((over.expected, over.state.generation), (Some(12), 3));
+        let found = plan(&evidence, None, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!((found.over, found.state.generation), (Over::Version(12), 3));
         // A history from a backup: the peers have seen more.
         status(&mut evidence, 2).newest_generation = Some(7);
         let newer = plan(&evidence, None, Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!((newer.state.generation, newer.state.is_restored()), (8, true));
         evidence.view.state = healthy().view.state;
-        assert_eq!(plan(&evidence, None, Timestamp::UNIX_EPOCH).unwrap().expected, Some(4), "an old state");
+        assert_eq!(plan(&evidence, None, Timestamp::UNIX_EPOCH).unwrap().over, Over::Version(4), "an old state");
         status(&mut evidence, 2).newest_generation = Some(3);
         assert!(refused(&evidence).contains("has a valid state"));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use manatee_shared::cluster::ClusterState;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Timeline, WalPosition};
-use manatee_shared::zk::Version;
+use manatee_shared::zk::{Over, Version};
 use serde::{Deserialize, Serialize};
 
 use super::local::ServerConfig;
@@ -48,10 +48,10 @@ pub enum Action {
     /// [`super::local::Data::Fresh`]. Only for a shard that never had a state, only on an absent or
     /// incomplete directory, only on the peer first in election order.
     Initialise,
-    /// Write the state, replacing `expected` (None: first state), with its history entry.
+    /// Write the state, with its history entry.
     WriteState {
-        /// Version decided from.
-        expected: Option<Version>,
+        /// What it was decided from.
+        over: Over,
         /// The state, complete; `init_wal` was read beforehand.
         state: Arc<ClusterState>,
     },

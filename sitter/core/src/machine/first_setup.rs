@@ -3,12 +3,14 @@
 //! The peer first in election order initialises, then writes generation 1. A crash in between
 //! leaves [`Data::Fresh`]: whoever has that goes on, or, if it is gone, another peer begins anew.
 //! Two that write at once are told apart by compare-and-set; the loser's fresh data is copied over.
+//! The write fails over a history ([`Over::Nothing`]): also one that was decided from a view of before
+//! the first setup comes to nothing.
 
 use std::sync::Arc;
 
 use manatee_shared::cluster::{ClusterState, Freeze, Peer};
 use manatee_shared::lsn::{Lsn, Timeline};
-use manatee_shared::zk::{ActivePeer, Session};
+use manatee_shared::zk::{ActivePeer, Over, Session};
 
 use super::action::{Action, Decision};
 use super::decide::join;
@@ -42,7 +44,10 @@ pub(super) fn decide(view: &View) -> Decision {
         Data::Fresh(identifier) => {
             let rest = order.iter().map(|active| &active.peer).filter(|peer| peer.id != view.me.id);
             let state = first_state(view, identifier, rest.cloned().collect());
-            act(Action::WriteState { expected: None, state: Arc::new(state) }, "first setup: the data is initialised")
+            act(
+                Action::WriteState { over: Over::Nothing, state: Arc::new(state) },
+                "first setup: the data is initialised",
+            )
         }
         _ => act(Action::Initialise, "first setup: nobody has data, and this peer is first in election order"),
     }

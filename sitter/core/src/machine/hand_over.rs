@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use manatee_shared::cluster::{ClusterState, Promote, PromoteRole, Role};
+use manatee_shared::zk::Over;
 
 use super::action::{Action, Decision};
 use super::local::Server;
@@ -63,7 +64,7 @@ pub(super) fn of_stopping(situation: Situation<'_>) -> Option<Decision> {
         expire_time,
     });
     next.reason = Some("the primary's sitter is stopping".to_owned());
-    let next = Action::WriteState { expected: Some(situation.version), state: Arc::new(next) };
+    let next = Action::WriteState { over: Over::Version(situation.version), state: Arc::new(next) };
     Some(act(next, "stopping, as asked: the sync is to take over"))
 }
 

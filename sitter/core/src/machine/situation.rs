@@ -7,7 +7,7 @@ use std::sync::Arc;
 use manatee_shared::cluster::{ClusterState, Peer, PromoteRole, Role};
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Timeline, WalPosition};
-use manatee_shared::zk::{Session, Version};
+use manatee_shared::zk::{Over, Session, Version};
 use serde::{Deserialize, Serialize};
 
 use super::action::{Action, Decision};
@@ -144,7 +144,7 @@ impl<'a> Situation<'a> {
     }
 
     pub(super) fn write(&self, state: ClusterState, reason: String) -> Decision {
-        act(Action::WriteState { expected: Some(self.version), state: Arc::new(state) }, reason)
+        act(Action::WriteState { over: Over::Version(self.version), state: Arc::new(state) }, reason)
     }
 
     /// Whether `standby` has on disk everything that was acknowledged before this generation

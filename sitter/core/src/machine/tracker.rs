@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, WalPosition};
-use manatee_shared::zk::{Session, StateNode, Version};
+use manatee_shared::zk::{Over, Session, StateNode, Version};
 
 use super::action::Action;
 use super::local::{PrimaryStatus, Recovery, Server, ServerConfig};
@@ -119,8 +119,8 @@ pub struct Tracker {
 /// A state write of ours that succeeded but may not be seen yet.
 #[derive(Clone, Copy, Debug)]
 struct Written {
-    /// The version that it replaced.
-    expected: Option<Version>,
+    /// What it replaced.
+    over: Over,
 }
 
 impl Tracker {
@@ -183,8 +183,8 @@ impl Tracker {
     /// for one that was cancelled.
     pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
         let action_name = action.name();
-        if let (Action::WriteState { expected, state }, None) = (action, &problem) {
-            self.written = Some(Written { expected: *expected });
+        if let (Action::WriteState { over, state }, None) = (action, &problem) {
+            self.written = Some(Written { over: *over });
             self.wrote_generation = Some(state.generation);
         }
         if let (Action::Rejoin { .. } | Action::Bootstrap { .. }, None) = (action, &problem) {
@@ -233,11 +233,11 @@ impl Tracker {
         let Some(written) = self.written else { return };
         let seen = match &view.zk.state {
             StateNode::Valid { version, .. } | StateNode::Corrupt { version, .. } => {
-                written.expected.is_none_or(|expected| *version > expected)
+                written.over.version().is_none_or(|before| *version > before)
             }
             StateNode::Unread => false,
             // Wiped: nothing newer will come of it.
-            StateNode::Absent => written.expected.is_some(),
+            StateNode::Absent => written.over.version().is_some(),
         };
         if seen {
             self.written = None;

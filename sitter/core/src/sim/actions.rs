@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
-use manatee_shared::zk::{Session, StateNode, ZkError};
+use manatee_shared::zk::{Over, Session, StateNode, ZkError};
 
 use super::host::{Flight, Straggler};
 use super::mutation::Mutation;
@@ -433,16 +433,15 @@ impl World {
     }
 
     fn write(&mut self, index: usize, flight: &mut Flight) -> Result<Next, String> {
-        let Action::WriteState { expected, state } = &flight.action else { return Ok(Next::Done) };
+        let Action::WriteState { over, state } = &flight.action else { return Ok(Next::Done) };
         if let Some(result) = flight.sent.take() {
             return result.map(|()| Next::Done);
         }
-        let mut expected = *expected;
-        if self.mutated(Mutation::WriteAnyVersion) {
-            expected = match self.zk.state() {
-                StateNode::Valid { version, .. } => Some(version),
-                _ => None,
-            };
+        let mut over = *over;
+        if self.mutated(Mutation::WriteAnyVersion)
+            && let StateNode::Valid { version, .. } = self.zk.state()
+        {
+            over = Over::Version(version);
         }
         let reaches = self.reaches_zk(index);
         let arrives = self.now + self.rng.u64(0..3_000);
@@ -451,11 +450,11 @@ impl World {
         let Some(sitter) = self.hosts[index].sitter.as_mut() else { return Ok(Next::Done) };
         if !reaches || sitter.session.link() != Session::Connected {
             if late {
-                sitter.straggler = Some(Straggler { arrives, expected, state: Arc::unwrap_or_clone(state.clone()) });
+                sitter.straggler = Some(Straggler { arrives, over, state: Arc::unwrap_or_clone(state.clone()) });
             }
             return self.unknown(index);
         }
-        let result = sitter.session.write_now(expected, state);
+        let result = sitter.session.write_now(over, state);
         flight.sent = Some(match result {
             _ if unanswered => self.unknown(index).map(drop),
             Ok(_) => Ok(()),

@@ -82,7 +82,7 @@ impl World {
         if self.zk.active().contains_key(&id) {
             let hand = self.zk.session();
             hand.connect();
-            let result = hand.write_now(straggler.expected, &straggler.state);
+            let result = hand.write_now(straggler.over, &straggler.state);
             hand.close_now();
             self.log(|| format!("p{index} late write arrives: {result:?}"));
         }
@@ -97,7 +97,7 @@ impl World {
         while let Some(place) = self.late_writes.iter().position(|(write, _)| write.arrives <= now) {
             let (write, session) = self.late_writes.remove(place);
             session.connect();
-            let result = session.write_now(write.expected, &write.state);
+            let result = session.write_now(write.over, &write.state);
             session.disconnect();
             self.log(|| format!("a late write of a dead process arrives: {result:?}"));
         }

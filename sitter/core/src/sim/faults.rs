@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole, Role};
 use manatee_shared::lsn::Timeline;
+use manatee_shared::zk::Over;
 
 use super::host::Straggler;
 use super::network::Flapping;
@@ -249,11 +250,11 @@ impl World {
         if let Some(mut sitter) = self.hosts[host].sitter.take() {
             sitter.session.disconnect();
             let unsent = sitter.flight.take().filter(|flight| flight.sent.is_none());
-            if let Some(Action::WriteState { expected, state }) = unsent.map(|flight| flight.action) {
+            if let Some(Action::WriteState { over, state }) = unsent.map(|flight| flight.action) {
                 // The kernel sends what a dead process wrote to its socket.
                 let arrives = self.now + self.rng.u64(0..1_500);
                 let state = Arc::unwrap_or_clone(state);
-                sitter.straggler = Some(Straggler { arrives, expected, state });
+                sitter.straggler = Some(Straggler { arrives, over, state });
             }
             if let Some(straggler) = sitter.straggler.take() {
                 self.late_writes.push((straggler, sitter.session.clone()));
@@ -493,7 +494,7 @@ impl World {
         }
         let hand = self.zk.session();
         hand.connect();
-        let result = hand.write_now(Some(version), &state);
+        let result = hand.write_now(Over::Version(version), &state);
         hand.close_now();
         self.log(|| format!("!!!! operator: {operation:?}: {result:?}"));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use manatee_fake_zookeeper::FakeSession;
 use manatee_shared::cluster::{ClusterState, Peer};
 use manatee_shared::ids::PeerId;
-use manatee_shared::zk::Version;
+use manatee_shared::zk::Over;
 
 use super::heartbeats::Poll;
 use super::plan::Kind;
@@ -39,7 +39,7 @@ pub(super) struct Flight {
 #[derive(Clone, Debug)]
 pub(super) struct Straggler {
     pub(super) arrives: u64,
-    pub(super) expected: Option<Version>,
+    pub(super) over: Over,
     pub(super) state: ClusterState,
 }
 

@@ -173,16 +173,16 @@ impl Mutation {
         let Decision { action, reason } = decision;
         let me = view.me.id;
         let action = match (self, action) {
-            (Self::InitWalReplayed, Action::WriteState { expected, mut state }) => {
+            (Self::InitWalReplayed, Action::WriteState { over, mut state }) => {
                 if let (Server::Standby(standby), true) = (&view.local.server, state.primary.id == me) {
                     Arc::make_mut(&mut state).init_wal = standby.replayed;
                 }
-                Action::WriteState { expected, state }
+                Action::WriteState { over, state }
             }
-            (Self::TakeoverFrozen, Action::WriteState { expected, mut state }) => {
+            (Self::TakeoverFrozen, Action::WriteState { over, mut state }) => {
                 let freeze = view.zk.state.valid().and_then(|(_, state)| state.freeze.clone());
                 Arc::make_mut(&mut state).freeze = freeze;
-                Action::WriteState { expected, state }
+                Action::WriteState { over, state }
             }
             (Self::SyncNamedFirst, Action::Configure(config)) if is_overlap(&config) => {
                 pretend(seen, &config).map_or(Action::Configure(config), |decision| decision.action)
@@ -206,14 +206,14 @@ impl Mutation {
                 config.synchronous = next.map_or(Synchronous::Impossible, Synchronous::Peer);
                 Action::Configure(config)
             }
-            (Self::NoTimelinesLeftOut, Action::WriteState { expected, mut state }) => {
+            (Self::NoTimelinesLeftOut, Action::WriteState { over, mut state }) => {
                 if state.primary.id == me
                     && let Some(mut promotion) = Promotion::of(&state).filter(|promotion| promotion.at.is_none())
                 {
                     promotion.timeline.0 -= TIMELINES_APART - 1;
                     Promotion::set(Arc::make_mut(&mut state), Some(promotion));
                 }
-                Action::WriteState { expected, state }
+                Action::WriteState { over, state }
             }
             (Self::RejoinWantsHalfRecord, Action::Rejoin { source, from, .. }) => {
                 let init = view.zk.state.valid().and_then(|(_, state)| state.init_position());

@@ -23,7 +23,7 @@ use manatee_shared::cluster::{ClusterState, Freeze, Peer, Promote, PromoteRole};
 use manatee_shared::ids::PeerId;
 use manatee_shared::invariants::check_transition;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
-use manatee_shared::zk::{self, ActivePeer, Session, StateNode};
+use manatee_shared::zk::{self, ActivePeer, Over, Session, StateNode};
 
 use super::action::{Action, Rung, StopMode};
 use super::decide::decide;
@@ -217,11 +217,11 @@ fn acts(view: &View, action: Action) {
 #[track_caller]
 fn writes(view: &View) -> ClusterState {
     let decision = decide(view);
-    let Action::WriteState { expected, state } = decision.action else {
+    let Action::WriteState { over, state } = decision.action else {
         panic!("{decision:?}");
     };
     let old = view.zk.state.valid();
-    assert_eq!(expected, old.map(|(version, _)| version), "compare-and-set (rule 1)");
+    assert_eq!(over, old.map_or(Over::Nothing, |(version, _)| Over::Version(version)), "compare-and-set (rule 1)");
     assert_eq!(check_transition(old.map(|(_, state)| &**state), &state), []);
     ClusterState::clone(&state)
 }
