@@ -45,7 +45,7 @@ const PURE: &[(&str, &[&str])] = &[
         ],
     ),
     // jiff for dates; anyhow, clap and fastrand (with seeds) are the simulation's.
-    ("manatee-sitter-core", &["anyhow", "clap", "fastrand", "jiff", "serde", "serde_json", "thiserror"]),
+    ("manatee-sitter-core", &["anyhow", "clap", "fastrand", "jiff", "serde", "serde_json", "strum_macros", "thiserror"]),
 ];
 
 /// Modules of manatee-shared that a core may use: data and rules.
@@ -57,6 +57,7 @@ const NO_DATA: &[&str] = &["zk::client", "TopologyWatcher", "Coordination"];
 /// What a folder must not use: what lies above it.
 const ABOVE: &[(&str, &[&str])] = &[
     ("sitter/core/src/machine", &["sim", "fence", "heartbeat"]),
+    ("sitter/core/src/reason", &["fence", "heartbeat", "sim"]),
     ("sitter/core/src/heartbeat", &["sim", "fence"]),
     (
         "sitter/src/host",

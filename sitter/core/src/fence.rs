@@ -109,8 +109,8 @@ mod tests {
             Action::Start(config(Recovery::Primary)),
             Action::Configure(config(Recovery::Primary)),
         ] {
-            assert_eq!(check(&action, &valid(), id(1)), Ok(()), "{}", action.name());
-            assert_eq!(check(&action, &valid(), id(2)), not, "{}", action.name());
+            assert_eq!(check(&action, &valid(), id(1)), Ok(()), "{}", action.kind());
+            assert_eq!(check(&action, &valid(), id(2)), not, "{}", action.kind());
         }
         assert_eq!(check(&Action::Start(config(Recovery::Detached)), &valid(), id(2)), Ok(()));
     }

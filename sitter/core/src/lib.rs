@@ -8,5 +8,6 @@
 pub mod fence;
 pub mod heartbeat;
 pub mod machine;
+pub mod reason;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::Api;
 use crate::driver::status::Check;
+use crate::machine::action::ActionKind;
 
 /// `GET /ping`.
 #[derive(Serialize)]
@@ -41,7 +42,7 @@ struct State2<'a> {
     id: PeerId,
     role: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pending: Option<&'a str>,
+    pending: Option<ActionKind>,
     zkstate: Option<&'a ClusterState>,
     zkpeers: &'a [Peer],
 }
@@ -49,7 +50,7 @@ struct State2<'a> {
 /// The peer's view of the shard.
 pub(super) async fn state(State(api): State<Api>) -> Response {
     let status = api.status.borrow().clone();
-    let pending = (status.decision.action != "wait").then_some(status.decision.action);
+    let pending = (status.decision.action != ActionKind::Wait).then_some(status.decision.action);
     Json(State2 {
         id: status.id,
         role: status.role.to_string(),

@@ -26,6 +26,7 @@ use super::auth::problem;
 use crate::backup::Wish;
 use crate::backup::progress::Restore;
 use crate::driver::status::Status;
+use crate::machine::action::ActionKind;
 use crate::postgres::{Error, Postgres};
 use crate::storage::zfs::stream::Outgoing;
 
@@ -80,7 +81,7 @@ pub(super) async fn rebuild(State(api): State<Api>) -> Response {
 
 /// Why this peer's data must not be replaced now.
 fn refusal(status: &Status, copying: bool) -> Option<String> {
-    if copying || matches!(status.in_flight, Some("bootstrap" | "rejoin")) {
+    if copying || status.in_flight.is_some_and(ActionKind::changes_data) {
         return Some("this peer's data is being copied or rejoined already: see /restore".to_owned());
     }
     if status.state.is_none() {

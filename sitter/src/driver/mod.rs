@@ -31,7 +31,7 @@ use self::status::{BreachStatus, DecisionStatus, FailureStatus, PeerStatus, Sett
 use self::takeover::TakeoverClock;
 use crate::execute::{Execute, Outcome, Problem};
 use crate::heartbeat::Heartbeats;
-use crate::machine::action::{Action, Decision};
+use crate::machine::action::{Action, ActionKind, Decision};
 use crate::machine::decide::decide;
 use crate::machine::local::Local;
 use crate::machine::preempt::preempts;
@@ -40,6 +40,7 @@ use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::machine::{returning, suspicion};
 use crate::metrics::Metrics;
 use crate::postgres::Condition;
+use crate::reason::Reason;
 
 /// Longest time between two decisions: what only time changes is noticed this late.
 const TICK: Duration = Duration::from_millis(50);
@@ -56,7 +57,7 @@ pub enum Fatal {
     TaskDied(&'static str),
     /// The code of an action panicked.
     #[error("the action `{0}` has panicked")]
-    ActionPanicked(&'static str),
+    ActionPanicked(ActionKind),
 }
 
 /// What the driver works with.
@@ -101,7 +102,7 @@ pub struct Driver {
     /// Since when something that a takeover needs, and that peers do not share, has failed.
     unready: Option<Instant>,
     /// The last action that ended, and when.
-    last_end: Option<(&'static str, Instant)>,
+    last_end: Option<(ActionKind, Instant)>,
     status: watch::Sender<Arc<Status>>,
     metrics: Metrics,
     takeover: TakeoverClock,
@@ -119,7 +120,7 @@ impl Driver {
     /// A driver that has not decided anything yet. Needs a tokio runtime.
     pub fn new(parts: Parts) -> Self {
         let now = Instant::now();
-        let decision = Decision { action: Action::Wait { for_ms: None }, reason: "starting".to_owned() };
+        let decision = Decision { action: Action::Wait { for_ms: None }, why: Reason::Starting };
         let mut driver = Self {
             zk: parts.zk.view(),
             news: parts.heartbeats.news(),
@@ -200,12 +201,12 @@ impl Driver {
     /// Logs and counts a decision that differs from the last: the one place where that happens.
     fn note(&mut self, view: &View, decision: &Decision, now: Instant) {
         let (last, _) = &self.decided;
-        let same = last.action.name() == decision.action.name() && last.reason == decision.reason;
+        let same = last.action.kind() == decision.action.kind() && last.why == decision.why;
         if !same {
             let role = role(view);
             let generation = view.zk.state.valid().map(|(_, state)| state.generation);
-            let action = decision.action.name();
-            info!(action, role = %role, generation, "{}", decision.reason);
+            let (action, code) = (decision.action.kind().name(), decision.why.code().name());
+            info!(action, code, role = %role, generation, "{}", decision.why);
             self.metrics.decided();
             self.decided = (decision.clone(), now);
         }
@@ -222,7 +223,8 @@ impl Driver {
                 self.running = Some(running);
                 return Ok(Flow::On(pause));
             }
-            info!(abandoned = in_flight.action.name(), preferred = action.name(), "abandoning the action in flight");
+            let (abandoned, preferred) = (in_flight.action.kind().name(), action.kind().name());
+            info!(abandoned, preferred, "abandoning the action in flight");
             if let Some(ended) = running.abandon().await? {
                 self.end(ended);
             }
@@ -233,8 +235,8 @@ impl Driver {
             Action::Wait { .. } => Ok(Flow::On(pause)),
             Action::Exit => Ok(Flow::Exit),
             action => {
-                if let Some((name, end)) = self.last_end
-                    && name == action.name()
+                if let Some((last, end)) = self.last_end
+                    && last == action.kind()
                     && let Some(rest) = REPEAT.checked_sub(now.saturating_duration_since(end))
                 {
                     return Ok(Flow::On(rest));
@@ -277,9 +279,10 @@ impl Driver {
     /// Takes note of how an action ended; logs it.
     fn end(&mut self, ended: Ended) {
         let now = Instant::now();
-        let action = ended.action.name();
+        let kind = ended.action.kind();
+        let action = kind.name();
         let took_ms = millis(ended.took);
-        self.last_end = Some((action, now));
+        self.last_end = Some((kind, now));
         let problem = match &ended.result {
             Ok(outcome) => {
                 info!(action, took_ms, "done");
@@ -326,11 +329,13 @@ impl Driver {
             role: role(view),
             generation,
             decision: DecisionStatus {
-                action: decision.action.name(),
-                reason: decision.reason.clone(),
+                action: decision.action.kind(),
+                code: decision.why.code(),
+                blocker: decision.why.blocker(),
+                reason: decision.why.to_string(),
                 since_ms: millis(now.saturating_duration_since(*since)),
             },
-            in_flight: self.running.as_ref().map(|running| running.action.name()),
+            in_flight: self.running.as_ref().map(|running| running.action.kind()),
             local: view.local.clone(),
             zk: ZkStatus::new(&view.zk),
             last_failure: view.observed.last_failure.as_ref().map(FailureStatus::from),

@@ -32,7 +32,7 @@ impl Running {
 
     /// Waits for the end. Cancel-safe: the task stays where it is.
     pub(super) async fn ended(&mut self) -> Result<Ended, Fatal> {
-        let result = (&mut self.task).await.map_err(|_| Fatal::ActionPanicked(self.action.name()))?;
+        let result = (&mut self.task).await.map_err(|_| Fatal::ActionPanicked(self.action.kind()))?;
         Ok(Ended { action: self.action.clone(), took: self.began.elapsed(), result })
     }
 
@@ -43,7 +43,7 @@ impl Running {
         match (&mut self.task).await {
             Ok(result) => Ok(Some(Ended { action: self.action.clone(), took: self.began.elapsed(), result })),
             Err(error) if error.is_cancelled() => Ok(None),
-            Err(_) => Err(Fatal::ActionPanicked(self.action.name())),
+            Err(_) => Err(Fatal::ActionPanicked(self.action.kind())),
         }
     }
 }

@@ -9,9 +9,11 @@ use manatee_shared::ids::{PeerId, ShardName};
 use manatee_shared::zk;
 use serde::Serialize;
 
+use crate::machine::action::ActionKind;
 use crate::machine::local::{Breach, Data, Gate, Horizon, Local, Server};
 use crate::machine::readiness::Unready;
 use crate::machine::view::{LastFailure, PeerHealth, Settings};
+use crate::reason::{BlockerCode, Reason, ReasonCode};
 
 /// The driver decides many times a second. One that has not for this long is stuck; its sitter
 /// must then not pass for healthy.
@@ -37,7 +39,7 @@ pub struct Status {
     /// What is being done and why.
     pub decision: DecisionStatus,
     /// The action being executed.
-    pub in_flight: Option<&'static str>,
+    pub in_flight: Option<ActionKind>,
     /// PostgreSQL.
     pub local: Local,
     /// ZooKeeper.
@@ -94,9 +96,14 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionStatus {
-    /// Name of the action.
-    pub action: &'static str,
-    /// Why.
+    /// The action.
+    pub action: ActionKind,
+    /// Why, for programs.
+    pub code: ReasonCode,
+    /// What keeps a change of roles from being made that is due, for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocker: Option<BlockerCode>,
+    /// Why, for people.
     pub reason: String,
     /// For how long, ms.
     pub since_ms: u64,
@@ -142,8 +149,8 @@ pub fn session_name(session: zk::Session) -> &'static str {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailureStatus {
-    /// Name of the action.
-    pub action: &'static str,
+    /// The action.
+    pub action: ActionKind,
     /// How many times in a row.
     pub times: u32,
     /// How long ago, ms.
@@ -155,7 +162,7 @@ pub struct FailureStatus {
 impl From<&LastFailure> for FailureStatus {
     fn from(failure: &LastFailure) -> Self {
         let LastFailure { action, times, ago_ms, problem } = failure;
-        Self { action, times: *times, ago_ms: *ago_ms, problem: problem.clone() }
+        Self { action: *action, times: *times, ago_ms: *ago_ms, problem: problem.clone() }
     }
 }
 
@@ -262,7 +269,13 @@ impl Status {
             version: env!("CARGO_PKG_VERSION"),
             role: Role::Unassigned,
             generation: None,
-            decision: DecisionStatus { action: "wait", reason: "starting".to_owned(), since_ms: 0 },
+            decision: DecisionStatus {
+                action: ActionKind::Wait,
+                code: ReasonCode::Starting,
+                blocker: None,
+                reason: Reason::Starting.to_string(),
+                since_ms: 0,
+            },
             in_flight: None,
             local,
             zk: ZkStatus::new(&zk::View::unknown()),

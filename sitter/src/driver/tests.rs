@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Fake {
     zk: FakeSession,
     me: Peer,
-    done: Mutex<Vec<&'static str>>,
+    done: Mutex<Vec<ActionKind>>,
     failures: Mutex<u32>,
 }
 
@@ -30,7 +30,7 @@ impl Execute for Fake {
                 return Err(Problem::Zk(ZkError::Refused("as told".to_owned())));
             }
         }
-        self.done.lock().unwrap().push(action.name());
+        self.done.lock().unwrap().push(action.kind());
         match action {
             Action::JoinElection => self.zk.join(self.me.clone()).await?,
             Action::LeaveElection => self.zk.leave().await?,
@@ -91,7 +91,7 @@ impl Fixture {
         reached.expect(&problem).expect(&problem);
     }
 
-    fn done(&self) -> Vec<&'static str> {
+    fn done(&self) -> Vec<ActionKind> {
         self.fake.done.lock().unwrap().clone()
     }
 }
@@ -99,11 +99,11 @@ impl Fixture {
 #[tokio::test]
 async fn a_peer_joins_waits_for_others_and_leaves_when_stopped() {
     let mut f = start(0);
-    f.until(|status| status.zk.active.len() == 1 && status.decision.action == "wait").await;
-    assert_eq!(f.done(), ["join-election"], "alone it sets up nothing");
+    f.until(|status| status.zk.active.len() == 1 && status.decision.action == ActionKind::Wait).await;
+    assert_eq!(f.done(), [ActionKind::JoinElection], "alone it sets up nothing");
     f.stop.cancel();
     tokio::time::timeout(PATIENCE, f.driver).await.unwrap().unwrap().unwrap();
-    assert_eq!(f.fake.done.lock().unwrap()[..], ["join-election", "leave-election"]);
+    assert_eq!(f.fake.done.lock().unwrap()[..], [ActionKind::JoinElection, ActionKind::LeaveElection]);
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn a_failed_step_is_shown_and_tried_again() {
     let mut f = start(2);
     f.until(|status| status.last_failure.as_ref().is_some_and(|failure| failure.problem.contains("as told"))).await;
     f.until(|status| status.zk.active.len() == 1 && status.last_failure.is_none()).await;
-    assert_eq!(f.done(), ["join-election"]);
+    assert_eq!(f.done(), [ActionKind::JoinElection]);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What `decide` may ask for. One action at a time; each is safe to repeat and to lose halfway.
 
+use std::fmt;
 use std::sync::Arc;
 
 use manatee_shared::cluster::ClusterState;
@@ -7,8 +8,10 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Timeline, WalPosition};
 use manatee_shared::zk::{Over, Version};
 use serde::{Deserialize, Serialize};
+use strum_macros::IntoStaticStr;
 
 use super::local::ServerConfig;
+use crate::reason::Reason;
 
 /// How PostgreSQL is brought down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,59 @@ pub enum Rung {
     Incremental,
     /// Set aside and copied in full.
     Copy,
+}
+
+/// What kind of step an [`Action`] is: its name for logs, metrics and `/status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, IntoStaticStr)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum ActionKind {
+    /// Nothing to do.
+    Wait,
+    /// Creates a data directory.
+    Initialise,
+    /// Writes the state.
+    WriteState,
+    /// Reads how far the WAL of a stopped server goes.
+    Survey,
+    /// Starts PostgreSQL.
+    Start,
+    /// Configures the running PostgreSQL.
+    Configure,
+    /// Stops PostgreSQL.
+    Stop,
+    /// Leaves recovery.
+    Promote,
+    /// Copies all data.
+    Bootstrap,
+    /// Brings data back in line.
+    Rejoin,
+    /// Waits for the clients.
+    Drain,
+    /// Removes the election node.
+    LeaveElection,
+    /// Makes the election node.
+    JoinElection,
+    /// Ends the process.
+    Exit,
+}
+
+impl ActionKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// Whether this overwrites or makes data.
+    pub fn changes_data(self) -> bool {
+        matches!(self, Self::Initialise | Self::Bootstrap | Self::Rejoin)
+    }
+}
+
+impl fmt::Display for ActionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// One step.
@@ -106,33 +162,32 @@ pub enum Action {
 }
 
 impl Action {
-    /// Stable name for logs, metrics and [`super::view::InFlight`].
-    pub fn name(&self) -> &'static str {
+    /// What kind of step this is.
+    pub fn kind(&self) -> ActionKind {
         match self {
-            Self::Wait { .. } => "wait",
-            Self::Initialise => "initialise",
-            Self::WriteState { .. } => "write-state",
-            Self::Survey => "survey",
-            Self::Start(_) => "start",
-            Self::Configure(_) => "configure",
-            Self::Stop(_) => "stop",
-            Self::Promote { .. } => "promote",
-            Self::Bootstrap { .. } => "bootstrap",
-            Self::Rejoin { .. } => "rejoin",
-            Self::Drain { .. } => "drain",
-            Self::LeaveElection => "leave-election",
-            Self::JoinElection => "join-election",
-            Self::Exit => "exit",
+            Self::Wait { .. } => ActionKind::Wait,
+            Self::Initialise => ActionKind::Initialise,
+            Self::WriteState { .. } => ActionKind::WriteState,
+            Self::Survey => ActionKind::Survey,
+            Self::Start(_) => ActionKind::Start,
+            Self::Configure(_) => ActionKind::Configure,
+            Self::Stop(_) => ActionKind::Stop,
+            Self::Promote { .. } => ActionKind::Promote,
+            Self::Bootstrap { .. } => ActionKind::Bootstrap,
+            Self::Rejoin { .. } => ActionKind::Rejoin,
+            Self::Drain { .. } => ActionKind::Drain,
+            Self::LeaveElection => ActionKind::LeaveElection,
+            Self::JoinElection => ActionKind::JoinElection,
+            Self::Exit => ActionKind::Exit,
         }
     }
 }
 
-/// What to do, and why: the reason is logged once per change of decision and shown to operators, so
-/// it never contains what changes all the time (durations, positions that move).
+/// What to do, and why: logged once per change of decision, and shown to operators.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// The step.
     pub action: Action,
-    /// Why, in one line for people.
-    pub reason: String,
+    /// Its reason.
+    pub why: Reason,
 }

@@ -21,6 +21,7 @@ use super::local::{Data, Gate, Recovery, Server};
 use super::situation::{Situation, act, follow, is_outdated, is_registered, wait};
 use super::view::View;
 use super::{first_setup, primary, standby, stopping};
+use crate::reason::Reason;
 
 /// What to do next, from the newest view only. Called again whenever the view changes, also while
 /// an action is in flight: see [`super::preempt::preempts`].
@@ -31,19 +32,13 @@ pub fn decide(view: &View) -> Decision {
 
 fn by_state(view: &View) -> Decision {
     if let Data::Unusable(problem) = &view.local.data {
-        return stay_out(view, format!("the data directory cannot be used: {problem}"));
+        return stay_out(view, Reason::DataUnusable(problem.clone()));
     }
     match &view.zk.state {
         StateNode::Unread => unread(view),
-        StateNode::Corrupt { problem, .. } => wait(format!(
-            "the cluster state is corrupt, PostgreSQL stays as it is; an operator must repair it: {problem}"
-        )),
+        StateNode::Corrupt { problem, .. } => wait(Reason::StateCorrupt(problem.clone())),
         StateNode::Absent => first_setup::decide(view),
-        StateNode::Valid { state, .. } if is_outdated(view, state) => wait(format!(
-            "the cluster state went back to generation {}: an old one was put there, PostgreSQL stays as it is; \
-             an operator must restore the state (rule 8)",
-            state.generation
-        )),
+        StateNode::Valid { state, .. } if is_outdated(view, state) => wait(Reason::StateOutdated(state.generation)),
         StateNode::Valid { version, state } => by_role(view, *version, state),
     }
 }
@@ -56,7 +51,6 @@ const UNREAD_MS: u64 = 3_000;
 /// only for a primary that still names it, and only it could have taken over from that primary in
 /// between. Nobody is let in, and a stopped primary stays stopped: whether it is one is not known.
 fn unread(view: &View) -> Decision {
-    const UNREAD: &str = "the cluster state was not read yet";
     let stopped_standby = matches!(view.local.server, Server::Down { standby: true, .. });
     if let (Data::Present(_), Some(config)) = (&view.local.data, &view.local.config)
         && let Recovery::Follow(upstream) = config.recovery
@@ -64,16 +58,13 @@ fn unread(view: &View) -> Decision {
         && view.observed.unread_ms >= UNREAD_MS
     {
         let config = follow(upstream, Gate::Closed, config.slots.clone());
-        return act(Action::Start(config), format!("{UNREAD}; following {upstream} as before (rule 9)"));
+        return act(Action::Start(config), Reason::StateUnreadStart(upstream));
     }
     // It took long to start, and what it was given was not confirmed.
     if let (Server::Standby(_), None, Some(config)) = (&view.local.server, &view.local.config, &view.observed.given) {
-        return act(
-            Action::Configure(config.clone()),
-            format!("{UNREAD}; PostgreSQL is up, following as before (rule 9)"),
-        );
+        return act(Action::Configure(config.clone()), Reason::StateUnreadConfirm);
     }
-    wait(format!("{UNREAD}; PostgreSQL stays as it is (rule 9)"))
+    wait(Reason::StateUnread)
 }
 
 fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision {
@@ -81,11 +72,7 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
     if let (Data::Present(ours), Some(shards)) = (&view.local.data, &state.system_identifier)
         && ours.0 != *shards
     {
-        let ours = &ours.0;
-        return stay_out(
-            view,
-            format!("the data here is of another cluster: {ours}, the shard's is {shards} (rule 10)"),
-        );
+        return stay_out(view, Reason::ForeignData { found: ours.0.clone(), expected: shards.clone() });
     }
     let role = situation.role();
     if role == Role::Primary {
@@ -94,8 +81,8 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
     if state.one_node_write_mode && !state.leaves_one_node_write_mode() {
         // A copy of what it was is not touched; a second acknowledger must not exist.
         return match view.local.server {
-            Server::Primary(_) => act(Action::Stop(StopMode::Immediate), "another peer runs in one-node-write mode"),
-            _ => wait("the shard is in one-node-write mode: other peers stay out"),
+            Server::Primary(_) => act(Action::Stop(StopMode::Immediate), Reason::StopForLonePrimary),
+            _ => wait(Reason::OutsideOneNodeWriteMode),
         };
     }
     // Even before the own PostgreSQL is in order: the shard learns early that this peer exists.
@@ -109,20 +96,20 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
 pub(super) fn join(view: &View) -> Option<Decision> {
     let connected = view.zk.session == Session::Connected;
     if connected && !is_registered(view) {
-        return Some(act(Action::JoinElection, "this peer has no election node"));
+        return Some(act(Action::JoinElection, Reason::NotRegistered));
     }
     (connected && !view.observed.joined)
-        .then(|| act(Action::JoinElection, "the election node of this peer is of an earlier process"))
+        .then(|| act(Action::JoinElection, Reason::RegisteredByEarlierProcess))
 }
 
 /// Takes no part in the shard: no PostgreSQL, no election node.
-fn stay_out(view: &View, reason: String) -> Decision {
+fn stay_out(view: &View, why: Reason) -> Decision {
     if view.zk.session == Session::Connected && is_registered(view) {
-        return act(Action::LeaveElection, reason);
+        return act(Action::LeaveElection, why);
     }
     match view.local.server {
-        Server::Down { .. } => wait(reason),
-        _ => act(Action::Stop(StopMode::Fast), reason),
+        Server::Down { .. } => wait(why),
+        _ => act(Action::Stop(StopMode::Fast), why),
     }
 }
 
@@ -152,8 +139,8 @@ const COPY_PAUSE_MS: u64 = 2_000;
 fn back_off(view: &View, decision: Decision) -> Decision {
     let Some(failure) = &view.observed.last_failure else { return decision };
     let Some(longest_ms) = longest_pause_ms(&decision.action) else { return decision };
-    let running = view.in_flight.as_ref().is_some_and(|in_flight| in_flight.action.name() == decision.action.name());
-    if failure.action != decision.action.name() || running {
+    let running = view.in_flight.as_ref().is_some_and(|in_flight| in_flight.action.kind() == decision.action.kind());
+    if failure.action != decision.action.kind() || running {
         return decision;
     }
     // The first tries of a copy go to one source after the other. From then on each costs its source a checkpoint.
@@ -166,9 +153,7 @@ fn back_off(view: &View, decision: Decision) -> Decision {
     if failure.ago_ms >= pause_ms {
         return decision;
     }
-    let reason = format!(
-        "{}; it failed {} times, last with: {}; next try soon",
-        decision.reason, failure.times, failure.problem
-    );
-    act(Action::Wait { for_ms: Some(pause_ms - failure.ago_ms) }, reason)
+    let why =
+        Reason::BackingOff { why: Box::new(decision.why), times: failure.times, problem: failure.problem.clone() };
+    act(Action::Wait { for_ms: Some(pause_ms - failure.ago_ms) }, why)
 }

@@ -17,39 +17,37 @@ use super::decide::join;
 use super::local::{Data, SystemIdentifier};
 use super::situation::{act, wait};
 use super::view::View;
+use crate::reason::Reason;
 
 pub(super) fn decide(view: &View) -> Decision {
     if view.zk.session != Session::Connected {
-        return wait("the shard has no state as far as is known, and ZooKeeper does not answer");
+        return wait(Reason::SetupWithoutZooKeeper);
     }
     if let Some(decision) = join(view) {
         return decision;
     }
-    if let Some(reason) = refusal(view) {
-        return wait(reason);
+    if let Some(why) = refusal(view) {
+        return wait(why);
     }
     let order = view.zk.in_election_order();
     if order.len() < 2 && !view.settings.one_node_write_mode {
-        return wait("a shard is set up by two peers or more; waiting for another");
+        return wait(Reason::SetupNeedsPeers);
     }
     // Whoever already initialised goes on, so that a crash in between does not leave two.
     let fresh = |active: &&&ActivePeer| matches!(data_of(view, &active.peer), Some(Data::Fresh(_)));
     let Some(first) = order.iter().find(fresh).or_else(|| order.first()) else {
-        return wait("nobody is active");
+        return wait(Reason::SetupNobodyActive);
     };
     if first.peer.id != view.me.id {
-        return wait(format!("peer {} sets up the shard", first.peer.id));
+        return wait(Reason::SetupByOther(first.peer.id));
     }
     match &view.local.data {
         Data::Fresh(identifier) => {
             let rest = order.iter().map(|active| &active.peer).filter(|peer| peer.id != view.me.id);
             let state = first_state(view, identifier, rest.cloned().collect());
-            act(
-                Action::WriteState { over: Over::Nothing, state: Arc::new(state) },
-                "first setup: the data is initialised",
-            )
+            act(Action::WriteState { over: Over::Nothing, state: Arc::new(state) }, Reason::SetupWritesState)
         }
-        _ => act(Action::Initialise, "first setup: nobody has data, and this peer is first in election order"),
+        _ => act(Action::Initialise, Reason::SetupInitialises),
     }
 }
 
@@ -61,36 +59,26 @@ fn data_of<'a>(view: &'a View, peer: &Peer) -> Option<&'a Data> {
 }
 
 /// Why there must not be a first setup now.
-fn refusal(view: &View) -> Option<String> {
+fn refusal(view: &View) -> Option<Reason> {
     match view.zk.has_history {
         Some(false) => {}
-        Some(true) => {
-            return Some(
-                "the shard's state is gone but its history is not: an operator must restore it (rule 8)".to_owned(),
-            );
-        }
-        None => return Some("whether the shard has a history is not known yet".to_owned()),
+        Some(true) => return Some(Reason::SetupHasHistory),
+        None => return Some(Reason::SetupHistoryUnknown),
     }
     if view.observed.had_state {
-        return Some("the shard's state was there and is gone: an operator must restore it (rule 8)".to_owned());
+        return Some(Reason::SetupStateLost);
     }
     for active in view.zk.active.values() {
         let peer = active.peer.id;
         match data_of(view, &active.peer) {
             Some(Data::Absent | Data::Incomplete | Data::Fresh(_)) => {}
             Some(Data::Present(identifier)) => {
-                return Some(format!(
-                    "the shard has no state, but peer {peer} has data (system identifier {}): \
-                     an operator must restore the state (rule 8)",
-                    identifier.0
-                ));
+                return Some(Reason::SetupPeerHasData { peer, identifier: identifier.0.clone() });
             }
             Some(Data::Unusable(problem)) => {
-                return Some(format!(
-                    "the shard has no state, and peer {peer} has a data directory that cannot be used: {problem}"
-                ));
+                return Some(Reason::SetupPeerUnusable { peer, problem: problem.clone() });
             }
-            None => return Some(format!("first setup: peer {peer} has not said yet whether it has data")),
+            None => return Some(Reason::SetupPeerSilent(peer)),
         }
     }
     None

@@ -19,6 +19,7 @@ use super::action::{Action, Decision};
 use super::local::Server;
 use super::situation::{Situation, act};
 use super::suspicion;
+use crate::reason::Reason;
 
 /// How long (ms) the sync leaves it to the primary to bring its clients to rest. Longer than
 /// [`Action::Drain`] takes at most.
@@ -35,12 +36,12 @@ pub(super) fn prepare(situation: Situation<'_>) -> Option<Decision> {
         return None;
     }
     if view.observed.drained != Some(version) {
-        return Some(act(Action::Drain { version }, "a promotion of the sync was asked for: waiting for our clients"));
+        return Some(act(Action::Drain { version }, Reason::PromotionDrains));
     }
     let mut next = ClusterState::clone(state);
     next.mark_drained();
     next.reason = Some("the primary's clients are at rest".to_owned());
-    Some(situation.write(next, "our clients are at rest: the sync may take over".to_owned()))
+    Some(situation.write(next, Reason::PromotionDrained))
 }
 
 /// As stopping primary: asks the sync to take over, and prepares it.
@@ -65,7 +66,7 @@ pub(super) fn of_stopping(situation: Situation<'_>) -> Option<Decision> {
     });
     next.reason = Some("the primary's sitter is stopping".to_owned());
     let next = Action::WriteState { over: Over::Version(situation.version), state: Arc::new(next) };
-    Some(act(next, "stopping, as asked: the sync is to take over"))
+    Some(act(next, Reason::StoppingAsksSync))
 }
 
 /// Whether a takeover of the sync could come of it.

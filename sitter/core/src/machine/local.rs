@@ -1,6 +1,7 @@
 //! The local PostgreSQL as last observed, and the configuration the sitter may give it. Plain data.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
@@ -21,6 +22,15 @@ pub enum Gate {
     Open,
     /// Clients are refused.
     Closed,
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+        })
+    }
 }
 
 /// What PostgreSQL does about WAL: produce it or follow somebody.

@@ -17,6 +17,7 @@ use super::action::Decision;
 use super::local::{PrimaryStatus, Synchronous};
 use super::replace::{downstream, is_fit};
 use super::situation::{Situation, wait};
+use crate::reason::Reason;
 
 /// The peer that ends one-node-write mode: unlisted, following from here, first in election order.
 /// None unless an operator asked, or while nobody is fit.
@@ -39,17 +40,17 @@ pub(super) fn coming_sync(situation: Situation<'_>, primary: &PrimaryStatus) -> 
 /// Names `new` sync and ends the mode. Every commit needs it already as far as the configuration says.
 pub(super) fn leave(situation: Situation<'_>, primary: &PrimaryStatus, new: PeerId) -> Decision {
     if !downstream(primary, new).is_some_and(|down| down.streaming && down.sync_priority == 1) {
-        return wait(format!("leaving one-node-write mode: waiting for the walsender of {new} to apply it"));
+        return wait(Reason::LoneApplies(new));
     }
     let Some(active) = situation.view.zk.active.get(&new) else {
-        return wait(format!("leaving one-node-write mode: {new} is not registered any more"));
+        return wait(Reason::LoneLeft(new));
     };
-    let mut next = situation.next_generation(primary.flushed, "one-node-write mode left, as asked");
+    let mut next = situation.next_generation(primary.flushed, "one-node-write mode left, as asked".to_owned());
     next.sync_peer = Some(active.peer.clone());
     next.deposed.retain(|peer| peer.id != new);
     next.one_node_write_mode = false;
     // The freeze belongs to the mode (the state is not valid without it).
     next.freeze = None;
     next.set_leaves_one_node_write_mode(false);
-    situation.write(next, format!("leaving one-node-write mode: {new} becomes sync at {}", primary.flushed))
+    situation.write(next, Reason::LoneWrites { new, at: primary.flushed })
 }

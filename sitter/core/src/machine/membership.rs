@@ -7,36 +7,39 @@ use manatee_shared::ids::PeerId;
 use super::local::{Data, PrimaryStatus};
 use super::situation::{Promotion, Situation};
 use super::suspicion;
+use crate::reason::{self, MembershipChange, Reason};
 
-/// The state as it should be, and why; None if it is already.
-pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<(ClusterState, String)> {
+/// The state as it should be, and what changes; None if nothing does.
+pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<(ClusterState, Reason)> {
     let mut state = ClusterState::clone(situation.state);
-    let mut reasons = Vec::new();
-    record_own(situation, primary, &mut state, &mut reasons);
+    let mut changes = Vec::new();
+    record_own(situation, primary, &mut state, &mut changes);
     if !state.is_frozen() {
-        drop_departed(situation, &mut state, &mut reasons);
-        append(situation, primary, &mut state, &mut reasons);
-        move_up(situation, &mut state, &mut reasons);
+        drop_departed(situation, &mut state, &mut changes);
+        append(situation, primary, &mut state, &mut changes);
+        move_up(situation, &mut state, &mut changes);
     }
-    drop_request(situation, &mut state, &mut reasons);
-    let reason = reasons.join("; ");
-    state.reason = Some(reason.clone());
-    (!reasons.is_empty()).then_some((state, reason))
+    drop_request(situation, &mut state, &mut changes);
+    if changes.is_empty() {
+        return None;
+    }
+    state.reason = Some(reason::join(&changes));
+    Some((state, Reason::Membership(changes)))
 }
 
 /// What only the primary itself knows.
-fn record_own(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, reasons: &mut Vec<String>) {
+fn record_own(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
     if let Some(promotion) = Promotion::of(state).filter(|promotion| promotion.at.is_none()) {
         Promotion::set(state, Some(Promotion { at: Some(primary.flushed), ..promotion }));
-        reasons.push(format!("promoted, on timeline {}", primary.flushed.timeline));
+        changes.push(MembershipChange::Promoted(primary.flushed.timeline));
     }
     if let (None, Data::Present(identifier)) = (&state.system_identifier, &situation.view.local.data) {
         state.system_identifier = Some(identifier.0.clone());
-        reasons.push("system identifier recorded".to_owned());
+        changes.push(MembershipChange::IdentifierRecorded);
     }
 }
 
-fn drop_departed(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+fn drop_departed(situation: Situation<'_>, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
     let view = situation.view;
     // A sitter that restarts registers anew within this time.
     let grace_ms = view.settings.suspicion_timeout_ms;
@@ -44,7 +47,7 @@ fn drop_departed(situation: Situation<'_>, state: &mut ClusterState, reasons: &m
     state.async_peers.retain(|peer| {
         let gone = departed(peer);
         if gone {
-            reasons.push(format!("async {} left", peer.id));
+            changes.push(MembershipChange::Left(peer.id));
         }
         !gone
     });
@@ -53,7 +56,7 @@ fn drop_departed(situation: Situation<'_>, state: &mut ClusterState, reasons: &m
 /// Active peers that are not in the chain go to its end, in election order: deposed ones once they
 /// stream from here, which shows that their data is in line; others at once, they bootstrap
 /// themselves.
-fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, reasons: &mut Vec<String>) {
+fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
     let view = situation.view;
     let streams = |peer: PeerId| primary.downstreams.iter().any(|down| down.peer == peer && down.streaming);
     for active in view.zk.in_election_order() {
@@ -64,9 +67,9 @@ fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut Cluster
         match state.role_of(peer.id) {
             Role::Deposed if streams(peer.id) => {
                 state.deposed.retain(|deposed| deposed.id != peer.id);
-                reasons.push(format!("{} is fit again, as async", peer.id));
+                changes.push(MembershipChange::FitAgain(peer.id));
             }
-            Role::Unassigned => reasons.push(format!("{} joined, as async", peer.id)),
+            Role::Unassigned => changes.push(MembershipChange::Joined(peer.id)),
             _ => continue,
         }
         state.async_peers.push(peer.clone());
@@ -75,20 +78,20 @@ fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut Cluster
 
 /// Moves an async one place up as asked. The first one is moved by [`super::replace`], and a request
 /// for the sync is the sync's to carry out.
-fn move_up(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+fn move_up(situation: Situation<'_>, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
     let Some((PromoteRole::Async, peer)) = situation.promote_request() else { return };
     let place = state.async_peers.iter().position(|listed| listed.id == peer);
     if let Some(place) = place.filter(|place| *place > 0) {
         state.async_peers.swap(place - 1, place);
         state.end_request();
-        reasons.push(format!("{peer} moved one place up, as asked"));
+        changes.push(MembershipChange::MovedUp(peer));
     }
 }
 
 /// Removes a request that is not valid any more: also while frozen, for that moves nobody.
-fn drop_request(situation: Situation<'_>, state: &mut ClusterState, reasons: &mut Vec<String>) {
+fn drop_request(situation: Situation<'_>, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
     if state.promote.is_some() && situation.promote_request().is_none() {
         state.end_request();
-        reasons.push("removed a request to promote that does not apply any more".to_owned());
+        changes.push(MembershipChange::RequestRemoved);
     }
 }

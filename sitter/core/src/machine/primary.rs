@@ -12,9 +12,10 @@ use manatee_shared::zk::Session;
 use super::action::{Action, Decision, StopMode};
 use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
-use super::replace::{self, Plan};
+use super::replace;
 use super::situation::{Promotion, Situation, act, wait};
 use super::{hand_over, lone, membership, returning, suspicion};
+use crate::reason::{Reason, SyncPlan};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
 const HUNG_ALONE_MS: u64 = 30_000;
@@ -28,10 +29,9 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
         Data::Absent | Data::Incomplete | Data::Unusable(_) => false,
     };
     if !usable {
-        let reason =
-            "the state names this peer primary, but its data is gone: only another peer or an operator can help";
+        let why = Reason::PrimaryDataGone;
         let leave = situation.connected() && situation.registered();
-        return if leave { act(Action::LeaveElection, reason) } else { wait(reason) };
+        return if leave { act(Action::LeaveElection, why) } else { wait(why) };
     }
     match &view.local.server {
         Server::Down { standby, .. } => {
@@ -47,9 +47,9 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
             if view.uncertain_write && !*standby {
                 config.synchronous = required_before(situation);
             }
-            act(Action::Start(config), "primary: PostgreSQL is down, starting it with the gate closed (rule 7)")
+            act(Action::Start(config), Reason::PrimaryStarts)
         }
-        Server::Starting { .. } => wait("primary: PostgreSQL is starting"),
+        Server::Starting { .. } => wait(Reason::PrimaryStarting),
         Server::Hung { for_ms } => hung(situation, *for_ms),
         Server::Standby(standby) => promote(situation, standby),
         Server::Primary(primary) => running(situation, primary),
@@ -81,22 +81,21 @@ fn required_before(situation: Situation<'_>) -> Synchronous {
 /// A PostgreSQL that lives but does not answer commits nothing: hand over if somebody is fit.
 fn hung(situation: Situation<'_>, for_ms: u64) -> Decision {
     let view = situation.view;
-    let reason = "primary: PostgreSQL does not answer";
     if for_ms <= view.settings.restart_budget_ms {
-        return wait(reason);
+        return wait(Reason::PrimaryHung);
     }
     if situation.connected() && !situation.registered() {
-        return act(Action::Stop(StopMode::Immediate), format!("{reason}; another peer may take over"));
+        return act(Action::Stop(StopMode::Immediate), Reason::PrimaryHungStopped);
     }
     let sync_serves = situation.sync().is_some_and(|sync| suspicion::is_serving(view, sync));
     let can_hand_over = sync_serves && situation.next_sync().is_some() && !situation.state.is_frozen();
     if situation.connected() && can_hand_over {
-        return act(Action::LeaveElection, format!("{reason}; handing over"));
+        return act(Action::LeaveElection, Reason::PrimaryHungHandsOver);
     }
     if for_ms > HUNG_ALONE_MS {
-        return act(Action::Stop(StopMode::Immediate), format!("{reason}; nobody can take over, so it is restarted"));
+        return act(Action::Stop(StopMode::Immediate), Reason::PrimaryHungRestarted);
     }
-    wait(format!("{reason}; nobody can take over"))
+    wait(Reason::PrimaryHungAlone)
 }
 
 /// The takeover is written, also if that was before a crash: leave recovery.
@@ -108,17 +107,17 @@ fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
     // The gate stays as it was: a standby that served goes on to serve.
     let target = base(situation, Recovery::Detached, situation.gate());
     if view.local.config.as_ref() != Some(&target) {
-        return act(Action::Configure(target), "primary by the state: stopping the WAL receiver before the promotion");
+        return act(Action::Configure(target), Reason::PromotingStopsReceiver);
     }
     if !standby.receiver_stopped {
-        return wait("primary by the state: waiting for the WAL receiver to end");
+        return wait(Reason::PromotingAwaitsReceiver);
     }
     if view.zk.session != Session::Connected {
-        return wait("primary by the state as last read, but ZooKeeper does not answer: not promoting");
+        return wait(Reason::PromotingWithoutZooKeeper);
     }
     let config = base(situation, Recovery::Primary, target.gate);
     let timeline = Promotion::of(situation.state).map(|promotion| promotion.timeline);
-    act(Action::Promote { config, timeline }, "primary by the state: leaving recovery")
+    act(Action::Promote { config, timeline }, Reason::Promoting)
 }
 
 fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
@@ -129,7 +128,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     let plan = replace::plan(situation, primary);
     let mut desired = base(situation, Recovery::Primary, Gate::Closed);
     let mut overlaps = false;
-    if let (Some(old), Some(new)) = (situation.sync(), plan.overlap()) {
+    if let (Some(old), Some(new)) = (situation.sync(), replace::overlap(&plan)) {
         let both = Synchronous::Both { new, old };
         let begun = situation.config().is_some_and(|config| config.synchronous == both);
         overlaps = begun || replace::is_settled(primary, old);
@@ -147,20 +146,16 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     let gate = gate(situation, primary, desired.synchronous);
     desired.gate = gate;
     if view.local.config.as_ref() != Some(&desired) || view.local.outdated {
-        let reason = format!("primary: {}, gate {}", plan.reason(), if gate == Gate::Open { "open" } else { "closed" });
-        return act(Action::Configure(desired), reason);
+        return act(Action::Configure(desired), Reason::PrimaryConfigured { plan, gate });
     }
     if !situation.may_write() {
-        return wait(format!("primary: {}; the state cannot be written now", plan.reason()));
+        return wait(Reason::PrimaryCannotWrite(plan));
     }
-    if let Plan::Replace { new, reason } = &plan {
-        if !overlaps {
-            return wait(format!(
-                "primary: {}; waiting for walsenders to apply the previous synchronous_standby_names",
-                plan.reason()
-            ));
+    if let SyncPlan::Replace { new, cause } = &plan {
+        if overlaps {
+            return replace::write(situation, primary, *new, cause.clone());
         }
-        return replace::write(situation, primary, *new, reason);
+        return wait(Reason::ReplacementSettles(plan));
     }
     if let Some(new) = coming {
         return lone::leave(situation, primary, new);
@@ -168,14 +163,10 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     if let Some(decision) = hand_over::prepare(situation) {
         return decision;
     }
-    if let Some((state, reason)) = membership::changes(situation, primary) {
-        return situation.write(state, format!("primary: {reason}"));
+    if let Some((state, why)) = membership::changes(situation, primary) {
+        return situation.write(state, why);
     }
-    wait(format!(
-        "primary: {}{}",
-        plan.reason(),
-        if gate == Gate::Open { "" } else { "; the gate is closed until the sync has everything" }
-    ))
+    wait(if gate == Gate::Open { Reason::PrimaryServes(plan) } else { Reason::PrimaryGateClosed(plan) })
 }
 
 /// Rule 7: after a start nobody is let in until whoever must acknowledge has what was there at the

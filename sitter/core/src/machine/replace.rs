@@ -19,6 +19,7 @@ use super::action::Decision;
 use super::local::{Downstream, PrimaryStatus, Synchronous};
 use super::situation::{Situation, wait};
 use super::suspicion::{self, NODE_GRACE_MS};
+use crate::reason::{Blocker, Reason, ReplaceCause, SyncCondition, SyncLoss, SyncPlan, SyncTrouble};
 
 /// A sync that its heartbeats show alive, but that does not follow, is replaced after this long (ms);
 /// and so is one that kept commits waiting for this long in all, if somebody is quicker.
@@ -34,59 +35,33 @@ const QUICKER: u64 = 4;
 /// readers, comes to it on any server that is written to.
 const REPLAY_BEHIND_BYTES: u64 = 64 << 20;
 
-/// What becomes of the sync.
-pub(super) enum Plan {
-    /// It stays; the text says how it is.
-    Keep(String),
-    /// It is being replaced.
-    Replace {
-        /// By this async.
-        new: PeerId,
-        /// Because of this.
-        reason: String,
-    },
-}
-
-impl Plan {
-    /// The peer that must acknowledge besides the sync.
-    pub(super) fn overlap(&self) -> Option<PeerId> {
-        match self {
-            Self::Keep(_) => None,
-            Self::Replace { new, .. } => Some(*new),
-        }
-    }
-
-    pub(super) fn reason(&self) -> String {
-        match self {
-            Self::Keep(reason) => reason.clone(),
-            Self::Replace { new, reason } => format!("replacing the sync by {new}: {reason}"),
-        }
+/// The peer that must acknowledge besides the sync.
+pub(super) fn overlap(plan: &SyncPlan) -> Option<PeerId> {
+    match plan {
+        SyncPlan::Keep(_) => None,
+        SyncPlan::Replace { new, .. } => Some(*new),
     }
 }
 
-pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
+pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> SyncPlan {
     let Situation { state, .. } = situation;
     let Some(sync) = situation.sync() else {
         let leaves = state.leaves_one_node_write_mode();
-        let reason = if leaves {
-            "one-node-write mode, to be left for the first peer that follows"
-        } else {
-            "one-node-write mode"
-        };
-        return Plan::Keep(reason.to_owned());
+        return SyncPlan::Keep(if leaves { SyncCondition::NoneYet } else { SyncCondition::None });
     };
     let asked = asked_for(situation);
     // One that was begun with stays the choice while it is fit.
     let begun = begun(situation, sync);
     let slow = is_slow(situation, sync, if begun.is_some() { SYNC_STALLED_MS / 2 } else { SYNC_STALLED_MS });
     let gone = sync_lost(situation, primary, sync);
-    let lost = match gone.clone() {
-        None if slow => format!("the sync {sync} is slow to acknowledge"),
+    let trouble = match gone {
+        None if slow => SyncTrouble::Slow,
         None => return fit_sync(situation, primary, sync, asked),
-        Some(lost) => lost,
+        Some(trouble) => trouble,
     };
+    let loss = SyncLoss { sync, trouble };
     if state.is_frozen() {
-        return Plan::Keep(format!("writes may wait: {lost}; the shard is frozen"));
+        return SyncPlan::Keep(SyncCondition::Lost { loss, blocker: Blocker::Frozen });
     }
     let fit = |peer: &PeerId| is_fit(situation, primary, *peer);
     let slow_ms = |peer: PeerId| situation.view.observed.slow_ms.get(&peer).copied().unwrap_or(0);
@@ -102,24 +77,24 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> Plan {
     };
     // A slow one is no gain for another slow one, only for one that is gone.
     match ready_one().or_else(|| candidates().find(quick)).or_else(|| candidates().next().filter(|_| gone.is_some())) {
-        Some(new) => Plan::Replace { new, reason: lost },
-        None => Plan::Keep(format!("writes may wait: {lost}; no async is fit to replace it")),
+        Some(new) => SyncPlan::Replace { new, cause: ReplaceCause::Lost(loss) },
+        None => SyncPlan::Keep(SyncCondition::Lost { loss, blocker: Blocker::NoFitAsync }),
     }
 }
 
 /// What to do about a sync that is well.
-fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, asked: Option<PeerId>) -> Plan {
+fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, asked: Option<PeerId>) -> SyncPlan {
     match asked {
         Some(new) if situation.state.is_frozen() => {
-            Plan::Keep(format!("the sync {sync} is fit; {new} is not promoted while the shard is frozen"))
+            SyncPlan::Keep(SyncCondition::FitFrozen { sync, new })
         }
         Some(new) if is_fit(situation, primary, new) => {
-            Plan::Replace { new, reason: "an operator asked for it".to_owned() }
+            SyncPlan::Replace { new, cause: ReplaceCause::Requested }
         }
-        Some(new) => Plan::Keep(format!("the sync {sync} is fit; {new} is to replace it, and does not follow yet")),
+        Some(new) => SyncPlan::Keep(SyncCondition::FitAwaitsNew { sync, new }),
         None => match ready_instead(situation, primary, sync) {
-            Some(new) => Plan::Replace { new, reason: format!("the sync {sync} is not ready to take over") },
-            None => Plan::Keep(format!("the sync {sync} is fit")),
+            Some(new) => SyncPlan::Replace { new, cause: ReplaceCause::NotReady(sync) },
+            None => SyncPlan::Keep(SyncCondition::Fit(sync)),
         },
     }
 }
@@ -175,7 +150,7 @@ pub(super) fn is_settled(primary: &PrimaryStatus, sync: PeerId) -> bool {
 
 /// Why the sync counts as lost for its primary. The primary needs nobody's agreement: a needless
 /// replacement is safe.
-fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<String> {
+fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<SyncTrouble> {
     let view = situation.view;
     let health = view.health.get(&sync).cloned().unwrap_or_default();
     let suspect = suspicion::is_suspect(view, sync);
@@ -183,24 +158,24 @@ fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) ->
     let attached = downstream(primary, sync).is_some_and(|down| down.streaming);
     let stalled_ms = view.observed.stalled_ms.get(&sync).copied().unwrap_or(0);
     if heard && health.stopping {
-        return Some(format!("the sync {sync} says that it is stopping"));
+        return Some(SyncTrouble::Stopping);
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
     // One that still follows says so when it hangs or has no room: it will not follow for long.
     let patience_ms = view.settings.restart_budget_ms * if attached { 2 } else { 1 };
     if heard && down_ms > patience_ms {
-        return Some(format!("the sync {sync} says that its PostgreSQL is down"));
+        return Some(SyncTrouble::PostgresDown);
     }
     if suspicion::is_missing(view, sync) {
         let missing_ms = view.observed.missing_ms.get(&sync).copied().unwrap_or(0);
         if !(heard && attached) || missing_ms >= NODE_GRACE_MS {
-            return Some(format!("the sync {sync} has no election node"));
+            return Some(SyncTrouble::NodeGone);
         }
     }
     if suspect && (!attached || stalled_ms >= suspicion::stream_patience_ms(view, sync)) {
-        return Some(format!("the sync {sync} is silent, and does not acknowledge"));
+        return Some(SyncTrouble::Silent);
     }
-    (stalled_ms >= SYNC_STALLED_MS).then(|| format!("the sync {sync} does not follow"))
+    (stalled_ms >= SYNC_STALLED_MS).then_some(SyncTrouble::NotFollowing)
 }
 
 /// Whether the primary should tell the others that it finds its sync lost: asyncs behind it then
@@ -229,22 +204,22 @@ fn replays_closely(primary: &PrimaryStatus, peer: PeerId) -> bool {
 /// Every commit needs both as far as the configuration says; names the new sync in the state once
 /// the walsenders show it. A walsender that still has the old configuration would release commits
 /// by the old sync's word alone.
-pub(super) fn write(situation: Situation<'_>, primary: &PrimaryStatus, new: PeerId, reason: &str) -> Decision {
+pub(super) fn write(situation: Situation<'_>, primary: &PrimaryStatus, new: PeerId, cause: ReplaceCause) -> Decision {
     let state = situation.state;
-    let Some(old) = state.sync_peer.clone() else { return wait("one-node-write mode") };
+    let Some(old) = state.sync_peer.clone() else { return wait(Reason::WithoutSync) };
     let new_applied = downstream(primary, new).is_some_and(|down| down.streaming && down.sync_priority == 1);
     let old_applied = downstream(primary, old.id).is_none_or(|down| down.sync_priority == 2);
     if !new_applied || !old_applied {
-        return wait(format!("replacing the sync by {new}: waiting for the walsenders to apply it"));
+        return wait(Reason::ReplacementApplies(new));
     }
     let Some(peer) = state.async_peers.iter().find(|peer| peer.id == new).cloned() else {
-        return wait(format!("{new} is not an async any more"));
+        return wait(Reason::ReplacementLeft(new));
     };
-    let mut next = situation.next_generation(primary.flushed, &format!("new sync: {reason}"));
+    let mut next = situation.next_generation(primary.flushed, format!("new sync: {cause}"));
     next.sync_peer = Some(peer);
     next.async_peers.retain(|peer| peer.id != new);
     place_former_sync(situation, &mut next.async_peers, old, new);
-    situation.write(next, format!("{new} becomes sync at {}: {reason}", primary.flushed))
+    situation.write(next, Reason::ReplacementWrites { new, at: primary.flushed, cause })
 }
 
 /// A former sync whose election node is there goes behind everyone else, or to the front if it was

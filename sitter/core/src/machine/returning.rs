@@ -28,6 +28,7 @@ use super::local::{Data, EndOfWal, Server, StandbyStatus};
 use super::situation::{Promotion, Situation, act, is_outdated, wait};
 use super::suspicion::{self, NODE_GRACE_MS};
 use super::view::View;
+use crate::reason::{Blocker, Reason, Shortfall, Unsaid};
 
 /// A peer whose PostgreSQL has been down for this long (ms) does not say how far its WAL goes: it is not waited for.
 const SAYS_NOTHING_MS: u64 = 30_000;
@@ -37,7 +38,7 @@ enum Word {
     /// It has said it, or has no data.
     Told,
     /// It can be expected to say it.
-    Coming(&'static str),
+    Coming(Unsaid),
     /// It is not there.
     Absent,
 }
@@ -60,28 +61,21 @@ pub fn is_older(view: &View) -> bool {
 pub(super) fn before_start(situation: Situation<'_>) -> Option<Decision> {
     let view = situation.view;
     let Some(end) = &view.local.end else {
-        return Some(act(Action::Survey, "primary: PostgreSQL is down, reading how far its WAL goes"));
+        return Some(act(Action::Survey, Reason::PrimarySurveys));
     };
-    if let Some(lost) = lost(situation, end) {
-        return Some(give_way(situation, &lost));
+    if let Some(shortfall) = lost(situation, end) {
+        return Some(give_way(situation, shortfall));
     }
     let known = view.observed.known_end.is_some_and(|known| end.contains(known));
     let sync = situation.sync().filter(|_| !known)?;
     match word(situation, sync, true) {
         Word::Told => None,
-        Word::Coming(why) => Some(wait(format!(
-            "primary: PostgreSQL is not started before the sync {sync} has said how far its WAL goes: {why}"
-        ))),
+        Word::Coming(unsaid) => Some(wait(Reason::PrimaryAwaitsSync { sync, unsaid })),
         Word::Absent => {
             let others = || others(situation).filter(|peer| *peer != sync);
             let told = others().any(|peer| matches!(word(situation, peer, false), Word::Told));
             let coming = others().any(|peer| matches!(word(situation, peer, false), Word::Coming(_)));
-            (!told || coming).then(|| {
-                wait(format!(
-                    "primary: PostgreSQL is not started before another peer has said how far its WAL goes; the sync {sync} \
-                     is not there"
-                ))
-            })
+            (!told || coming).then(|| wait(Reason::PrimaryAwaitsPeers(sync)))
         }
     }
 }
@@ -89,29 +83,27 @@ pub(super) fn before_start(situation: Situation<'_>) -> Option<Decision> {
 /// As primary by the state, on a standby's directory: what must come before it is promoted.
 pub(super) fn before_promotion(situation: Situation<'_>, standby: &StandbyStatus) -> Option<Decision> {
     let Situation { view, state, .. } = situation;
-    if let Some(lost) = lost_promotion(situation, standby) {
-        return Some(give_way(situation, &lost));
+    if let Some(shortfall) = lost_promotion(situation, standby) {
+        return Some(give_way(situation, shortfall));
     }
     Promotion::of(state)?;
     let sync = situation.sync().filter(|_| view.observed.wrote_generation != Some(state.generation))?;
     match word(situation, sync, false) {
         Word::Told | Word::Absent => None,
-        Word::Coming(why) => Some(wait(format!(
-            "primary by the state: not promoted before the sync {sync} has said how far its WAL goes: {why}"
-        ))),
+        Word::Coming(unsaid) => Some(wait(Reason::PromotingAwaitsSync { sync, unsaid })),
     }
 }
 
 /// What shows that this standby's data is from before a promotion that was carried out. It began the very timeline
 /// that another one would begin again.
-fn lost_promotion(situation: Situation<'_>, standby: &StandbyStatus) -> Option<String> {
+fn lost_promotion(situation: Situation<'_>, standby: &StandbyStatus) -> Option<Shortfall> {
     let Situation { view, state, .. } = situation;
     let Some(promotion) = Promotion::of(state) else {
         let lacks = standby.received.is_some() && !situation.is_caught_up(standby);
-        return lacks.then(|| "its WAL does not reach the beginning of the generation".to_owned());
+        return lacks.then_some(Shortfall::Beginning);
     };
     if promotion.at.is_some() {
-        return Some("its data is from before its promotion".to_owned());
+        return Some(Shortfall::Promotion);
     }
     let began = |peer: &PeerId| {
         let wal = view.health.get(peer).and_then(|health| health.wal.as_ref());
@@ -119,11 +111,11 @@ fn lost_promotion(situation: Situation<'_>, standby: &StandbyStatus) -> Option<S
     };
     let timeline = promotion.timeline;
     let peer = others(situation).find(began)?;
-    Some(format!("{peer} has WAL of timeline {timeline}, which its promotion began"))
+    Some(Shortfall::PromotedTimeline { peer, timeline })
 }
 
 /// As sync: why it must not take over, although it has the beginning of the generation.
-pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Option<String> {
+pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Option<Blocker> {
     let Situation { view, state, .. } = situation;
     let end = standby.end().filter(|_| !view.observed.is_whole)?;
     let wal = |peer: PeerId| view.health.get(&peer).and_then(|health| health.wal.as_ref());
@@ -134,26 +126,19 @@ pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Op
         return None;
     }
     for peer in others(situation).filter(|peer| *peer != primary) {
-        if let Word::Coming(why) = word(situation, peer, false) {
-            return Some(format!("whether {peer} has more WAL is not known yet: {why}"));
+        if let Word::Coming(unsaid) = word(situation, peer, false) {
+            return Some(Blocker::PeerUnheard { peer, unsaid });
         }
         if let Some(more) = wal(peer).filter(|wal| wal.is_beyond(&end)) {
-            return Some(format!(
-                "{peer} has WAL up to {}, ours ends at {}, and since this sitter was started it has not been as far as \
-                 the primary: this disk may have come back older than it was",
-                more.position, end.position
-            ));
+            return Some(Blocker::PeerAhead { peer, theirs: more.position, ours: end.position });
         }
     }
     let more = primarys.and_then(|primarys| primarys.wal.as_ref()).filter(|more| more.is_beyond(&end))?;
-    Some(format!(
-        "the primary has WAL up to {}, ours ends at {}, and it has not been complete since this sitter was started",
-        more.position, end.position
-    ))
+    Some(Blocker::PrimaryAhead { theirs: more.position, ours: end.position })
 }
 
 /// What shows that the WAL that ends at `end` is not all that this primary had.
-fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<String> {
+fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
     let state = situation.state;
     if state.one_node_write_mode && situation.view.settings.one_node_write_mode {
         // An operator has decided that it goes on from where it is, alone.
@@ -167,29 +152,26 @@ fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<String> {
         _ => state.init_position().map_or(end.position.lsn >= state.init_wal, |init| end.contains(init)),
     };
     if !has_beginning {
-        return Some(format!("its WAL ends at {}, before the beginning of the generation", end.position));
+        return Some(Shortfall::EndsBefore(end.position));
     }
     beyond(situation, end)
 }
 
 /// Who has more of the timeline on which our WAL ends.
-fn beyond(situation: Situation<'_>, end: &EndOfWal) -> Option<String> {
+fn beyond(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
     let view = situation.view;
     others(situation).find_map(|peer| {
         let more = view.health.get(&peer)?.wal.as_ref().filter(|wal| wal.is_beyond(end))?;
-        let how_far = more.on(end.position.timeline)?;
-        Some(format!("its WAL ends at {}, but {peer} has it up to {how_far}", end.position))
+        let theirs = more.on(end.position.timeline)?;
+        Some(Shortfall::PeerAhead { end: end.position, peer, theirs })
     })
 }
 
 /// Nothing is started or promoted here any more: the sync is to take over.
-fn give_way(situation: Situation<'_>, lost: &str) -> Decision {
-    let reason = format!(
-        "primary: {lost}: this disk came back older than it was, and writes nothing; the sync is to take over (to go on \
-         from here all the same, and lose what only others have: `manatee-adm set-onwm -m on`)"
-    );
+fn give_way(situation: Situation<'_>, shortfall: Shortfall) -> Decision {
+    let why = Reason::DiskOlder(shortfall);
     let leaves = situation.connected() && situation.registered();
-    if leaves { act(Action::LeaveElection, reason) } else { wait(reason) }
+    if leaves { act(Action::LeaveElection, why) } else { wait(why) }
 }
 
 /// Peers of this shard with data, heard of lately.
@@ -210,22 +192,22 @@ fn word(situation: Situation<'_>, peer: PeerId, finally: bool) -> Word {
     let gone = suspicion::is_missing(view, peer) && missing_ms >= NODE_GRACE_MS;
     let health = view.health.get(&peer).filter(|_| is_heard(situation, peer));
     let Some(health) = health else {
-        return if gone { Word::Absent } else { Word::Coming("it is not heard of") };
+        return if gone { Word::Absent } else { Word::Coming(Unsaid::NotHeard) };
     };
     match (&health.data, situation.data_fits(peer)) {
-        (None, _) => return Word::Coming("it has not said whether it has data"),
+        (None, _) => return Word::Coming(Unsaid::DataUnknown),
         (Some(Data::Present(_)), Some(true)) => {}
         (Some(Data::Present(_) | Data::Unusable(_)), _) => return Word::Absent,
         (Some(Data::Absent | Data::Incomplete | Data::Fresh(_)), _) => return Word::Told,
     }
     if finally && health.streaming == Some(true) {
-        return Word::Coming("it has not noticed yet that its upstream ended");
+        return Word::Coming(Unsaid::UpstreamEnded);
     }
     match (&health.wal, health.postgres_down_ms) {
         (Some(_), _) => Word::Told,
         (None, Some(down_ms)) if down_ms >= SAYS_NOTHING_MS => Word::Absent,
-        (None, Some(_)) => Word::Coming("its PostgreSQL is down"),
+        (None, Some(_)) => Word::Coming(Unsaid::PostgresDown),
         (None, None) if health.streaming == Some(true) => Word::Told,
-        (None, None) => Word::Coming("its PostgreSQL has not come to the end of its WAL yet"),
+        (None, None) => Word::Coming(Unsaid::StillReplays),
     }
 }

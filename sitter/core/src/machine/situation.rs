@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::action::{Action, Decision};
 use super::local::{Data, Gate, Recovery, ServerConfig, StandbyStatus, Synchronous};
 use super::suspicion;
+use crate::reason::Reason;
 use super::view::View;
 
 /// How far apart the timelines of takeovers are. A standby promoted by hand begins the number after its
@@ -133,18 +134,18 @@ impl<'a> Situation<'a> {
     }
 
     /// The next generation of this state, which says why. `init_wal` is the caller's to set.
-    pub(super) fn next_generation(&self, init: WalPosition, reason: &str) -> ClusterState {
+    pub(super) fn next_generation(&self, init: WalPosition, reason: String) -> ClusterState {
         let mut state = ClusterState::clone(self.state);
         state.generation += 1;
         (state.init_wal, state.init_wal_timeline) = (init.lsn, Some(init.timeline));
         state.end_request();
-        state.reason = Some(reason.to_owned());
+        state.reason = Some(reason);
         Promotion::set(&mut state, None);
         state
     }
 
-    pub(super) fn write(&self, state: ClusterState, reason: String) -> Decision {
-        act(Action::WriteState { over: Over::Version(self.version), state: Arc::new(state) }, reason)
+    pub(super) fn write(&self, state: ClusterState, why: Reason) -> Decision {
+        act(Action::WriteState { over: Over::Version(self.version), state: Arc::new(state) }, why)
     }
 
     /// Whether `standby` has on disk everything that was acknowledged before this generation
@@ -241,13 +242,13 @@ pub(super) fn is_registered(view: &View) -> bool {
 }
 
 /// A decision.
-pub(super) fn act(action: Action, reason: impl Into<String>) -> Decision {
-    Decision { action, reason: reason.into() }
+pub(super) fn act(action: Action, why: Reason) -> Decision {
+    Decision { action, why }
 }
 
 /// Nothing to do, and why.
-pub(super) fn wait(reason: impl Into<String>) -> Decision {
-    act(Action::Wait { for_ms: None }, reason)
+pub(super) fn wait(why: Reason) -> Decision {
+    act(Action::Wait { for_ms: None }, why)
 }
 
 /// A standby's configuration. It never acknowledges anything, even if promoted by hand.

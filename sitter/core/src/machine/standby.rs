@@ -8,12 +8,13 @@
 use manatee_shared::cluster::{PromoteRole, Role};
 use manatee_shared::ids::PeerId;
 
-use super::action::{Action, Decision, Rung, StopMode};
+use super::action::{Action, ActionKind, Decision, Rung, StopMode};
 use super::local::{Data, Gate, Recovery, Server, StandbyStatus};
 use super::situation::{Promotion, Situation, act, detached, follow, wait};
 use super::suspicion;
 use super::takeover::{self, Takeover};
 use super::view::View;
+use crate::reason::{Reason, RejoinCause};
 
 /// A standby that has not answered for this long (ms) is restarted.
 const HUNG_MS: u64 = 10_000;
@@ -25,10 +26,7 @@ const CANNOT_FOLLOW_MS: u64 = 1_000;
 /// PostgreSQL is out of recovery here, but the state gives the primary's role to another peer.
 pub(super) fn not_primary(situation: Situation<'_>) -> Decision {
     let primary = situation.state.primary.id;
-    act(
-        Action::Stop(StopMode::Immediate),
-        format!("the state names {primary} primary, this peer {}: it must not serve as one", situation.role()),
-    )
+    act(Action::Stop(StopMode::Immediate), Reason::NotPrimary { primary, role: situation.role() })
 }
 
 pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
@@ -37,7 +35,7 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
         return bootstrap(situation, role);
     }
     if let (Server::Down { standby: true, .. }, Some(problem)) = (&view.local.server, &view.local.unfit) {
-        return rejoin(situation, unfollowing_rung(view), problem);
+        return rejoin(situation, unfollowing_rung(view), RejoinCause::CannotFollow(problem.clone()));
     }
     match &view.local.server {
         Server::Primary(_) => not_primary(situation),
@@ -45,24 +43,24 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
             if situation.config().is_some_and(|config| config.recovery == Recovery::Primary) {
                 return not_primary(situation);
             }
-            wait("PostgreSQL is starting")
+            wait(Reason::StandbyStarting)
         }
         Server::Hung { for_ms } if *for_ms >= HUNG_MS => {
-            act(Action::Stop(StopMode::Immediate), "PostgreSQL does not answer")
+            act(Action::Stop(StopMode::Immediate), Reason::StandbyHung)
         }
-        Server::Hung { .. } => wait("PostgreSQL does not answer"),
+        Server::Hung { .. } => wait(Reason::StandbyHung),
         Server::Down { standby: false, .. } if !view.settings.manual_rejoin => {
-            rejoin(situation, Rung::AsIs, "this peer was primary and is not any more")
+            rejoin(situation, Rung::AsIs, RejoinCause::WasPrimary)
         }
         Server::Down { .. } if view.uncertain_write => {
             // What it acknowledged to the old primary after a takeover that it wrote is in no init_wal.
             let config = detached(situation.slots(role));
-            act(Action::Start(config), format!("{role}; a state write of ours may still happen: following nobody"))
+            act(Action::Start(config), Reason::FollowsNobody(role))
         }
         Server::Down { .. } => {
             let upstream = upstream(situation, role);
             let config = follow(upstream, Gate::Closed, situation.slots(role));
-            act(Action::Start(config), format!("{role}, following {upstream}"))
+            act(Action::Start(config), Reason::StandbyStarts { role, upstream })
         }
         Server::Standby(standby) => running(situation, role, standby),
     }
@@ -73,26 +71,26 @@ fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Dec
     if role == Role::Sync {
         match takeover::consider(situation, standby) {
             Takeover::Step(decision) => return decision,
-            Takeover::Blocked(reason) => blocked = Some(reason),
+            Takeover::Blocked(why) => blocked = Some(why),
             Takeover::NotNeeded => {}
         }
     }
     let upstream = upstream(situation, role);
     let desired = follow(upstream, gate(situation, role, standby), situation.slots(role));
     if situation.view.local.config.as_ref() != Some(&desired) || situation.view.local.outdated {
-        let gate = if desired.gate == Gate::Open { "open" } else { "closed" };
-        return act(Action::Configure(desired), format!("{role}, following {upstream}, gate {gate}"));
+        let why = Reason::StandbyConfigured { role, upstream, gate: desired.gate };
+        return act(Action::Configure(desired), why);
     }
     if let Some(decision) = needs_rejoin(situation, upstream, standby) {
         return decision;
     }
-    if let Some(reason) = blocked {
-        return wait(reason);
+    if let Some(why) = blocked {
+        return wait(why);
     }
     if standby.streaming {
-        wait(format!("{role}, streaming from {upstream}"))
+        wait(Reason::Streaming { role, upstream })
     } else {
-        wait(format!("{role}, not streaming from {upstream}"))
+        wait(Reason::NotStreaming { role, upstream })
     }
 }
 
@@ -147,12 +145,12 @@ fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbySta
     if let Some(problem) = &standby.cannot_follow
         && standby.not_streaming_ms >= CANNOT_FOLLOW_MS
     {
-        return Some(rejoin(situation, unfollowing_rung(view), problem));
+        return Some(rejoin(situation, unfollowing_rung(view), RejoinCause::CannotFollow(problem.clone())));
     }
     let too_long = standby.not_streaming_ms >= view.settings.rejoin_after_ms && suspicion::is_serving(view, upstream);
     // Without a clear error once, never down to a full copy (H10).
     (too_long && (rejoins == 0 || view.observed.rejoin_failed))
-        .then(|| rejoin(situation, Rung::Rewind, "it did not stream for long"))
+        .then(|| rejoin(situation, Rung::Rewind, RejoinCause::NotStreaming))
 }
 
 /// Where to begin with data that cannot follow: further down each time that it did not help.
@@ -164,33 +162,31 @@ fn unfollowing_rung(view: &View) -> Rung {
     }
 }
 
-fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
+fn rejoin(situation: Situation<'_>, from: Rung, cause: RejoinCause) -> Decision {
     let Situation { view, state, .. } = situation;
-    let source = state.primary.id;
+    let primary = state.primary.id;
     if view.settings.manual_rejoin {
-        return wait(format!(
-            "this data cannot follow: {why}; rejoin = \"manual\" leaves it to an operator: run `manatee-adm rebuild` here"
-        ));
+        return wait(Reason::RejoinManual(cause));
     }
     if !situation.connected() {
-        return wait("a rejoin is needed, but ZooKeeper does not answer");
+        return wait(Reason::RejoinWithoutZooKeeper);
     }
     if matches!(view.local.server, Server::Down { .. }) && view.local.end.is_none() {
         // A primary that was down is not started before the others have said this.
-        return act(Action::Survey, format!("a rejoin is needed ({why}); reading how far the WAL here goes"));
+        return act(Action::Survey, Reason::RejoinSurveys(cause));
     }
-    if !suspicion::is_serving(view, source) {
-        return wait(format!("a rejoin is needed ({why}), but the primary {source} does not answer"));
+    if !suspicion::is_serving(view, primary) {
+        return wait(Reason::RejoinPrimarySilent { cause, primary });
     }
     let init = match Promotion::of(state) {
         Some(Promotion { at: None, .. }) => {
-            return wait(format!("a rejoin is needed ({why}), but the primary {source} is not promoted yet"));
+            return wait(Reason::RejoinPrimaryNotPromoted { cause, primary });
         }
         // init_wal may lie inside a record, where no history of the primary's comes by.
         Some(promotion) => promotion.at,
         None => state.init_position(),
     };
-    act(Action::Rejoin { source, from, init }, format!("rejoining {source}: {why}"))
+    act(Action::Rejoin { source: primary, from, init }, Reason::Rejoining { cause, primary })
 }
 
 /// Copies from a peer that has data: best from one that has least else to do, the last async; if that failed,
@@ -198,17 +194,17 @@ fn rejoin(situation: Situation<'_>, from: Rung, why: &str) -> Decision {
 fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     let Situation { view, state, .. } = situation;
     if !situation.connected() {
-        return wait("there is no data here, and ZooKeeper does not answer");
+        return wait(Reason::CopyWithoutZooKeeper);
     }
     if !matches!(view.local.server, Server::Down { .. }) {
-        return act(Action::Stop(StopMode::Immediate), "the data directory is not complete");
+        return act(Action::Stop(StopMode::Immediate), Reason::DataIncomplete);
     }
     // The data is incomplete because a rejoin is at work on it.
     if let Some(Action::Rejoin { source, from, init }) = view.in_flight.as_ref().map(|in_flight| &in_flight.action)
         && *source == state.primary.id
     {
         let rejoin = Action::Rejoin { source: *source, from: *from, init: *init };
-        return act(rejoin, format!("rejoining {source}"));
+        return act(rejoin, Reason::RejoinGoesOn(*source));
     }
     let usable = |peer: PeerId| {
         let data = view.health.get(&peer).and_then(|health| health.data.as_ref());
@@ -218,9 +214,9 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     if let Some(Action::Bootstrap { source }) = view.in_flight.as_ref().map(|in_flight| &in_flight.action)
         && suspicion::is_alive(view, *source)
     {
-        return act(Action::Bootstrap { source: *source }, format!("copying the data from {source}"));
+        return act(Action::Bootstrap { source: *source }, Reason::CopyGoesOn(*source));
     }
-    let failed = view.observed.last_failure.as_ref().filter(|failure| failure.action == "bootstrap");
+    let failed = view.observed.last_failure.as_ref().filter(|failure| failure.action == ActionKind::Bootstrap);
     let tries = failed.map_or(0, |failure| failure.times);
     let primary = state.primary.id;
     // The sync copies from the primary only: a copy of somebody behind could miss what the sync
@@ -231,7 +227,7 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     let sources: Vec<_> = others.filter(|peer| streams(*peer)).chain([primary]).filter(|peer| usable(*peer)).collect();
     let next = usize::try_from(tries).unwrap_or(0) % sources.len().max(1);
     let Some(&source) = sources.get(next) else {
-        return wait(format!("there is no data here; waiting for {primary} to be ready to copy from"));
+        return wait(Reason::CopyWithoutSource(primary));
     };
-    act(Action::Bootstrap { source }, format!("{role} without data: copying from {source}"))
+    act(Action::Bootstrap { source }, Reason::Copying { role, from: source })
 }

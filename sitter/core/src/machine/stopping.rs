@@ -7,6 +7,7 @@ use super::hand_over;
 use super::local::Server;
 use super::situation::{Situation, act, is_outdated, is_registered};
 use super::view::View;
+use crate::reason::Reason;
 
 /// How long (ms) a stopping primary waits to be deposed.
 const HAND_OVER_MS: u64 = 3_000;
@@ -21,15 +22,15 @@ pub(super) fn decide(view: &View) -> Decision {
         && hand_over::is_possible(situation)
     {
         let left = Action::Wait { for_ms: Some(HAND_OVER_MS - waited_ms) };
-        let waits = || act(left, "stopping, as asked: the sync is taking over");
+        let waits = || act(left, Reason::StoppingHandsOver);
         return hand_over::of_stopping(situation).unwrap_or_else(waits);
     }
     let down = matches!(view.local.server, Server::Down { .. });
     if view.zk.session == Session::Connected && is_registered(view) {
-        return act(Action::LeaveElection, "stopping, as asked: others need not wait for the session to expire");
+        return act(Action::LeaveElection, Reason::StoppingLeaves);
     }
     if down {
-        return act(Action::Exit, "stopped, as asked");
+        return act(Action::Exit, Reason::Stopped);
     }
-    act(Action::Stop(StopMode::Fast), "stopping, as asked")
+    act(Action::Stop(StopMode::Fast), Reason::Stopping)
 }

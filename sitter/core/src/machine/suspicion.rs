@@ -10,6 +10,7 @@ use super::local::{Server, StandbyStatus};
 use super::replace;
 use super::situation::Situation;
 use super::view::View;
+use crate::reason::TakeoverCause;
 
 /// How long (ms) the election node of a peer that otherwise looks healthy may be missing before
 /// the peer counts as gone: it may have lost its session and be registering again.
@@ -74,18 +75,18 @@ fn stream_is_fresh(view: &View, upstream: PeerId, standby: &StandbyStatus) -> bo
 }
 
 /// Why the primary counts as gone for its sync; None if it does not.
-pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Option<String> {
+pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Option<TakeoverCause> {
     let health = view.health.get(&primary).cloned().unwrap_or_default();
     let suspect = is_suspect(view, primary);
     let heard = health.silent_ms.is_some() && !suspect;
     if heard && health.stopping && is_missing(view, primary) {
-        return Some("the primary says that it is stopping".to_owned());
+        return Some(TakeoverCause::Stopping);
     }
     let down_ms = health.postgres_down_ms.unwrap_or(0);
     // With no room here either both would go on handing over to each other.
     let no_better = view.disk_full && standby.streaming;
     if heard && !no_better && down_ms > view.settings.restart_budget_ms.saturating_sub(TAKEOVER_MS) {
-        return Some("the primary says that its PostgreSQL is down".to_owned());
+        return Some(TakeoverCause::PostgresDown);
     }
     // A host that refuses connections to its sitter is alive: had its PostgreSQL died, the stream
     // would have been closed, so an idle one is as good as a fresh one.
@@ -94,12 +95,11 @@ pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Op
         let missing_ms = view.observed.missing_ms.get(&primary).copied().unwrap_or(0);
         let healthy = heard && health.postgres_down_ms.is_none() && streaming;
         if !healthy || missing_ms >= NODE_GRACE_MS {
-            return Some("the primary's election node is gone".to_owned());
+            return Some(TakeoverCause::NodeGone);
         }
     }
     if suspect && !streaming && shared_by_another(view, primary) {
-        let how = if health.refused { "its sitter's process is gone" } else { "it is silent" };
-        return Some(format!("the primary is suspected by several peers: {how}"));
+        return Some(if health.refused { TakeoverCause::ProcessGone } else { TakeoverCause::Silent });
     }
     None
 }

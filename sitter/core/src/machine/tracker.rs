@@ -8,7 +8,7 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{Over, Session, StateNode, Version};
 
-use super::action::Action;
+use super::action::{Action, ActionKind};
 use super::local::{PrimaryStatus, Recovery, Server, ServerConfig};
 use super::view::{LastFailure, Observed, View};
 
@@ -22,7 +22,7 @@ const AVOID_MS: u64 = 60_000;
 /// A failure, with its time.
 #[derive(Clone, Debug)]
 struct Failure {
-    action: &'static str,
+    action: ActionKind,
     times: u32,
     at_ms: u64,
     problem: String,
@@ -182,7 +182,7 @@ impl Tracker {
     /// Takes note of how `action` ended: `problem` None means that it succeeded. Not to be called
     /// for one that was cancelled.
     pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
-        let action_name = action.name();
+        let kind = action.kind();
         if let (Action::WriteState { over, state }, None) = (action, &problem) {
             self.written = Some(Written { over: *over });
             self.wrote_generation = Some(state.generation);
@@ -210,9 +210,9 @@ impl Tracker {
             _ if matches!(action, Action::Wait { .. }) => {}
             None => self.failure = None,
             Some(problem) => {
-                let before = self.failure.take().filter(|failure| failure.action == action_name);
+                let before = self.failure.take().filter(|failure| failure.action == kind);
                 let times = before.map_or(0, |failure| failure.times).saturating_add(1);
-                self.failure = Some(Failure { action: action_name, times, at_ms: now_ms, problem });
+                self.failure = Some(Failure { action: kind, times, at_ms: now_ms, problem });
             }
         }
     }

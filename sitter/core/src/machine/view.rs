@@ -7,7 +7,7 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{self, Version};
 
-use super::action::Action;
+use super::action::{Action, ActionKind};
 use super::local::{Data, EndOfWal, Local, ServerConfig};
 
 /// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
@@ -87,8 +87,8 @@ pub struct InFlight {
 /// [`Action::Wait`]) is tried: bounds retries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
-    /// [`super::action::Action::name`].
-    pub action: &'static str,
+    /// Which.
+    pub action: ActionKind,
     /// How many times in a row.
     pub times: u32,
     /// Milliseconds since.

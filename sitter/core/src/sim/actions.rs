@@ -57,7 +57,7 @@ impl World {
             if preempts(&in_flight, &action) {
                 sitter.flight = None;
                 sitter.decides = now;
-                self.log(|| format!("p{index} abandons {} for {}", in_flight.action.name(), action.name()));
+                self.log(|| format!("p{index} abandons {} for {}", in_flight.action.kind(), action.kind()));
             }
             return;
         }
@@ -115,7 +115,7 @@ impl World {
                 Err(problem) => Some(problem),
             };
             if let Some(problem) = &problem {
-                self.log(|| format!("p{index} {} failed: {problem}", flight.action.name()));
+                self.log(|| format!("p{index} {} failed: {problem}", flight.action.kind()));
             }
             self.counts.actions += 1;
             let postgres = &self.hosts[index].postgres;

@@ -18,6 +18,7 @@ use crate::machine::local::Local;
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::machine::{returning, suspicion};
+use crate::reason::Reason;
 
 /// As the sitter's defaults.
 pub(super) const TIMING: Timing = Timing { interval: Duration::from_millis(100), suspicion: Duration::from_secs(1) };
@@ -61,7 +62,7 @@ pub(super) struct Sitter {
     pub(super) view: View,
     /// What its heartbeat says.
     pub(super) answer: Option<Answer>,
-    pub(super) last_reason: String,
+    pub(super) last_reason: Reason,
     pub(super) paused_until: u64,
     /// What changes in ZooKeeper is not heard of until then.
     pub(super) blind_until: u64,
@@ -106,7 +107,7 @@ impl Sitter {
             },
             session,
             answer: None,
-            last_reason: String::new(),
+            last_reason: Reason::Starting,
             paused_until: 0,
             blind_until: 0,
             decides: now,

@@ -170,7 +170,7 @@ impl Mutation {
 
     /// Changes what the core decided.
     fn twist(self, view: &View, seen: &View, decision: Decision) -> Decision {
-        let Decision { action, reason } = decision;
+        let Decision { action, why } = decision;
         let me = view.me.id;
         let action = match (self, action) {
             (Self::InitWalReplayed, Action::WriteState { over, mut state }) => {
@@ -238,7 +238,7 @@ impl Mutation {
             }
             (_, action) => action,
         };
-        Decision { action, reason }
+        Decision { action, why }
     }
 
     /// A run that brings about what this bug does harm to, differently for each seed.

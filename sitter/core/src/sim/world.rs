@@ -384,11 +384,11 @@ impl World {
             None => decide(&sitter.view),
             Some(mutation) => mutation.decide(&sitter.view, sitter.uncertain),
         };
-        if self.record && self.hosts[index].sitter.as_ref().is_some_and(|sitter| sitter.last_reason != decision.reason)
+        if self.record && self.hosts[index].sitter.as_ref().is_some_and(|sitter| sitter.last_reason != decision.why)
         {
-            self.log(|| format!("p{index} {}: {}", decision.action.name(), decision.reason));
+            self.log(|| format!("p{index} {}: {}", decision.action.kind(), decision.why));
             if let Some(sitter) = self.hosts[index].sitter.as_mut() {
-                sitter.last_reason = decision.reason;
+                sitter.last_reason = decision.why;
             }
         }
         self.carry_out(index, decision.action);

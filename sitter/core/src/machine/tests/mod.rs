@@ -25,7 +25,7 @@ use manatee_shared::invariants::check_transition;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use manatee_shared::zk::{self, ActivePeer, Over, Session, StateNode};
 
-use super::action::{Action, Rung, StopMode};
+use super::action::{Action, ActionKind, Rung, StopMode};
 use super::decide::decide;
 use super::local::*;
 use super::situation::Promotion;
@@ -204,13 +204,13 @@ fn gone(view: &mut View, number: u8, other: u8) {
 fn waits(view: &View, about: &str) {
     let decision = decide(view);
     assert!(matches!(decision.action, Action::Wait { .. }), "{decision:?}");
-    assert!(decision.reason.contains(about), "{}", decision.reason);
+    assert!(decision.why.to_string().contains(about), "{}", decision.why);
 }
 
 #[track_caller]
 fn acts(view: &View, action: Action) {
     let decision = decide(view);
-    assert_eq!(decision.action, action, "{}", decision.reason);
+    assert_eq!(decision.action, action, "{}", decision.why);
 }
 
 /// The state written, checked against the one it replaces.

@@ -30,8 +30,8 @@ fn starts(view: &View) {
 fn gives_way(view: &View, about: &str) {
     assert!(super::super::returning::is_older(view), "others are told");
     let decision = decide(view);
-    assert_eq!(decision.action, Action::LeaveElection, "{}", decision.reason);
-    assert!(decision.reason.contains(about), "{}", decision.reason);
+    assert_eq!(decision.action, Action::LeaveElection, "{}", decision.why);
+    assert!(decision.why.to_string().contains(about), "{}", decision.why);
 }
 
 #[test]

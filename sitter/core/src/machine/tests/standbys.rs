@@ -10,7 +10,7 @@ fn data_is_copied_and_the_sync_copies_from_the_primary_only() {
     // One that failed is followed by another, and that by the first again.
     for (times, source) in [(1, 1), (2, 2)] {
         let problem = "its stream broke off".to_owned();
-        view.observed.last_failure = Some(LastFailure { action: "bootstrap", times, ago_ms: 60_000, problem });
+        view.observed.last_failure = Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms: 60_000, problem });
         acts(&view, Action::Bootstrap { source: id(source) });
     }
     view.observed.last_failure = None;

@@ -81,7 +81,7 @@ fn never_when_it_must_not_be() {
         let harmless = matches!(&decision.action, Action::Wait { .. })
             || matches!(&decision.action, Action::Configure(config) if config.recovery == Recovery::Follow(id(1)));
         assert!(harmless, "{about}: {decision:?}");
-        assert!(decision.reason.contains(about) || !matches!(decision.action, Action::Wait { .. }), "{decision:?}");
+        assert!(decision.why.to_string().contains(about) || !matches!(decision.action, Action::Wait { .. }), "{decision:?}");
     }
 }
 
