@@ -16,4 +16,4 @@ pub mod replay_limit;
 pub mod snapshotter;
 pub mod storage;
 
-pub use manatee_sitter_core::{machine, reason};
+pub use manatee_sitter_core::{machine, reason, status};

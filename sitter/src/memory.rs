@@ -49,8 +49,8 @@ pub async fn keep(dir: PathBuf, mut status: watch::Receiver<Arc<Status>>) {
 }
 
 fn remembered(status: &Status) -> Option<Remembered> {
-    let Data::Present(system) = &status.local.data else { return None };
-    Some(Remembered { system_identifier: system.0.clone(), generation: status.newest_generation? })
+    let Data::Present(system) = &status.report.local.data else { return None };
+    Some(Remembered { system_identifier: system.0.clone(), generation: status.report.newest_generation? })
 }
 
 /// Replaces the file whole, so that a crash leaves the old or the new one.

@@ -11,7 +11,6 @@ use manatee_shared::zk;
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics::{gauge, histogram};
 
-use crate::driver::status::session_name;
 use crate::machine::local::{Downstream, HorizonHolder, Local, Server};
 use crate::machine::readiness::Need;
 use crate::postgres::Condition;
@@ -46,7 +45,6 @@ const SUSPECTED: &str = "manatee_peers_suspected";
 /// Every role, so that each has a gauge that is 0 or 1.
 const ROLES: [Role; 5] = [Role::Primary, Role::Sync, Role::Async(0), Role::Deposed, Role::Unassigned];
 
-const SESSIONS: [zk::Session; 3] = [zk::Session::Connected, zk::Session::Disconnected, zk::Session::Expired];
 
 /// A part of a takeover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,7 +111,7 @@ impl Metrics {
         Self {
             roles: ROLES.iter().map(|role| (*role, gauge!(ROLE, "role" => role.to_string()))).collect(),
             generation: gauge!(GENERATION),
-            sessions: SESSIONS.iter().map(|one| (*one, gauge!(SESSION, "state" => session_name(*one)))).collect(),
+            sessions: zk::Session::ALL.iter().map(|one| (*one, gauge!(SESSION, "state" => one.name()))).collect(),
             postgres_up: gauge!(POSTGRES_UP),
             replay_lag: gauge!(REPLAY_LAG),
             disk_full: gauge!(DISK_FULL),

@@ -8,10 +8,12 @@
 pub mod client;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::cluster::{ClusterState, Peer};
@@ -42,7 +44,8 @@ impl Over {
 }
 
 /// What is known of our own session with ZooKeeper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Session {
     /// Never connected, or reconnecting, or a write of ours is in doubt: what is shown may be old.
     /// Unknown is not down (rule 9).
@@ -52,6 +55,26 @@ pub enum Session {
     /// The session is over: our election node is, or soon will be, gone. The implementation
     /// opens a new session by itself.
     Expired,
+}
+
+impl Session {
+    /// Every one, for metrics.
+    pub const ALL: [Self; 3] = [Self::Connected, Self::Disconnected, Self::Expired];
+
+    /// Its name in metrics and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Disconnected => "disconnected",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// What the `state` node held when last read.

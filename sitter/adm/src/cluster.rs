@@ -9,110 +9,13 @@ use futures_util::future::join_all;
 use manatee_shared::cluster::{ClusterState, Peer, Role};
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::{StateNode, Version, View};
-use serde::{Deserialize, Serialize};
 
 use super::connect::Shard;
-use crate::machine::local::{Horizon, Local, Server};
-use crate::machine::readiness::Unready;
+use crate::machine::local::Server;
+use crate::report::SitterStatus;
 
 /// How long a sitter may take to answer. One that is down must not hold up the operator.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What a sitter answers to `GET /status`, as far as it is shown. Lenient: it may be of another version.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SitterStatus {
-    /// PostgreSQL.
-    pub local: Local,
-    /// What it does and why.
-    #[serde(default)]
-    pub decision: Option<Decision>,
-    /// The action being executed.
-    #[serde(default)]
-    pub in_flight: Option<String>,
-    /// The last step that failed.
-    #[serde(default)]
-    pub last_failure: Option<Failure>,
-    /// Settings of PostgreSQL that wait for a restart.
-    #[serde(default)]
-    pub pending_restart: Vec<String>,
-    /// Roles and databases whose commits do not wait for the sync: the statements that made it so.
-    #[serde(default)]
-    pub weak_commits: Vec<String>,
-    /// The last time that settings of Manatee's were not in force.
-    #[serde(default)]
-    pub breach: Option<PastBreach>,
-    /// What a takeover would need of it and what failed when it was tried lately.
-    #[serde(default)]
-    pub unready: Vec<Unready>,
-    /// What of its data lies outside of the ZFS dataset.
-    #[serde(default)]
-    pub outside_of_dataset: Option<String>,
-    /// Who keeps the oldest row versions from being removed by VACUUM.
-    #[serde(default)]
-    pub horizon: Option<Horizon>,
-    /// Its session with ZooKeeper.
-    #[serde(default)]
-    pub zk: Option<SessionStatus>,
-    /// What it is configured to do.
-    #[serde(default)]
-    pub settings: SitterSettings,
-    /// The highest generation of the shard that it has seen.
-    #[serde(default)]
-    pub newest_generation: Option<u64>,
-    /// It was asked to stop.
-    #[serde(default)]
-    pub stopping: bool,
-}
-
-/// Settings of Manatee's were not in force for a while.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PastBreach {
-    /// What they were meanwhile.
-    pub settings: Vec<String>,
-    /// For how long, ms.
-    pub lasted_ms: u64,
-    /// How long ago that ended, ms.
-    pub ago_ms: u64,
-}
-
-/// A sitter's session with ZooKeeper.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct SessionStatus {
-    /// `connected`, `disconnected` or `expired`.
-    pub session: String,
-}
-
-/// Settings of a sitter that an operator's next step depends on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct SitterSettings {
-    /// It may be a lone primary.
-    pub one_node_write_mode: bool,
-    /// `rejoin = "manual"`.
-    pub manual_rejoin: bool,
-}
-
-/// What a sitter does.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Decision {
-    /// The action.
-    pub action: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// What a sitter could not do.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Failure {
-    /// The action.
-    pub action: String,
-    /// How many times in a row.
-    pub times: u32,
-    /// Why.
-    pub problem: String,
-}
 
 /// A peer's own word, or why there is none.
 pub type Answer = Result<SitterStatus, String>;
@@ -248,7 +151,9 @@ fn innermost(error: &reqwest::Error) -> String {
 pub(super) mod samples {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
-    use crate::machine::local::{Data, Downstream, PrimaryStatus, Replay, StandbyStatus, SystemIdentifier};
+    use crate::machine::action::ActionKind;
+    use crate::machine::local::{Data, Downstream, Local, PrimaryStatus, Replay, StandbyStatus, SystemIdentifier};
+    use crate::report::{DecisionStatus, RoleName, SettingsStatus, ZkStatus};
     use manatee_shared::lsn::Timeline;
     use manatee_shared::lsn::{Lsn, TimelineHistory, WalPosition};
     use manatee_shared::zk::{ActivePeer, Session};
@@ -297,32 +202,51 @@ pub(super) mod samples {
 
     pub(crate) fn answer(server: Server) -> Answer {
         let data = Data::Present(SystemIdentifier("7".to_owned()));
-        let decision = Some(Decision { action: "wait".to_owned(), reason: "all is well".to_owned() });
+        let local = Local {
+            data,
+            server,
+            config: None,
+            unfit: None,
+            loosened: Vec::new(),
+            outdated: false,
+            last_position: None,
+            end: None,
+        };
         Ok(SitterStatus {
-            local: Local {
-                data,
-                server,
-                config: None,
-                unfit: None,
-                loosened: Vec::new(),
-                outdated: false,
-                last_position: None,
-                end: None,
-            },
-            decision,
+            id: peer(1).id,
+            zone_id: peer(1).zone_id,
+            shard: "1.moray".parse().unwrap(),
+            version: "0.1.0".to_owned(),
+            role: RoleName::Unassigned.into(),
+            generation: Some(3),
+            decision: says("all is well"),
             in_flight: None,
+            local,
+            zk: ZkStatus { session: Session::Connected.into(), state_version: None, problem: None, active: vec![] },
             last_failure: None,
+            settings: SettingsStatus::default(),
+            newest_generation: Some(3),
+            peers: BTreeMap::new(),
             pending_restart: Vec::new(),
             weak_commits: Vec::new(),
             breach: None,
             unready: Vec::new(),
+            older: false,
             outside_of_dataset: None,
             horizon: None,
-            zk: Some(SessionStatus { session: "connected".to_owned() }),
-            settings: SitterSettings::default(),
-            newest_generation: Some(3),
             stopping: false,
         })
+    }
+
+    /// A decision of a sitter of 0.1.0, which has no code.
+    pub(crate) fn says(reason: &str) -> DecisionStatus {
+        DecisionStatus {
+            action: ActionKind::Wait.into(),
+            code: None,
+            blocker: None,
+            reason: reason.to_owned(),
+            since_ms: 0,
+        }
     }
 
     /// The healthy shard of the manual's example.
@@ -362,7 +286,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::samples::*;
     use super::*;
-    use crate::machine::local::{Data, SystemIdentifier};
 
     #[test]
     fn the_chain_has_neighbours() {
@@ -395,15 +318,5 @@ mod tests {
         assert!(message(StateNode::Absent, true).contains("is lost, though it has a history"));
         let corrupt = StateNode::Corrupt { version: 1, problem: "there is no sync".to_owned() };
         assert!(message(corrupt, true).starts_with("the state of shard `x` cannot be used: there is no sync; see"));
-    }
-
-    #[test]
-    fn a_sitters_answer_is_read_leniently() {
-        let Ok(status) = answer(standby(vec![])) else { panic!("made so") };
-        let local = serde_json::to_value(&status.local).unwrap();
-        let json = serde_json::json!({"id": "10.0.0.1:5432:12345", "somethingNew": 1, "local": local});
-        let read: SitterStatus = serde_json::from_value(json).unwrap();
-        assert_eq!(read.local.data, Data::Present(SystemIdentifier("7".to_owned())));
-        assert_eq!(read.decision, None);
     }
 }

@@ -8,8 +8,9 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::invariants;
 use manatee_shared::zk::{HistoryEntry, View};
 
-use super::cluster::{Answer, Cluster, SitterStatus, ask_all};
+use super::cluster::{Answer, Cluster, ask_all};
 use super::connect::Shard;
+use crate::report::SitterStatus;
 
 /// A shard in any condition, as read once.
 #[derive(Clone, Debug)]

@@ -9,10 +9,11 @@ use manatee_shared::cluster::{Freeze, Peer, Role};
 use manatee_shared::invariants;
 use serde::Serialize;
 
-use super::cluster::{Cluster, SitterStatus};
+use super::cluster::Cluster;
 use super::table::{abbreviate, abbreviation_length};
 use crate::machine::local::{Data, Server, StandbyStatus};
 use crate::machine::readiness::Need;
+use crate::report::SitterStatus;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -155,8 +156,7 @@ impl<'a> Subject<'a> {
             }
         }
         if self.role == Role::Deposed {
-            let doing = status.decision.as_ref().map_or(String::new(), |decision| format!(": {}", decision.reason));
-            issues.push(self.issue(format_args!("to be brought back in line{doing}")));
+            issues.push(self.issue(format_args!("to be brought back in line: {}", status.decision.reason)));
         } else {
             issues.extend(self.of_server(&status.local.server));
         }
@@ -166,7 +166,7 @@ impl<'a> Subject<'a> {
             issues.push(Issue::error(text));
         }
         if let Some(breach) = &status.breach {
-            let (settings, lasted_ms, ago_s) = (breach.settings.join("; "), breach.lasted_ms, breach.ago_ms / 1_000);
+            let (settings, lasted_ms, ago_s) = (breach.breach.settings.join("; "), breach.breach.lasted_ms, breach.ago_ms / 1_000);
             let text = format!(
                 "{}: settings that only Manatee may change were not in force for {lasted_ms} ms, until {ago_s} s ago: {settings}",
                 self.name
@@ -247,7 +247,8 @@ fn seconds(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
-    use super::super::cluster::Failure;
+    use crate::machine::action::ActionKind;
+    use crate::report::FailureStatus;
     use super::super::cluster::samples::*;
     use super::*;
     use crate::machine::local::SystemIdentifier;
@@ -291,7 +292,7 @@ mod tests {
         let Server::Primary(server) = &mut primary.local.server else { panic!("made so") };
         server.downstreams.clear();
         primary.last_failure =
-            Some(Failure { action: "write-state".to_owned(), times: 2, problem: "no answer".to_owned() });
+            Some(FailureStatus { action: ActionKind::WriteState.into(), times: 2, ago_ms: 0, problem: "no answer".to_owned() });
         assert_eq!(
             found(&cluster),
             [

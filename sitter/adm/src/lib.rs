@@ -35,7 +35,7 @@ use std::io::{self, Write};
 use clap::{Parser, Subcommand};
 
 use connect::Connection;
-use manatee_sitter_core::machine;
+use manatee_sitter_core::{machine, reason, status as report};
 
 /// The command line.
 #[derive(Debug, Parser)]

@@ -6,12 +6,13 @@ use jiff::Timestamp;
 use manatee_shared::cluster::{ClusterState, Freeze, Peer};
 use manatee_shared::lsn::WalPosition;
 
-use super::cluster::{Cluster, SitterStatus};
+use super::cluster::Cluster;
 use super::confirm::confirm;
 use super::connect::Connection;
 use super::{Outcome, print};
 use crate::machine::local::Server;
 use crate::machine::situation::Promotion;
+use crate::report::SitterStatus;
 
 /// Options.
 #[derive(Debug, Args)]

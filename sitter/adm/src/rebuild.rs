@@ -12,11 +12,11 @@ use manatee_shared::config::{self, Secret};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::cluster::SitterStatus;
 use super::confirm::confirm;
 use super::connect::Connection;
 use super::{Outcome, print};
 use crate::machine::local::Server;
+use crate::report::{CopyState, Restore, RestoreAnswer, SitterStatus};
 
 /// Between two looks at the progress.
 const LOOK: Duration = Duration::from_millis(500);
@@ -59,26 +59,6 @@ struct PeerConfig {
 #[derive(Default, Deserialize)]
 struct ApiConfig {
     token_file: Option<PathBuf>,
-}
-
-/// `GET /restore`, as far as it is shown.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-struct Restore {
-    uuid: String,
-    source: String,
-    /// `false`, `true` or `"failed"`.
-    done: serde_json::Value,
-    size: Option<u64>,
-    completed: u64,
-    #[serde(default)]
-    rate: u64,
-    #[serde(default)]
-    error: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RestoreAnswer {
-    restore: Option<Restore>,
 }
 
 #[derive(Deserialize)]
@@ -171,18 +151,18 @@ async fn watch(api: &Api, before: Option<String>) -> anyhow::Result<u64> {
                     display.show("waiting for a peer to copy from");
                     continue;
                 };
-                if restore.done == "failed" && reported.as_ref() != Some(&restore.uuid) {
+                if restore.done == CopyState::Failed && reported.as_ref() != Some(&restore.uuid) {
                     let error = restore.error.as_deref().unwrap_or("no reason given");
                     display.line(&format!("copying from {} failed: {error}; the sitter tries again", restore.source));
                     reported = Some(restore.uuid);
-                } else if restore.done == true {
+                } else if restore.done == CopyState::Done {
                     let status: SitterStatus = api.get("/status").await?;
                     if matches!(&status.local.server, Server::Standby(standby) if standby.streaming) {
                         display.end();
                         return Ok(restore.completed);
                     }
                     display.show("copied; waiting for it to stream");
-                } else if restore.done == false {
+                } else if restore.done == CopyState::Running {
                     display.show(&bar(&restore));
                 }
             }

@@ -9,6 +9,7 @@ use super::issues;
 use super::pg_status;
 use super::table;
 use super::{Outcome, print, print_json};
+use crate::report::SitterStatus;
 
 /// Options.
 #[derive(Debug, Args)]
@@ -73,8 +74,8 @@ fn text(cluster: &Cluster, verbose: bool) -> String {
 fn decisions(cluster: &Cluster) -> String {
     let mut text = String::new();
     for (role, peer) in cluster.listed() {
-        let decision = cluster.answers.get(&peer.id).and_then(|answer| answer.as_ref().ok()?.decision.as_ref());
-        if let Some(decision) = decision {
+        let status = cluster.answers.get(&peer.id).and_then(|answer| answer.as_ref().ok());
+        if let Some(SitterStatus { decision, .. }) = status {
             text.push_str(&format!("{role:8} {}: {} ({})\n", peer.id, decision.action, decision.reason));
         }
     }

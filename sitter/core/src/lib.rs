@@ -11,3 +11,4 @@ pub mod machine;
 pub mod reason;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod status;

@@ -80,7 +80,7 @@ async fn still_fit(mut status: watch::Receiver<Arc<Status>>, system: String) -> 
     let problem = |status: &Status| fitness::problem(status, &system);
     // Who has lost its place does not get it back in time.
     let is_settled = |status: &Arc<Status>| {
-        problem(status).is_none() || status.stopping || matches!(status.role, Role::Deposed | Role::Unassigned)
+        problem(status).is_none() || status.report.stopping || matches!(status.role, Role::Deposed | Role::Unassigned)
     };
     // Only looks, so it may be dropped. Too late, or without a driver, the last status counts.
     let _ = tokio::time::timeout(SETTLES, status.wait_for(is_settled)).await;
@@ -130,24 +130,26 @@ mod tests {
     use std::time::Instant;
 
     use manatee_shared::cluster::Peer;
+    use manatee_shared::zk::Session;
 
     use super::*;
     use crate::driver::status::samples::primary;
-    use crate::machine::local::{Data, Local, Server, SystemIdentifier};
+    use crate::machine::local::{Data, Server, SystemIdentifier};
 
     #[tokio::test]
     async fn a_moments_silence_at_the_end_costs_no_copy() {
         let me = Peer::new("10.0.0.1:5432:12345".parse().unwrap(), "a");
         let mut status = Status::nothing(me, "demo".parse().unwrap(), Instant::now());
-        status.local.data = Data::Present(SystemIdentifier("7".to_owned()));
-        (status.role, status.zk.session) = (Role::Primary, "connected");
-        status.local.server = Server::Hung { for_ms: 600 };
+        status.report.local.data = Data::Present(SystemIdentifier("7".to_owned()));
+        (status.role, status.report.zk.session) = (Role::Primary, Session::Connected.into());
+        status.report.local.server = Server::Hung { for_ms: 600 };
         let sender = watch::Sender::new(Arc::new(status.clone()));
         for (role, server, fit) in [(Role::Primary, primary(), true), (Role::Deposed, primary(), false)] {
             sender.send_replace(Arc::new(status.clone()));
             let mut end = Box::pin(still_fit(sender.subscribe(), "7".to_owned()));
             assert!(tokio::time::timeout(Duration::ZERO, &mut end).await.is_err(), "it may be over at once");
-            let after = Status { role, local: Local { server, ..status.local.clone() }, ..status.clone() };
+            let mut after = status.clone();
+            (after.role, after.report.local.server) = (role, server);
             sender.send_replace(Arc::new(after));
             let end = tokio::time::timeout(SETTLES / 2, end).await.expect("settled");
             assert_eq!(end.is_ok(), fit, "{role:?} {end:?}");

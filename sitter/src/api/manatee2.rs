@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::Api;
 use crate::driver::status::Check;
 use crate::machine::action::ActionKind;
+use crate::status::Named;
 
 /// `GET /ping`.
 #[derive(Serialize)]
@@ -31,7 +32,7 @@ pub(super) async fn ping(State(api): State<Api>) -> Response {
     let healthy = status.passes(Check::Health, now);
     let age = now.saturating_duration_since(status.at);
     let last_check = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
-    let error = (!healthy).then(|| status.decision.reason.clone());
+    let error = (!healthy).then(|| status.report.decision.reason.clone());
     let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(Ping { healthy, error, last_check })).into_response()
 }
@@ -42,7 +43,7 @@ struct State2<'a> {
     id: PeerId,
     role: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pending: Option<ActionKind>,
+    pending: Option<&'a Named<ActionKind>>,
     zkstate: Option<&'a ClusterState>,
     zkpeers: &'a [Peer],
 }
@@ -50,9 +51,9 @@ struct State2<'a> {
 /// The peer's view of the shard.
 pub(super) async fn state(State(api): State<Api>) -> Response {
     let status = api.status.borrow().clone();
-    let pending = (status.decision.action != ActionKind::Wait).then_some(status.decision.action);
+    let pending = Some(&status.report.decision.action).filter(|action| **action != ActionKind::Wait);
     Json(State2 {
-        id: status.id,
+        id: status.report.id,
         role: status.role.to_string(),
         pending,
         zkstate: status.state.as_deref(),

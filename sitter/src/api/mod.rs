@@ -27,7 +27,6 @@ use tokio::sync::{Semaphore, watch};
 use self::rebuild::Control;
 use crate::backup::progress::Progress;
 use crate::driver::status::{Check, Status};
-use crate::heartbeat::Answer;
 
 /// Renders the Prometheus page.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -136,7 +135,7 @@ async fn index() -> Json<Vec<&'static str>> {
 }
 
 async fn status(State(api): State<Api>) -> Response {
-    Json(&*api.now().0).into_response()
+    Json(&api.now().0.report).into_response()
 }
 
 /// A driver that is stuck gives no heartbeat: its peer must not pass for healthy.
@@ -145,20 +144,7 @@ async fn heartbeat(State(api): State<Api>) -> Response {
     if !status.is_live(now) {
         return (StatusCode::SERVICE_UNAVAILABLE, "the sitter's driver is stuck").into_response();
     }
-    let answer = Answer {
-        id: status.id,
-        stopping: status.stopping,
-        postgres_down_ms: status.postgres_down_ms,
-        unready_ms: status.unready_ms,
-        suspects: status.suspects.clone(),
-        data: Some(status.local.data.clone()),
-        streaming: Some(status.streaming),
-        generation: status.generation,
-        older: status.older,
-        wal: status.local.end_of_wal(),
-        newest_generation: status.newest_generation,
-    };
-    Json(answer).into_response()
+    Json(status.heartbeat()).into_response()
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
@@ -177,7 +163,7 @@ fn answer_check(api: &Api, check: Check) -> Response {
     let (status, now) = api.now();
     let code = if status.passes(check, now) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body =
-        CheckAnswer { role: status.role.to_string(), generation: status.generation, reason: &status.decision.reason };
+        CheckAnswer { role: status.role.to_string(), generation: status.report.generation, reason: &status.report.decision.reason };
     (code, Json(body)).into_response()
 }
 

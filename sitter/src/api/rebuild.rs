@@ -2,7 +2,7 @@
 //!
 //! - `GET /restore` → `{"restore": null}` before the first copy since the sitter started, else
 //!   `{"restore": {uuid, host, port, dataset, done: false | true | "failed", size, completed,
-//!   source, method, rate, started, ended, error}}` ([`crate::backup::progress::Restore`]). Open to
+//!   source, method, rate, started, ended, error}}` ([`RestoreAnswer`]). Open to
 //!   all, like the other reports.
 //! - `POST /rebuild` (needs the token; no body) orders a full copy of this peer's data from another
 //!   peer. 202 `{"accepted": true}`: PostgreSQL is stopped and the copy begins as soon as a source
@@ -24,10 +24,9 @@ use serde::Serialize;
 use super::Api;
 use super::auth::problem;
 use crate::backup::Wish;
-use crate::backup::progress::Restore;
 use crate::driver::status::Status;
-use crate::machine::action::ActionKind;
 use crate::postgres::{Error, Postgres};
+use crate::status::RestoreAnswer;
 use crate::storage::zfs::stream::Outgoing;
 
 /// What the API may have done to the local PostgreSQL.
@@ -49,12 +48,6 @@ impl Control for Postgres {
     async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error> {
         Postgres::send(self, wish).await
     }
-}
-
-/// `GET /restore`.
-#[derive(Serialize)]
-struct RestoreAnswer {
-    restore: Option<Restore>,
 }
 
 pub(super) async fn restore(State(api): State<Api>) -> Response {
@@ -81,7 +74,7 @@ pub(super) async fn rebuild(State(api): State<Api>) -> Response {
 
 /// Why this peer's data must not be replaced now.
 fn refusal(status: &Status, copying: bool) -> Option<String> {
-    if copying || status.in_flight.is_some_and(ActionKind::changes_data) {
+    if copying || status.report.changes_data() {
         return Some("this peer's data is being copied or rejoined already: see /restore".to_owned());
     }
     if status.state.is_none() {

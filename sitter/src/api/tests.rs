@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::backup::Wish;
-use crate::backup::progress::{Begin, Method};
+use crate::backup::progress::Begin;
+use crate::status::CopyMethod;
 use crate::postgres::Error;
 use crate::storage::zfs::stream::Outgoing;
 
@@ -119,7 +120,7 @@ async fn only_a_peer_that_is_not_needed_is_rebuilt() {
     refused("is sync").await;
     server.become_role(Role::Deposed);
     let source = "10.0.0.1:1:2".parse().unwrap();
-    let begin = Begin { source, port: 1, dataset: "x".to_owned(), method: Method::BaseBackup, size: None };
+    let begin = Begin { source, port: 1, dataset: "x".to_owned(), method: CopyMethod::BaseBackup, size: None };
     let copying = server.progress.begin(begin);
     refused("already").await;
     drop(copying);

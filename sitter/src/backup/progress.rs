@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use manatee_shared::ids::PeerId;
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
-use serde::{Serialize, Serializer};
+
+use crate::status::{CopyMethod, CopyState, Restore};
 
 /// Progress is logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(5);
@@ -25,74 +26,6 @@ const SIZE: &str = "manatee_restore_size_bytes";
 const ACTIVE: &str = "manatee_restore_active";
 const RECEIVED: &str = "manatee_restore_received_bytes_total";
 
-/// How data is copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// `pg_basebackup`.
-    BaseBackup,
-    /// A full ZFS stream.
-    ZfsFull,
-    /// A ZFS stream of what changed since a snapshot that both peers have.
-    ZfsIncremental,
-    /// The rest of a ZFS stream that was interrupted.
-    ZfsResumed,
-}
-
-/// How a copy stands. As JSON: `false`, `true` and `"failed"`, as in Manatee 2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Under way.
-    Running,
-    /// Complete.
-    Done,
-    /// Ended early; another attempt may follow.
-    Failed,
-}
-
-impl Serialize for Outcome {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Running => serializer.serialize_bool(false),
-            Self::Done => serializer.serialize_bool(true),
-            Self::Failed => serializer.serialize_str("failed"),
-        }
-    }
-}
-
-/// The copy under way, or the last one: `restore` in the answer of `GET /restore`. The first seven
-/// fields are Manatee 2's.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Restore {
-    /// Identity of this attempt: process start, and its number.
-    pub uuid: String,
-    /// Address of the source.
-    pub host: String,
-    /// Port of the source that the data comes from.
-    pub port: u16,
-    /// What is copied: a ZFS dataset of the source, or its PostgreSQL as a whole.
-    pub dataset: String,
-    /// How it stands.
-    pub done: Outcome,
-    /// Bytes expected; an estimate, null where nobody knows.
-    pub size: Option<u64>,
-    /// Bytes received.
-    pub completed: u64,
-    /// The source.
-    pub source: PeerId,
-    /// How.
-    pub method: Method,
-    /// Bytes per second, lately while it runs, over all once it has ended.
-    pub rate: u64,
-    /// When this attempt began.
-    pub started: Timestamp,
-    /// When it ended.
-    pub ended: Option<Timestamp>,
-    /// Why it failed.
-    pub error: Option<String>,
-}
-
 /// What a copy is, as known at its beginning.
 #[derive(Clone, Debug)]
 pub struct Begin {
@@ -103,7 +36,7 @@ pub struct Begin {
     /// What is copied.
     pub dataset: String,
     /// How.
-    pub method: Method,
+    pub method: CopyMethod,
     /// Bytes expected.
     pub size: Option<u64>,
 }
@@ -199,7 +132,7 @@ impl Progress {
 
     /// Whether one is under way.
     pub fn is_copying(&self) -> bool {
-        self.lock().current.as_ref().is_some_and(|current| current.restore.done == Outcome::Running)
+        self.lock().current.as_ref().is_some_and(|current| current.restore.done == CopyState::Running)
     }
 
     /// A copy begins; what was told of the last one is forgotten.
@@ -213,11 +146,11 @@ impl Progress {
             host: begin.source.ip.to_string(),
             port: begin.port,
             dataset: begin.dataset,
-            done: Outcome::Running,
+            done: CopyState::Running,
             size: begin.size,
             completed: 0,
             source: begin.source,
-            method: begin.method,
+            method: begin.method.into(),
             rate: 0,
             started,
             ended: None,
@@ -271,15 +204,15 @@ impl Copying {
 
     /// It is complete.
     pub(crate) fn done(mut self) {
-        self.end(Outcome::Done, None);
+        self.end(CopyState::Done, None);
     }
 
     /// It failed.
     pub(crate) fn failed(mut self, error: &dyn std::error::Error) {
-        self.end(Outcome::Failed, Some(error.to_string()));
+        self.end(CopyState::Failed, Some(error.to_string()));
     }
 
-    fn end(&mut self, outcome: Outcome, error: Option<String>) {
+    fn end(&mut self, outcome: CopyState, error: Option<String>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -293,7 +226,7 @@ impl Copying {
         let Restore { source, method, completed, rate, error, .. } = restore;
         let seconds = took.as_secs_f64();
         match outcome {
-            Outcome::Done => tracing::info!(%source, ?method, completed, rate, seconds, "copied"),
+            CopyState::Done => tracing::info!(%source, ?method, completed, rate, seconds, "copied"),
             _ => tracing::warn!(%source, ?method, completed, seconds, error, "the copy ended early"),
         }
     }
@@ -301,7 +234,7 @@ impl Copying {
 
 impl Drop for Copying {
     fn drop(&mut self) {
-        self.end(Outcome::Failed, Some("abandoned".to_owned()));
+        self.end(CopyState::Failed, Some("abandoned".to_owned()));
     }
 }
 
@@ -311,7 +244,7 @@ mod tests {
 
     fn begin() -> Begin {
         let source = "10.0.0.2:5432:12345".parse().unwrap();
-        Begin { source, port: 12345, dataset: "tank/a".to_owned(), method: Method::ZfsFull, size: Some(2000) }
+        Begin { source, port: 12345, dataset: "tank/a".to_owned(), method: CopyMethod::ZfsFull, size: Some(2000) }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::running::{Ended, Running};
-use self::status::{BreachStatus, DecisionStatus, FailureStatus, PeerStatus, SettingsStatus, Status, ZkStatus};
+use self::status::Status;
 use self::takeover::TakeoverClock;
 use crate::execute::{Execute, Outcome, Problem};
 use crate::heartbeat::Heartbeats;
@@ -41,6 +41,9 @@ use crate::machine::{returning, suspicion};
 use crate::metrics::Metrics;
 use crate::postgres::Condition;
 use crate::reason::Reason;
+use crate::status::{
+    BreachStatus, DecisionStatus, FailureStatus, PeerStatus, RoleName, SettingsStatus, SitterStatus, ZkStatus,
+};
 
 /// Longest time between two decisions: what only time changes is noticed this late.
 const TICK: Duration = Duration::from_millis(50);
@@ -303,7 +306,7 @@ impl Driver {
         };
         if let Some(problem) = &problem {
             // Retries of the same failure are only interesting to whoever looks closely.
-            let known = self.status.borrow().last_failure.as_ref().is_some_and(|last| last.problem == *problem);
+            let known = self.status.borrow().report.last_failure.as_ref().is_some_and(|last| last.problem == *problem);
             if known {
                 debug!(action, took_ms, problem, "failed again");
             } else {
@@ -321,21 +324,16 @@ impl Driver {
         let condition = self.parts.condition.borrow().clone();
         let is_unready = condition.unready.iter().any(|unready| !unready.need.is_no_preference());
         self.unready = is_unready.then(|| self.unready.unwrap_or(now));
-        let status = Status {
+        let role = role(view);
+        let report = SitterStatus {
             id: view.me.id,
             zone_id: view.me.zone_id.clone(),
             shard: self.parts.shard.clone(),
-            version: env!("CARGO_PKG_VERSION"),
-            role: role(view),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: RoleName::from(role).into(),
             generation,
-            decision: DecisionStatus {
-                action: decision.action.kind(),
-                code: decision.why.code(),
-                blocker: decision.why.blocker(),
-                reason: decision.why.to_string(),
-                since_ms: millis(now.saturating_duration_since(*since)),
-            },
-            in_flight: self.running.as_ref().map(|running| running.action.kind()),
+            decision: DecisionStatus::new(decision, millis(now.saturating_duration_since(*since))),
+            in_flight: self.running.as_ref().map(|running| running.action.kind().into()),
             local: view.local.clone(),
             zk: ZkStatus::new(&view.zk),
             last_failure: view.observed.last_failure.as_ref().map(FailureStatus::from),
@@ -353,6 +351,10 @@ impl Driver {
             horizon: condition.horizon.clone(),
             stopping: self.stopping.is_some(),
             older: returning::is_older(view),
+        };
+        let status = Status {
+            report,
+            role,
             streaming: suspicion::streams(view),
             postgres_down_ms: view.observed.postgres_down_ms,
             unready_ms: self.unready.map(|since| millis(now.saturating_duration_since(since))),

@@ -99,7 +99,7 @@ impl Fixture {
 #[tokio::test]
 async fn a_peer_joins_waits_for_others_and_leaves_when_stopped() {
     let mut f = start(0);
-    f.until(|status| status.zk.active.len() == 1 && status.decision.action == ActionKind::Wait).await;
+    f.until(|status| status.report.zk.active.len() == 1 && status.report.decision.action == ActionKind::Wait).await;
     assert_eq!(f.done(), [ActionKind::JoinElection], "alone it sets up nothing");
     f.stop.cancel();
     tokio::time::timeout(PATIENCE, f.driver).await.unwrap().unwrap().unwrap();
@@ -109,8 +109,8 @@ async fn a_peer_joins_waits_for_others_and_leaves_when_stopped() {
 #[tokio::test]
 async fn a_failed_step_is_shown_and_tried_again() {
     let mut f = start(2);
-    f.until(|status| status.last_failure.as_ref().is_some_and(|failure| failure.problem.contains("as told"))).await;
-    f.until(|status| status.zk.active.len() == 1 && status.last_failure.is_none()).await;
+    f.until(|status| status.report.last_failure.as_ref().is_some_and(|failure| failure.problem.contains("as told"))).await;
+    f.until(|status| status.report.zk.active.len() == 1 && status.report.last_failure.is_none()).await;
     assert_eq!(f.done(), [ActionKind::JoinElection]);
 }
 

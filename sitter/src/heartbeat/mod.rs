@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::machine::view::PeerHealth;
-pub use manatee_sitter_core::heartbeat::{Answer, Timing, table};
+pub use manatee_sitter_core::heartbeat::{Timing, table};
 use table::Table;
 
 /// The table as the tasks share it.
@@ -123,6 +123,7 @@ mod tests {
 
     use super::*;
     use crate::machine::local::Data;
+    use crate::status::Heartbeat;
 
     const TIMING: Timing = Timing { interval: Duration::from_millis(50), suspicion: Duration::from_millis(500) };
 
@@ -141,7 +142,7 @@ mod tests {
     }
 
     fn sitter(listener: TcpListener, peer: PeerId) -> JoinHandle<()> {
-        let answer = Answer {
+        let answer = Heartbeat {
             id: peer,
             stopping: false,
             postgres_down_ms: Some(7),

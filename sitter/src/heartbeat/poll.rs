@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::table::Refusal;
-use super::{Answer, Shared, Timing};
+use super::{Shared, Timing};
+use crate::status::Heartbeat;
 
 /// How soon a refused connection is tried once more: the second refusal is what counts.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_millis(20);
@@ -121,7 +122,7 @@ async fn connect(peer: PeerId, patience: Duration) -> Result<Connection, Failure
     Ok(Connection { sender, task })
 }
 
-async fn ask(sender: &mut http1::SendRequest<Empty<Bytes>>, peer: PeerId) -> Result<Answer, Failure> {
+async fn ask(sender: &mut http1::SendRequest<Empty<Bytes>>, peer: PeerId) -> Result<Heartbeat, Failure> {
     let host = SocketAddr::new(peer.ip, peer.backup_port).to_string();
     let request = hyper::Request::get("/heartbeat")
         .header(hyper::header::HOST, host)
@@ -133,7 +134,7 @@ async fn ask(sender: &mut http1::SendRequest<Empty<Bytes>>, peer: PeerId) -> Res
         return Err(Failure::Other);
     }
     let body = Limited::new(response.into_body(), MOST_ANSWER_BYTES).collect().await.map_err(|_| Failure::Other)?;
-    let answer: Answer = serde_json::from_slice(&body.to_bytes()).map_err(|_| Failure::Other)?;
+    let answer: Heartbeat = serde_json::from_slice(&body.to_bytes()).map_err(|_| Failure::Other)?;
     if answer.id == peer { Ok(answer) } else { Err(Failure::Other) }
 }
 

@@ -12,7 +12,7 @@ use super::inner::Inner;
 use super::{apply, control, files, session, slot_name};
 use crate::machine::local::{Data, SystemIdentifier};
 use crate::rejoin::{self, Rung};
-use crate::storage::{Method, Source, Storage};
+use crate::storage::{CopyMethod, Source, Storage};
 
 /// What a source says of itself.
 #[derive(Debug)]
@@ -215,8 +215,8 @@ pub(crate) async fn bootstrap(
     adopt_staged(inner, storage, "replaced").await?;
     tracing::info!(%source, ?method, "the copy is complete");
     Ok(match method {
-        Method::ZfsIncremental => Rung::Incremental,
-        Method::BaseBackup | Method::ZfsFull | Method::ZfsResumed => Rung::Copy,
+        CopyMethod::ZfsIncremental => Rung::Incremental,
+        CopyMethod::BaseBackup | CopyMethod::ZfsFull | CopyMethod::ZfsResumed => Rung::Copy,
     })
 }
 

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use self::peer::{Peer, again};
 use super::*;
-use crate::backup::progress::{Method, Outcome};
+use crate::status::{CopyMethod, CopyState};
 use crate::postgres::StorageSettings;
 
 /// Of a copy that is interrupted: several times what pipes and sockets hold, so that `zfs receive` has a good part of it,
@@ -30,7 +30,7 @@ async fn shard(pool: &Pool) -> (Peer, Peer) {
     primary.start(Recovery::Primary, &[standby.id]).await;
     primary.sql("CREATE TABLE t AS SELECT g AS n FROM generate_series(1, 20000) g").await;
     assert_eq!(standby.bootstraps(&primary).await, Rung::Copy);
-    assert_eq!(standby.method(), (Method::ZfsFull, Outcome::Done));
+    assert_eq!(standby.method(), (CopyMethod::ZfsFull, CopyState::Done));
     standby.follows(&primary).await;
     (primary, standby)
 }
@@ -67,13 +67,13 @@ async fn is_rebuilt(pool: &Pool, other: &Peer, primary: &Peer) -> usize {
         () = begun => {}
     }
     let broken = progress.restore().unwrap();
-    assert_eq!(broken.done, Outcome::Failed);
+    assert_eq!(broken.done, CopyState::Failed);
     assert_eq!(other.bootstraps(primary).await, Rung::Copy);
     let whole = progress.restore().unwrap();
     println!("of {:?} bytes {} were sent, then {}", broken.size, broken.completed, whole.completed);
     let resumes = pool.zfs(&["version"]).is_ok();
-    let method = if resumes { Method::ZfsResumed } else { Method::ZfsFull };
-    assert_eq!(other.method(), (method, Outcome::Done));
+    let method = if resumes { CopyMethod::ZfsResumed } else { CopyMethod::ZfsFull };
+    assert_eq!(other.method(), (method, CopyState::Done));
     if resumes {
         assert!(broken.size.is_some_and(|size| whole.completed < size), "{broken:?} {whole:?}");
     }
@@ -159,7 +159,7 @@ async fn every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrup
     assert!(refused.contains("deposed"), "{refused}");
     primary.becomes(Role::Primary).await;
     assert_eq!(other.bootstraps(&primary).await, Rung::Incremental);
-    assert_eq!(other.method(), (Method::ZfsIncremental, Outcome::Done));
+    assert_eq!(other.method(), (CopyMethod::ZfsIncremental, CopyState::Done));
     other.follows(&primary).await;
 
     let kept = is_rebuilt(&pool, &other, &primary).await;

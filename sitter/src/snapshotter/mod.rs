@@ -15,7 +15,6 @@ use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, g
 use tokio::sync::watch;
 
 use crate::driver::status::{Check, Status};
-use crate::machine::action::ActionKind;
 use crate::postgres::{Error, Postgres};
 use crate::storage::{Destroyed, Snapshot, Storage};
 
@@ -159,8 +158,8 @@ impl Snapshotter {
     /// In the chain and serving or streaming, and nothing is being done to the data.
     fn is_healthy(&self) -> bool {
         let status = self.status.borrow();
-        let at_work = status.in_flight.is_some_and(ActionKind::changes_data);
-        !at_work && !status.stopping && status.passes(Check::Readiness, Instant::now())
+        let at_work = status.report.changes_data();
+        !at_work && !status.report.stopping && status.passes(Check::Readiness, Instant::now())
     }
 
     /// When to look again.

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{Snapshots, Source, Storage, tablespaces};
-use crate::backup::progress::{Begin, Method, Progress};
+use crate::backup::progress::{Begin, Progress};
+use crate::status::CopyMethod;
 use crate::host::osuser::OsUser;
 use crate::host::tool::Tool;
 use crate::host::{Error, Layout, REPLICATION_ROLE, files};
@@ -53,7 +54,7 @@ pub(crate) async fn base_backup(
         source: source.peer,
         port: source.peer.pg_port,
         dataset: "postgresql".to_owned(),
-        method: Method::BaseBackup,
+        method: CopyMethod::BaseBackup,
         size: None,
     }));
     let watched = Arc::clone(&copying);
@@ -140,11 +141,11 @@ impl Storage for Directory {
         Ok(staging)
     }
 
-    async fn fetch(&self, source: &Source) -> Result<Method, Error> {
+    async fn fetch(&self, source: &Source) -> Result<CopyMethod, Error> {
         // Links of a copy that broke off lead to what it left in tablespaces.
         self.stage().await?;
         base_backup(&self.bin_dir, &self.layout, &self.user, source, &self.progress).await?;
-        Ok(Method::BaseBackup)
+        Ok(CopyMethod::BaseBackup)
     }
 
     async fn publish(&self) -> Result<(), Error> {

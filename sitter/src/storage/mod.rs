@@ -23,7 +23,7 @@ pub use self::zfs::Zfs;
 use self::zfs::stream::{Offer, Outgoing};
 pub use crate::backup::Snapshot;
 use crate::backup::Wish;
-pub use crate::backup::progress::Method;
+pub use crate::status::CopyMethod;
 use crate::host::Error;
 use crate::machine::local::SystemIdentifier;
 
@@ -57,7 +57,7 @@ pub trait Storage: Debug + Send + Sync {
 
     /// Fills the staging place with a complete copy of the source's data, durable, with all WAL
     /// that it needs to become consistent. What an earlier attempt left there is gone or built upon.
-    async fn fetch(&self, source: &Source) -> Result<Method, Error>;
+    async fn fetch(&self, source: &Source) -> Result<CopyMethod, Error>;
 
     /// Makes the staged data set the data. There must be none.
     async fn publish(&self) -> Result<(), Error>;

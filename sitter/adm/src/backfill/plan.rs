@@ -16,10 +16,10 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 use manatee_shared::zk::{Over, StateNode};
 
-use crate::cluster::SitterStatus;
 use crate::evidence::Evidence;
 use crate::machine::local::{Data, Recovery, Server, Synchronous};
 use crate::machine::situation::Promotion;
+use crate::report::SitterStatus;
 
 /// A state to write.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,9 +5,10 @@ use manatee_shared::zk::StateNode;
 
 use super::{Finding, Matter, Report};
 use crate::backfill::{Candidate, candidates, plan};
-use crate::cluster::{Answer, SitterStatus};
+use crate::cluster::Answer;
 use crate::evidence::Evidence;
 use crate::machine::local::{Data, Server};
+use crate::report::SitterStatus;
 
 /// ZooKeeper does not answer; perhaps one sitter does.
 pub(super) fn without_zookeeper(shard: &str, problem: &str, local: Option<(PeerId, Answer)>) -> Report {
@@ -55,7 +56,7 @@ pub(super) fn server_told(server: &Server) -> &'static str {
 
 /// What a sitter says it does.
 pub(super) fn said(status: &SitterStatus) -> String {
-    status.decision.as_ref().map_or(String::new(), |decision| format!("its sitter says: {}", decision.reason))
+    format!("its sitter says: {}", status.decision.reason)
 }
 
 /// ZooKeeper answers, but has no valid state.

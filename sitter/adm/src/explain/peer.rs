@@ -1,13 +1,17 @@
 //! What is wrong with a peer, by its role and by its sitter's own word.
 
 use manatee_shared::cluster::{Peer, Role};
+use manatee_shared::zk::Session;
 
 use super::lost::{said, server_told};
 use super::{Finding, Matter};
-use crate::cluster::{Cluster, SitterStatus};
+use crate::cluster::Cluster;
+use crate::machine::action::ActionKind;
 use crate::machine::local::{Data, Gate, HorizonHolder, Obstacle, PrimaryStatus, Replay, Server, StandbyStatus};
 use crate::machine::readiness::{Need, Unready};
 use crate::machine::situation::has_beginning;
+use crate::reason::{BlockerCode, ReasonCode};
+use crate::report::SitterStatus;
 
 /// Readers that replay waits for any less are nothing to tell anybody.
 const REPLAY_WAITS_MS: u64 = 5_000;
@@ -265,11 +269,11 @@ impl Subject<'_> {
                 format!(
                     "{} ran for {} ms, until {} s ago, with settings that only Manatee may change",
                     self.title(),
-                    breach.lasted_ms,
+                    breach.breach.lasted_ms,
                     breach.ago_ms / 1_000
                 ),
             )
-            .why(format!("{}; its sitter put them right", breach.settings.join("; ")))
+            .why(format!("{}; its sitter put them right", breach.breach.settings.join("; ")))
             .risk("nothing now: the sync has what was acknowledged since; before it had, it was on one host")
             .next("find out who used ALTER SYSTEM or changed a file: its log says when and what"),
         )
@@ -306,7 +310,7 @@ impl Subject<'_> {
                     .next("wait: the sync takes over; if it does not, see the blocking reason under the sync")
             }
             Data::Absent | Data::Incomplete => {
-                let busy = matches!(status.in_flight.as_deref(), Some("bootstrap" | "rejoin"));
+                let busy = status.changes_data();
                 let what = if busy { "is copying its data" } else { "has no data yet" };
                 let next = if busy {
                     "wait until the copy is done"
@@ -320,7 +324,6 @@ impl Subject<'_> {
     }
 
     fn unregistered(&self, status: &SitterStatus) -> Finding {
-        let session = status.zk.as_ref().map_or("", |zk| zk.session.as_str());
         if status.stopping {
             return self
                 .finding("is being stopped, as asked")
@@ -328,7 +331,8 @@ impl Subject<'_> {
                 .next("start it again when it is to take part");
         }
         let finding = self.finding("runs, but is not registered with ZooKeeper");
-        if session == "connected" {
+        let session = &status.zk.session;
+        if *session == Session::Connected {
             return finding.why(with_failure(status)).next("see why above; the log of its sitter says more");
         }
         finding
@@ -342,7 +346,7 @@ impl Subject<'_> {
             "on {}: `manatee-adm rebuild`, which copies everything anew and keeps the old data aside",
             self.peer.ip
         );
-        if status.in_flight.as_deref() == Some("rejoin") {
+        if status.in_flight() == Some(ActionKind::Rejoin) {
             return finding.why(said(status)).next("wait: that is under way");
         }
         if status.settings.manual_rejoin {
@@ -514,7 +518,7 @@ impl Subject<'_> {
         let next = remedy(&failure.problem, self.peer)
             .unwrap_or_else(|| "its sitter tries again; its log says more".to_owned());
         Some(
-            Finding::new(Matter::Degrades, format!("{} fails to {}", self.title(), failure.action.replace('-', " ")))
+            Finding::new(Matter::Degrades, format!("{} fails to {}", self.title(), failure.action.to_string().replace('-', " ")))
                 .why(with_failure(status))
                 .next(next),
         )
@@ -526,21 +530,24 @@ impl Subject<'_> {
             return None;
         }
         let status = self.cluster.answers.get(&self.peer.id)?.as_ref().ok()?;
-        let reason = &status.decision.as_ref()?.reason;
-        let (_, blocker) = reason.split_once("no takeover: ")?;
-        let next = if blocker.contains("frozen") {
-            "`manatee-adm unfreeze`; or bring back the primary"
-        } else if blocker.contains("no async") {
-            "bring back the primary or any other peer with this shard's data; both the takeover and the old primary need one more \
-             peer"
-        } else if blocker.contains("has WAL up to") {
-            "bring back the primary: what was acknowledged last may be there and not here"
-        } else {
-            "bring back the primary"
+        let decision = &status.decision;
+        if decision.code != Some(ReasonCode::TakeoverBlocked) {
+            return None;
+        }
+        let next = match decision.blocker {
+            Some(BlockerCode::Frozen) => "`manatee-adm unfreeze`; or bring back the primary",
+            Some(BlockerCode::NoAsync) => {
+                "bring back the primary or any other peer with this shard's data; both the takeover and the old primary \
+                 need one more peer"
+            }
+            Some(BlockerCode::PeerAhead | BlockerCode::PrimaryAhead) => {
+                "bring back the primary: what was acknowledged last may be there and not here"
+            }
+            _ => "bring back the primary",
         };
         Some(
             Finding::new(Matter::StopsWrites, format!("{} does not take over", self.title()))
-                .why(reason.clone())
+                .why(decision.reason.clone())
                 .risk("nothing that was acknowledged; writes wait")
                 .next(next),
         )
@@ -620,7 +627,8 @@ impl Subject<'_> {
 fn with_failure(status: &SitterStatus) -> String {
     let said = said(status);
     match &status.last_failure {
-        Some(failure) if !said.contains(&failure.problem) => {
+        // Which tells of it itself.
+        Some(failure) if status.decision.code != Some(ReasonCode::BackingOff) => {
             let times = if failure.times == 1 { String::new() } else { format!(" {} times", failure.times) };
             format!("{said}; {} failed{times}: {}", failure.action, failure.problem)
         }

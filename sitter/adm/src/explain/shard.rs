@@ -7,6 +7,7 @@ use crate::cluster::Cluster;
 use crate::evidence::Evidence;
 use crate::freeze;
 use crate::machine::local::Synchronous;
+use crate::reason::BlockerCode;
 
 pub(super) fn findings(evidence: &Evidence, cluster: &Cluster) -> Vec<Finding> {
     let mut findings: Vec<_> = outdated(evidence, &cluster.state).into_iter().collect();
@@ -45,11 +46,11 @@ fn outdated(evidence: &Evidence, state: &ClusterState) -> Option<Finding> {
     )
 }
 
-/// Whose takeover or replacement waits for the end of the freeze, in its sitter's words.
+/// The takeover or replacement that waits for the end of the freeze, in its sitter's words.
 fn due(cluster: &Cluster) -> Option<String> {
-    let reasons = cluster.answers.values().flatten().filter_map(|status| status.decision.as_ref());
-    let due = reasons.map(|decision| &decision.reason).find(|reason| reason.contains("frozen"));
-    due.cloned()
+    let decisions = cluster.answers.values().flatten().map(|status| &status.decision);
+    let mut due = decisions.filter(|decision| decision.blocker == Some(BlockerCode::Frozen));
+    due.next().map(|decision| decision.reason.clone())
 }
 
 fn frozen(cluster: &Cluster) -> Option<Finding> {

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 
 use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole};
-use manatee_shared::zk::{HistoryEntry, StateNode};
+use manatee_shared::zk::{HistoryEntry, Session, StateNode};
 
 use super::*;
 use crate::cluster::samples::*;
-use crate::cluster::{Decision, Failure, SessionStatus, SitterStatus};
 use crate::machine::local::*;
+use crate::machine::action::ActionKind;
 use crate::machine::readiness::{Need, Unready};
+use crate::reason::{BlockerCode, ReasonCode};
+use crate::report::{BreachStatus, DecisionStatus, FailureStatus, SitterStatus};
 
 fn evidence() -> Evidence {
     let cluster = healthy();
@@ -34,11 +36,18 @@ fn status(evidence: &mut Evidence, number: u8) -> &mut SitterStatus {
 }
 
 fn says(evidence: &mut Evidence, number: u8, reason: &str) {
-    status(evidence, number).decision = Some(Decision { action: "wait".to_owned(), reason: reason.to_owned() });
+    status(evidence, number).decision = crate::cluster::samples::says(reason);
+}
+
+/// The sync cannot take over.
+fn is_blocked(evidence: &mut Evidence, number: u8, reason: &str, blocker: BlockerCode) {
+    let (code, blocker) = (Some(ReasonCode::TakeoverBlocked), Some(blocker));
+    status(evidence, number).decision = DecisionStatus { code, blocker, ..crate::cluster::samples::says(reason) };
 }
 
 fn failed(evidence: &mut Evidence, number: u8, problem: &str) {
-    let failure = Failure { action: "start".to_owned(), times: 3, problem: problem.to_owned() };
+    let failure =
+        FailureStatus { action: ActionKind::Start.into(), times: 3, ago_ms: 0, problem: problem.to_owned() };
     status(evidence, number).last_failure = Some(failure);
 }
 
@@ -131,7 +140,12 @@ fn frozen() {
         &["2026-01-01T00:00:00Z: move", "`manatee-adm unfreeze`, when"],
     );
     gone(&mut evidence, 1);
-    says(&mut evidence, 2, "the primary's election node is gone; no takeover: the shard is frozen");
+    is_blocked(
+        &mut evidence,
+        2,
+        "the primary's election node is gone; no takeover: the shard is frozen",
+        BlockerCode::Frozen,
+    );
     finds(&evidence, "is frozen", Matter::StopsWrites, &["waiting for its end: the primary's", "at once, and once"]);
     finds(&evidence, "does not take over", Matter::StopsWrites, &["`manatee-adm unfreeze`; or"]);
     assert_eq!(explain(&evidence).writable, None);
@@ -146,10 +160,11 @@ fn no_async() {
     change(&mut evidence, |state| state.deposed = vec![peer(3)]);
     finds(&evidence, "there is no async", Matter::StopsFailover, &["bring back 09957297"]);
     gone(&mut evidence, 1);
-    says(
+    is_blocked(
         &mut evidence,
         2,
         "the primary is suspected by several peers: it is silent; no takeover: no async is alive to become the sync",
+        BlockerCode::NoAsync,
     );
     finds(&evidence, "does not take over", Matter::StopsWrites, &["bring back the primary or any other peer"]);
 }
@@ -241,7 +256,7 @@ fn zookeeper_is_gone() {
 fn sessions_and_registrations() {
     let mut evidence = evidence();
     evidence.view.active.remove(&peer(3).id);
-    status(&mut evidence, 3).zk = Some(SessionStatus { session: "disconnected".to_owned() });
+    status(&mut evidence, 3).zk.session = Session::Disconnected.into();
     finds(
         &evidence,
         "not registered",
@@ -280,7 +295,7 @@ fn data_that_is_not_the_shards() {
     status(&mut evidence, 3).local.data = Data::Unusable("PostgreSQL 14".to_owned());
     finds(&evidence, "cannot be used", Matter::StopsFailover, &["PostgreSQL 14"]);
     status(&mut evidence, 3).local.data = Data::Incomplete;
-    status(&mut evidence, 3).in_flight = Some("bootstrap".to_owned());
+    status(&mut evidence, 3).in_flight = Some(ActionKind::Bootstrap.into());
     finds(&evidence, "is copying its data", Matter::StopsFailover, &["wait until the copy is done"]);
     status(&mut evidence, 1).local.data = Data::Absent;
     finds(&evidence, "has lost its data", Matter::StopsWrites, &["the sync takes over"]);
@@ -436,7 +451,7 @@ fn settings_that_were_loosened_put_writes_at_risk() {
 fn settings_that_were_put_right_are_told_for_a_while() {
     let mut evidence = evidence();
     let settings = vec!["fsync is 'off'".to_owned()];
-    let breach = crate::cluster::PastBreach { settings, lasted_ms: 80, ago_ms: 5_000 };
+    let breach = BreachStatus { breach: Breach { settings, lasted_ms: 80 }, ago_ms: 5_000 };
     status(&mut evidence, 1).breach = Some(breach);
     finds(&evidence, "ran for 80 ms, until 5 s ago", Matter::Note, &["fsync is 'off'", "put them right"]);
 }

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 
-use super::{Answer, Timing};
+use super::Timing;
 use crate::machine::view::PeerHealth;
+use crate::status::Heartbeat;
 
 /// Refusals in a row after which a peer's sitter is held to be gone. One may be a restart's
 /// accident (a listener that is just being replaced).
@@ -68,7 +69,7 @@ pub enum Refusal {
 #[derive(Debug, Default)]
 struct Entry {
     /// The last answer and when it came.
-    answer: Option<(Instant, Answer)>,
+    answer: Option<(Instant, Heartbeat)>,
     /// Refused connections in a row.
     refusals: u32,
     /// When it was found gone by refusals.
@@ -158,7 +159,7 @@ impl Table {
 
     /// `peer` answered what it was asked at `asked`. Returns whether that says something that the
     /// driver should look at.
-    pub fn answered(&mut self, peer: PeerId, answer: Answer, asked: Instant, now: Instant) -> bool {
+    pub fn answered(&mut self, peer: PeerId, answer: Heartbeat, asked: Instant, now: Instant) -> bool {
         self.tick(now);
         let timing = self.timing;
         let entry = self.peers.entry(peer).or_default();
@@ -169,7 +170,7 @@ impl Table {
             entry.line.answered(now.saturating_duration_since(asked));
         }
         // What moves all the time is no news.
-        let word = |answer: &Answer| Answer {
+        let word = |answer: &Heartbeat| Heartbeat {
             postgres_down_ms: answer.postgres_down_ms.map(|_| 0),
             unready_ms: answer.unready_ms.map(|_| 0),
             wal: None,
@@ -268,8 +269,8 @@ mod tests {
         "10.0.0.1:5432:12345".parse().unwrap()
     }
 
-    fn answer() -> Answer {
-        Answer {
+    fn answer() -> Heartbeat {
+        Heartbeat {
             id: peer(),
             stopping: false,
             postgres_down_ms: None,
@@ -413,7 +414,7 @@ mod tests {
     fn what_the_peer_says_of_itself_is_kept_as_of_now() {
         let mut f = Fixture::new();
         f.table.answered(peer(), answer(), f.now, f.now);
-        let down = Answer { postgres_down_ms: Some(20), stopping: true, ..answer() };
+        let down = Heartbeat { postgres_down_ms: Some(20), stopping: true, ..answer() };
         assert!(f.table.answered(peer(), down, f.now, f.now));
         f.pass(100);
         let health = f.table.health(f.now).remove(&peer()).unwrap();

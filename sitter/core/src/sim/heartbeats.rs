@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::host::TIMING;
 use super::postgres::{number, peer_id};
 use super::world::World;
-use crate::heartbeat::Answer;
+use crate::status::Heartbeat;
 use crate::heartbeat::table::Refusal;
 
 /// How soon a refused connection is tried once more, ms.
@@ -102,7 +102,7 @@ impl World {
         let now = self.now;
         let at = self.base + Duration::from_millis(now);
         let linked = self.linked(from, to);
-        let answer: Option<Option<Answer>> = self.hosts[to].sitter.as_ref().map(|sitter| sitter.answer.clone());
+        let answer: Option<Option<Heartbeat>> = self.hosts[to].sitter.as_ref().map(|sitter| sitter.answer.clone());
         let late = self.rng.u64(0..30);
         let Some(sitter) = self.hosts[from].sitter.as_mut() else { return };
         let peer = peer_id(to);

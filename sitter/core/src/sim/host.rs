@@ -12,7 +12,8 @@ use super::heartbeats::Poll;
 use super::plan::Kind;
 use super::postgres::{MOST_PEERS, Postgres};
 use crate::heartbeat::table::Table;
-use crate::heartbeat::{Answer, Timing};
+use crate::heartbeat::Timing;
+use crate::status::Heartbeat;
 use crate::machine::action::Action;
 use crate::machine::local::Local;
 use crate::machine::tracker::Tracker;
@@ -61,7 +62,7 @@ pub(super) struct Sitter {
     /// As last completed; `zk` and `local` as last heard of.
     pub(super) view: View,
     /// What its heartbeat says.
-    pub(super) answer: Option<Answer>,
+    pub(super) answer: Option<Heartbeat>,
     pub(super) last_reason: Reason,
     pub(super) paused_until: u64,
     /// What changes in ZooKeeper is not heard of until then.
@@ -145,7 +146,7 @@ impl Sitter {
             self.flight.as_ref().map(|flight| InFlight { action: flight.action.clone(), for_ms: now - flight.began });
         view.stopping_ms = self.stopping_since.map(|since| now - since);
         self.tracker.complete(view);
-        let answer = Answer {
+        let answer = Heartbeat {
             id: view.me.id,
             stopping: self.stopping_since.is_some(),
             postgres_down_ms: view.observed.postgres_down_ms,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use manatee_shared::cluster::{Peer as Named, Role};
+use manatee_shared::zk::Session;
 use manatee_shared::config::Secret as Token;
 use manatee_tests::binaries::postgres_folder;
 use manatee_tests::zpool::Pool;
@@ -16,7 +17,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::api::{self, Api};
-use crate::backup::progress::{Method, Outcome};
+use crate::status::{CopyMethod, CopyState};
 use crate::driver::status::Status;
 use crate::machine::local::{Local, Server};
 use crate::postgres::{Postgres, Secret, Settings, StorageSettings};
@@ -59,7 +60,7 @@ pub(super) fn is_passing(error: &Error) -> bool {
 /// What a peer's API knows of it.
 fn known(id: PeerId, role: Role, local: &Local) -> Arc<Status> {
     let mut status = Status::nothing(Named::new(id, "test"), "demo".parse().unwrap(), Instant::now());
-    (status.role, status.local, status.zk.session) = (role, local.clone(), "connected");
+    (status.role, status.report.local, status.report.zk.session) = (role, local.clone(), Session::Connected.into());
     Arc::new(status)
 }
 
@@ -234,10 +235,10 @@ impl Peer {
         std::fs::read_dir(self.settings.layout().isolated()).unwrap().count()
     }
 
-    pub(super) fn method(&self) -> (Method, Outcome) {
+    pub(super) fn method(&self) -> (CopyMethod, CopyState) {
         let restore = self.postgres.progress().restore().expect("a copy");
         assert!(restore.completed > 0 && restore.rate > 0, "{restore:?}");
-        (restore.method, restore.done)
+        (*restore.method.known().expect("one of ours"), restore.done)
     }
 }
 

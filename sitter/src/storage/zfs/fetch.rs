@@ -14,7 +14,8 @@ use super::command::PATH;
 use super::{Zfs, clean, stream};
 use crate::backup::Wish;
 use crate::backup::client::{Incoming, Refusal};
-use crate::backup::progress::{Begin, Method};
+use crate::backup::progress::Begin;
+use crate::status::CopyMethod;
 use crate::host::osuser::OsUser;
 use crate::host::{Error, files};
 use crate::storage::directory::base_backup;
@@ -62,7 +63,7 @@ impl Drop for Receiver {
 }
 
 /// Fills staging, by the best way that the source offers.
-pub(super) async fn fetch(zfs: &Zfs, source: &Source) -> Result<Method, Error> {
+pub(super) async fn fetch(zfs: &Zfs, source: &Source) -> Result<CopyMethod, Error> {
     let timeout = Error::Timeout { what: "the end of an abandoned zfs receive".to_owned(), timeout: ENDING };
     let turn = tokio::time::timeout(ENDING, Arc::clone(&zfs.receiving).lock_owned()).await.map_err(|_| timeout)?;
     let turn = Arc::new(turn);
@@ -79,7 +80,7 @@ pub(super) async fn fetch(zfs: &Zfs, source: &Source) -> Result<Method, Error> {
     }
 }
 
-async fn instead(zfs: &Zfs, source: &Source, refusal: Refusal) -> Result<Method, Error> {
+async fn instead(zfs: &Zfs, source: &Source, refusal: Refusal) -> Result<CopyMethod, Error> {
     match refusal {
         Refusal::NotFit(error) => Err(error),
         Refusal::Gone => {
@@ -95,7 +96,7 @@ async fn instead(zfs: &Zfs, source: &Source, refusal: Refusal) -> Result<Method,
             tracing::info!(source = %source.peer, "the source has no ZFS streams: copying by pg_basebackup");
             zfs.stage().await?;
             base_backup(&zfs.bin_dir, &zfs.layout, &zfs.user, source, &zfs.progress).await?;
-            Ok(Method::BaseBackup)
+            Ok(CopyMethod::BaseBackup)
         }
     }
 }
@@ -114,7 +115,7 @@ async fn resumable(zfs: &Zfs, source: &Source) -> Result<Option<String>, Error> 
     Ok(properties.remove("receive_resume_token"))
 }
 
-async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -> Result<Method, Refusal> {
+async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -> Result<CopyMethod, Refusal> {
     let resumes = resume.is_some();
     let fail = Refusal::NotFit;
     let mut snapshots = Vec::new();
@@ -134,9 +135,9 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -
     };
     let incoming = zfs.client.pull(source.peer, &wish).await?;
     let method = match incoming.base {
-        _ if resumes => Method::ZfsResumed,
-        Some(_) => Method::ZfsIncremental,
-        None => Method::ZfsFull,
+        _ if resumes => CopyMethod::ZfsResumed,
+        Some(_) => CopyMethod::ZfsIncremental,
+        None => CopyMethod::ZfsFull,
     };
     if let Some(guid) = incoming.base {
         let base = wish.snapshots.iter().find(|snapshot| snapshot.guid == guid);
@@ -168,7 +169,7 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -
     Ok(method)
 }
 
-async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: Method, turn: &Turn) -> Result<(), Error> {
+async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: CopyMethod, turn: &Turn) -> Result<(), Error> {
     let copying = zfs.progress.begin(Begin {
         source,
         port: source.backup_port,

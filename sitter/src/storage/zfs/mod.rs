@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 
 use self::command::{Commands, Dataset, is_needed, is_time};
 use self::stream::{Holds, Offer, Outgoing};
-use super::{Destroyed, Method, Snapshot, Snapshots, Source, Storage};
+use super::{Destroyed, CopyMethod, Snapshot, Snapshots, Source, Storage};
 use crate::backup::Wish;
 use crate::backup::client::Client;
 use crate::backup::progress::Progress;
@@ -248,7 +248,7 @@ impl Storage for Zfs {
         Ok(path)
     }
 
-    async fn fetch(&self, source: &Source) -> Result<Method, Error> {
+    async fn fetch(&self, source: &Source) -> Result<CopyMethod, Error> {
         fetch::fetch(self, source).await
     }
 
