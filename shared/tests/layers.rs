@@ -45,7 +45,10 @@ const PURE: &[(&str, &[&str])] = &[
         ],
     ),
     // jiff for dates; anyhow, clap and fastrand (with seeds) are the simulation's.
-    ("manatee-sitter-core", &["anyhow", "clap", "fastrand", "jiff", "serde", "serde_json", "strum_macros", "thiserror"]),
+    (
+        "manatee-sitter-core",
+        &["anyhow", "clap", "fastrand", "jiff", "serde", "serde_json", "strum_macros", "thiserror"],
+    ),
 ];
 
 /// Modules of manatee-shared that a core may use: data and rules.

@@ -45,7 +45,6 @@ const SUSPECTED: &str = "manatee_peers_suspected";
 /// Every role, so that each has a gauge that is 0 or 1.
 const ROLES: [Role; 5] = [Role::Primary, Role::Sync, Role::Async(0), Role::Deposed, Role::Unassigned];
 
-
 /// A part of a takeover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {

@@ -166,7 +166,8 @@ impl<'a> Subject<'a> {
             issues.push(Issue::error(text));
         }
         if let Some(breach) = &status.breach {
-            let (settings, lasted_ms, ago_s) = (breach.breach.settings.join("; "), breach.breach.lasted_ms, breach.ago_ms / 1_000);
+            let (settings, lasted_ms, ago_s) =
+                (breach.breach.settings.join("; "), breach.breach.lasted_ms, breach.ago_ms / 1_000);
             let text = format!(
                 "{}: settings that only Manatee may change were not in force for {lasted_ms} ms, until {ago_s} s ago: {settings}",
                 self.name
@@ -247,11 +248,11 @@ fn seconds(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
-    use crate::machine::action::ActionKind;
-    use crate::report::FailureStatus;
     use super::super::cluster::samples::*;
     use super::*;
+    use crate::machine::action::ActionKind;
     use crate::machine::local::SystemIdentifier;
+    use crate::report::FailureStatus;
 
     fn found(cluster: &Cluster) -> Vec<String> {
         find(cluster).iter().map(ToString::to_string).collect()
@@ -291,8 +292,12 @@ mod tests {
         let Some(Ok(primary)) = cluster.answers.get_mut(&peer(1).id) else { panic!("made so") };
         let Server::Primary(server) = &mut primary.local.server else { panic!("made so") };
         server.downstreams.clear();
-        primary.last_failure =
-            Some(FailureStatus { action: ActionKind::WriteState.into(), times: 2, ago_ms: 0, problem: "no answer".to_owned() });
+        primary.last_failure = Some(FailureStatus {
+            action: ActionKind::WriteState.into(),
+            times: 2,
+            ago_ms: 0,
+            problem: "no answer".to_owned(),
+        });
         assert_eq!(
             found(&cluster),
             [

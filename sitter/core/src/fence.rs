@@ -8,7 +8,7 @@ use manatee_shared::cluster::Role;
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::{Session, StateNode, View};
 
-use crate::machine::action::Action;
+use crate::machine::action::{Action, DataAction, ServerAction};
 use crate::machine::local::{Recovery, ServerConfig};
 
 /// Why a step must not be taken any more.
@@ -32,17 +32,20 @@ pub enum Fenced {
 pub fn check(action: &Action, zk: &View, me: PeerId) -> Result<(), Fenced> {
     let role = zk.state.valid().map(|(_, state)| state.role_of(me));
     match action {
-        Action::Promote { .. } => match role {
+        Action::Server(ServerAction::Promote { .. }) => match role {
             Some(Role::Primary) => Ok(()),
             role => Err(Fenced::NotPrimary { role: role.unwrap_or(Role::Unassigned) }),
         },
         // Without a readable state the last role stands (rule 9): what PostgreSQL was is kept.
-        Action::Start(config) | Action::Configure(config) if produces(config) => match role {
+        Action::Server(ServerAction::Start(config) | ServerAction::Configure(config)) if produces(config) => match role
+        {
             None | Some(Role::Primary) => Ok(()),
             Some(role) => Err(Fenced::NotPrimary { role }),
         },
-        Action::Bootstrap { .. } | Action::Rejoin { .. } if role == Some(Role::Primary) => Err(Fenced::IsPrimary),
-        Action::Initialise
+        Action::Data(DataAction::Bootstrap { .. } | DataAction::Rejoin { .. }) if role == Some(Role::Primary) => {
+            Err(Fenced::IsPrimary)
+        }
+        Action::Data(DataAction::Initialise)
             if zk.state != StateNode::Absent || zk.has_history != Some(false) || zk.session != Session::Connected =>
         {
             Err(Fenced::NotNew)
@@ -105,38 +108,38 @@ mod tests {
     fn only_the_primary_promotes_or_starts_as_one() {
         let not = Err(Fenced::NotPrimary { role: Role::Sync });
         for action in [
-            Action::Promote { config: config(Recovery::Primary), timeline: None },
-            Action::Start(config(Recovery::Primary)),
-            Action::Configure(config(Recovery::Primary)),
+            Action::Server(ServerAction::Promote { config: config(Recovery::Primary), timeline: None }),
+            Action::Server(ServerAction::Start(config(Recovery::Primary))),
+            Action::Server(ServerAction::Configure(config(Recovery::Primary))),
         ] {
             assert_eq!(check(&action, &valid(), id(1)), Ok(()), "{}", action.kind());
             assert_eq!(check(&action, &valid(), id(2)), not, "{}", action.kind());
         }
-        assert_eq!(check(&Action::Start(config(Recovery::Detached)), &valid(), id(2)), Ok(()));
+        assert_eq!(check(&Action::Server(ServerAction::Start(config(Recovery::Detached))), &valid(), id(2)), Ok(()));
     }
 
     #[test]
     fn without_a_state_the_last_role_stands_but_nobody_is_promoted() {
         let unread = view(StateNode::Unread);
-        assert_eq!(check(&Action::Start(config(Recovery::Primary)), &unread, id(1)), Ok(()));
-        let promote = Action::Promote { config: config(Recovery::Primary), timeline: None };
+        assert_eq!(check(&Action::Server(ServerAction::Start(config(Recovery::Primary))), &unread, id(1)), Ok(()));
+        let promote = Action::Server(ServerAction::Promote { config: config(Recovery::Primary), timeline: None });
         assert_eq!(check(&promote, &unread, id(1)), Err(Fenced::NotPrimary { role: Role::Unassigned }));
     }
 
     #[test]
     fn the_primarys_data_is_never_overwritten() {
-        let rejoin = Action::Rejoin { source: id(2), from: Rung::Rewind, init: None };
+        let rejoin = Action::Data(DataAction::Rejoin { source: id(2), from: Rung::Rewind, init: None });
         assert_eq!(check(&rejoin, &valid(), id(1)), Err(Fenced::IsPrimary));
         assert_eq!(check(&rejoin, &valid(), id(3)), Ok(()));
     }
 
     #[test]
     fn only_a_shard_that_never_had_a_state_is_set_up() {
-        assert_eq!(check(&Action::Initialise, &view(StateNode::Absent), id(1)), Ok(()));
+        assert_eq!(check(&Action::Data(DataAction::Initialise), &view(StateNode::Absent), id(1)), Ok(()));
         let had = View { has_history: Some(true), ..view(StateNode::Absent) };
         let lost = View { session: Session::Disconnected, ..view(StateNode::Absent) };
         for view in [valid(), had, lost, view(StateNode::Unread)] {
-            assert_eq!(check(&Action::Initialise, &view, id(1)), Err(Fenced::NotNew));
+            assert_eq!(check(&Action::Data(DataAction::Initialise), &view, id(1)), Err(Fenced::NotNew));
         }
     }
 }

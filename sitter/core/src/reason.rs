@@ -26,7 +26,7 @@ use crate::machine::local::Gate;
     name(ReasonCode),
     derive(Hash, Serialize, Deserialize, IntoStaticStr),
     serde(rename_all = "snake_case"),
-    strum(serialize_all = "snake_case"),
+    strum(serialize_all = "snake_case")
 )]
 pub enum Reason {
     /// Nothing was decided yet.
@@ -213,7 +213,9 @@ pub enum Reason {
         upstream: PeerId,
     },
     /// A rejoin is needed, and left to an operator.
-    #[error("this data cannot follow: {0}; rejoin = \"manual\" leaves it to an operator: run `manatee-adm rebuild` here")]
+    #[error(
+        "this data cannot follow: {0}; rejoin = \"manual\" leaves it to an operator: run `manatee-adm rebuild` here"
+    )]
     RejoinManual(RejoinCause),
     /// A rejoin is needed, but ZooKeeper does not answer.
     #[error("a rejoin is needed, but ZooKeeper does not answer")]
@@ -466,7 +468,7 @@ pub(crate) fn join(changes: &[MembershipChange]) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
     use super::*;
 
     fn peer(number: u8) -> PeerId {
@@ -480,7 +482,8 @@ mod tests {
         let blocker = Blocker::NoFitAsync;
         let plan = SyncPlan::Keep(SyncCondition::Lost { loss: lost, blocker });
         let blocked = Reason::TakeoverBlocked { cause: TakeoverCause::NodeGone, blocker: Blocker::Frozen };
-        let again = |why: &Reason| Reason::BackingOff { why: Box::new(why.clone()), times: 2, problem: "no".to_owned() };
+        let again =
+            |why: &Reason| Reason::BackingOff { why: Box::new(why.clone()), times: 2, problem: "no".to_owned() };
         for (reason, code, blocker) in [
             (Reason::PrimaryServes(plan), "primary_serves", Some("no_fit_async")),
             (again(&blocked), "backing_off", Some("frozen")),

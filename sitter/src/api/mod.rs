@@ -162,8 +162,11 @@ struct CheckAnswer<'a> {
 fn answer_check(api: &Api, check: Check) -> Response {
     let (status, now) = api.now();
     let code = if status.passes(check, now) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body =
-        CheckAnswer { role: status.role.to_string(), generation: status.report.generation, reason: &status.report.decision.reason };
+    let body = CheckAnswer {
+        role: status.role.to_string(),
+        generation: status.report.generation,
+        reason: &status.report.decision.reason,
+    };
     (code, Json(body)).into_response()
 }
 

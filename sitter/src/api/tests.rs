@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::*;
 use crate::backup::Wish;
 use crate::backup::progress::Begin;
-use crate::status::CopyMethod;
 use crate::postgres::Error;
+use crate::status::CopyMethod;
 use crate::storage::zfs::stream::Outgoing;
 
 #[derive(Default)]

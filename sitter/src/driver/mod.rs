@@ -31,7 +31,7 @@ use self::status::Status;
 use self::takeover::TakeoverClock;
 use crate::execute::{Execute, Outcome, Problem};
 use crate::heartbeat::Heartbeats;
-use crate::machine::action::{Action, ActionKind, Decision};
+use crate::machine::action::{Action, ActionKind, Decision, ShardAction};
 use crate::machine::decide::decide;
 use crate::machine::local::Local;
 use crate::machine::preempt::preempts;
@@ -297,7 +297,9 @@ impl Driver {
                 None
             }
             Err(problem) => {
-                if let (Action::WriteState { .. }, Problem::Zk(ZkError::Unknown(_))) = (&ended.action, problem) {
+                if let (Action::Shard(ShardAction::WriteState { .. }), Problem::Zk(ZkError::Unknown(_))) =
+                    (&ended.action, problem)
+                {
                     self.uncertain_write = true;
                 }
                 self.metrics.acted(action, "failed");

@@ -6,7 +6,7 @@ use manatee_shared::cluster::Role;
 use tracing::info;
 
 use super::running::Ended;
-use crate::machine::action::Action;
+use crate::machine::action::{Action, ServerAction, ShardAction};
 use crate::machine::local::{Recovery, Server};
 use crate::machine::view::View;
 use crate::metrics::{Metrics, Phase};
@@ -28,8 +28,8 @@ impl TakeoverClock {
         let Some((_, state)) = view.zk.state.valid() else { return };
         let is_sync = state.role_of(view.me.id) == Role::Sync;
         let first_step = match action {
-            Action::Configure(config) => is_sync && config.recovery == Recovery::Detached,
-            Action::WriteState { state: new, .. } => is_sync && new.primary.id == view.me.id,
+            Action::Server(ServerAction::Configure(config)) => is_sync && config.recovery == Recovery::Detached,
+            Action::Shard(ShardAction::WriteState { state: new, .. }) => is_sync && new.primary.id == view.me.id,
             _ => false,
         };
         if !first_step || self.reason.is_some() {
@@ -60,14 +60,14 @@ impl TakeoverClock {
     pub(super) fn ended(&mut self, me: manatee_shared::ids::PeerId, ended: &Ended, metrics: &Metrics) {
         let Some(reason) = self.reason else { return };
         match &ended.action {
-            Action::Configure(config) if config.recovery == Recovery::Detached => {
+            Action::Server(ServerAction::Configure(config)) if config.recovery == Recovery::Detached => {
                 metrics.phase(Phase::StopReceiver, ended.took);
             }
-            Action::WriteState { state, .. } if state.primary.id == me => {
+            Action::Shard(ShardAction::WriteState { state, .. }) if state.primary.id == me => {
                 metrics.phase(Phase::WriteState, ended.took);
                 metrics.took_over(reason);
             }
-            Action::Promote { .. } => {
+            Action::Server(ServerAction::Promote { .. }) => {
                 metrics.phase(Phase::Promote, ended.took);
                 self.promoted = Some(Instant::now());
             }

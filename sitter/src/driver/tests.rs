@@ -8,6 +8,7 @@ use manatee_fake_zookeeper::{FakeSession, FakeZooKeeper};
 
 use super::*;
 use crate::heartbeat::Timing;
+use crate::machine::action::ShardAction;
 use crate::machine::local::{Data, Server};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,8 +33,8 @@ impl Execute for Fake {
         }
         self.done.lock().unwrap().push(action.kind());
         match action {
-            Action::JoinElection => self.zk.join(self.me.clone()).await?,
-            Action::LeaveElection => self.zk.leave().await?,
+            Action::Shard(ShardAction::JoinElection) => self.zk.join(self.me.clone()).await?,
+            Action::Shard(ShardAction::LeaveElection) => self.zk.leave().await?,
             _ => {}
         }
         Ok(Outcome::Done)
@@ -109,7 +110,8 @@ async fn a_peer_joins_waits_for_others_and_leaves_when_stopped() {
 #[tokio::test]
 async fn a_failed_step_is_shown_and_tried_again() {
     let mut f = start(2);
-    f.until(|status| status.report.last_failure.as_ref().is_some_and(|failure| failure.problem.contains("as told"))).await;
+    f.until(|status| status.report.last_failure.as_ref().is_some_and(|failure| failure.problem.contains("as told")))
+        .await;
     f.until(|status| status.report.zk.active.len() == 1 && status.report.last_failure.is_none()).await;
     assert_eq!(f.done(), [ActionKind::JoinElection]);
 }

@@ -1,11 +1,12 @@
 //! Doing what the machine decided, one step at a time. Nothing here chooses: each step is fenced
 //! against the newest state, done, and its outcome told.
 //!
-//! One file per family: [`state`] writes to ZooKeeper, [`server`] acts on PostgreSQL, [`fence`] is
+//! One file per family: [`shard`] acts on ZooKeeper, [`server`] on PostgreSQL, [`data`] on its directory; [`fence`] is
 //! the check before anything that would let this peer acknowledge or overwrite.
 
+mod data;
 mod server;
-mod state;
+mod shard;
 
 use std::sync::Arc;
 
@@ -14,10 +15,9 @@ use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::zk::{Coordination, ZkError};
 pub use manatee_sitter_core::fence;
 
-use crate::machine::action::Action;
+use crate::machine::action::{Action, Rung};
 use crate::machine::local::SystemIdentifier;
 use crate::postgres::{self, Postgres};
-use crate::rejoin::Rung;
 
 /// How a step ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,18 +76,9 @@ impl Execute for Executor {
         };
         match action {
             Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
-            Action::WriteState { over, state } => state::write(&*self.zk, *over, state).await,
-            Action::JoinElection => state::join(&*self.zk, &self.me).await,
-            Action::LeaveElection => state::leave(&*self.zk, self.me.id).await,
-            Action::Initialise
-            | Action::Survey
-            | Action::Start(_)
-            | Action::Configure(_)
-            | Action::Stop(_)
-            | Action::Drain { .. }
-            | Action::Promote { .. }
-            | Action::Bootstrap { .. }
-            | Action::Rejoin { .. } => server::execute(&self.postgres, action, may_roll_back).await,
+            Action::Shard(action) => shard::execute(&*self.zk, &self.me, action).await,
+            Action::Server(action) => server::execute(&self.postgres, action).await,
+            Action::Data(action) => data::execute(&self.postgres, *action, may_roll_back).await,
         }
     }
 }

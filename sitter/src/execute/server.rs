@@ -1,30 +1,17 @@
-//! Steps on the local PostgreSQL.
+//! Steps on the PostgreSQL server.
 
 use super::{Outcome, Problem};
-use crate::machine::action::Action;
-use crate::postgres::{Error, Postgres};
-use crate::rejoin::Rejoined;
+use crate::machine::action::ServerAction;
+use crate::postgres::Postgres;
 
-/// `may_roll_back`: see [`crate::rejoin`].
-pub(super) async fn execute(postgres: &Postgres, action: &Action, may_roll_back: bool) -> Result<Outcome, Problem> {
+/// Does one.
+pub(super) async fn execute(postgres: &Postgres, action: &ServerAction) -> Result<Outcome, Problem> {
     match action {
-        Action::Initialise => drop(postgres.initialise().await?),
-        Action::Survey => postgres.survey_end().await?,
-        Action::Start(config) => postgres.start(config).await?,
-        Action::Configure(config) => postgres.configure(config).await?,
-        Action::Stop(mode) => postgres.stop(*mode).await?,
-        Action::Promote { config, timeline } => postgres.promote(config, *timeline).await?,
-        Action::Drain { .. } => postgres.drain().await?,
-        Action::Bootstrap { source } => {
-            return Ok(Outcome::Rejoined(postgres.bootstrap(*source, may_roll_back).await?));
-        }
-        Action::Rejoin { source, from, init } => {
-            return Ok(match postgres.rejoin(*source, *from, *init, may_roll_back).await? {
-                Rejoined::Held(rung) => Outcome::Rejoined(rung),
-                Rejoined::Condemned => Outcome::Done,
-            });
-        }
-        _ => return Err(Error::NotAnswering.into()),
+        ServerAction::Start(config) => postgres.start(config).await?,
+        ServerAction::Configure(config) => postgres.configure(config).await?,
+        ServerAction::Stop(mode) => postgres.stop(*mode).await?,
+        ServerAction::Promote { config, timeline } => postgres.promote(config, *timeline).await?,
+        ServerAction::Drain { .. } => postgres.drain().await?,
     }
     Ok(Outcome::Done)
 }

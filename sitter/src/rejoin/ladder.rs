@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 
 use self::peer::{Peer, again};
 use super::*;
-use crate::status::{CopyMethod, CopyState};
 use crate::postgres::StorageSettings;
+use crate::status::{CopyMethod, CopyState};
 
 /// Of a copy that is interrupted: several times what pipes and sockets hold, so that `zfs receive` has a good part of it,
 /// and less than the smallest copy, which is PostgreSQL's own catalogs, compressed.

@@ -9,10 +9,10 @@ use jiff::Timestamp;
 
 use super::{Snapshots, Source, Storage, tablespaces};
 use crate::backup::progress::{Begin, Progress};
-use crate::status::CopyMethod;
 use crate::host::osuser::OsUser;
 use crate::host::tool::Tool;
 use crate::host::{Error, Layout, REPLICATION_ROLE, files};
+use crate::status::CopyMethod;
 
 /// How long `pg_basebackup` may tell no progress. While it copies it tells some each second; before that the source makes
 /// a checkpoint, which a receiver that hangs may hold up for minutes (PostgreSQL 15).

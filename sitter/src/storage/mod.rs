@@ -23,9 +23,9 @@ pub use self::zfs::Zfs;
 use self::zfs::stream::{Offer, Outgoing};
 pub use crate::backup::Snapshot;
 use crate::backup::Wish;
-pub use crate::status::CopyMethod;
 use crate::host::Error;
 use crate::machine::local::SystemIdentifier;
+pub use crate::status::CopyMethod;
 
 /// What to copy, and from whom.
 #[derive(Clone, Debug)]

@@ -518,9 +518,12 @@ impl Subject<'_> {
         let next = remedy(&failure.problem, self.peer)
             .unwrap_or_else(|| "its sitter tries again; its log says more".to_owned());
         Some(
-            Finding::new(Matter::Degrades, format!("{} fails to {}", self.title(), failure.action.to_string().replace('-', " ")))
-                .why(with_failure(status))
-                .next(next),
+            Finding::new(
+                Matter::Degrades,
+                format!("{} fails to {}", self.title(), failure.action.to_string().replace('-', " ")),
+            )
+            .why(with_failure(status))
+            .next(next),
         )
     }
 

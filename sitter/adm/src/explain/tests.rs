@@ -8,8 +8,8 @@ use manatee_shared::zk::{HistoryEntry, Session, StateNode};
 
 use super::*;
 use crate::cluster::samples::*;
-use crate::machine::local::*;
 use crate::machine::action::ActionKind;
+use crate::machine::local::*;
 use crate::machine::readiness::{Need, Unready};
 use crate::reason::{BlockerCode, ReasonCode};
 use crate::report::{BreachStatus, DecisionStatus, FailureStatus, SitterStatus};
@@ -46,8 +46,7 @@ fn is_blocked(evidence: &mut Evidence, number: u8, reason: &str, blocker: Blocke
 }
 
 fn failed(evidence: &mut Evidence, number: u8, problem: &str) {
-    let failure =
-        FailureStatus { action: ActionKind::Start.into(), times: 3, ago_ms: 0, problem: problem.to_owned() };
+    let failure = FailureStatus { action: ActionKind::Start.into(), times: 3, ago_ms: 0, problem: problem.to_owned() };
     status(evidence, number).last_failure = Some(failure);
 }
 

@@ -100,10 +100,19 @@ pub enum Action {
         /// Bound on the wait.
         for_ms: Option<u64>,
     },
-    /// Create a new data directory (`initdb` and the dedicated roles), left stopped as
-    /// [`super::local::Data::Fresh`]. Only for a shard that never had a state, only on an absent or
-    /// incomplete directory, only on the peer first in election order.
-    Initialise,
+    /// A step on the shard's nodes in ZooKeeper.
+    Shard(ShardAction),
+    /// A step on the PostgreSQL server.
+    Server(ServerAction),
+    /// A step on the data directory of a stopped server.
+    Data(DataAction),
+    /// Everything is stopped as asked: the process may exit.
+    Exit,
+}
+
+/// A step on the shard's nodes in ZooKeeper.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ShardAction {
     /// Write the state, with its history entry.
     WriteState {
         /// What it was decided from.
@@ -111,9 +120,15 @@ pub enum Action {
         /// The state, complete; `init_wal` was read beforehand.
         state: Arc<ClusterState>,
     },
-    /// Read from the disk how far the WAL of the server goes, which does not run ([`super::local::Local::end`]).
-    /// Changes nothing.
-    Survey,
+    /// Remove our election node at once (a stop was asked for, or our PostgreSQL cannot commit).
+    LeaveElection,
+    /// Announce ourselves again.
+    JoinElection,
+}
+
+/// A step on the PostgreSQL server.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServerAction {
     /// Start PostgreSQL with this configuration, and return once it answers queries (or fails). With
     /// [`super::local::Recovery::Primary`] on a standby's directory it fails and changes nothing;
     /// with the others the directory becomes a standby's.
@@ -130,6 +145,23 @@ pub enum Action {
         /// ever has the same. None: the next one that PostgreSQL knows of.
         timeline: Option<Timeline>,
     },
+    /// Wait, not for long, until no client is at work on this primary: the sync is about to be
+    /// promoted as planned, and the proxies admit nothing new. Changes nothing.
+    Drain {
+        /// Version of the state with the request.
+        version: Version,
+    },
+}
+
+/// A step on the data directory of a stopped server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum DataAction {
+    /// Create a new data directory (`initdb` and the dedicated roles), left stopped as
+    /// [`super::local::Data::Fresh`]. Only for a shard that never had a state, only on an absent or
+    /// incomplete directory, only on the peer first in election order.
+    Initialise,
+    /// Read from the disk how far the WAL goes ([`super::local::Local::end`]). Changes nothing.
+    Survey,
     /// Copy everything from `source` into an absent, incomplete or fresh directory; ends with a
     /// standby's complete directory, stopped.
     Bootstrap {
@@ -137,7 +169,7 @@ pub enum Action {
         source: PeerId,
     },
     /// Bring data that cannot follow back in line. Stops PostgreSQL itself; leaves a standby's
-    /// directory, stopped, ready for [`Action::Start`].
+    /// directory, stopped, ready for [`ServerAction::Start`].
     Rejoin {
         /// Primary to rejoin to.
         source: PeerId,
@@ -147,18 +179,24 @@ pub enum Action {
         /// Where the shard's present generation began: what the source must hold.
         init: Option<WalPosition>,
     },
-    /// Wait, not for long, until no client is at work on this primary: the sync is about to be
-    /// promoted as planned, and the proxies admit nothing new. Changes nothing.
-    Drain {
-        /// Version of the state with the request.
-        version: Version,
-    },
-    /// Remove our election node at once (a stop was asked for, or our PostgreSQL cannot commit).
-    LeaveElection,
-    /// Announce ourselves again.
-    JoinElection,
-    /// Everything is stopped as asked: the process may exit.
-    Exit,
+}
+
+impl From<ShardAction> for Action {
+    fn from(action: ShardAction) -> Self {
+        Self::Shard(action)
+    }
+}
+
+impl From<ServerAction> for Action {
+    fn from(action: ServerAction) -> Self {
+        Self::Server(action)
+    }
+}
+
+impl From<DataAction> for Action {
+    fn from(action: DataAction) -> Self {
+        Self::Data(action)
+    }
 }
 
 impl Action {
@@ -166,18 +204,18 @@ impl Action {
     pub fn kind(&self) -> ActionKind {
         match self {
             Self::Wait { .. } => ActionKind::Wait,
-            Self::Initialise => ActionKind::Initialise,
-            Self::WriteState { .. } => ActionKind::WriteState,
-            Self::Survey => ActionKind::Survey,
-            Self::Start(_) => ActionKind::Start,
-            Self::Configure(_) => ActionKind::Configure,
-            Self::Stop(_) => ActionKind::Stop,
-            Self::Promote { .. } => ActionKind::Promote,
-            Self::Bootstrap { .. } => ActionKind::Bootstrap,
-            Self::Rejoin { .. } => ActionKind::Rejoin,
-            Self::Drain { .. } => ActionKind::Drain,
-            Self::LeaveElection => ActionKind::LeaveElection,
-            Self::JoinElection => ActionKind::JoinElection,
+            Self::Shard(ShardAction::WriteState { .. }) => ActionKind::WriteState,
+            Self::Shard(ShardAction::LeaveElection) => ActionKind::LeaveElection,
+            Self::Shard(ShardAction::JoinElection) => ActionKind::JoinElection,
+            Self::Server(ServerAction::Start(_)) => ActionKind::Start,
+            Self::Server(ServerAction::Configure(_)) => ActionKind::Configure,
+            Self::Server(ServerAction::Stop(_)) => ActionKind::Stop,
+            Self::Server(ServerAction::Promote { .. }) => ActionKind::Promote,
+            Self::Server(ServerAction::Drain { .. }) => ActionKind::Drain,
+            Self::Data(DataAction::Initialise) => ActionKind::Initialise,
+            Self::Data(DataAction::Survey) => ActionKind::Survey,
+            Self::Data(DataAction::Bootstrap { .. }) => ActionKind::Bootstrap,
+            Self::Data(DataAction::Rejoin { .. }) => ActionKind::Rejoin,
             Self::Exit => ActionKind::Exit,
         }
     }

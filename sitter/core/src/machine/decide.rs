@@ -16,7 +16,7 @@ use std::sync::Arc;
 use manatee_shared::cluster::{ClusterState, Role};
 use manatee_shared::zk::{Session, StateNode, Version};
 
-use super::action::{Action, Decision, StopMode};
+use super::action::{Action, ActionKind, Decision, ServerAction, ShardAction, StopMode};
 use super::local::{Data, Gate, Recovery, Server};
 use super::situation::{Situation, act, follow, is_outdated, is_registered, wait};
 use super::view::View;
@@ -58,11 +58,11 @@ fn unread(view: &View) -> Decision {
         && view.observed.unread_ms >= UNREAD_MS
     {
         let config = follow(upstream, Gate::Closed, config.slots.clone());
-        return act(Action::Start(config), Reason::StateUnreadStart(upstream));
+        return act(ServerAction::Start(config), Reason::StateUnreadStart(upstream));
     }
     // It took long to start, and what it was given was not confirmed.
     if let (Server::Standby(_), None, Some(config)) = (&view.local.server, &view.local.config, &view.observed.given) {
-        return act(Action::Configure(config.clone()), Reason::StateUnreadConfirm);
+        return act(ServerAction::Configure(config.clone()), Reason::StateUnreadConfirm);
     }
     wait(Reason::StateUnread)
 }
@@ -81,7 +81,7 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
     if state.one_node_write_mode && !state.leaves_one_node_write_mode() {
         // A copy of what it was is not touched; a second acknowledger must not exist.
         return match view.local.server {
-            Server::Primary(_) => act(Action::Stop(StopMode::Immediate), Reason::StopForLonePrimary),
+            Server::Primary(_) => act(ServerAction::Stop(StopMode::Immediate), Reason::StopForLonePrimary),
             _ => wait(Reason::OutsideOneNodeWriteMode),
         };
     }
@@ -96,34 +96,33 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
 pub(super) fn join(view: &View) -> Option<Decision> {
     let connected = view.zk.session == Session::Connected;
     if connected && !is_registered(view) {
-        return Some(act(Action::JoinElection, Reason::NotRegistered));
+        return Some(act(ShardAction::JoinElection, Reason::NotRegistered));
     }
-    (connected && !view.observed.joined)
-        .then(|| act(Action::JoinElection, Reason::RegisteredByEarlierProcess))
+    (connected && !view.observed.joined).then(|| act(ShardAction::JoinElection, Reason::RegisteredByEarlierProcess))
 }
 
 /// Takes no part in the shard: no PostgreSQL, no election node.
 fn stay_out(view: &View, why: Reason) -> Decision {
     if view.zk.session == Session::Connected && is_registered(view) {
-        return act(Action::LeaveElection, why);
+        return act(ShardAction::LeaveElection, why);
     }
     match view.local.server {
         Server::Down { .. } => wait(why),
-        _ => act(Action::Stop(StopMode::Fast), why),
+        _ => act(ServerAction::Stop(StopMode::Fast), why),
     }
 }
 
 /// Longest pause (ms) between two tries of one step. Steps of a takeover and of coordination are
 /// cheap and urgent, copies and starts are neither.
-fn longest_pause_ms(action: &Action) -> Option<u64> {
+fn longest_pause_ms(action: ActionKind) -> Option<u64> {
     match action {
-        Action::Wait { .. } | Action::Exit => None,
+        ActionKind::Wait | ActionKind::Exit => None,
         // What it waits for is bounded by itself.
-        Action::Drain { .. } => Some(50),
-        Action::WriteState { .. } | Action::Configure(_) | Action::Promote { .. } | Action::Stop(_) => Some(500),
-        Action::LeaveElection | Action::JoinElection => Some(1_000),
-        Action::Survey | Action::Start(_) => Some(5_000),
-        Action::Initialise | Action::Bootstrap { .. } | Action::Rejoin { .. } => Some(30_000),
+        ActionKind::Drain => Some(50),
+        ActionKind::WriteState | ActionKind::Configure | ActionKind::Promote | ActionKind::Stop => Some(500),
+        ActionKind::LeaveElection | ActionKind::JoinElection => Some(1_000),
+        ActionKind::Survey | ActionKind::Start => Some(5_000),
+        ActionKind::Initialise | ActionKind::Bootstrap | ActionKind::Rejoin => Some(30_000),
     }
 }
 
@@ -138,14 +137,15 @@ const COPY_PAUSE_MS: u64 = 2_000;
 
 fn back_off(view: &View, decision: Decision) -> Decision {
     let Some(failure) = &view.observed.last_failure else { return decision };
-    let Some(longest_ms) = longest_pause_ms(&decision.action) else { return decision };
-    let running = view.in_flight.as_ref().is_some_and(|in_flight| in_flight.action.kind() == decision.action.kind());
-    if failure.action != decision.action.kind() || running {
+    let Some(longest_ms) = longest_pause_ms(decision.action.kind()) else { return decision };
+    let kind = decision.action.kind();
+    let running = view.in_flight.as_ref().is_some_and(|in_flight| in_flight.action.kind() == kind);
+    if failure.action != kind || running {
         return decision;
     }
     // The first tries of a copy go to one source after the other. From then on each costs its source a checkpoint.
-    let (first_ms, before) = match decision.action {
-        Action::Bootstrap { .. } if failure.times > QUICK_COPIES => (COPY_PAUSE_MS, QUICK_COPIES + 1),
+    let (first_ms, before) = match kind {
+        ActionKind::Bootstrap if failure.times > QUICK_COPIES => (COPY_PAUSE_MS, QUICK_COPIES + 1),
         _ => (FIRST_PAUSE_MS, 1),
     };
     let doublings = failure.times.saturating_sub(before).min(16);

@@ -12,7 +12,7 @@ use manatee_shared::cluster::{ClusterState, Freeze, Peer};
 use manatee_shared::lsn::{Lsn, Timeline};
 use manatee_shared::zk::{ActivePeer, Over, Session};
 
-use super::action::{Action, Decision};
+use super::action::{DataAction, Decision, ShardAction};
 use super::decide::join;
 use super::local::{Data, SystemIdentifier};
 use super::situation::{act, wait};
@@ -45,9 +45,9 @@ pub(super) fn decide(view: &View) -> Decision {
         Data::Fresh(identifier) => {
             let rest = order.iter().map(|active| &active.peer).filter(|peer| peer.id != view.me.id);
             let state = first_state(view, identifier, rest.cloned().collect());
-            act(Action::WriteState { over: Over::Nothing, state: Arc::new(state) }, Reason::SetupWritesState)
+            act(ShardAction::WriteState { over: Over::Nothing, state: Arc::new(state) }, Reason::SetupWritesState)
         }
-        _ => act(Action::Initialise, Reason::SetupInitialises),
+        _ => act(DataAction::Initialise, Reason::SetupInitialises),
     }
 }
 

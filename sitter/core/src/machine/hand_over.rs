@@ -15,14 +15,14 @@ use std::sync::Arc;
 use manatee_shared::cluster::{ClusterState, Promote, PromoteRole, Role};
 use manatee_shared::zk::Over;
 
-use super::action::{Action, Decision};
+use super::action::{Action, Decision, ServerAction, ShardAction};
 use super::local::Server;
 use super::situation::{Situation, act};
 use super::suspicion;
 use crate::reason::Reason;
 
 /// How long (ms) the sync leaves it to the primary to bring its clients to rest. Longer than
-/// [`Action::Drain`] takes at most.
+/// [`ServerAction::Drain`] takes at most.
 const DRAIN_MS: u64 = 2_000;
 
 /// How long (ms) a request of a stopping primary stands.
@@ -36,7 +36,7 @@ pub(super) fn prepare(situation: Situation<'_>) -> Option<Decision> {
         return None;
     }
     if view.observed.drained != Some(version) {
-        return Some(act(Action::Drain { version }, Reason::PromotionDrains));
+        return Some(act(ServerAction::Drain { version }, Reason::PromotionDrains));
     }
     let mut next = ClusterState::clone(state);
     next.mark_drained();
@@ -65,7 +65,7 @@ pub(super) fn of_stopping(situation: Situation<'_>) -> Option<Decision> {
         expire_time,
     });
     next.reason = Some("the primary's sitter is stopping".to_owned());
-    let next = Action::WriteState { over: Over::Version(situation.version), state: Arc::new(next) };
+    let next = Action::Shard(ShardAction::WriteState { over: Over::Version(situation.version), state: Arc::new(next) });
     Some(act(next, Reason::StoppingAsksSync))
 }
 

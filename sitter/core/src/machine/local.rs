@@ -86,7 +86,7 @@ pub struct ServerConfig {
 pub enum Data {
     /// Missing or empty.
     Absent,
-    /// Made by our own [`super::action::Action::Initialise`] and never started since: it holds
+    /// Made by our own [`super::action::DataAction::Initialise`] and never started since: it holds
     /// nothing of anybody's and may be used for the first setup or thrown away like
     /// [`Data::Incomplete`]. Known by a marker that `initialise` leaves beside the finished
     /// directory and that every start removes, durably, *before* PostgreSQL runs: otherwise a
@@ -288,7 +288,7 @@ pub struct Local {
     /// last observation); for display.
     pub last_position: Option<WalPosition>,
     /// End of the WAL that is on the disk of a server that is down, read since it ended
-    /// ([`super::action::Action::Survey`]).
+    /// ([`super::action::DataAction::Survey`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<EndOfWal>,
 }

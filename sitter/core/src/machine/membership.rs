@@ -28,7 +28,12 @@ pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Opti
 }
 
 /// What only the primary itself knows.
-fn record_own(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
+fn record_own(
+    situation: Situation<'_>,
+    primary: &PrimaryStatus,
+    state: &mut ClusterState,
+    changes: &mut Vec<MembershipChange>,
+) {
     if let Some(promotion) = Promotion::of(state).filter(|promotion| promotion.at.is_none()) {
         Promotion::set(state, Some(Promotion { at: Some(primary.flushed), ..promotion }));
         changes.push(MembershipChange::Promoted(primary.flushed.timeline));
@@ -56,7 +61,12 @@ fn drop_departed(situation: Situation<'_>, state: &mut ClusterState, changes: &m
 /// Active peers that are not in the chain go to its end, in election order: deposed ones once they
 /// stream from here, which shows that their data is in line; others at once, they bootstrap
 /// themselves.
-fn append(situation: Situation<'_>, primary: &PrimaryStatus, state: &mut ClusterState, changes: &mut Vec<MembershipChange>) {
+fn append(
+    situation: Situation<'_>,
+    primary: &PrimaryStatus,
+    state: &mut ClusterState,
+    changes: &mut Vec<MembershipChange>,
+) {
     let view = situation.view;
     let streams = |peer: PeerId| primary.downstreams.iter().any(|down| down.peer == peer && down.streaming);
     for active in view.zk.in_election_order() {

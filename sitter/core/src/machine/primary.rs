@@ -9,7 +9,7 @@ use manatee_shared::cluster::Role;
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Session;
 
-use super::action::{Action, Decision, StopMode};
+use super::action::{Decision, ServerAction, ShardAction, StopMode};
 use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
 use super::replace;
@@ -31,7 +31,7 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
     if !usable {
         let why = Reason::PrimaryDataGone;
         let leave = situation.connected() && situation.registered();
-        return if leave { act(Action::LeaveElection, why) } else { wait(why) };
+        return if leave { act(ShardAction::LeaveElection, why) } else { wait(why) };
     }
     match &view.local.server {
         Server::Down { standby, .. } => {
@@ -47,7 +47,7 @@ pub(super) fn decide(situation: Situation<'_>) -> Decision {
             if view.uncertain_write && !*standby {
                 config.synchronous = required_before(situation);
             }
-            act(Action::Start(config), Reason::PrimaryStarts)
+            act(ServerAction::Start(config), Reason::PrimaryStarts)
         }
         Server::Starting { .. } => wait(Reason::PrimaryStarting),
         Server::Hung { for_ms } => hung(situation, *for_ms),
@@ -85,15 +85,15 @@ fn hung(situation: Situation<'_>, for_ms: u64) -> Decision {
         return wait(Reason::PrimaryHung);
     }
     if situation.connected() && !situation.registered() {
-        return act(Action::Stop(StopMode::Immediate), Reason::PrimaryHungStopped);
+        return act(ServerAction::Stop(StopMode::Immediate), Reason::PrimaryHungStopped);
     }
     let sync_serves = situation.sync().is_some_and(|sync| suspicion::is_serving(view, sync));
     let can_hand_over = sync_serves && situation.next_sync().is_some() && !situation.state.is_frozen();
     if situation.connected() && can_hand_over {
-        return act(Action::LeaveElection, Reason::PrimaryHungHandsOver);
+        return act(ShardAction::LeaveElection, Reason::PrimaryHungHandsOver);
     }
     if for_ms > HUNG_ALONE_MS {
-        return act(Action::Stop(StopMode::Immediate), Reason::PrimaryHungRestarted);
+        return act(ServerAction::Stop(StopMode::Immediate), Reason::PrimaryHungRestarted);
     }
     wait(Reason::PrimaryHungAlone)
 }
@@ -107,7 +107,7 @@ fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
     // The gate stays as it was: a standby that served goes on to serve.
     let target = base(situation, Recovery::Detached, situation.gate());
     if view.local.config.as_ref() != Some(&target) {
-        return act(Action::Configure(target), Reason::PromotingStopsReceiver);
+        return act(ServerAction::Configure(target), Reason::PromotingStopsReceiver);
     }
     if !standby.receiver_stopped {
         return wait(Reason::PromotingAwaitsReceiver);
@@ -117,7 +117,7 @@ fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
     }
     let config = base(situation, Recovery::Primary, target.gate);
     let timeline = Promotion::of(situation.state).map(|promotion| promotion.timeline);
-    act(Action::Promote { config, timeline }, Reason::Promoting)
+    act(ServerAction::Promote { config, timeline }, Reason::Promoting)
 }
 
 fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
@@ -146,7 +146,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
     let gate = gate(situation, primary, desired.synchronous);
     desired.gate = gate;
     if view.local.config.as_ref() != Some(&desired) || view.local.outdated {
-        return act(Action::Configure(desired), Reason::PrimaryConfigured { plan, gate });
+        return act(ServerAction::Configure(desired), Reason::PrimaryConfigured { plan, gate });
     }
     if !situation.may_write() {
         return wait(Reason::PrimaryCannotWrite(plan));

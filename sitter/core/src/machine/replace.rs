@@ -85,12 +85,8 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> SyncPla
 /// What to do about a sync that is well.
 fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, asked: Option<PeerId>) -> SyncPlan {
     match asked {
-        Some(new) if situation.state.is_frozen() => {
-            SyncPlan::Keep(SyncCondition::FitFrozen { sync, new })
-        }
-        Some(new) if is_fit(situation, primary, new) => {
-            SyncPlan::Replace { new, cause: ReplaceCause::Requested }
-        }
+        Some(new) if situation.state.is_frozen() => SyncPlan::Keep(SyncCondition::FitFrozen { sync, new }),
+        Some(new) if is_fit(situation, primary, new) => SyncPlan::Replace { new, cause: ReplaceCause::Requested },
         Some(new) => SyncPlan::Keep(SyncCondition::FitAwaitsNew { sync, new }),
         None => match ready_instead(situation, primary, sync) {
             Some(new) => SyncPlan::Replace { new, cause: ReplaceCause::NotReady(sync) },

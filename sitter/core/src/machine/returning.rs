@@ -23,7 +23,7 @@
 use manatee_shared::cluster::Role;
 use manatee_shared::ids::PeerId;
 
-use super::action::{Action, Decision};
+use super::action::{DataAction, Decision, ShardAction};
 use super::local::{Data, EndOfWal, Server, StandbyStatus};
 use super::situation::{Promotion, Situation, act, is_outdated, wait};
 use super::suspicion::{self, NODE_GRACE_MS};
@@ -61,7 +61,7 @@ pub fn is_older(view: &View) -> bool {
 pub(super) fn before_start(situation: Situation<'_>) -> Option<Decision> {
     let view = situation.view;
     let Some(end) = &view.local.end else {
-        return Some(act(Action::Survey, Reason::PrimarySurveys));
+        return Some(act(DataAction::Survey, Reason::PrimarySurveys));
     };
     if let Some(shortfall) = lost(situation, end) {
         return Some(give_way(situation, shortfall));
@@ -171,7 +171,7 @@ fn beyond(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
 fn give_way(situation: Situation<'_>, shortfall: Shortfall) -> Decision {
     let why = Reason::DiskOlder(shortfall);
     let leaves = situation.connected() && situation.registered();
-    if leaves { act(Action::LeaveElection, why) } else { wait(why) }
+    if leaves { act(ShardAction::LeaveElection, why) } else { wait(why) }
 }
 
 /// Peers of this shard with data, heard of lately.

@@ -10,11 +10,11 @@ use manatee_shared::lsn::{Timeline, WalPosition};
 use manatee_shared::zk::{Over, Session, Version};
 use serde::{Deserialize, Serialize};
 
-use super::action::{Action, Decision};
+use super::action::{Action, Decision, ServerAction, ShardAction};
 use super::local::{Data, Gate, Recovery, ServerConfig, StandbyStatus, Synchronous};
 use super::suspicion;
-use crate::reason::Reason;
 use super::view::View;
+use crate::reason::Reason;
 
 /// How far apart the timelines of takeovers are. A standby promoted by hand begins the number after its
 /// own, one promoted by hand that follows it the next: these numbers are left to them, so that what
@@ -123,7 +123,9 @@ impl<'a> Situation<'a> {
     /// compare with [`super::local::Local::config`] before relying on it.
     pub(super) fn config(&self) -> Option<&ServerConfig> {
         let in_flight = self.view.in_flight.as_ref().and_then(|in_flight| match &in_flight.action {
-            Action::Configure(config) | Action::Start(config) | Action::Promote { config, .. } => Some(config),
+            Action::Server(
+                ServerAction::Configure(config) | ServerAction::Start(config) | ServerAction::Promote { config, .. },
+            ) => Some(config),
             _ => None,
         });
         self.view.local.config.as_ref().or(in_flight)
@@ -145,7 +147,7 @@ impl<'a> Situation<'a> {
     }
 
     pub(super) fn write(&self, state: ClusterState, why: Reason) -> Decision {
-        act(Action::WriteState { over: Over::Version(self.version), state: Arc::new(state) }, why)
+        act(ShardAction::WriteState { over: Over::Version(self.version), state: Arc::new(state) }, why)
     }
 
     /// Whether `standby` has on disk everything that was acknowledged before this generation
@@ -242,8 +244,8 @@ pub(super) fn is_registered(view: &View) -> bool {
 }
 
 /// A decision.
-pub(super) fn act(action: Action, why: Reason) -> Decision {
-    Decision { action, why }
+pub(super) fn act(action: impl Into<Action>, why: Reason) -> Decision {
+    Decision { action: action.into(), why }
 }
 
 /// Nothing to do, and why.

@@ -8,7 +8,7 @@
 use manatee_shared::cluster::{PromoteRole, Role};
 use manatee_shared::ids::PeerId;
 
-use super::action::{Action, ActionKind, Decision, Rung, StopMode};
+use super::action::{Action, ActionKind, DataAction, Decision, Rung, ServerAction, StopMode};
 use super::local::{Data, Gate, Recovery, Server, StandbyStatus};
 use super::situation::{Promotion, Situation, act, detached, follow, wait};
 use super::suspicion;
@@ -26,7 +26,7 @@ const CANNOT_FOLLOW_MS: u64 = 1_000;
 /// PostgreSQL is out of recovery here, but the state gives the primary's role to another peer.
 pub(super) fn not_primary(situation: Situation<'_>) -> Decision {
     let primary = situation.state.primary.id;
-    act(Action::Stop(StopMode::Immediate), Reason::NotPrimary { primary, role: situation.role() })
+    act(ServerAction::Stop(StopMode::Immediate), Reason::NotPrimary { primary, role: situation.role() })
 }
 
 pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
@@ -46,7 +46,7 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
             wait(Reason::StandbyStarting)
         }
         Server::Hung { for_ms } if *for_ms >= HUNG_MS => {
-            act(Action::Stop(StopMode::Immediate), Reason::StandbyHung)
+            act(ServerAction::Stop(StopMode::Immediate), Reason::StandbyHung)
         }
         Server::Hung { .. } => wait(Reason::StandbyHung),
         Server::Down { standby: false, .. } if !view.settings.manual_rejoin => {
@@ -55,12 +55,12 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
         Server::Down { .. } if view.uncertain_write => {
             // What it acknowledged to the old primary after a takeover that it wrote is in no init_wal.
             let config = detached(situation.slots(role));
-            act(Action::Start(config), Reason::FollowsNobody(role))
+            act(ServerAction::Start(config), Reason::FollowsNobody(role))
         }
         Server::Down { .. } => {
             let upstream = upstream(situation, role);
             let config = follow(upstream, Gate::Closed, situation.slots(role));
-            act(Action::Start(config), Reason::StandbyStarts { role, upstream })
+            act(ServerAction::Start(config), Reason::StandbyStarts { role, upstream })
         }
         Server::Standby(standby) => running(situation, role, standby),
     }
@@ -79,7 +79,7 @@ fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Dec
     let desired = follow(upstream, gate(situation, role, standby), situation.slots(role));
     if situation.view.local.config.as_ref() != Some(&desired) || situation.view.local.outdated {
         let why = Reason::StandbyConfigured { role, upstream, gate: desired.gate };
-        return act(Action::Configure(desired), why);
+        return act(ServerAction::Configure(desired), why);
     }
     if let Some(decision) = needs_rejoin(situation, upstream, standby) {
         return decision;
@@ -173,7 +173,7 @@ fn rejoin(situation: Situation<'_>, from: Rung, cause: RejoinCause) -> Decision 
     }
     if matches!(view.local.server, Server::Down { .. }) && view.local.end.is_none() {
         // A primary that was down is not started before the others have said this.
-        return act(Action::Survey, Reason::RejoinSurveys(cause));
+        return act(DataAction::Survey, Reason::RejoinSurveys(cause));
     }
     if !suspicion::is_serving(view, primary) {
         return wait(Reason::RejoinPrimarySilent { cause, primary });
@@ -186,7 +186,7 @@ fn rejoin(situation: Situation<'_>, from: Rung, cause: RejoinCause) -> Decision 
         Some(promotion) => promotion.at,
         None => state.init_position(),
     };
-    act(Action::Rejoin { source: primary, from, init }, Reason::Rejoining { cause, primary })
+    act(DataAction::Rejoin { source: primary, from, init }, Reason::Rejoining { cause, primary })
 }
 
 /// Copies from a peer that has data: best from one that has least else to do, the last async; if that failed,
@@ -197,13 +197,14 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
         return wait(Reason::CopyWithoutZooKeeper);
     }
     if !matches!(view.local.server, Server::Down { .. }) {
-        return act(Action::Stop(StopMode::Immediate), Reason::DataIncomplete);
+        return act(ServerAction::Stop(StopMode::Immediate), Reason::DataIncomplete);
     }
     // The data is incomplete because a rejoin is at work on it.
-    if let Some(Action::Rejoin { source, from, init }) = view.in_flight.as_ref().map(|in_flight| &in_flight.action)
+    if let Some(Action::Data(DataAction::Rejoin { source, from, init })) =
+        view.in_flight.as_ref().map(|in_flight| &in_flight.action)
         && *source == state.primary.id
     {
-        let rejoin = Action::Rejoin { source: *source, from: *from, init: *init };
+        let rejoin = Action::Data(DataAction::Rejoin { source: *source, from: *from, init: *init });
         return act(rejoin, Reason::RejoinGoesOn(*source));
     }
     let usable = |peer: PeerId| {
@@ -211,10 +212,11 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
         suspicion::is_serving(view, peer) && matches!(data, Some(Data::Present(_)))
     };
     // A copy that runs goes on while its source lives.
-    if let Some(Action::Bootstrap { source }) = view.in_flight.as_ref().map(|in_flight| &in_flight.action)
+    if let Some(Action::Data(DataAction::Bootstrap { source })) =
+        view.in_flight.as_ref().map(|in_flight| &in_flight.action)
         && suspicion::is_alive(view, *source)
     {
-        return act(Action::Bootstrap { source: *source }, Reason::CopyGoesOn(*source));
+        return act(DataAction::Bootstrap { source: *source }, Reason::CopyGoesOn(*source));
     }
     let failed = view.observed.last_failure.as_ref().filter(|failure| failure.action == ActionKind::Bootstrap);
     let tries = failed.map_or(0, |failure| failure.times);
@@ -229,5 +231,5 @@ fn bootstrap(situation: Situation<'_>, role: Role) -> Decision {
     let Some(&source) = sources.get(next) else {
         return wait(Reason::CopyWithoutSource(primary));
     };
-    act(Action::Bootstrap { source }, Reason::Copying { role, from: source })
+    act(DataAction::Bootstrap { source }, Reason::Copying { role, from: source })
 }

@@ -2,7 +2,7 @@
 
 use manatee_shared::zk::Session;
 
-use super::action::{Action, Decision, StopMode};
+use super::action::{Action, Decision, ServerAction, ShardAction, StopMode};
 use super::hand_over;
 use super::local::Server;
 use super::situation::{Situation, act, is_outdated, is_registered};
@@ -27,10 +27,10 @@ pub(super) fn decide(view: &View) -> Decision {
     }
     let down = matches!(view.local.server, Server::Down { .. });
     if view.zk.session == Session::Connected && is_registered(view) {
-        return act(Action::LeaveElection, Reason::StoppingLeaves);
+        return act(ShardAction::LeaveElection, Reason::StoppingLeaves);
     }
     if down {
         return act(Action::Exit, Reason::Stopped);
     }
-    act(Action::Stop(StopMode::Fast), Reason::Stopping)
+    act(ServerAction::Stop(StopMode::Fast), Reason::Stopping)
 }

@@ -18,7 +18,7 @@
 use manatee_shared::cluster::{Peer, PromoteRole, Role};
 use manatee_shared::zk::Session;
 
-use super::action::{Action, Decision};
+use super::action::{Decision, ServerAction};
 use super::local::{Recovery, ServerConfig, StandbyStatus, Synchronous};
 use super::situation::{Promotion, Situation, act, detached, wait};
 use super::{hand_over, returning, suspicion};
@@ -43,7 +43,7 @@ pub(super) fn consider(situation: Situation<'_>, standby: &StandbyStatus) -> Tak
             Some(_) => Takeover::Step(wait(Reason::TakeoverUncertain)),
             // It took long to start. What it would acknowledge to the old primary now is in no init_wal.
             None => Takeover::Step(act(
-                Action::Configure(detached(situation.slots(Role::Sync))),
+                ServerAction::Configure(detached(situation.slots(Role::Sync))),
                 Reason::FollowsNobody(Role::Sync),
             )),
         };
@@ -103,7 +103,7 @@ fn step(situation: Situation<'_>, standby: &StandbyStatus, next: &Peer, cause: T
         slots: situation.slots(Role::Primary),
     };
     if situation.view.local.config.as_ref() != Some(&target) {
-        return act(Action::Configure(target), Reason::TakeoverStopsReceiver(cause));
+        return act(ServerAction::Configure(target), Reason::TakeoverStopsReceiver(cause));
     }
     let Some(received) = standby.received.filter(|_| standby.receiver_stopped) else {
         return wait(Reason::TakeoverAwaitsReceiver(cause));

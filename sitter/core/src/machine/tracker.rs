@@ -8,7 +8,7 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{Over, Session, StateNode, Version};
 
-use super::action::{Action, ActionKind};
+use super::action::{Action, ActionKind, DataAction, ServerAction, ShardAction};
 use super::local::{PrimaryStatus, Recovery, Server, ServerConfig};
 use super::view::{LastFailure, Observed, View};
 
@@ -183,26 +183,28 @@ impl Tracker {
     /// for one that was cancelled.
     pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
         let kind = action.kind();
-        if let (Action::WriteState { over, state }, None) = (action, &problem) {
+        if let (Action::Shard(ShardAction::WriteState { over, state }), None) = (action, &problem) {
             self.written = Some(Written { over: *over });
             self.wrote_generation = Some(state.generation);
         }
-        if let (Action::Rejoin { .. } | Action::Bootstrap { .. }, None) = (action, &problem) {
+        if let (Action::Data(DataAction::Rejoin { .. } | DataAction::Bootstrap { .. }), None) = (action, &problem) {
             // Other data.
             (self.known_end, self.is_whole) = (None, false);
         }
-        if let (Action::Drain { version }, None) = (action, &problem) {
+        if let (Action::Server(ServerAction::Drain { version }), None) = (action, &problem) {
             self.drained = Some(*version);
         }
-        if let (Action::Start(config) | Action::Configure(config), None) = (action, &problem) {
+        if let (Action::Server(ServerAction::Start(config) | ServerAction::Configure(config)), None) =
+            (action, &problem)
+        {
             self.given = Some(config.clone());
         }
         match action {
-            Action::JoinElection => self.joined |= problem.is_none(),
-            Action::LeaveElection => self.joined = false,
+            Action::Shard(ShardAction::JoinElection) => self.joined |= problem.is_none(),
+            Action::Shard(ShardAction::LeaveElection) => self.joined = false,
             _ => {}
         }
-        if matches!(action, Action::Rejoin { .. }) {
+        if matches!(action, Action::Data(DataAction::Rejoin { .. })) {
             self.rejoin_failed = problem.is_some();
             self.rejoins = self.rejoins.saturating_add(1);
         }

@@ -112,7 +112,7 @@ pub struct Observed {
     pub slow_ms: BTreeMap<PeerId, u64>,
     /// How long (ms) the newest version of the state has been known.
     pub state_ms: u64,
-    /// The version of the state in which our clients were found at rest ([`Action::Drain`]).
+    /// The version of the state in which our clients were found at rest ([`super::action::ServerAction::Drain`]).
     pub drained: Option<Version>,
     /// How long (ms) our PostgreSQL has not answered, or has no room; None: it can commit.
     pub postgres_down_ms: Option<u64>,

@@ -32,11 +32,7 @@ pub enum TakeoverCause {
 
 /// What keeps a change of roles from being made that is due. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, EnumDiscriminants)]
-#[strum_discriminants(
-    name(BlockerCode),
-    derive(Hash, Serialize, Deserialize),
-    serde(rename_all = "snake_case"),
-)]
+#[strum_discriminants(name(BlockerCode), derive(Hash, Serialize, Deserialize), serde(rename_all = "snake_case"))]
 pub enum Blocker {
     /// There is no session with ZooKeeper, or no election node of this peer.
     #[error("ZooKeeper does not answer, or this peer is not registered")]

@@ -12,7 +12,7 @@ use super::plan::{Crash, Fault, Kind, Target};
 use super::postgres::{Process, number};
 use super::world::World;
 use crate::fence;
-use crate::machine::action::{Action, Rung, StopMode};
+use crate::machine::action::{Action, DataAction, Rung, ServerAction, ShardAction, StopMode};
 use crate::machine::local::{Data, EndOfWal, Gate, Recovery, ServerConfig, Synchronous};
 use crate::machine::preempt::preempts;
 use crate::machine::view::InFlight;
@@ -32,18 +32,18 @@ enum Next {
 fn kind(action: &Action) -> Option<Kind> {
     Some(match action {
         Action::Wait { .. } | Action::Exit => return None,
-        Action::Initialise => Kind::Initialise,
-        Action::WriteState { .. } => Kind::WriteState,
-        Action::Survey => Kind::Survey,
-        Action::Start(_) => Kind::Start,
-        Action::Configure(_) => Kind::Configure,
-        Action::Stop(_) => Kind::Stop,
-        Action::Promote { .. } => Kind::Promote,
-        Action::Bootstrap { .. } => Kind::Bootstrap,
-        Action::Rejoin { .. } => Kind::Rejoin,
-        Action::Drain { .. } => Kind::Drain,
-        Action::LeaveElection => Kind::LeaveElection,
-        Action::JoinElection => Kind::JoinElection,
+        Action::Data(DataAction::Initialise) => Kind::Initialise,
+        Action::Shard(ShardAction::WriteState { .. }) => Kind::WriteState,
+        Action::Data(DataAction::Survey) => Kind::Survey,
+        Action::Server(ServerAction::Start(_)) => Kind::Start,
+        Action::Server(ServerAction::Configure(_)) => Kind::Configure,
+        Action::Server(ServerAction::Stop(_)) => Kind::Stop,
+        Action::Server(ServerAction::Promote { .. }) => Kind::Promote,
+        Action::Data(DataAction::Bootstrap { .. }) => Kind::Bootstrap,
+        Action::Data(DataAction::Rejoin { .. }) => Kind::Rejoin,
+        Action::Server(ServerAction::Drain { .. }) => Kind::Drain,
+        Action::Shard(ShardAction::LeaveElection) => Kind::LeaveElection,
+        Action::Shard(ShardAction::JoinElection) => Kind::JoinElection,
     })
 }
 
@@ -76,7 +76,7 @@ impl World {
             true => fence::check(&action, &sitter.session.view_now(), sitter.view.me.id),
             false => fence::check(&action, &sitter.view.zk, sitter.view.me.id),
         };
-        let unfenced = self.mutated(Mutation::Reinitialise) && action == Action::Initialise;
+        let unfenced = self.mutated(Mutation::Reinitialise) && action == Action::Data(DataAction::Initialise);
         let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
         if let (Err(fenced), false) = (fenced, unfenced) {
             sitter.tracker.finished(now, &action, Some(fenced.to_string()));
@@ -156,27 +156,29 @@ impl World {
         }
         match &flight.action {
             Action::Wait { .. } | Action::Exit => Ok(Next::Done),
-            Action::Drain { .. } if flight.step == 0 => Ok(self.delay(0..300)),
-            Action::Drain { .. } => Ok(Next::Done),
-            Action::WriteState { .. } => self.write(index, flight),
-            Action::JoinElection | Action::LeaveElection => self.election(index, flight),
-            Action::Survey => self.survey(index, flight.step),
-            Action::Start(config) => self.start(index, flight.step, config),
-            Action::Configure(config) => {
+            Action::Server(ServerAction::Drain { .. }) if flight.step == 0 => Ok(self.delay(0..300)),
+            Action::Server(ServerAction::Drain { .. }) => Ok(Next::Done),
+            Action::Shard(ShardAction::WriteState { .. }) => self.write(index, flight),
+            Action::Shard(ShardAction::JoinElection | ShardAction::LeaveElection) => self.election(index, flight),
+            Action::Data(DataAction::Survey) => self.survey(index, flight.step),
+            Action::Server(ServerAction::Start(config)) => self.start(index, flight.step, config),
+            Action::Server(ServerAction::Configure(config)) => {
                 let ends = config.recovery == Recovery::Detached && !self.hosts[index].postgres.receiver_stopped();
                 if flight.step == 2 && ends && self.now < flight.began + CONFIRM_MS {
                     return Ok(Next::Again(20));
                 }
                 self.configure(index, flight.step, config)
             }
-            Action::Stop(mode) => Ok(self.stop(index, flight.step, *mode)),
-            Action::Promote { config, timeline } => {
+            Action::Server(ServerAction::Stop(mode)) => Ok(self.stop(index, flight.step, *mode)),
+            Action::Server(ServerAction::Promote { config, timeline }) => {
                 let timeline = timeline.map_or(0, |timeline| timeline.0);
                 self.promote(index, flight.step, config, timeline)
             }
-            Action::Initialise => Ok(self.initialise(index, flight.step)),
-            Action::Bootstrap { source } => self.bootstrap(index, flight.step, *source),
-            Action::Rejoin { source, from, init } => self.rejoin(index, flight.step, *source, *from, *init),
+            Action::Data(DataAction::Initialise) => Ok(self.initialise(index, flight.step)),
+            Action::Data(DataAction::Bootstrap { source }) => self.bootstrap(index, flight.step, *source),
+            Action::Data(DataAction::Rejoin { source, from, init }) => {
+                self.rejoin(index, flight.step, *source, *from, *init)
+            }
         }
     }
 
@@ -425,7 +427,7 @@ impl World {
             return Err("ZooKeeper does not answer".to_owned());
         }
         let result = match flight.action {
-            Action::JoinElection => sitter.session.join_now(host.peer.clone()),
+            Action::Shard(ShardAction::JoinElection) => sitter.session.join_now(host.peer.clone()),
             _ => sitter.session.leave_now(),
         };
         result.map_err(|error| error.to_string())?;
@@ -433,7 +435,7 @@ impl World {
     }
 
     fn write(&mut self, index: usize, flight: &mut Flight) -> Result<Next, String> {
-        let Action::WriteState { over, state } = &flight.action else { return Ok(Next::Done) };
+        let Action::Shard(ShardAction::WriteState { over, state }) = &flight.action else { return Ok(Next::Done) };
         if let Some(result) = flight.sent.take() {
             return result.map(|()| Next::Done);
         }

@@ -12,7 +12,7 @@ use super::network::Flapping;
 use super::plan::{Direction, Fault, Operation, Target};
 use super::postgres::{Process, number, peer_id};
 use super::world::{SESSION_MS, World};
-use crate::machine::action::Action;
+use crate::machine::action::{Action, ShardAction};
 use crate::machine::local::{Data, Server, Synchronous};
 use crate::machine::situation::{Promotion, TIMELINES_APART, has_beginning};
 
@@ -250,7 +250,7 @@ impl World {
         if let Some(mut sitter) = self.hosts[host].sitter.take() {
             sitter.session.disconnect();
             let unsent = sitter.flight.take().filter(|flight| flight.sent.is_none());
-            if let Some(Action::WriteState { over, state }) = unsent.map(|flight| flight.action) {
+            if let Some(Action::Shard(ShardAction::WriteState { over, state })) = unsent.map(|flight| flight.action) {
                 // The kernel sends what a dead process wrote to its socket.
                 let arrives = self.now + self.rng.u64(0..1_500);
                 let state = Arc::unwrap_or_clone(state);
@@ -357,8 +357,10 @@ impl World {
         let is_by_hand = |other: &super::postgres::Postgres| self.by_hand.contains_key(&other.wal.timeline());
         // A takeover that is under way: what was received may end in a half record.
         let takes_over = self.hosts[host].sitter.as_ref().is_some_and(|sitter| {
-            let writes =
-                sitter.flight.as_ref().is_some_and(|flight| matches!(flight.action, Action::WriteState { .. }));
+            let writes = sitter
+                .flight
+                .as_ref()
+                .is_some_and(|flight| matches!(flight.action, Action::Shard(ShardAction::WriteState { .. })));
             writes || sitter.uncertain || sitter.straggler.is_some()
         }) || !self.late_writes.is_empty()
             || (number(state.primary.id) == host
@@ -400,7 +402,8 @@ impl World {
         let in_flight = self.hosts.iter().any(|other| {
             let straggler = other.sitter.as_ref().is_some_and(|sitter| sitter.straggler.is_some() || sitter.uncertain);
             let flight = other.sitter.as_ref().and_then(|sitter| sitter.flight.as_ref());
-            let acts = |flight: &super::host::Flight| !matches!(flight.action, Action::JoinElection);
+            let acts =
+                |flight: &super::host::Flight| !matches!(flight.action, Action::Shard(ShardAction::JoinElection));
             straggler || flight.is_some_and(acts)
         }) || !self.late_writes.is_empty();
         // Who is required to acknowledge, or was, holds what was acknowledged.

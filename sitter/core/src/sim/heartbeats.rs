@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::host::TIMING;
 use super::postgres::{number, peer_id};
 use super::world::World;
-use crate::status::Heartbeat;
 use crate::heartbeat::table::Refusal;
+use crate::status::Heartbeat;
 
 /// How soon a refused connection is tried once more, ms.
 const RETRY_AFTER_REFUSAL_MS: u64 = 20;

@@ -11,15 +11,15 @@ use manatee_shared::zk::Over;
 use super::heartbeats::Poll;
 use super::plan::Kind;
 use super::postgres::{MOST_PEERS, Postgres};
-use crate::heartbeat::table::Table;
 use crate::heartbeat::Timing;
-use crate::status::Heartbeat;
+use crate::heartbeat::table::Table;
 use crate::machine::action::Action;
 use crate::machine::local::Local;
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::machine::{returning, suspicion};
 use crate::reason::Reason;
+use crate::status::Heartbeat;
 
 /// As the sitter's defaults.
 pub(super) const TIMING: Timing = Timing { interval: Duration::from_millis(100), suspicion: Duration::from_secs(1) };

@@ -12,7 +12,7 @@ use manatee_shared::zk::{Session, StateNode};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Fault, Kind, Operation, Plan, Target};
-use crate::machine::action::{Action, Decision};
+use crate::machine::action::{Action, DataAction, Decision, ServerAction, ShardAction};
 use crate::machine::decide::decide;
 use crate::machine::local::{Data, Gate, Recovery, Server, ServerConfig, Synchronous};
 use crate::machine::situation::{Promotion, TIMELINES_APART};
@@ -173,64 +173,80 @@ impl Mutation {
         let Decision { action, why } = decision;
         let me = view.me.id;
         let action = match (self, action) {
-            (Self::InitWalReplayed, Action::WriteState { over, mut state }) => {
+            (Self::InitWalReplayed, Action::Shard(ShardAction::WriteState { over, mut state })) => {
                 if let (Server::Standby(standby), true) = (&view.local.server, state.primary.id == me) {
                     Arc::make_mut(&mut state).init_wal = standby.replayed;
                 }
-                Action::WriteState { over, state }
+                Action::Shard(ShardAction::WriteState { over, state })
             }
-            (Self::TakeoverFrozen, Action::WriteState { over, mut state }) => {
+            (Self::TakeoverFrozen, Action::Shard(ShardAction::WriteState { over, mut state })) => {
                 let freeze = view.zk.state.valid().and_then(|(_, state)| state.freeze.clone());
                 Arc::make_mut(&mut state).freeze = freeze;
-                Action::WriteState { over, state }
+                Action::Shard(ShardAction::WriteState { over, state })
             }
-            (Self::SyncNamedFirst, Action::Configure(config)) if is_overlap(&config) => {
-                pretend(seen, &config).map_or(Action::Configure(config), |decision| decision.action)
+            (Self::SyncNamedFirst, Action::Server(ServerAction::Configure(config))) if is_overlap(&config) => {
+                pretend(seen, &config)
+                    .map_or(Action::Server(ServerAction::Configure(config)), |decision| decision.action)
             }
-            (Self::OldSyncDroppedFirst, Action::Configure(config)) => Action::Configure(drop_old(config)),
+            (Self::OldSyncDroppedFirst, Action::Server(ServerAction::Configure(config))) => {
+                Action::Server(ServerAction::Configure(drop_old(config)))
+            }
             (Self::OldSyncDroppedFirst, wait) => match &view.local.config {
                 Some(config) => not_overlapping_yet(seen, config).unwrap_or(wait),
                 None => wait,
             },
-            (Self::ReceiverNotStopped, Action::Configure(config)) if config.recovery == Recovery::Detached => {
-                pretend(seen, &config).map_or(Action::Configure(config), |decision| decision.action)
+            (Self::ReceiverNotStopped, Action::Server(ServerAction::Configure(config)))
+                if config.recovery == Recovery::Detached =>
+            {
+                pretend(seen, &config)
+                    .map_or(Action::Server(ServerAction::Configure(config)), |decision| decision.action)
             }
-            (Self::GateOpenAtStart, Action::Start(config)) => Action::Start(opened(config)),
-            (Self::GateOpenAtStart, Action::Configure(config)) => Action::Configure(opened(config)),
-            (Self::GateOpenAtStart, Action::Promote { config, timeline }) => {
-                Action::Promote { config: opened(config), timeline }
+            (Self::GateOpenAtStart, Action::Server(ServerAction::Start(config))) => {
+                Action::Server(ServerAction::Start(opened(config)))
             }
-            (Self::TimelineNotReserved, Action::Promote { config, .. }) => Action::Promote { config, timeline: None },
-            (Self::NextSyncNamedEarly, Action::Configure(mut config)) if config.recovery == Recovery::Detached => {
+            (Self::GateOpenAtStart, Action::Server(ServerAction::Configure(config))) => {
+                Action::Server(ServerAction::Configure(opened(config)))
+            }
+            (Self::GateOpenAtStart, Action::Server(ServerAction::Promote { config, timeline })) => {
+                Action::Server(ServerAction::Promote { config: opened(config), timeline })
+            }
+            (Self::TimelineNotReserved, Action::Server(ServerAction::Promote { config, .. })) => {
+                Action::Server(ServerAction::Promote { config, timeline: None })
+            }
+            (Self::NextSyncNamedEarly, Action::Server(ServerAction::Configure(mut config)))
+                if config.recovery == Recovery::Detached =>
+            {
                 let next = view.zk.state.valid().and_then(|(_, state)| Some(state.async_peers.first()?.id));
                 config.synchronous = next.map_or(Synchronous::Impossible, Synchronous::Peer);
-                Action::Configure(config)
+                Action::Server(ServerAction::Configure(config))
             }
-            (Self::NoTimelinesLeftOut, Action::WriteState { over, mut state }) => {
+            (Self::NoTimelinesLeftOut, Action::Shard(ShardAction::WriteState { over, mut state })) => {
                 if state.primary.id == me
                     && let Some(mut promotion) = Promotion::of(&state).filter(|promotion| promotion.at.is_none())
                 {
                     promotion.timeline.0 -= TIMELINES_APART - 1;
                     Promotion::set(Arc::make_mut(&mut state), Some(promotion));
                 }
-                Action::WriteState { over, state }
+                Action::Shard(ShardAction::WriteState { over, state })
             }
-            (Self::RejoinWantsHalfRecord, Action::Rejoin { source, from, .. }) => {
+            (Self::RejoinWantsHalfRecord, Action::Data(DataAction::Rejoin { source, from, .. })) => {
                 let init = view.zk.state.valid().and_then(|(_, state)| state.init_position());
-                Action::Rejoin { source, from, init }
+                Action::Data(DataAction::Rejoin { source, from, init })
             }
-            (Self::StalePrimaryServes, Action::Configure(config))
+            (Self::StalePrimaryServes, Action::Server(ServerAction::Configure(config)))
                 if config.recovery == Recovery::Primary
                     && config.gate == Gate::Closed
                     && view.local.config.as_ref().is_some_and(|now| now.gate == Gate::Open) =>
             {
                 Action::Wait { for_ms: None }
             }
-            (Self::SyncForgottenAfterOutage, Action::Start(mut config)) if view.zk.session != Session::Connected => {
+            (Self::SyncForgottenAfterOutage, Action::Server(ServerAction::Start(mut config)))
+                if view.zk.session != Session::Connected =>
+            {
                 config.synchronous = Synchronous::Impossible;
-                Action::Start(config)
+                Action::Server(ServerAction::Start(config))
             }
-            (Self::SyncForgottenAfterOutage, Action::Configure(config))
+            (Self::SyncForgottenAfterOutage, Action::Server(ServerAction::Configure(config)))
                 if config.recovery == Recovery::Primary
                     && view.local.config.as_ref().is_some_and(|now| now.synchronous == Synchronous::Impossible) =>
             {
@@ -399,7 +415,7 @@ fn pretend(view: &View, config: &ServerConfig) -> Option<Decision> {
         _ => {}
     }
     let decision = decide(&view);
-    matches!(decision.action, Action::WriteState { .. }).then_some(decision)
+    matches!(decision.action, Action::Shard(ShardAction::WriteState { .. })).then_some(decision)
 }
 
 fn drop_old(config: ServerConfig) -> ServerConfig {

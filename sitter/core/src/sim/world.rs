@@ -384,8 +384,7 @@ impl World {
             None => decide(&sitter.view),
             Some(mutation) => mutation.decide(&sitter.view, sitter.uncertain),
         };
-        if self.record && self.hosts[index].sitter.as_ref().is_some_and(|sitter| sitter.last_reason != decision.why)
-        {
+        if self.record && self.hosts[index].sitter.as_ref().is_some_and(|sitter| sitter.last_reason != decision.why) {
             self.log(|| format!("p{index} {}: {}", decision.action.kind(), decision.why));
             if let Some(sitter) = self.hosts[index].sitter.as_mut() {
                 sitter.last_reason = decision.why;

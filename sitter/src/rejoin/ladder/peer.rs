@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use manatee_shared::cluster::{Peer as Named, Role};
-use manatee_shared::zk::Session;
 use manatee_shared::config::Secret as Token;
+use manatee_shared::zk::Session;
 use manatee_tests::binaries::postgres_folder;
 use manatee_tests::zpool::Pool;
 use tokio::net::TcpListener;
@@ -17,10 +17,10 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::api::{self, Api};
-use crate::status::{CopyMethod, CopyState};
 use crate::driver::status::Status;
 use crate::machine::local::{Local, Server};
 use crate::postgres::{Postgres, Secret, Settings, StorageSettings};
+use crate::status::{CopyMethod, CopyState};
 
 const TOKEN: &str = "a token of the shard's";
 /// How long whatever is waited for may take, in seconds: for machines that are slower than most.

@@ -15,9 +15,9 @@ use super::{Zfs, clean, stream};
 use crate::backup::Wish;
 use crate::backup::client::{Incoming, Refusal};
 use crate::backup::progress::Begin;
-use crate::status::CopyMethod;
 use crate::host::osuser::OsUser;
 use crate::host::{Error, files};
+use crate::status::CopyMethod;
 use crate::storage::directory::base_backup;
 use crate::storage::{Source, Storage};
 
@@ -169,7 +169,13 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -
     Ok(method)
 }
 
-async fn receive(zfs: &Zfs, source: PeerId, mut incoming: Incoming, method: CopyMethod, turn: &Turn) -> Result<(), Error> {
+async fn receive(
+    zfs: &Zfs,
+    source: PeerId,
+    mut incoming: Incoming,
+    method: CopyMethod,
+    turn: &Turn,
+) -> Result<(), Error> {
     let copying = zfs.progress.begin(Begin {
         source,
         port: source.backup_port,

@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 
 use self::command::{Commands, Dataset, is_needed, is_time};
 use self::stream::{Holds, Offer, Outgoing};
-use super::{Destroyed, CopyMethod, Snapshot, Snapshots, Source, Storage};
+use super::{CopyMethod, Destroyed, Snapshot, Snapshots, Source, Storage};
 use crate::backup::Wish;
 use crate::backup::client::Client;
 use crate::backup::progress::Progress;

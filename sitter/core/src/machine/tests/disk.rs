@@ -29,7 +29,7 @@ fn the_sync_takes_over_from_a_primary_whose_disk_is_full() {
     let mut view = view(2);
     health(&mut view, 1).postgres_down_ms = Some(600);
     let next = config(Recovery::Detached, Synchronous::Impossible, Gate::Open, &[1, 3]);
-    acts(&view, Action::Configure(next));
+    acts(&view, ServerAction::Configure(next));
 }
 
 #[test]

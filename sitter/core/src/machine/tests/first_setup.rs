@@ -22,14 +22,14 @@ fn nothing(me: u8) -> View {
 #[test]
 fn the_first_in_election_order_initialises_and_writes() {
     let mut view = nothing(1);
-    acts(&view, Action::Initialise);
+    acts(&view, DataAction::Initialise);
     waits(&nothing(2), "sets up the shard");
     view.local.data = Data::Fresh(SystemIdentifier("7".to_owned()));
     let state = writes(&view);
     assert_eq!((state.generation, state.primary.id, state.sync_peer.as_ref().unwrap().id), (1, id(1), id(2)));
     assert_eq!((ids(&state.async_peers), state.init_position()), (vec![id(3)], Some(at(1, 0))));
     view.zk.state = StateNode::Valid { version: 0, state: Arc::new(state) };
-    assert!(matches!(decide(&view).action, Action::Start(config) if config.gate == Gate::Closed));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Start(config)) if config.gate == Gate::Closed));
 }
 
 #[test]

@@ -7,7 +7,7 @@ fn active_peers_are_appended_and_departed_ones_dropped() {
     let mut view = view(1);
     view.zk.active.insert(id(4), ActivePeer { sequence: 4, peer: peer(4) });
     let wide = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Open, &[2, 3, 4]);
-    acts(&view, Action::Configure(wide.clone()));
+    acts(&view, ServerAction::Configure(wide.clone()));
     view.local.config = Some(wide);
     waits(&view, "fit");
     view.health.insert(id(4), healthy(Data::Absent));

@@ -25,7 +25,7 @@ use manatee_shared::invariants::check_transition;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use manatee_shared::zk::{self, ActivePeer, Over, Session, StateNode};
 
-use super::action::{Action, ActionKind, Rung, StopMode};
+use super::action::{Action, ActionKind, DataAction, Rung, ServerAction, ShardAction, StopMode};
 use super::decide::decide;
 use super::local::*;
 use super::situation::Promotion;
@@ -208,16 +208,16 @@ fn waits(view: &View, about: &str) {
 }
 
 #[track_caller]
-fn acts(view: &View, action: Action) {
+fn acts(view: &View, action: impl Into<Action>) {
     let decision = decide(view);
-    assert_eq!(decision.action, action, "{}", decision.why);
+    assert_eq!(decision.action, action.into(), "{}", decision.why);
 }
 
 /// The state written, checked against the one it replaces.
 #[track_caller]
 fn writes(view: &View) -> ClusterState {
     let decision = decide(view);
-    let Action::WriteState { over, state } = decision.action else {
+    let Action::Shard(ShardAction::WriteState { over, state }) = decision.action else {
         panic!("{decision:?}");
     };
     let old = view.zk.state.valid();

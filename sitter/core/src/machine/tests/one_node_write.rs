@@ -28,16 +28,16 @@ fn nobody() -> ServerConfig {
 #[test]
 fn the_primary_acknowledges_alone_only_if_configured_for_it() {
     let mut view = alone(1);
-    acts(&view, Action::Configure(nobody()));
+    acts(&view, ServerAction::Configure(nobody()));
     view.local.config = Some(nobody());
     waits(&view, "one-node-write mode");
     view.settings.one_node_write_mode = false;
     let impossible = ServerConfig { synchronous: Synchronous::Impossible, ..nobody() };
-    acts(&view, Action::Configure(impossible));
+    acts(&view, ServerAction::Configure(impossible));
     // A restart opens at once: nobody else has to have anything.
     let mut restarted = alone(1);
     restarted.local.config = Some(ServerConfig { gate: Gate::Closed, ..nobody() });
-    acts(&restarted, Action::Configure(nobody()));
+    acts(&restarted, ServerAction::Configure(nobody()));
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn the_others_stay_out() {
         (view.local.data, view.local.server) = (Data::Absent, Server::Down { crashed: false, standby: false });
         waits(&view, "stay out");
         view.local.server = Server::Primary(primary_status());
-        acts(&view, Action::Stop(StopMode::Immediate));
+        acts(&view, ServerAction::Stop(StopMode::Immediate));
     }
 }
 
@@ -63,22 +63,22 @@ fn nobody_takes_over_or_hands_over() {
     stops.local.config = Some(nobody());
     stops.zk.active.remove(&id(1));
     stops.stopping_ms = Some(0);
-    acts(&stops, Action::Stop(StopMode::Fast));
+    acts(&stops, ServerAction::Stop(StopMode::Fast));
 }
 
 #[test]
 fn once_asked_the_others_come_in_unlisted_and_closed() {
     let mut view = leaving(2);
     view.zk.active.remove(&id(2));
-    acts(&view, Action::JoinElection);
+    acts(&view, ShardAction::JoinElection);
     let mut empty = leaving(3);
     (empty.local.data, empty.local.server) = (Data::Absent, Server::Down { crashed: false, standby: false });
-    acts(&empty, Action::Bootstrap { source: id(1) });
+    acts(&empty, DataAction::Bootstrap { source: id(1) });
     let follow = config(Recovery::Follow(id(1)), Synchronous::Impossible, Gate::Closed, &[]);
-    acts(&leaving(3), Action::Configure(follow));
+    acts(&leaving(3), ServerAction::Configure(follow));
     let mut was_primary = leaving(2);
     was_primary.local.server = Server::Primary(primary_status());
-    acts(&was_primary, Action::Stop(StopMode::Immediate));
+    acts(&was_primary, ServerAction::Stop(StopMode::Immediate));
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn the_first_that_follows_becomes_sync_by_rule_3() {
     waits(&view, "to be left");
     primary(&mut view).downstreams = vec![downstream(3, 500, 0)];
     let required = config(Recovery::Primary, Synchronous::Peer(id(3)), Gate::Open, &[2, 3]);
-    acts(&view, Action::Configure(required.clone()));
+    acts(&view, ServerAction::Configure(required.clone()));
     view.local.config = Some(required);
     waits(&view, "walsender");
     // Another that comes meanwhile, earlier in election order, changes nothing.
@@ -110,12 +110,12 @@ fn it_is_undone_while_nothing_was_written() {
     let mut view = leaving(1);
     view.local.config = Some(required.clone());
     primary(&mut view).downstreams.clear();
-    acts(&view, Action::Configure(nobody()));
+    acts(&view, ServerAction::Configure(nobody()));
     view.uncertain_write = true;
     waits(&view, "cannot be written");
     let mut taken_back = alone(1);
     taken_back.local.config = Some(required);
-    acts(&taken_back, Action::Configure(nobody()));
+    acts(&taken_back, ServerAction::Configure(nobody()));
 }
 
 /// Rule 7: the way out may be written already, and then the coming sync may take over.
@@ -128,9 +128,9 @@ fn a_restart_while_that_may_be_written_shows_only_what_the_coming_sync_has() {
     view.observed.given = Some(required(Gate::Closed));
     view.observed.first_flush = Some(Lsn(490));
     primary(&mut view).downstreams = vec![downstream(3, 480, 1)];
-    acts(&view, Action::Configure(required(Gate::Closed)));
+    acts(&view, ServerAction::Configure(required(Gate::Closed)));
     primary(&mut view).downstreams = vec![downstream(3, 490, 1)];
-    acts(&view, Action::Configure(required(Gate::Open)));
+    acts(&view, ServerAction::Configure(required(Gate::Open)));
 }
 
 #[test]

@@ -40,9 +40,9 @@ fn freeze(view: &mut View) {
 #[test]
 fn the_primary_brings_its_clients_to_rest_before_its_sync_takes_over() {
     let mut view = asked(1, request(2, PromoteRole::Sync, None));
-    acts(&view, Action::Drain { version: 9 });
+    acts(&view, ServerAction::Drain { version: 9 });
     view.observed.drained = Some(8);
-    acts(&view, Action::Drain { version: 9 });
+    acts(&view, ServerAction::Drain { version: 9 });
     view.observed.drained = Some(9);
     let drained = writes(&view);
     assert!(drained.is_drained());
@@ -57,7 +57,10 @@ fn the_primary_brings_its_clients_to_rest_before_its_sync_takes_over() {
         state.promote.as_mut().unwrap().expire_time = later;
     });
     assert!(!view.zk.state.valid().unwrap().1.is_drained());
-    assert!(matches!(decide(&view).action, Action::WriteState { .. } | Action::Drain { .. }));
+    assert!(matches!(
+        decide(&view).action,
+        Action::Shard(ShardAction::WriteState { .. }) | Action::Server(ServerAction::Drain { .. })
+    ));
 }
 
 #[test]
@@ -67,10 +70,13 @@ fn the_sync_does_not_wait_for_ever_for_the_primarys_clients() {
     view.observed.state_ms = 1_999;
     waits(&view, "waits for its clients");
     view.observed.state_ms = 2_000;
-    assert!(matches!(decide(&view).action, Action::Configure(_)));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))));
     view.observed.state_ms = 0;
     health(&mut view, 1).postgres_down_ms = Some(1);
-    assert!(matches!(decide(&view).action, Action::Configure(_)), "nobody is at work on one that is down");
+    assert!(
+        matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))),
+        "nobody is at work on one that is down"
+    );
 }
 
 #[test]
@@ -79,7 +85,7 @@ fn the_sync_acts_on_a_request_for_it() {
     let mut view = asked(2, request.clone());
     change(&mut view, ClusterState::mark_drained);
     let detached = config(Recovery::Detached, Synchronous::Impossible, Gate::Open, &[1, 3, 4]);
-    acts(&view, Action::Configure(detached.clone()));
+    acts(&view, ServerAction::Configure(detached.clone()));
     view.local.config = Some(detached);
     let standby = standby(&mut view);
     (standby.streaming, standby.receiver_stopped, standby.upstream_silent_ms) = (false, true, None);
@@ -96,7 +102,7 @@ fn the_sync_acts_on_a_request_for_it() {
 fn the_first_async_follows_the_primary_first_and_then_swaps_with_the_sync() {
     let request = request(3, PromoteRole::Async, Some(0));
     let follow = config(Recovery::Follow(id(1)), Synchronous::Impossible, Gate::Open, &[4]);
-    acts(&asked(3, request.clone()), Action::Configure(follow));
+    acts(&asked(3, request.clone()), ServerAction::Configure(follow));
     waits(&asked(2, request.clone()), "sync, streaming");
     waits(&asked(4, request.clone()), "streaming from 10.0.0.3");
 
@@ -107,7 +113,7 @@ fn the_first_async_follows_the_primary_first_and_then_swaps_with_the_sync() {
     waits(&view, "does not follow yet");
     primary(&mut view).downstreams.push(downstream(3, 490, 0));
     let both = config(Recovery::Primary, Synchronous::Both { new: id(3), old: id(2) }, Gate::Open, &[2, 3, 4]);
-    acts(&view, Action::Configure(both.clone()));
+    acts(&view, ServerAction::Configure(both.clone()));
     view.local.config = Some(both);
     primary(&mut view).downstreams = vec![downstream(2, 500, 2), downstream(3, 490, 1)];
     let state = writes(&view);

@@ -18,7 +18,7 @@ fn both() -> ServerConfig {
 #[test]
 fn both_are_required_before_the_state_names_the_new_one() {
     let mut view = sync_gone();
-    acts(&view, Action::Configure(both()));
+    acts(&view, ServerAction::Configure(both()));
     view.local.config = Some(both());
     waits(&view, "walsenders");
     primary(&mut view).downstreams = vec![downstream(3, 480, 1)];
@@ -60,11 +60,11 @@ fn one_overlap_is_left_everywhere_before_another_begins() {
     let config = |synchronous| config(Recovery::Primary, synchronous, Gate::Open, slots);
     view.local.config = Some(config(Synchronous::Both { new: id(3), old: id(2) }));
     primary(&mut view).downstreams = vec![downstream(3, 480, 1), downstream(4, 480, 0)];
-    acts(&view, Action::Configure(config(Synchronous::Peer(id(2)))));
+    acts(&view, ServerAction::Configure(config(Synchronous::Peer(id(2)))));
     view.local.config = Some(config(Synchronous::Peer(id(2))));
     waits(&view, "walsenders");
     primary(&mut view).downstreams = vec![downstream(3, 480, 0), downstream(4, 480, 0)];
-    acts(&view, Action::Configure(config(Synchronous::Both { new: id(4), old: id(2) })));
+    acts(&view, ServerAction::Configure(config(Synchronous::Both { new: id(4), old: id(2) })));
 }
 
 /// What it has to replay first, nobody can write in a takeover.
@@ -79,11 +79,11 @@ fn one_that_replays_what_it_receives_is_preferred() {
     let config =
         |new| config(Recovery::Primary, Synchronous::Both { new: id(new), old: id(2) }, Gate::Open, &[2, 3, 4]);
     primary(&mut view).downstreams = vec![paused(3), downstream(4, flush, 0)];
-    acts(&view, Action::Configure(config(4)));
+    acts(&view, ServerAction::Configure(config(4)));
     primary(&mut view).downstreams = vec![downstream(3, flush, 0), downstream(4, flush, 0)];
-    acts(&view, Action::Configure(config(3)));
+    acts(&view, ServerAction::Configure(config(3)));
     primary(&mut view).downstreams = vec![paused(3), paused(4)];
-    acts(&view, Action::Configure(config(3)));
+    acts(&view, ServerAction::Configure(config(3)));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn then_only_the_new_one_is_required() {
     change(&mut view, |state| (state.sync_peer, state.async_peers) = (Some(peer(3)), vec![peer(2)]));
     view.local.config = Some(both());
     let only = config(Recovery::Primary, Synchronous::Peer(id(3)), Gate::Open, &[2, 3]);
-    acts(&view, Action::Configure(only));
+    acts(&view, ServerAction::Configure(only));
 }
 
 #[test]
@@ -100,11 +100,11 @@ fn it_is_undone_when_the_old_one_is_back_or_the_new_one_goes() {
     let only_old = config(Recovery::Primary, Synchronous::Peer(id(2)), Gate::Open, &[2, 3]);
     let mut back = view(1);
     back.local.config = Some(both());
-    acts(&back, Action::Configure(only_old.clone()));
+    acts(&back, ServerAction::Configure(only_old.clone()));
     let mut both_gone = sync_gone();
     both_gone.local.config = Some(both());
     health(&mut both_gone, 3).refused = true;
-    acts(&both_gone, Action::Configure(only_old));
+    acts(&both_gone, ServerAction::Configure(only_old));
     both_gone.uncertain_write = true;
     waits(&both_gone, "cannot be written");
 }
@@ -115,7 +115,7 @@ fn nor_by_a_restart_while_the_write_may_still_happen() {
     view.local.config = Some(both());
     view.local.server = Server::Down { crashed: true, standby: false };
     let required = |view: &View| match decide(view).action {
-        Action::Start(config) => config.synchronous,
+        Action::Server(ServerAction::Start(config)) => config.synchronous,
         other => panic!("{other:?}"),
     };
     assert_eq!(required(&view), Synchronous::Peer(id(2)));
@@ -129,9 +129,9 @@ fn nor_by_a_restart_while_the_write_may_still_happen() {
     view.zk.session = Session::Disconnected;
     view.local.server = sync_gone().local.server;
     primary(&mut view).downstreams = vec![downstream(2, 500, 2), downstream(3, 480, 1)];
-    acts(&view, Action::Configure(ServerConfig { gate: Gate::Closed, ..both() }));
+    acts(&view, ServerAction::Configure(ServerConfig { gate: Gate::Closed, ..both() }));
     primary(&mut view).downstreams = vec![downstream(2, 500, 2), downstream(3, 490, 1)];
-    acts(&view, Action::Configure(both()));
+    acts(&view, ServerAction::Configure(both()));
 }
 
 #[test]
@@ -141,13 +141,13 @@ fn a_slow_one_is_replaced_if_somebody_is_quicker() {
     view.observed.slow_ms.insert(id(2), 4_900);
     waits(&view, "is fit");
     view.observed.slow_ms.insert(id(2), 5_000);
-    acts(&view, Action::Configure(both()));
+    acts(&view, ServerAction::Configure(both()));
     // Nothing is gained by another slow one.
     let mut slow = view.clone();
     slow.observed.slow_ms.insert(id(3), 1_300);
     waits(&slow, "no async is fit");
     gone(&mut slow, 2, 3);
-    acts(&slow, Action::Configure(both()));
+    acts(&slow, ServerAction::Configure(both()));
     // Not undone by a moment in which it is quick.
     view.local.config = Some(both());
     view.observed.slow_ms.insert(id(2), 4_500);
@@ -176,7 +176,7 @@ fn a_stopped_sitter_is_no_reason_while_its_postgresql_acknowledges() {
     waits(&view, "is fit");
     view.observed.stalled_ms.insert(id(2), 1_000);
     primary(&mut view).downstreams.push(downstream(3, 490, 0));
-    acts(&view, Action::Configure(both()));
+    acts(&view, ServerAction::Configure(both()));
 }
 
 /// Row 32: its PostgreSQL streams, but its disk is full; its own word counts.
@@ -187,7 +187,7 @@ fn a_sync_that_says_it_can_not_commit_is_replaced_though_it_follows() {
     health(&mut view, 2).postgres_down_ms = Some(2_000);
     waits(&view, "is fit");
     health(&mut view, 2).postgres_down_ms = Some(2_001);
-    acts(&view, Action::Configure(both()));
+    acts(&view, ServerAction::Configure(both()));
     health(&mut view, 3).postgres_down_ms = Some(500);
     waits(&view, "no async is fit");
 }
@@ -203,7 +203,7 @@ fn a_sync_that_is_not_ready_is_replaced_by_one_that_is() {
     assert!(crate::machine::suspicion::suspects(&view).contains(&id(2)));
     waits(&view, "is fit");
     primary(&mut view).downstreams = vec![downstream(2, 500, 1), downstream(3, 480, 0)];
-    acts(&view, Action::Configure(both()));
+    acts(&view, ServerAction::Configure(both()));
     health(&mut view, 3).unready_ms = Some(0);
     waits(&view, "is fit");
     health(&mut view, 3).unready_ms = None;

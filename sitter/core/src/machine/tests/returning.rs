@@ -23,14 +23,14 @@ fn returned(lsn: u64) -> View {
 #[track_caller]
 fn starts(view: &View) {
     let decision = decide(view);
-    assert!(matches!(decision.action, Action::Start(_)), "{decision:?}");
+    assert!(matches!(decision.action, Action::Server(ServerAction::Start(_))), "{decision:?}");
 }
 
 #[track_caller]
 fn gives_way(view: &View, about: &str) {
     assert!(super::super::returning::is_older(view), "others are told");
     let decision = decide(view);
-    assert_eq!(decision.action, Action::LeaveElection, "{}", decision.why);
+    assert_eq!(decision.action, Action::Shard(ShardAction::LeaveElection), "{}", decision.why);
     assert!(decision.why.to_string().contains(about), "{}", decision.why);
 }
 
@@ -38,7 +38,7 @@ fn gives_way(view: &View, about: &str) {
 fn a_primary_is_started_only_when_its_wal_was_compared() {
     let mut view = returned(500);
     view.local.end = None;
-    acts(&view, Action::Survey);
+    acts(&view, DataAction::Survey);
     starts(&returned(500));
     starts(&returned(501));
     gives_way(&returned(499), "10.0.0.2:5432:12345 has it up to 0/000001F4");
@@ -125,7 +125,7 @@ fn took_over(promoted: Option<u64>) -> View {
 
 #[test]
 fn nobody_is_promoted_twice_to_one_timeline() {
-    let promotes = |view: &View| matches!(decide(view).action, Action::Promote { .. });
+    let promotes = |view: &View| matches!(decide(view).action, Action::Server(ServerAction::Promote { .. }));
     assert!(promotes(&took_over(None)));
     gives_way(&took_over(Some(520)), "from before its promotion");
     let mut followed = took_over(None);
@@ -158,7 +158,7 @@ fn a_sync_does_not_take_over_on_the_strength_of_what_it_once_had() {
     let mut view = view(2);
     gone(&mut view, 1, 3);
     health(&mut view, 3).wal = Some(ends(1, 501, &[]));
-    let steps = |view: &View| matches!(decide(view).action, Action::Configure(_));
+    let steps = |view: &View| matches!(decide(view).action, Action::Server(ServerAction::Configure(_)));
     assert!(steps(&view), "it was seen to have everything");
     view.observed.is_whole = false;
     waits(&view, "10.0.0.3:5432:12345 has WAL up to 0/000001F5");
@@ -183,7 +183,7 @@ fn a_peer_that_waits_to_be_rejoined_says_how_far_it_is() {
     view.local.server = Server::Down { crashed: true, standby: false };
     view.local.end = None;
     health(&mut view, 1).postgres_down_ms = Some(500);
-    acts(&view, Action::Survey);
+    acts(&view, DataAction::Survey);
     view.local.end = Some(ends(1, 500, &[]));
     waits(&view, "does not answer");
 }

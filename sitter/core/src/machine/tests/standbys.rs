@@ -6,21 +6,22 @@ use super::*;
 fn data_is_copied_and_the_sync_copies_from_the_primary_only() {
     let mut view = view(3);
     (view.local.data, view.local.server) = (Data::Absent, Server::Down { crashed: false, standby: false });
-    acts(&view, Action::Bootstrap { source: id(2) });
+    acts(&view, DataAction::Bootstrap { source: id(2) });
     // One that failed is followed by another, and that by the first again.
     for (times, source) in [(1, 1), (2, 2)] {
         let problem = "its stream broke off".to_owned();
-        view.observed.last_failure = Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms: 60_000, problem });
-        acts(&view, Action::Bootstrap { source: id(source) });
+        view.observed.last_failure =
+            Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms: 60_000, problem });
+        acts(&view, DataAction::Bootstrap { source: id(source) });
     }
     view.observed.last_failure = None;
     health(&mut view, 2).data = Some(Data::Incomplete);
-    acts(&view, Action::Bootstrap { source: id(1) });
+    acts(&view, DataAction::Bootstrap { source: id(1) });
     health(&mut view, 1).postgres_down_ms = Some(10);
     waits(&view, "ready to copy from");
     let mut sync = super::view(2);
     (sync.local.data, sync.local.server) = (Data::Incomplete, Server::Down { crashed: false, standby: false });
-    acts(&sync, Action::Bootstrap { source: id(1) });
+    acts(&sync, DataAction::Bootstrap { source: id(1) });
 }
 
 /// Row 41: it followed a standby that was promoted by hand, and cannot even start any more.
@@ -29,11 +30,11 @@ fn wal_that_ends_every_start_is_rejoined() {
     for me in [2, 3] {
         let mut view = view(me);
         view.local.server = Server::Down { crashed: true, standby: true };
-        assert!(matches!(decide(&view).action, Action::Start(_)));
+        assert!(matches!(decide(&view).action, Action::Server(ServerAction::Start(_))));
         view.local.unfit = Some("PANIC:  unexpected timeline ID".to_owned());
         for (rejoins, rung) in [(0, Rung::Rewind), (1, Rung::Rollback), (2, Rung::Copy)] {
             view.observed.rejoins = rejoins;
-            acts(&view, Action::Rejoin { source: id(1), from: rung, init: Some(at(1, 100)) });
+            acts(&view, DataAction::Rejoin { source: id(1), from: rung, init: Some(at(1, 100)) });
         }
         health(&mut view, 1).silent_ms = Some(5_000);
         waits(&view, "does not answer");
@@ -56,7 +57,7 @@ fn an_async_looks_further_up() {
         let mut view = view(3);
         change(&mut view);
         let follow = config(Recovery::Follow(upstream), Synchronous::Impossible, Gate::Open, &[]);
-        acts(&view, Action::Configure(follow));
+        acts(&view, ServerAction::Configure(follow));
     }
     // The sync stops its receiver to take over from a dead primary: stay with it.
     let mut view = view(3);
@@ -72,16 +73,18 @@ fn a_deposed_primary_stops_rejoins_and_follows_closed() {
         (state.primary, state.sync_peer, state.async_peers) = (peer(2), Some(peer(3)), vec![]);
         state.deposed = vec![peer(1)];
     });
-    acts(&view, Action::Stop(StopMode::Immediate));
+    acts(&view, ServerAction::Stop(StopMode::Immediate));
     view.local.server = Server::Down { crashed: false, standby: false };
     let init = Some(at(1, 100));
-    acts(&view, Action::Rejoin { source: id(2), from: Rung::AsIs, init });
+    acts(&view, DataAction::Rejoin { source: id(2), from: Rung::AsIs, init });
     view.settings.manual_rejoin = true;
-    assert!(matches!(decide(&view).action, Action::Start(config) if config.recovery == Recovery::Follow(id(2))));
+    assert!(
+        matches!(decide(&view).action, Action::Server(ServerAction::Start(config)) if config.recovery == Recovery::Follow(id(2)))
+    );
     view.settings.manual_rejoin = false;
     view.local.server = Server::Down { crashed: false, standby: true };
     let follow = config(Recovery::Follow(id(2)), Synchronous::Impossible, Gate::Closed, &[]);
-    acts(&view, Action::Start(follow.clone()));
+    acts(&view, ServerAction::Start(follow.clone()));
     view.local.config = Some(follow);
     let diverged = StandbyStatus {
         streaming: false,
@@ -90,11 +93,11 @@ fn a_deposed_primary_stops_rejoins_and_follows_closed() {
         ..standby_status()
     };
     view.local.server = Server::Standby(diverged);
-    acts(&view, Action::Rejoin { source: id(2), from: Rung::Rewind, init });
+    acts(&view, DataAction::Rejoin { source: id(2), from: Rung::Rewind, init });
     view.observed.rejoins = 1;
-    acts(&view, Action::Rejoin { source: id(2), from: Rung::Rollback, init });
+    acts(&view, DataAction::Rejoin { source: id(2), from: Rung::Rollback, init });
     view.observed.rejoins = 2;
-    acts(&view, Action::Rejoin { source: id(2), from: Rung::Copy, init });
+    acts(&view, DataAction::Rejoin { source: id(2), from: Rung::Copy, init });
     change(&mut view, |state| Promotion::set(state, Some(Promotion { timeline: Timeline(2), at: None })));
     waits(&view, "not promoted yet");
 }
@@ -106,21 +109,21 @@ fn a_slow_start_is_no_divergence() {
     (standby.streaming, standby.not_streaming_ms, standby.upstream_silent_ms) = (false, 20_000, None);
     waits(&view, "not streaming");
     super::standby(&mut view).not_streaming_ms = 30_000;
-    assert!(matches!(decide(&view).action, Action::Rejoin { from: Rung::Rewind, .. }));
+    assert!(matches!(decide(&view).action, Action::Data(DataAction::Rejoin { from: Rung::Rewind, .. })));
     view.observed.rejoins = 1;
     waits(&view, "not streaming");
     // The primary went away during it.
     view.observed.rejoin_failed = true;
-    assert!(matches!(decide(&view).action, Action::Rejoin { from: Rung::Rewind, .. }));
+    assert!(matches!(decide(&view).action, Action::Data(DataAction::Rejoin { from: Rung::Rewind, .. })));
 }
 
 #[test]
 fn another_clusters_data_stays_out() {
     let mut view = view(3);
     view.local.data = Data::Present(SystemIdentifier("8".to_owned()));
-    acts(&view, Action::LeaveElection);
+    acts(&view, ShardAction::LeaveElection);
     view.zk.active.remove(&id(3));
-    acts(&view, Action::Stop(StopMode::Fast));
+    acts(&view, ServerAction::Stop(StopMode::Fast));
     view.local.server = Server::Down { crashed: false, standby: true };
     waits(&view, "another cluster");
 }

@@ -17,7 +17,7 @@ fn primary_gone() -> View {
 #[test]
 fn first_the_receiver_is_stopped_and_nobody_named() {
     let detached = config(Recovery::Detached, Synchronous::Impossible, Gate::Open, &[1, 3]);
-    acts(&primary_gone(), Action::Configure(detached));
+    acts(&primary_gone(), ServerAction::Configure(detached));
 }
 
 #[test]
@@ -41,11 +41,11 @@ fn then_it_promotes_also_after_a_crash() {
     });
     detached(&mut view);
     let open = config(Recovery::Primary, Synchronous::Peer(id(3)), Gate::Open, &[1, 3]);
-    acts(&view, Action::Promote { config: open, timeline: Some(Timeline(5)) });
+    acts(&view, ServerAction::Promote { config: open, timeline: Some(Timeline(5)) });
     // Restarted meanwhile: never started out of recovery (H5), and closed (rule 7).
     view.local.server = Server::Down { crashed: true, standby: true };
     let closed = config(Recovery::Detached, Synchronous::Impossible, Gate::Closed, &[1, 3]);
-    acts(&view, Action::Start(closed));
+    acts(&view, ServerAction::Start(closed));
 }
 
 #[test]
@@ -79,9 +79,12 @@ fn never_when_it_must_not_be() {
         change(&mut view);
         let decision = decide(&view);
         let harmless = matches!(&decision.action, Action::Wait { .. })
-            || matches!(&decision.action, Action::Configure(config) if config.recovery == Recovery::Follow(id(1)));
+            || matches!(&decision.action, Action::Server(ServerAction::Configure(config)) if config.recovery == Recovery::Follow(id(1)));
         assert!(harmless, "{about}: {decision:?}");
-        assert!(decision.why.to_string().contains(about) || !matches!(decision.action, Action::Wait { .. }), "{decision:?}");
+        assert!(
+            decision.why.to_string().contains(about) || !matches!(decision.action, Action::Wait { .. }),
+            "{decision:?}"
+        );
     }
 }
 
@@ -103,7 +106,7 @@ fn a_registered_peer_is_as_good_as_an_async_where_there_is_none() {
     let state = writes(&deposed);
     assert_eq!((state.sync_peer.map(|peer| peer.id), ids(&state.deposed)), (Some(id(3)), vec![id(1)]));
     // Not one of another cluster, nor one that is not heard of.
-    let takes_over = |view: &View| matches!(decide(view).action, Action::WriteState { .. });
+    let takes_over = |view: &View| matches!(decide(view).action, Action::Shard(ShardAction::WriteState { .. }));
     health(&mut view, 3).data = Some(Data::Present(SystemIdentifier("8".to_owned())));
     assert!(!takes_over(&view));
     *health(&mut view, 3) = PeerHealth::default();
@@ -122,7 +125,7 @@ fn position_on_another_path_is_not_caught_up() {
     });
     let standby = standby(&mut view);
     (standby.received, standby.history) = (Some(at(2, 500)), TimelineHistory(vec![at(1, 390)]));
-    assert!(matches!(decide(&view).action, Action::Configure(_)));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))));
 }
 
 #[test]
@@ -132,12 +135,12 @@ fn one_suspicion_alone_or_a_live_stream_is_not_enough() {
     standby(&mut view).upstream_silent_ms = Some(5_000);
     waits(&view, "sync");
     health(&mut view, 3).suspects.insert(id(1));
-    assert!(matches!(decide(&view).action, Action::Configure(_)), "shared");
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))), "shared");
     standby(&mut view).upstream_silent_ms = Some(100);
     waits(&view, "sync, streaming");
     // On a line that loses packets the stream stands still for longer, too.
     standby(&mut view).upstream_silent_ms = Some(2_500);
-    assert!(matches!(decide(&view).action, Action::Configure(_)));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))));
     health(&mut view, 1).explained_ms = 2_000;
     waits(&view, "sync, streaming");
 }
@@ -150,7 +153,7 @@ fn a_killed_sitter_is_no_dead_postgresql() {
     standby(&mut view).upstream_silent_ms = Some(2_400);
     waits(&view, "sync, streaming");
     standby(&mut view).streaming = false;
-    assert!(matches!(decide(&view).action, Action::Configure(_)));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))));
 }
 
 #[test]
@@ -160,12 +163,12 @@ fn the_primarys_own_word_is() {
     waits(&stops, "sync, streaming");
     // It asks for its succession first, and leaves the election only when that does not come about.
     missing(&mut stops, 1, 0);
-    assert!(matches!(decide(&stops).action, Action::Configure(_)));
+    assert!(matches!(decide(&stops).action, Action::Server(ServerAction::Configure(_))));
     let mut down = view(2);
     health(&mut down, 1).postgres_down_ms = Some(500);
     waits(&down, "sync");
     health(&mut down, 1).postgres_down_ms = Some(501);
-    assert!(matches!(decide(&down).action, Action::Configure(_)));
+    assert!(matches!(decide(&down).action, Action::Server(ServerAction::Configure(_))));
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn a_healthy_primary_may_register_again() {
     missing(&mut view, 1, 500);
     waits(&view, "sync");
     missing(&mut view, 1, 2_000);
-    assert!(matches!(decide(&view).action, Action::Configure(_)));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))));
 }
 
 #[test]
@@ -185,7 +188,7 @@ fn while_the_write_may_still_happen_it_does_not_follow_again() {
     waits(&view, "outcome unknown");
     view.uncertain_write = false;
     let follow = config(Recovery::Follow(id(1)), Synchronous::Impossible, Gate::Open, &[3]);
-    acts(&view, Action::Configure(follow));
+    acts(&view, ServerAction::Configure(follow));
 }
 
 #[test]
@@ -193,14 +196,16 @@ fn nor_after_a_restart_of_postgresql() {
     let mut view = view(2);
     view.uncertain_write = true;
     view.local.server = Server::Down { crashed: true, standby: true };
-    assert!(matches!(decide(&view).action, Action::Start(config) if config.recovery == Recovery::Detached));
+    assert!(
+        matches!(decide(&view).action, Action::Server(ServerAction::Start(config)) if config.recovery == Recovery::Detached)
+    );
 }
 
 #[test]
 fn nor_when_it_took_long_to_start() {
     let mut view = view(2);
     (view.uncertain_write, view.local.config) = (true, None);
-    acts(&view, Action::Configure(config(Recovery::Detached, Synchronous::Impossible, Gate::Closed, &[3])));
+    acts(&view, ServerAction::Configure(config(Recovery::Detached, Synchronous::Impossible, Gate::Closed, &[3])));
 }
 
 #[test]
@@ -209,5 +214,11 @@ fn an_async_never_takes_over() {
     gone(&mut view, 1, 2);
     gone(&mut view, 2, 1);
     let decision = decide(&view);
-    assert!(!matches!(decision.action, Action::WriteState { .. } | Action::Promote { .. }), "{decision:?}");
+    assert!(
+        !matches!(
+            decision.action,
+            Action::Shard(ShardAction::WriteState { .. }) | Action::Server(ServerAction::Promote { .. })
+        ),
+        "{decision:?}"
+    );
 }

@@ -36,11 +36,11 @@ fn a_stopped_standby_follows_again_without_the_state_and_a_stopped_primary_waits
         };
         let slots: &[u8] = if me == 2 { &[3] } else { &[] };
         let follow = config(Recovery::Follow(upstream), Synchronous::Impossible, Gate::Closed, slots);
-        acts(&view, Action::Start(follow.clone()));
+        acts(&view, ServerAction::Start(follow.clone()));
         let mut late = view.clone();
         (late.local.server, late.local.config) = (Server::Standby(standby_status()), None);
         late.observed.given = Some(follow.clone());
-        acts(&late, Action::Configure(follow));
+        acts(&late, ServerAction::Configure(follow));
         view.local.data = Data::Incomplete;
         waits(&view, "not read yet");
     }
@@ -51,7 +51,7 @@ fn a_new_session_registers_again() {
     for me in 1..=3 {
         let mut view = view(me);
         view.zk.active.remove(&id(me));
-        acts(&view, Action::JoinElection);
+        acts(&view, ShardAction::JoinElection);
     }
 }
 
@@ -73,6 +73,6 @@ fn a_new_process_takes_the_place_of_the_old_one_first() {
     for me in 1..=3 {
         let mut view = view(me);
         view.observed.joined = false;
-        acts(&view, Action::JoinElection);
+        acts(&view, ShardAction::JoinElection);
     }
 }

@@ -4,38 +4,40 @@
 use std::time::Duration;
 
 use manatee_shared::cluster::{ClusterState, Peer};
-use manatee_shared::ids::PeerId;
-use manatee_shared::zk::{Coordination, Over, StateNode, View};
+use manatee_shared::zk::{Coordination, Over, StateNode, View, ZkError};
 
 use super::{Outcome, Problem};
+use crate::machine::action::ShardAction;
 
 /// How long our own view may lag behind what we did. Deciding from an older one is harmless (the
 /// compare-and-set fails) but noisy.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
+/// Does one.
+pub(super) async fn execute(zk: &dyn Coordination, me: &Peer, action: &ShardAction) -> Result<Outcome, Problem> {
+    match action {
+        ShardAction::WriteState { over, state } => write(zk, *over, state).await?,
+        ShardAction::JoinElection => {
+            zk.join(me.clone()).await?;
+            seen(zk, |view| view.active.contains_key(&me.id)).await;
+        }
+        ShardAction::LeaveElection => {
+            zk.leave().await?;
+            seen(zk, |view| !view.active.contains_key(&me.id)).await;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
 /// Writes a state and waits until our own view shows it or a newer one.
-pub(super) async fn write(zk: &dyn Coordination, over: Over, state: &ClusterState) -> Result<Outcome, Problem> {
+async fn write(zk: &dyn Coordination, over: Over, state: &ClusterState) -> Result<(), ZkError> {
     let written = zk.write_state(over, state).await?;
     seen(zk, |view| match &view.state {
         StateNode::Valid { version, .. } | StateNode::Corrupt { version, .. } => *version >= written,
         StateNode::Unread | StateNode::Absent => false,
     })
     .await;
-    Ok(Outcome::Done)
-}
-
-/// Announces us.
-pub(super) async fn join(zk: &dyn Coordination, me: &Peer) -> Result<Outcome, Problem> {
-    zk.join(me.clone()).await?;
-    seen(zk, |view| view.active.contains_key(&me.id)).await;
-    Ok(Outcome::Done)
-}
-
-/// Withdraws us.
-pub(super) async fn leave(zk: &dyn Coordination, me: PeerId) -> Result<Outcome, Problem> {
-    zk.leave().await?;
-    seen(zk, |view| !view.active.contains_key(&me)).await;
-    Ok(Outcome::Done)
+    Ok(())
 }
 
 async fn seen(zk: &dyn Coordination, condition: impl FnMut(&View) -> bool) {
