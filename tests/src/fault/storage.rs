@@ -140,8 +140,9 @@ async fn diverge_by_hand(stage: &mut Stage<'_>) -> Result<()> {
         .lab
         .until(deadline, what, async |lab| {
             let status: Value = reqwest::get(url(lab, host, "/status")).await?.json().await?;
-            let reason = status["decision"]["reason"].as_str().unwrap_or_default();
-            ensure!(reason.contains("manatee-adm rebuild"), "{reason}");
+            let decision = &status["decision"];
+            let told = decision["reason"].as_str().is_some_and(|reason| reason.contains("manatee-adm rebuild"));
+            ensure!(decision["code"] == "rejoin_manual" && told, "{decision}");
             Ok(())
         })
         .await?;
