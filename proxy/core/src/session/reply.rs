@@ -77,6 +77,8 @@ pub(super) enum Fate {
     /// The client gets it, now or when the answer is no longer withheld.
     #[default]
     Forward,
+    /// The client gets it at once, though the answer is withheld, unless something of the answer stands before it.
+    Past,
     /// The client does not get it.
     Swallow,
 }
@@ -148,10 +150,19 @@ impl Session {
             if streams {
                 self.passing = header.size;
                 self.passing_fate = fate;
-                if fate == Fate::Forward {
+                if fate != Fate::Swallow {
                     self.show();
                 }
                 continue;
+            }
+            if fate == Fate::Past {
+                self.pass(&rx[run..position], &mut shared.buffers);
+                run = position;
+                if self.unit.forwarding == Forwarding::Withheld && self.withheld.is_empty() {
+                    shared.buffers.lend(&mut self.to_client);
+                    self.to_client.put_slice(&rx[run..run + header.size]);
+                    run += header.size;
+                }
             }
             position += header.size;
             if fate == Fate::Swallow {
@@ -440,6 +451,9 @@ impl Session {
         }
     }
 
+    /// Of a unit whose answer is withheld they pass if nothing was withheld yet: a client takes a notice at any time
+    /// (protocol-flow, "Asynchronous Operations"), and a unit that is run again says its notices again, as it did run
+    /// twice. Not so on a standby, which refuses in its midst what needs the primary.
     fn notice(&mut self, body: &[u8]) -> Fate {
         let fields = ErrorFields::read(body);
         // syncrep.c: the transaction is committed here, but the standby has not confirmed it.
@@ -452,10 +466,14 @@ impl Session {
         if going || self.ledger.is_own() {
             return Fate::Swallow;
         }
-        if self.unit.forwarding == Forwarding::Withheld
-            && !may_be_spared(&self.unit, self.served_by == ServedBy::Standby)
-        {
+        if self.unit.forwarding != Forwarding::Withheld {
+            return Fate::Forward;
+        }
+        let on_standby = self.served_by == ServedBy::Standby;
+        if !may_be_spared(&self.unit, on_standby) {
             self.show();
+        } else if !on_standby {
+            return Fate::Past;
         }
         Fate::Forward
     }
