@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e sim smoke faults conformance drivers fuzz test-openzfs bench micro clean
+.PHONY: help install build demo test lint unit e2e sim smoke faults conformance suites drivers fuzz test-openzfs bench micro clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ faults: build ## rows of the list of faults: ROWS="4 12" ROUNDS=3; default: all,
 conformance: build ## PostgreSQL's own regression suite straight and through the proxy; lists what differs
 	tests/conformance/fetch.sh target/conformance
 	target/debug/manatee-lab conformance
+
+suites: build ## test suites of others straight and through the proxy: SUITES="isolation"; default: all
+	target/debug/manatee-lab suites $(SUITES)
 
 drivers: build ## a smoke program of each driver that can be had, through a proxy
 	target/debug/manatee-lab run -- tests/drivers/run.sh target/drivers

@@ -64,14 +64,18 @@ pub struct Report {
     pub proxied_s: f64,
 }
 
+/// How clients reach the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub enum Way {
+    /// At its own address.
     Direct,
+    /// Through the first proxy.
     Proxied,
 }
 
 impl Way {
-    fn name(self) -> &'static str {
+    /// For files and messages.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Proxied => "proxied",
@@ -116,7 +120,30 @@ async fn one_way(options: &Options, way: Way) -> Result<f64> {
     result.map_err(|error| lab.explain(error))
 }
 
-async fn in_lab(options: &Options, way: Way, lab: &mut Lab) -> Result<f64> {
+/// Where and as whom a suite connects.
+#[derive(Clone, Debug)]
+pub struct Door {
+    host: String,
+    port: u16,
+    password: String,
+}
+
+impl Door {
+    /// As libpq's programs, and most drivers, are told of it.
+    pub fn environment(&self) -> [(&'static str, String); 6] {
+        [
+            ("PGHOST", self.host.clone()),
+            ("PGPORT", self.port.to_string()),
+            ("PGUSER", USER.to_owned()),
+            ("PGPASSWORD", self.password.clone()),
+            ("PGDATABASE", "postgres".to_owned()),
+            ("PGSSLMODE", "disable".to_owned()),
+        ]
+    }
+}
+
+/// Waits until the shard is whole, and lets its superuser in.
+pub async fn door(lab: &mut Lab, way: Way) -> Result<Door> {
     let state = lab.whole(Duration::from_secs(60)).await?;
     let primary = lab.host_in(&state, Role::Primary)?;
     let client = primary.superuser("postgres").await?;
@@ -125,6 +152,11 @@ async fn in_lab(options: &Options, way: Way, lab: &mut Lab) -> Result<f64> {
         Way::Direct => (primary.id.ip.to_string(), primary.id.pg_port),
         Way::Proxied => ("127.0.0.1".to_owned(), lab.proxies.first().context("a proxy is needed")?.port),
     };
+    Ok(Door { host, port, password: lab.password.clone() })
+}
+
+async fn in_lab(options: &Options, way: Way, lab: &mut Lab) -> Result<f64> {
+    let door = door(lab, way).await?;
     let work = lab.dir().join("suite");
     copy(&options.folder.join("suite"), &work).await?;
     // COPY TO writes here as PostgreSQL's OS user.
@@ -134,9 +166,9 @@ async fn in_lab(options: &Options, way: Way, lab: &mut Lab) -> Result<f64> {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))?;
     }
     let begun = Instant::now();
-    let mut status = pg_regress(options, &work, &host, port, &lab.password, way).await;
+    let mut status = pg_regress(options, &work, &door, way).await;
     if status.is_ok() && (options.tests.is_empty() || options.tests.iter().any(|test| test == PIPELINES)) {
-        status = pipelines(&work, &host, port, &lab.password).await;
+        status = pipelines(&work, &door).await;
     }
     let took = begun.elapsed().as_secs_f64();
     let kept = options.folder.join(way.name());
@@ -150,7 +182,7 @@ async fn in_lab(options: &Options, way: Way, lab: &mut Lab) -> Result<f64> {
 }
 
 /// Runs the driver. That tests fail is no error here.
-async fn pg_regress(options: &Options, work: &Path, host: &str, port: u16, password: &str, way: Way) -> Result<()> {
+async fn pg_regress(options: &Options, work: &Path, door: &Door, way: Way) -> Result<()> {
     let driver = fs::read_to_string(options.folder.join("pg_regress")).context("run tests/conformance/fetch.sh")?;
     let log = fs::File::create(options.folder.join(format!("{}.log", way.name())))?;
     let mut command = Command::new(driver.trim());
@@ -158,8 +190,8 @@ async fn pg_regress(options: &Options, work: &Path, host: &str, port: u16, passw
         .args(["--inputdir", ".", "--outputdir", ".", "--dlpath"])
         .arg(work)
         .args(["--bindir", "", "--encoding", "UTF8", "--dbname", "regression"])
-        .args(["--host", host, "--port", &port.to_string(), "--user", USER])
-        .env("PGPASSWORD", password)
+        .args(["--host", &door.host, "--port", &door.port.to_string(), "--user", USER])
+        .env("PGPASSWORD", &door.password)
         .env("PGSSLMODE", "disable")
         .current_dir(work)
         .stdin(Stdio::null())
@@ -183,15 +215,15 @@ async fn pg_regress(options: &Options, work: &Path, host: &str, port: u16, passw
 }
 
 /// Runs PostgreSQL's tests of pipelines. The result of each is what it says, and every message both ways.
-async fn pipelines(work: &Path, host: &str, port: u16, password: &str) -> Result<()> {
+async fn pipelines(work: &Path, door: &Door) -> Result<()> {
     let program = || {
         let mut command = Command::new(work.join("libpq_pipeline"));
-        command.env("PGPASSWORD", password).env("PGSSLMODE", "disable").current_dir(work);
+        command.env("PGPASSWORD", &door.password).env("PGSSLMODE", "disable").current_dir(work);
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
     };
     let names = program().arg("tests").output().await.context("libpq_pipeline: run tests/conformance/fetch.sh")?;
-    let server = format!("host={host} port={port} user={USER} dbname=postgres");
+    let server = format!("host={} port={} user={USER} dbname=postgres", door.host, door.port);
     for name in String::from_utf8_lossy(&names.stdout).split_whitespace() {
         let trace = work.join("results").join(format!("libpq_pipeline_{name}.trace"));
         let mut test = program();
@@ -215,7 +247,8 @@ async fn pipelines(work: &Path, host: &str, port: u16, password: &str) -> Result
     Ok(())
 }
 
-async fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a folder to a path where nothing is yet.
+pub(crate) async fn copy(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp").arg("-r").arg(from).arg(to).status().await?;
     ensure!(status.success(), "cannot copy {} to {}", from.display(), to.display());
     Ok(())

@@ -25,5 +25,6 @@ pub mod runfile;
 pub mod scenario;
 pub mod smoke;
 pub mod state;
+pub mod suites;
 pub mod zookeeper;
 pub mod zpool;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use manatee_tests::console::{self, Next};
 use manatee_tests::lab::{APP, Lab, Options, SHARD};
-use manatee_tests::{conformance, fault, runfile, smoke};
+use manatee_tests::{conformance, fault, runfile, smoke, suites};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -41,6 +41,8 @@ enum Action {
     },
     /// PostgreSQL's regression suite, straight and through the proxy; lists results that differ
     Conformance(conformance::Options),
+    /// Suites of others (PostgreSQL's, drivers'), straight and through the proxy; lists results that differ
+    Suites(suites::Options),
     /// Bring a shard up, run a command against its first proxy (PGHOST, PGPORT, PGUSER, PGPASSWORD
     /// and PGDATABASE are set for it), and end
     Run {
@@ -106,6 +108,7 @@ async fn run(command: Action) -> Result<ExitCode> {
             println!("{}", serde_json::to_string(&report)?);
             Ok(if report.unexplained.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Action::Suites(options) => run_suites(&options).await,
         Action::Run { command, options } => run_against(&command, &options).await,
         Action::Clean => {
             println!("{} removed", runfile::clean()?);
@@ -169,6 +172,36 @@ async fn up(mut options: Options) -> Result<ExitCode> {
         lab.shut_down().await?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs suite after suite; all of them, even after one has failed.
+async fn run_suites(options: &suites::Options) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for suite in suites::named(&options.suites)? {
+        let report = match suites::run(options, suite).await {
+            Ok(report) => report,
+            Err(error) => {
+                eprintln!("{error:#}");
+                code = ExitCode::FAILURE;
+                continue;
+            }
+        };
+        for difference in &report.differing {
+            let outcome = |outcome: &Option<String>| outcome.clone().unwrap_or_else(|| "not run".to_owned());
+            println!(
+                "{}{}: {} directly, {} through the proxy",
+                if difference.explained { "" } else { "UNEXPLAINED " },
+                difference.test,
+                outcome(&difference.direct),
+                outcome(&difference.proxied)
+            );
+        }
+        println!("{}", serde_json::to_string(&report)?);
+        if report.unexplained().next().is_some() {
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
 }
 
 async fn run_against(command: &[String], options: &Options) -> Result<ExitCode> {
