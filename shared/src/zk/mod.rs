@@ -6,6 +6,7 @@
 //! version they decided from (rule 1).
 
 pub mod client;
+pub mod outcome;
 
 use std::collections::BTreeMap;
 use std::fmt;

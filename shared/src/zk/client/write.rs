@@ -26,6 +26,7 @@ use zookeeper_client::{Client, CreateMode, Error, MultiWriteError, SessionId};
 
 use super::{Shared, WriteInFlight, is_refusal, numbered, zk_error};
 use crate::cluster::ClusterState;
+use crate::zk::outcome::Verdict;
 use crate::zk::{Over, Session, StateNode, Version, ZkError};
 
 /// See [`crate::zk::Coordination::write_state`].
@@ -192,26 +193,22 @@ impl Write {
             }
         };
         let found = self.shared.bounded(read).await?;
-        Ok(match found {
-            Some((data, version)) if data == self.state.to_json() && Some(version) != self.over.version() => {
-                Ok(version)
-            }
-            found if found.as_ref().map(|(_, version)| *version) == self.over.version() => {
-                Err(ZkError::NotWritten("the connection to ZooKeeper was lost before".to_owned()))
-            }
-            Some((_, version)) if self.was_replaced(client, version).await? => Ok(self.version()),
-            _ => Err(ZkError::Conflict),
+        let seen = found.map(|(data, version)| (version, data == self.state.to_json()));
+        Ok(match Verdict::of(self.over, seen) {
+            Verdict::Written(version) => Ok(version),
+            Verdict::NotWritten => Err(ZkError::NotWritten("the connection to ZooKeeper was lost before".to_owned())),
+            Verdict::History(since) if self.was_replaced(client, since).await? => Ok(self.version()),
+            Verdict::History(_) | Verdict::Conflict => Err(ZkError::Conflict),
         })
     }
 
-    /// Whether ours was written, and then replaced: by the history, which has an entry for each version up to `newest`.
-    async fn was_replaced(&self, client: &Client, newest: Version) -> Result<bool, ZkError> {
+    /// Whether ours was written, and then replaced: by the history, in which it is the entry so many from the end.
+    async fn was_replaced(&self, client: &Client, since: usize) -> Result<bool, ZkError> {
         let folder = &self.shared.paths.history;
         let names = self.shared.bounded(client.list_children(folder)).await?;
         let mut names: Vec<_> = names.into_iter().filter_map(numbered).collect();
         names.sort();
-        let since = usize::try_from(i64::from(newest) - i64::from(self.over.version().unwrap_or(-1)));
-        let place = since.ok().and_then(|since| names.len().checked_sub(since));
+        let place = names.len().checked_sub(since);
         let Some((_, name)) = place.and_then(|place| names.get(place)) else { return Ok(false) };
         let (data, _) = self.shared.bounded(client.get_data(&format!("{folder}/{name}"))).await?;
         Ok(data == self.state.to_json())
