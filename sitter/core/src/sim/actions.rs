@@ -1,16 +1,14 @@
 //! What the sitter's actions do to the model: in steps, late, sometimes not, sometimes only half.
 
-use std::sync::Arc;
-
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
-use manatee_shared::zk::{Over, Session, StateNode, ZkError};
 
-use super::host::{Flight, Straggler};
+use super::host::Flight;
 use super::mutation::Mutation;
-use super::plan::{Crash, Fault, Kind, Target};
+use super::plan::{Crash, Fault, Kind, Target, Writing};
 use super::postgres::{Process, number};
 use super::world::World;
+use super::writes::Asked;
 use crate::fence;
 use crate::machine::action::{Action, DataAction, Rung, ServerAction, ShardAction, StopMode};
 use crate::machine::local::{Data, EndOfWal, Gate, Recovery, ServerConfig, Synchronous};
@@ -120,12 +118,12 @@ impl World {
             self.counts.actions += 1;
             let postgres = &self.hosts[index].postgres;
             let (data, server) = (postgres.data.clone(), postgres.observe(now));
-            let (record, end) = (postgres.record.clone(), postgres.end.clone());
+            let (confirmed, end) = (postgres.confirmed().cloned(), postgres.end.clone());
             if let Some(sitter) = self.hosts[index].sitter.as_mut() {
                 // What it is left with is seen before anything else is decided.
                 (sitter.view.local.data, sitter.view.local.server) = (data, server);
                 sitter.view.local.end = end;
-                sitter.view.local.config = record.filter(|(_, confirmed)| *confirmed).map(|(config, _)| config);
+                sitter.view.local.config = confirmed;
                 sitter.tracker.finished(now, &flight.action, problem);
                 sitter.decides = now;
             }
@@ -158,7 +156,12 @@ impl World {
             Action::Wait { .. } | Action::Exit => Ok(Next::Done),
             Action::Server(ServerAction::Drain { .. }) if flight.step == 0 => Ok(self.delay(0..300)),
             Action::Server(ServerAction::Drain { .. }) => Ok(Next::Done),
-            Action::Shard(ShardAction::WriteState { .. }) => self.write(index, flight),
+            Action::Shard(ShardAction::WriteState { .. }) => match self.write(index, flight) {
+                Asked::Answered(ms) => Ok(Next::After(ms)),
+                Asked::Wait if flight.step == 0 => Ok(Next::After(20)),
+                Asked::Wait => Ok(Next::Again(20)),
+                Asked::Ended(result) => result.map(|()| Next::Done),
+            },
             Action::Shard(ShardAction::JoinElection | ShardAction::LeaveElection) => self.election(index, flight),
             Action::Data(DataAction::Survey) => self.survey(index, flight.step),
             Action::Server(ServerAction::Start(config)) => self.start(index, flight.step, config),
@@ -268,11 +271,30 @@ impl World {
         let postgres = &mut self.hosts[index].postgres;
         let detached = config.recovery != Recovery::Detached || postgres.receiver_stopped();
         let role = (config.recovery == Recovery::Primary) != postgres.standby;
-        if !postgres.is_running() || postgres.config.as_ref() != Some(config) || !detached || !role {
+        let loosened = postgres.loosened.is_some();
+        if !postgres.is_running() || postgres.config.as_ref() != Some(config) || !detached || !role || loosened {
             return Err("the configuration is not in effect".to_owned());
         }
         postgres.record = Some((config.clone(), true));
         Ok(Next::Done)
+    }
+
+    /// What the sitter does beside its actions about settings that somebody changed (`postgres/in_force.rs`).
+    pub(super) fn put_right(&mut self, index: usize) {
+        let now = self.now;
+        let at = now + self.rng.u64(20..120);
+        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
+        if sitter.view.local.loosened.is_empty() {
+            sitter.puts_right = None;
+            return;
+        }
+        let at = *sitter.puts_right.get_or_insert(at);
+        let busy = sitter.flight.as_ref().is_some_and(|flight| !matches!(flight.kind, Kind::WriteState | Kind::Drain));
+        let record = self.hosts[index].postgres.record.clone().filter(|(_, confirmed)| *confirmed);
+        if let (Some((config, _)), true) = (record, at <= now && !busy) {
+            // Of a PostgreSQL that went down meanwhile the next start does it.
+            drop(self.reload(index, &config));
+        }
     }
 
     fn stop(&mut self, index: usize, step: usize, mode: StopMode) -> Next {
@@ -426,53 +448,15 @@ impl World {
         if !reaches {
             return Err("ZooKeeper does not answer".to_owned());
         }
-        let result = match flight.action {
-            Action::Shard(ShardAction::JoinElection) => sitter.session.join_now(host.peer.clone()),
-            _ => sitter.session.leave_now(),
-        };
+        let joins = flight.action == Action::Shard(ShardAction::JoinElection);
+        let result = if joins { sitter.session.join_now(host.peer.clone()) } else { sitter.session.leave_now() };
         result.map_err(|error| error.to_string())?;
+        if joins {
+            self.deny_late_writes(index);
+        }
+        if self.loss_of(Writing::Registration).is_some() {
+            return Err("no answer; it may have been done".to_owned());
+        }
         Ok(self.delay(0..40))
-    }
-
-    fn write(&mut self, index: usize, flight: &mut Flight) -> Result<Next, String> {
-        let Action::Shard(ShardAction::WriteState { over, state }) = &flight.action else { return Ok(Next::Done) };
-        if let Some(result) = flight.sent.take() {
-            return result.map(|()| Next::Done);
-        }
-        let mut over = *over;
-        if self.mutated(Mutation::WriteAnyVersion)
-            && let StateNode::Valid { version, .. } = self.zk.state()
-        {
-            over = Over::Version(version);
-        }
-        let reaches = self.reaches_zk(index);
-        let arrives = self.now + self.rng.u64(0..3_000);
-        let late = self.rng.u8(..) < 100;
-        let unanswered = self.rng.u8(..) < 8;
-        let Some(sitter) = self.hosts[index].sitter.as_mut() else { return Ok(Next::Done) };
-        if !reaches || sitter.session.link() != Session::Connected {
-            if late {
-                sitter.straggler = Some(Straggler { arrives, over, state: Arc::unwrap_or_clone(state.clone()) });
-            }
-            return self.unknown(index);
-        }
-        let result = sitter.session.write_now(over, state);
-        flight.sent = Some(match result {
-            _ if unanswered => self.unknown(index).map(drop),
-            Ok(_) => Ok(()),
-            Err(ZkError::Unknown(_)) => self.unknown(index).map(drop),
-            Err(error) => Err(error.to_string()),
-        });
-        Ok(self.delay(0..60))
-    }
-
-    /// The client never learns what became of its write, and shows itself disconnected.
-    fn unknown(&mut self, index: usize) -> Result<Next, String> {
-        if let Some(sitter) = self.hosts[index].sitter.as_mut() {
-            sitter.uncertain = true;
-            sitter.session.disconnect();
-            sitter.view.zk.session = Session::Disconnected;
-        }
-        Err("no answer to the state write".to_owned())
     }
 }

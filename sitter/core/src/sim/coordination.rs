@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use manatee_shared::zk::{Session, StateNode};
+use manatee_shared::zk::{Session, StateNode, ZkError};
 
+use super::mutation::Mutation;
 use super::world::{SESSION_MS, TICK, World};
 use crate::machine::local::Data;
 
@@ -60,7 +61,9 @@ impl World {
             return;
         }
         let stale = sitter.seen_revision != revision || sitter.view.zk.session != Session::Connected;
-        if reaches && (stale || sitter.uncertain) && self.rng.u8(..) < 150 {
+        if reaches && (stale || sitter.uncertain || sitter.doubt.is_some()) && self.rng.u8(..) < 150 {
+            self.find_out(index);
+            let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
             sitter.seen_revision = revision;
             let seen = sitter.session.view_now();
             sitter.uncertain = false;
@@ -83,6 +86,7 @@ impl World {
             let hand = self.zk.session();
             hand.connect();
             let result = hand.write_now(straggler.over, &straggler.state);
+            self.note_write(straggler.id, &result);
             hand.close_now();
             self.log(|| format!("p{index} late write arrives: {result:?}"));
         }
@@ -97,7 +101,14 @@ impl World {
         while let Some(place) = self.late_writes.iter().position(|(write, _)| write.arrives <= now) {
             let (write, session) = self.late_writes.remove(place);
             session.connect();
-            let result = session.write_now(write.over, &write.state);
+            let mut result = session.write_now(write.over, &write.state);
+            if self.mutated(Mutation::LateWriteUnfenced) && matches!(result, Err(ZkError::NotRegistered)) {
+                let hand = self.zk.session();
+                hand.connect();
+                result = hand.write_now(write.over, &write.state);
+                hand.close_now();
+            }
+            self.note_write(write.id, &result);
             session.disconnect();
             self.log(|| format!("a late write of a dead process arrives: {result:?}"));
         }
@@ -116,6 +127,7 @@ impl World {
         let node = self.zk.state();
         let Some((version, state)) = node.valid().filter(|_| self.lost_state.is_none()) else { return };
         let state = Arc::clone(state);
+        self.tampered += 1;
         self.log(|| format!("!!!! the state is lost until {until}, garbage: {garbage}"));
         self.lost_state = Some((until, version, state));
         if garbage {
@@ -146,6 +158,7 @@ impl World {
         let Some(old) = old.map(|entry| Arc::new(entry.state.clone())) else { return };
         self.log(|| format!("!!!! somebody puts the state of generation {wanted} there until {until}"));
         self.lost_state = Some((until, version, Arc::clone(state)));
+        self.tampered += 1;
         self.oracle.old_state = Some(wanted);
         self.zk.tamper(StateNode::Valid { version: version + 1, state: old });
     }
@@ -175,6 +188,7 @@ impl World {
             // A write that was under way set the state up again.
             return;
         }
+        self.tampered += 1;
         self.log(|| "!!!! operator: restores the state".to_owned());
         self.zk.tamper(StateNode::Valid { version: version + 100, state });
     }

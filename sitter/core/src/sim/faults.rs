@@ -9,7 +9,7 @@ use manatee_shared::zk::Over;
 
 use super::host::Straggler;
 use super::network::Flapping;
-use super::plan::{Direction, Fault, Operation, Target};
+use super::plan::{Direction, Fault, Looser, Operation, Target};
 use super::postgres::{Process, number, peer_id};
 use super::world::{SESSION_MS, World};
 use crate::machine::action::{Action, ShardAction};
@@ -92,7 +92,7 @@ impl World {
                 let who = self.resolve(who);
                 self.hosts[who].clock_jump_ms += by_ms;
             }
-            Fault::Doom { .. } | Fault::CrashAt { .. } => self.armed.push(fault),
+            Fault::Doom { .. } | Fault::CrashAt { .. } | Fault::LoseAnswer { .. } => self.armed.push(fault),
             Fault::Operate { operation } => self.operate(operation),
             fault => self.apply_to_host(fault),
         }
@@ -144,6 +144,7 @@ impl World {
                 self.hosts[who].postgres.lags_until = now + for_ms;
             }
             Fault::PromoteByHand { who } => self.promote_by_hand(self.resolve(who)),
+            Fault::Loosen { who, what } => self.loosen(self.resolve(who), what),
             Fault::RecycleWal { who } => {
                 let who = self.resolve(who);
                 let postgres = &mut self.hosts[who].postgres;
@@ -181,6 +182,22 @@ impl World {
         self.by_hand.insert(own + 1, depth);
         let postgres = &mut self.hosts[host].postgres;
         (postgres.promotes, postgres.by_hand) = (Some((self.now, 0)), true);
+    }
+
+    /// The reload that follows comes to each walsender when it gets to it.
+    fn loosen(&mut self, host: usize, what: Looser) {
+        let now = self.now;
+        let mut rng = self.rng.fork();
+        let postgres = &mut self.hosts[host].postgres;
+        if !postgres.is_running() || postgres.config.is_none() {
+            return;
+        }
+        postgres.loosened = Some(what);
+        if what == Looser::Names {
+            for sender in postgres.senders.iter_mut().flatten() {
+                sender.applies = Some((now + rng.u64(0..200), Synchronous::Nobody));
+            }
+        }
     }
 
     /// Planned for a moment that has come.
@@ -253,8 +270,8 @@ impl World {
             if let Some(Action::Shard(ShardAction::WriteState { over, state })) = unsent.map(|flight| flight.action) {
                 // The kernel sends what a dead process wrote to its socket.
                 let arrives = self.now + self.rng.u64(0..1_500);
-                let state = Arc::unwrap_or_clone(state);
-                sitter.straggler = Some(Straggler { arrives, over, state });
+                let (id, state) = (self.oracle.new_write(self.tampered), Arc::unwrap_or_clone(state));
+                sitter.straggler = Some(Straggler { id, by: Some(self.hosts[host].peer.id), arrives, over, state });
             }
             if let Some(straggler) = sitter.straggler.take() {
                 self.late_writes.push((straggler, sitter.session.clone()));
@@ -361,7 +378,7 @@ impl World {
                 .flight
                 .as_ref()
                 .is_some_and(|flight| matches!(flight.action, Action::Shard(ShardAction::WriteState { .. })));
-            writes || sitter.uncertain || sitter.straggler.is_some()
+            writes || sitter.uncertain || sitter.doubt.is_some() || sitter.straggler.is_some()
         }) || !self.late_writes.is_empty()
             || (number(state.primary.id) == host
                 && Promotion::of(state).is_some_and(|promotion| promotion.at.is_none()));
@@ -400,7 +417,10 @@ impl World {
         let needed = [Some(number(state.primary.id)), state.sync_peer.as_ref().map(|peer| number(peer.id))];
         // Also what a dead process sent: it may name this one primary yet.
         let in_flight = self.hosts.iter().any(|other| {
-            let straggler = other.sitter.as_ref().is_some_and(|sitter| sitter.straggler.is_some() || sitter.uncertain);
+            let straggler = other
+                .sitter
+                .as_ref()
+                .is_some_and(|sitter| sitter.straggler.is_some() || sitter.uncertain || sitter.doubt.is_some());
             let flight = other.sitter.as_ref().and_then(|sitter| sitter.flight.as_ref());
             let acts =
                 |flight: &super::host::Flight| !matches!(flight.action, Action::Shard(ShardAction::JoinElection));
@@ -495,10 +515,7 @@ impl World {
                 state.promote = Some(Promote { id, role, async_index, generation: state.generation, expire_time });
             }
         }
-        let hand = self.zk.session();
-        hand.connect();
-        let result = hand.write_now(Over::Version(version), &state);
-        hand.close_now();
-        self.log(|| format!("!!!! operator: {operation:?}: {result:?}"));
+        let told = self.write_by_hand(Over::Version(version), state);
+        self.log(|| format!("!!!! operator: {operation:?}: {told}"));
     }
 }

@@ -1,6 +1,7 @@
 //! A machine: a PostgreSQL, and a sitter process that runs the real core.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use manatee_fake_zookeeper::FakeSession;
@@ -33,13 +34,33 @@ pub(super) struct Flight {
     /// The step that is next, and when it is taken.
     pub(super) step: usize,
     pub(super) next: u64,
-    /// What became of a state write that was sent.
-    pub(super) sent: Option<Result<(), String>>,
+    /// What became of a state write that was given to the client.
+    pub(super) sent: Option<Sent>,
+}
+
+/// A state write that was given to the client.
+#[derive(Clone, Debug)]
+pub(super) enum Sent {
+    /// What its caller hears next.
+    Answered(Result<(), String>),
+    /// The answer is lost; the client finds out, and its caller waits since then.
+    Lost { since: u64 },
+}
+
+/// A write of which it is not known whether it happened.
+#[derive(Clone, Debug)]
+pub(super) struct Doubt {
+    pub(super) id: u64,
+    pub(super) over: Over,
+    pub(super) state: Arc<ClusterState>,
 }
 
 /// A write on its way that nobody waits for any more.
 #[derive(Clone, Debug)]
 pub(super) struct Straggler {
+    pub(super) id: u64,
+    /// The peer whose process sent it; None: an operator's hand.
+    pub(super) by: Option<PeerId>,
     pub(super) arrives: u64,
     pub(super) over: Over,
     pub(super) state: ClusterState,
@@ -55,6 +76,10 @@ pub(super) struct Sitter {
     pub(super) tracker: Tracker,
     pub(super) flight: Option<Flight>,
     pub(super) uncertain: bool,
+    /// Settings that somebody changed are put right then.
+    pub(super) puts_right: Option<u64>,
+    /// The client finds out what became of this write.
+    pub(super) doubt: Option<Doubt>,
     pub(super) straggler: Option<Straggler>,
     pub(super) stopping_since: Option<u64>,
     /// It is started again this long after it was asked to stop and did.
@@ -80,6 +105,8 @@ impl Sitter {
             tracker: Tracker::remembering(remembers),
             flight: None,
             uncertain: false,
+            puts_right: None,
+            doubt: None,
             straggler: None,
             stopping_since: None,
             stays_away_ms: 1_000,
@@ -127,7 +154,9 @@ impl Sitter {
         local.end.clone_from(&postgres.end);
         self.view.disk_full = now < postgres.low_until.max(postgres.full_until);
         let local = &mut self.view.local;
-        let confirmed = postgres.record.as_ref().filter(|(_, confirmed)| *confirmed).map(|(config, _)| config);
+        let loosened = postgres.loosened.filter(|_| postgres.is_running());
+        local.loosened = loosened.map(|what| format!("{what:?} is loosened")).into_iter().collect();
+        let confirmed = postgres.confirmed();
         if local.config.as_ref() != confirmed {
             local.config = confirmed.cloned();
         }

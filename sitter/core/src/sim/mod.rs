@@ -7,7 +7,7 @@
 //! - [`actions`]: what the sitter's actions do to the model, step by step.
 //! - [`postgres`], [`wal`], [`replication`]: timelines and records, streaming, acknowledgement as the
 //!   walsenders do it (each with the configuration that *it* has applied), promotion, crashes.
-//! - [`network`], [`heartbeats`], [`coordination`]: what gets through, and when.
+//! - [`network`], [`heartbeats`], [`coordination`]: what gets through, and when. [`writes`]: writes of the state.
 //! - [`faults`]: what breaks, and operators. [`mutation`]: bugs planted to see that they are found.
 //!
 //! `make sim SEEDS=n` runs n fresh seeds; `manatee-sim --replay FILE` repeats a failure with its
@@ -31,5 +31,6 @@ mod scenarios;
 mod tests;
 mod wal;
 mod world;
+mod writes;
 
 pub use world::{Counts, Failure};

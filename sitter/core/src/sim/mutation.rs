@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use manatee_shared::cluster::{ClusterState, Role};
 use manatee_shared::lsn::Lsn;
-use manatee_shared::zk::{Session, StateNode};
+use manatee_shared::zk::{Over, Session, StateNode};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Fault, Kind, Operation, Plan, Target};
+use super::plan::{Fault, Kind, Looser, Loss, Operation, Plan, Target, Writing};
 use crate::machine::action::{Action, DataAction, Decision, ServerAction, ShardAction};
 use crate::machine::decide::decide;
 use crate::machine::local::{Data, Gate, Recovery, Server, ServerConfig, Synchronous};
@@ -70,11 +70,23 @@ pub enum Mutation {
     OldDiskGoesOn,
     /// A sync whose disk came back older takes over on the strength of what it once had.
     OldSyncTakesOver,
+    /// The first state is written whatever history there is (rule 8).
+    FirstStateAnyway,
+    /// Silence and errors of the client library count as ZooKeeper's refusal.
+    LossTakenForRefusal,
+    /// What became of a write is judged while it may still come.
+    JudgedTooEarly,
+    /// A write that was carried out and then replaced by another's counts as refused.
+    ReplacedTakenForRefused,
+    /// A late write of a dead process does not depend on its election node.
+    LateWriteUnfenced,
+    /// Nobody looks whether settings that Manatee owns stay in force (rule 2).
+    LoosenedUnnoticed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::InitWalReplayed,
         Self::SyncNamedFirst,
         Self::OldSyncDroppedFirst,
@@ -99,6 +111,12 @@ impl Mutation {
         Self::RejoinWantsHalfRecord,
         Self::OldDiskGoesOn,
         Self::OldSyncTakesOver,
+        Self::FirstStateAnyway,
+        Self::LossTakenForRefusal,
+        Self::JudgedTooEarly,
+        Self::ReplacedTakenForRefused,
+        Self::LateWriteUnfenced,
+        Self::LoosenedUnnoticed,
     ];
 
     /// Its name, as `manatee-sim --mutation` takes it.
@@ -183,6 +201,9 @@ impl Mutation {
                 let freeze = view.zk.state.valid().and_then(|(_, state)| state.freeze.clone());
                 Arc::make_mut(&mut state).freeze = freeze;
                 Action::Shard(ShardAction::WriteState { over, state })
+            }
+            (Self::FirstStateAnyway, Action::Shard(ShardAction::WriteState { over: Over::Nothing, state })) => {
+                Action::Shard(ShardAction::WriteState { over: Over::Lost, state })
             }
             (Self::SyncNamedFirst, Action::Server(ServerAction::Configure(config))) if is_overlap(&config) => {
                 pretend(seen, &config)
@@ -376,6 +397,44 @@ impl Mutation {
                 add(at, Fault::PowerOff { who: Target::Primary, for_ms: 1_500 });
                 add(at + 5_000, Fault::RestoreOldState { generations: 1, for_ms: long });
                 plan.faults_ms = at + 5_000 + long;
+            }
+            // Who initialised first stands still while another sets the shard up and is lost with the state.
+            Self::FirstStateAnyway => {
+                let (first, near) = (Target::Peer(0), |at: u64, rng: &mut fastrand::Rng| at + rng.u64(0..400));
+                add(near(300, &mut rng), Fault::PowerOff { who: first, for_ms: near(3_300, &mut rng) });
+                add(near(4_800, &mut rng), Fault::PauseSitter { who: first, for_ms: near(3_100, &mut rng) });
+                add(near(6_400, &mut rng), Fault::PowerOff { who: Target::Peer(1), for_ms: 4_800 });
+                add(near(7_400, &mut rng), Fault::WipeZooKeeper { for_ms: 5_500 });
+                plan.faults_ms = 9_000;
+                plan.faults.sort_by_key(|timed| timed.at_ms);
+                return Plan { quick_setup: false, mutation: Some(self), ..plan };
+            }
+            Self::LossTakenForRefusal => {
+                let loss = if rng.bool() { Loss::Silence } else { Loss::Error };
+                add(at, Fault::LoseAnswer { write: Writing::Replacement, loss });
+                add(at, ask(Target::Async));
+            }
+            Self::JudgedTooEarly => {
+                add(at, Fault::LoseAnswer { write: Writing::Replacement, loss: Loss::Late });
+                add(at, ask(Target::Async));
+            }
+            Self::ReplacedTakenForRefused => {
+                add(at, Fault::LoseAnswer { write: Writing::Replacement, loss: Loss::Silence });
+                add(at, ask(Target::Async));
+                for nth in 0..4 {
+                    let operation = if nth % 2 == 0 { Operation::Freeze } else { Operation::Unfreeze };
+                    add(at + 400 + nth * 300, Fault::Operate { operation });
+                }
+            }
+            Self::LateWriteUnfenced => {
+                add(at, Fault::LoseAnswer { write: Writing::Replacement, loss: Loss::Late });
+                add(at, ask(Target::Async));
+                let crash = super::plan::Crash::Sitter;
+                add(at, Fault::CrashAt { action: Kind::WriteState, step: 0, crash, for_ms: 20 });
+            }
+            Self::LoosenedUnnoticed => {
+                let what = if rng.bool() { Looser::Names } else { Looser::Commit };
+                add(at, Fault::Loosen { who: Target::Primary, what });
             }
             Self::NoNewTimeline | Self::DeposedGoesOn => {
                 let direction = super::plan::Direction::Both;

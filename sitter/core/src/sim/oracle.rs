@@ -16,6 +16,10 @@ use crate::machine::situation::Promotion;
 /// notice (H7): the time to suspect and to close the gate, with some to spare.
 const STALE_MS: u64 = 6_000;
 
+/// Settings that somebody loosened are put right within this much, while the sitter is able to: a look at them each
+/// 50 ms, and an action that may be under way.
+const LOOSENED_MS: u64 = 3_000;
+
 /// A write that a client was told to be durable.
 #[derive(Clone, Copy, Debug)]
 struct Acknowledged {
@@ -23,6 +27,15 @@ struct Acknowledged {
     at: u64,
     index: usize,
     record: Record,
+}
+
+/// Of one write of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Open,
+    CarriedOut,
+    /// Somebody was told that it did not and will not happen.
+    Denied,
 }
 
 #[derive(Default)]
@@ -41,8 +54,12 @@ pub(super) struct Oracle {
     promotions: BTreeMap<u32, (PeerId, Lsn)>,
     /// Each timeline as it was first written to a disk: where it begins, and its records.
     written: BTreeMap<u32, (usize, Vec<u64>)>,
+    /// Writes of the state: how often somebody had tampered with ZooKeeper when they were sent, and what became of them.
+    writes: Vec<(u64, Fate)>,
     /// Since when each host serves as a primary that the state does not name.
     stale_since: BTreeMap<usize, u64>,
+    /// Since when settings that Manatee owns are not in force on each.
+    loosened_since: BTreeMap<usize, u64>,
 }
 
 impl Oracle {
@@ -101,6 +118,38 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// A write of the state is sent.
+    pub(super) fn new_write(&mut self, tampered: u64) -> u64 {
+        self.writes.push((tampered, Fate::Open));
+        self.writes.len() as u64 - 1
+    }
+
+    fn write(&mut self, id: u64) -> Option<&mut (u64, Fate)> {
+        usize::try_from(id).ok().and_then(|id| self.writes.get_mut(id))
+    }
+
+    /// The server carries it out.
+    pub(super) fn carried_out(&mut self, id: u64) -> Result<(), String> {
+        let Some((_, fate)) = self.write(id) else { return Ok(()) };
+        match std::mem::replace(fate, Fate::CarriedOut) {
+            Fate::Denied => Err(format!("write {id} was carried out after somebody was told that it was not (rule 1)")),
+            Fate::Open | Fate::CarriedOut => Ok(()),
+        }
+    }
+
+    /// Somebody is told for certain whether it was `written`. What a hand removed from ZooKeeper tells nobody anything.
+    pub(super) fn told(&mut self, id: u64, written: bool, tampered: u64) -> Result<(), String> {
+        let Some((_, fate)) = self.write(id).filter(|(before, _)| *before == tampered) else { return Ok(()) };
+        match (*fate, written) {
+            (Fate::CarriedOut, true) => Ok(()),
+            (Fate::Open | Fate::Denied, false) => {
+                *fate = Fate::Denied;
+                Ok(())
+            }
+            (fate, _) => Err(format!("write {id} is {fate:?}, and somebody is told: written: {written} (rule 1)")),
+        }
     }
 
     /// Everything acknowledged is in this WAL.
@@ -167,6 +216,19 @@ impl Oracle {
         let since = *self.stale_since.entry(host).or_insert(now);
         if now - since > STALE_MS {
             return Err(format!("p{host} has served readers as an outdated primary since {since} (H7)"));
+        }
+        Ok(())
+    }
+
+    /// Whether settings that Manatee owns are not in force on `host`, though its sitter runs.
+    pub(super) fn watch_loosened(&mut self, now: u64, host: usize, loosened: bool) -> Result<(), String> {
+        if !loosened {
+            self.loosened_since.remove(&host);
+            return Ok(());
+        }
+        let since = *self.loosened_since.entry(host).or_insert(now);
+        if now - since > LOOSENED_MS {
+            return Err(format!("p{host} has acknowledged by loosened settings since {since} (rule 2)"));
         }
         Ok(())
     }

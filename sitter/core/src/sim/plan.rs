@@ -64,6 +64,61 @@ pub enum Operation {
     LeaveOneNodeWriteMode,
 }
 
+/// A setting that Manatee owns, as somebody makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Looser {
+    /// `synchronous_standby_names = ''`.
+    Names,
+    /// `synchronous_commit = local`.
+    Commit,
+}
+
+/// How the answer to a write of the state is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// It is carried out; nothing comes any more, which is noticed late.
+    Silence,
+    /// It is carried out, and the connection is reset.
+    Reset,
+    /// It is carried out, and the client library fails with an error that is not the server's.
+    Error,
+    /// The connection is gone before the server has it.
+    Request,
+    /// The connection is lost, and the server gets it later, if the session has not moved on.
+    Late,
+}
+
+impl Loss {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Silence, Self::Reset, Self::Error, Self::Request, Self::Late];
+}
+
+/// What is written to ZooKeeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Writing {
+    /// The first state.
+    FirstSetup,
+    /// A state with another primary.
+    Takeover,
+    /// Another sync, or none.
+    Replacement,
+    /// The same generation: who is listed, requests.
+    Listing,
+    /// By `manatee-adm`.
+    Operator,
+    /// An election node comes or goes.
+    Registration,
+}
+
+impl Writing {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::FirstSetup, Self::Takeover, Self::Replacement, Self::Listing, Self::Operator, Self::Registration];
+}
+
 /// Something that breaks, or that somebody does. Durations in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -237,6 +292,16 @@ pub enum Fault {
         step: usize,
         crash: Crash,
         for_ms: u64,
+    },
+    /// `ALTER SYSTEM` of a setting that Manatee owns, and a reload, by somebody.
+    Loosen {
+        who: Target,
+        what: Looser,
+    },
+    /// The next write of this kind loses its answer.
+    LoseAnswer {
+        write: Writing,
+        loss: Loss,
     },
     Operate {
         operation: Operation,
@@ -415,7 +480,7 @@ impl Maker {
         let long = 3_000 + self.rng.u64(0..4_000);
         let die = |who| Fault::PowerOff { who, for_ms: long };
         let doom = Fault::Doom { after_ms: self.rng.u64(0..600), for_ms: long };
-        match self.rng.u8(0..11) {
+        match self.rng.u8(0..12) {
             // The sync's replay lags behind what it acknowledged, the async behind both (H1).
             0 => vec![
                 (0, Fault::StallReplay { who: Target::Sync, for_ms: 2_500 }),
@@ -492,6 +557,21 @@ impl Maker {
                 }
                 faults
             }
+            // A replacement or a takeover whose answer is lost, and which an operator replaces before it is found out.
+            10 => {
+                let loss = Loss::ALL[self.rng.usize(0..Loss::ALL.len())];
+                let mut faults = vec![
+                    (0, Fault::LoseAnswer { write: Writing::Replacement, loss }),
+                    (0, Fault::LoseAnswer { write: Writing::Takeover, loss }),
+                    (10, Fault::Operate { operation: Operation::Promote(Target::Async) }),
+                    (900 + self.rng.u64(0..1_500), Fault::Operate { operation: Operation::Freeze }),
+                    (2_500, Fault::Operate { operation: Operation::Unfreeze }),
+                ];
+                if self.rng.bool() {
+                    faults.push((self.rng.u64(500..2_500), die(Target::Primary)));
+                }
+                faults
+            }
             // Nothing is known of the shard any more, and a peer without data comes.
             _ => vec![
                 (0, Fault::WipeZooKeeper { for_ms: long }),
@@ -510,7 +590,7 @@ impl Maker {
     fn fault(&mut self) -> Fault {
         let (who, for_ms) = (self.target(), self.rng.u64(200..7_000));
         let other = self.any();
-        match self.rng.u8(0..50) {
+        match self.rng.u8(0..55) {
             0 | 1 => Fault::KillSitter { who, for_ms },
             2 | 3 => Fault::KillPostgres { who },
             4 | 5 => Fault::KillBoth { who, for_ms },
@@ -550,6 +630,14 @@ impl Maker {
             31 | 32 => Fault::StallReplay { who, for_ms },
             33 | 34 => Fault::Lag { who: other, for_ms },
             35 => Fault::RecycleWal { who },
+            53 | 54 => {
+                let what = if self.rng.bool() { Looser::Names } else { Looser::Commit };
+                Fault::Loosen { who, what }
+            }
+            50..=52 => Fault::LoseAnswer {
+                write: Writing::ALL[self.rng.usize(0..Writing::ALL.len())],
+                loss: Loss::ALL[self.rng.usize(0..Loss::ALL.len())],
+            },
             48 | 49 => Fault::PromoteByHand { who: other },
             36 | 37 => Fault::StopSitter { who, for_ms },
             38 => {

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 
+use super::plan::Looser;
 use super::wal::{Record, Wal, lsn};
 use crate::machine::local::{
     Data, Downstream, EndOfWal, Gate, PrimaryStatus, Recovery, Replay, Server, ServerConfig, StandbyStatus,
@@ -80,8 +81,10 @@ pub(super) struct Postgres {
     pub(super) replayed: usize,
     /// What the files say, and whether it was seen to be in effect: kept on disk by the sitter.
     pub(super) record: Option<(ServerConfig, bool)>,
-    /// What is in effect.
+    /// What is in effect, but for what somebody loosened.
     pub(super) config: Option<ServerConfig>,
+    /// Until the sitter gives it its configuration again, which cleans the files.
+    pub(super) loosened: Option<Looser>,
     pub(super) receiver: Option<Receiver>,
     pub(super) retry_at: u64,
     pub(super) has_streamed: bool,
@@ -131,6 +134,7 @@ impl Postgres {
             replayed: 0,
             record: None,
             config: None,
+            loosened: None,
             receiver: None,
             retry_at: 0,
             has_streamed: false,
@@ -220,7 +224,7 @@ impl Postgres {
 
     pub(super) fn spawn(&mut self, until: u64) {
         self.process = Process::Starting { until };
-        self.end = None;
+        (self.end, self.loosened) = (None, None);
         self.config = self.record.as_ref().map(|(config, _)| config.clone());
         (self.replayed, self.found) = (0, self.wal.len());
     }
@@ -238,6 +242,7 @@ impl Postgres {
             self.cannot_follow = None;
         }
         self.config = Some(config.clone());
+        self.loosened = None;
         self.by_hand &= config.recovery != Recovery::Primary;
         if self.is_primary() && self.serves() && !self.by_hand {
             self.shown = self.shown.max(self.found);
@@ -245,6 +250,18 @@ impl Postgres {
         for sender in self.senders.iter_mut().flatten() {
             sender.applies = Some((now + delay(), config.synchronous));
         }
+    }
+
+    /// The configuration that the sitter finds in force.
+    pub(super) fn confirmed(&self) -> Option<&ServerConfig> {
+        let record = self.record.as_ref().filter(|(_, confirmed)| *confirmed);
+        let loosened = self.is_running() && self.loosened == Some(Looser::Names);
+        record.map(|(config, _)| config).filter(|_| !loosened)
+    }
+
+    /// Commits are acknowledged without anybody else's word.
+    pub(super) fn waits_for_nobody(&self) -> bool {
+        self.is_primary() && self.loosened.is_some()
     }
 
     /// Leaves recovery: a record of its own timeline, after whatever is complete.

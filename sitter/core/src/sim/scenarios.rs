@@ -264,7 +264,7 @@ fn planned_stops_and_promotions_hand_over_at_once() {
             // The coming sync may turn out to be ahead of the one before, and have to be rejoined first.
             assert!(changes(world).len() <= 2, "{fault:?}: {:?}", world.generations);
             let rejoins = changes(world).len() == 2;
-            writable_again_within(world, if rejoins { 5_000 } else { 3_000 });
+            writable_again_within(world, if rejoins { 5_000 } else { 3_500 });
         });
     }
 }

@@ -43,6 +43,8 @@ pub struct Counts {
     pub actions: u64,
     pub torn: u64,
     pub copies: u64,
+    /// Commits acknowledged under settings that somebody had loosened.
+    pub loosened: u64,
     /// Virtual time, ms.
     pub virtual_ms: u64,
 }
@@ -58,6 +60,7 @@ impl Counts {
         self.actions += other.actions;
         self.torn += other.torn;
         self.copies += other.copies;
+        self.loosened += other.loosened;
         self.virtual_ms += other.virtual_ms;
     }
 }
@@ -84,6 +87,8 @@ pub(super) struct World {
     pub(super) orphans: Vec<(u64, FakeSession)>,
     /// Writes of processes that died, on their way, and their sessions.
     pub(super) late_writes: Vec<(Straggler, FakeSession)>,
+    /// How often somebody changed ZooKeeper past all rules.
+    pub(super) tampered: u64,
     /// A state that was lost, its version, and when an operator restores it.
     pub(super) lost_state: Option<(u64, Version, std::sync::Arc<ClusterState>)>,
     /// No trace of the shard is left in ZooKeeper.
@@ -106,7 +111,7 @@ pub(super) struct World {
     pub(super) has_old_disks: bool,
     plan: Plan,
     next_fault: usize,
-    healing: bool,
+    pub(super) healing: bool,
     seen_revision: u64,
     events: VecDeque<String>,
     record: bool,
@@ -137,6 +142,7 @@ impl World {
             zk_silent_since: vec![None; plan.peers],
             orphans: Vec::new(),
             late_writes: Vec::new(),
+            tampered: 0,
             lost_state: None,
             lost_history: false,
             next_id: 100,
@@ -286,7 +292,9 @@ impl World {
             self.check_history()?;
         }
         let stale = self.is_stale(host);
-        self.oracle.watch_stale(self.now, host, stale)
+        self.oracle.watch_stale(self.now, host, stale)?;
+        let loosened = self.is_loosened(host);
+        self.oracle.watch_loosened(self.now, host, loosened)
     }
 
     /// It lets readers in as a primary, the state names another, and its sitter could know.
@@ -299,6 +307,14 @@ impl World {
         let has_read = host_state.sitter.as_ref().is_some_and(|sitter| sitter.view.zk.state.valid().is_some());
         let able = able && self.lost_state.is_none() && has_read;
         able && *primary != host && host_state.postgres.is_primary() && host_state.postgres.serves()
+    }
+
+    /// Settings that Manatee owns are not in force, and its sitter could know. What was not confirmed yet is given again.
+    fn is_loosened(&self, host: usize) -> bool {
+        let host = &self.hosts[host];
+        let able = host.up && host.sitter.as_ref().is_some_and(|sitter| sitter.paused_until <= self.now);
+        let confirmed = host.postgres.record.as_ref().is_some_and(|(_, confirmed)| *confirmed);
+        able && confirmed && host.postgres.is_running() && host.postgres.loosened.is_some()
     }
 
     /// What was written since the last time.
@@ -375,6 +391,11 @@ impl World {
         sitter.decides = now + self.rng.u64(DECIDES_MS / 2..DECIDES_MS);
         if self.rng.u8(..) < 200 {
             sitter.observe(&host.postgres, now);
+            if mutation == Some(Mutation::LoosenedUnnoticed) {
+                let record = host.postgres.record.as_ref().filter(|(_, confirmed)| *confirmed);
+                sitter.view.local.config = record.map(|(config, _)| config.clone());
+                sitter.view.local.loosened.clear();
+            }
         }
         sitter.complete(self.base, now, host.clock_jump_ms);
         if matches!(sitter.view.local.data, Data::Present(_)) {
@@ -391,6 +412,7 @@ impl World {
             }
         }
         self.carry_out(index, decision.action);
+        self.put_right(index);
     }
 
     /// Why the shard is not as it should be long after the last fault.
