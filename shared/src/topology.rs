@@ -235,6 +235,7 @@ mod tests {
             state: StateNode::Valid { version: 7, state: Arc::new(state) },
             active: active.into_iter().collect(),
             has_history: Some(true),
+            refused: None,
         }
     }
 

@@ -413,6 +413,53 @@ async fn a_shard_is_its_users_alone_and_read_over_tls() {
     }
 }
 
+/// Without a takeover, and without leaving anything behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_may_not_write_knows_it_before_it_must() {
+    use zookeeper_client::{Acl, AuthId, Client, Permission};
+    let server = Server::start();
+    let (one, two) = (server.client(), server.client());
+    for (client, number) in [(&one, 1), (&two, 2)] {
+        client.ready(DEADLINE).await.unwrap();
+        client.join(peer(number)).await.unwrap();
+    }
+    one.write_state(Over::Nothing, &state(1)).await.unwrap();
+    until(&two, "state", |view| version(view) == Some(0)).await;
+    let hand = Client::connect(&server.settings().servers[0]).await.unwrap();
+    let nodes = |folder: &str| format!("/manatee/1.test/{folder}");
+    let facts = async || {
+        let (data, stat) = hand.get_data(&nodes("state")).await.unwrap();
+        let names = async |folder: &str| hand.list_children(&nodes(folder)).await.unwrap();
+        (data, stat.version, names("history").await, names("election").await)
+    };
+    let before = facts().await;
+    let acl = |permission| [Acl::new(permission, AuthId::new("world", "anyone"))];
+    let set = async |folder: &str, permission| {
+        hand.set_acl(&nodes(folder), &acl(permission), None).await.unwrap();
+    };
+    for (folder, refused) in [("state", "write"), ("history", "add to"), ("election", "register under")] {
+        set(folder, Permission::READ | Permission::ADMIN).await;
+        let words = format!("does not let us {refused} {}: not authorized", nodes(folder));
+        for client in [&one, &two] {
+            until(client, &words, |view| view.refused.as_ref().is_some_and(|told| told.contains(&words))).await;
+            assert!(is_connected(&client.view().borrow()), "what it may read it reads on");
+        }
+        set(folder, Permission::ALL).await;
+        for client in [&one, &two] {
+            until(client, "all is well again", |view| view.refused.is_none()).await;
+        }
+    }
+    // What may not even be read is not called current.
+    set("state", Permission::ADMIN).await;
+    let blind = |view: &View| view.refused.as_ref().is_some_and(|told| told.contains("read the shard"));
+    until(&two, "it reads nothing", |view| blind(view) && !is_connected(view) && version(view) == Some(0)).await;
+    set("state", Permission::ALL).await;
+    until(&two, "it reads again", |view| view.refused.is_none() && is_connected(view)).await;
+    let after = facts().await;
+    assert_eq!((&after.0, after.1, &after.2), (&before.0, 0, &before.2), "nothing was written");
+    assert_eq!(after.3, before.3, "nobody registered once more");
+}
+
 #[tokio::test]
 async fn a_shard_is_its_users_alone_by_sasl() {
     let server = Server::start_sasl("manatee", "secret");

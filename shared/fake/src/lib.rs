@@ -136,7 +136,13 @@ impl Core {
     }
 
     fn view(&self, session: Session) -> View {
-        View { session, state: self.state.clone(), active: self.active(), has_history: Some(!self.history.is_empty()) }
+        View {
+            session,
+            state: self.state.clone(),
+            active: self.active(),
+            has_history: Some(!self.history.is_empty()),
+            refused: None,
+        }
     }
 
     /// Shows the present to every connected client.

@@ -13,6 +13,7 @@
 
 mod access;
 mod nodes;
+mod rehearsal;
 mod session;
 mod write;
 
@@ -182,6 +183,23 @@ impl Shared {
                 view.state = state;
                 changed
             });
+        });
+    }
+
+    /// Shows what ZooKeeper refuses, and logs it when it changes.
+    fn show_refused(&self, refused: Option<String>) {
+        self.view.send_if_modified(|view| {
+            let changed = view.refused != refused;
+            match (&view.refused, &refused) {
+                (None, None) => {}
+                (Some(before), None) => tracing::info!(before, "ZooKeeper takes what a takeover writes again"),
+                (_, Some(refused)) if changed => {
+                    tracing::error!(refused, "not ready for a takeover: ZooKeeper's rights")
+                }
+                (_, Some(_)) => {}
+            }
+            view.refused = refused;
+            changed
         });
     }
 

@@ -132,12 +132,21 @@ pub struct View {
     /// Whether the shard has any history entry: a shard that has had a state is never set up anew
     /// (rule 8). None until first read.
     pub has_history: Option<bool>,
+    /// What of our reading and writing ZooKeeper refused when it was tried last, for people: a takeover by us would
+    /// fail (rule 11).
+    pub refused: Option<String>,
 }
 
 impl View {
     /// Nothing known yet.
     pub fn unknown() -> Self {
-        Self { session: Session::Disconnected, state: StateNode::Unread, active: BTreeMap::new(), has_history: None }
+        Self {
+            session: Session::Disconnected,
+            state: StateNode::Unread,
+            active: BTreeMap::new(),
+            has_history: None,
+            refused: None,
+        }
     }
 
     /// Active peers in election order.

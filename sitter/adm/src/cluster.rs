@@ -267,6 +267,7 @@ pub(super) mod samples {
                 state: StateNode::Valid { version: 4, state: state.clone() },
                 active: active.into_iter().collect(),
                 has_history: Some(true),
+                refused: None,
             },
             state,
             answers: servers.into_iter().map(|(number, server)| (peer(number).id, answer(server))).collect(),

@@ -35,6 +35,7 @@ use crate::machine::action::{Action, ActionKind, Decision, ShardAction};
 use crate::machine::decide::decide;
 use crate::machine::local::Local;
 use crate::machine::preempt::preempts;
+use crate::machine::readiness::{Need, Unready};
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::machine::{returning, suspicion};
@@ -323,7 +324,9 @@ impl Driver {
         let (decision, since) = &self.decided;
         let generation = view.zk.state.valid().map(|(_, state)| state.generation);
         let suspects = suspicion::suspects(view);
-        let condition = self.parts.condition.borrow().clone();
+        let mut condition = self.parts.condition.borrow().clone();
+        let refused = view.zk.refused.clone().map(|detail| Unready { need: Need::ZooKeeper, detail });
+        condition.unready.extend(refused);
         let is_unready = condition.unready.iter().any(|unready| !unready.need.is_no_preference());
         self.unready = is_unready.then(|| self.unready.unwrap_or(now));
         let role = role(view);

@@ -10,6 +10,7 @@ use zookeeper_client::{
     AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
 };
 
+use super::rehearsal::{self, Rights, Writes};
 use super::{CLOSE_TIMEOUT, Problem, Shared, nodes};
 use crate::cluster::{ClusterState, Peer};
 use crate::zk::{ActivePeer, Session, StateNode, ZkError};
@@ -100,6 +101,10 @@ struct Keeper {
     unsettled: bool,
     /// The server may lag behind its leader: first connection, or another server than before.
     unsynced: bool,
+    /// As last read.
+    rights: Rights,
+    /// The last rehearsal: with which rights, and when.
+    rehearsed: Option<(Rights, Instant)>,
 }
 
 /// Whether the session goes on.
@@ -111,7 +116,15 @@ enum Next {
 impl Keeper {
     async fn run(shared: Arc<Shared>, client: Client) {
         let mut states = client.state_watcher();
-        let keeper = Self { shared: shared.clone(), client, known: HashMap::new(), unsettled: true, unsynced: true };
+        let keeper = Self {
+            shared: shared.clone(),
+            client,
+            known: HashMap::new(),
+            unsettled: true,
+            unsynced: true,
+            rights: Rights::default(),
+            rehearsed: None,
+        };
         if shared.stop.run_until_cancelled(keeper.serve()).await.is_none() {
             // Told to stop: `serve`'s clone of the client went with it. The last one gone, the
             // session is closed, which is worth a short wait: others then see us leave at once.
@@ -176,7 +189,7 @@ impl Keeper {
             Some(_) => {
                 // What is shown must be current before it is called connected.
                 self.shared.update(|live| live.link = Session::Disconnected);
-                self.unsynced = true;
+                (self.unsynced, self.rehearsed) = (true, None);
                 self.refresh().await
             }
             None if nodes_changed => self.refresh().await,
@@ -206,6 +219,12 @@ impl Keeper {
                 Ok(()) => self.unsettled = false,
                 Err(error) => {
                     tracing::warn!(%error, after = ?started.elapsed(), "cannot change our election node yet; trying on");
+                    if let ZkError::Denied(_) = error {
+                        let election = &self.shared.paths.election;
+                        self.shared.show_refused(Some(format!(
+                            "ZooKeeper does not let us register under {election}: {error}"
+                        )));
+                    }
                     self.shared.update(|live| live.problem = problem(&error));
                 }
             }
@@ -216,6 +235,7 @@ impl Keeper {
                     tracing::info!("ZooKeeper is connected");
                     self.shared.update(|live| live.link = Session::Connected);
                 }
+                self.rehearse().await;
             }
             Err(error) => {
                 // Asked again every second: said once, until something else is the matter.
@@ -225,10 +245,44 @@ impl Keeper {
                 } else {
                     tracing::debug!(%error, "cannot read the shard from ZooKeeper");
                 }
+                if problem == Problem::Denied {
+                    self.shared.show_refused(Some(format!("ZooKeeper does not let us read the shard: {error}")));
+                    // What is shown is not kept current any more.
+                    self.shared.update(|live| live.link = Session::Disconnected);
+                    self.rehearsed = None;
+                }
                 self.shared.update(|live| live.problem = problem);
             }
         }
         Next::Continue
+    }
+
+    /// Finds out whether ZooKeeper would take what a takeover writes, if that may have changed.
+    async fn rehearse(&mut self) {
+        let shared = self.shared.clone();
+        let registered = shared.live.borrow().registered.clone();
+        let state = shared.view.borrow().state.valid().map(|(version, state)| (version, state.clone()));
+        let (Some((peer, node)), Some((version, state))) = (registered, state) else { return };
+        let fresh = |(rights, at): &(Rights, Instant)| *rights == self.rights && at.elapsed() < rehearsal::PERIOD;
+        if self.rehearsed.as_ref().is_some_and(fresh) {
+            return;
+        }
+        let writes = Writes {
+            node: &node,
+            announcement: nodes::announcement(&peer),
+            election_prefix: shared.paths.election_prefix(peer.id),
+            version,
+            state: state.to_json(),
+            history_prefix: shared.paths.history_prefix(state.generation),
+        };
+        match rehearsal::rehearse(&shared, &self.client, &writes).await {
+            Ok(refused) => {
+                self.rehearsed = Some((self.rights, Instant::now()));
+                shared.show_refused(refused);
+            }
+            // Tried again with the next reading.
+            Err(error) => tracing::debug!(%error, "whether ZooKeeper takes what a takeover writes is not known"),
+        }
     }
 
     async fn read_all(&mut self) -> Result<(), ZkError> {
@@ -237,19 +291,21 @@ impl Keeper {
         // All requests leave together, as the futures are made.
         let (ticket, (state, election, history)) = shared.order.sending(|| {
             let client = &self.client;
-            (client.get_data(&paths.state), client.list_children(&paths.election), client.check_stat(&paths.history))
+            (client.get_data(&paths.state), client.get_children(&paths.election), client.check_stat(&paths.history))
         });
-        let state = match shared.bounded(state.map(Ok)).await? {
-            Ok((data, stat)) => parse(stat.version, &data, &shared),
-            Err(Error::NoNode) => StateNode::Absent,
+        let (state, state_rights) = match shared.bounded(state.map(Ok)).await? {
+            Ok((data, stat)) => (parse(stat.version, &data, &shared), rehearsal::rights(Some(&stat))),
+            Err(Error::NoNode) => (StateNode::Absent, None),
             Err(error) => return Err(super::zk_error(error)),
         };
-        let names = match shared.bounded(election.map(Ok)).await? {
-            Ok(names) => names,
-            Err(Error::NoNode) => Vec::new(),
+        let (names, election_rights) = match shared.bounded(election.map(Ok)).await? {
+            Ok((names, stat)) => (names, rehearsal::rights(Some(&stat))),
+            Err(Error::NoNode) => (Vec::new(), None),
             Err(error) => return Err(super::zk_error(error)),
         };
-        let has_history = shared.bounded(history).await?.is_some_and(|stat| stat.num_children > 0);
+        let history = shared.bounded(history).await?;
+        let has_history = history.as_ref().is_some_and(|stat| stat.num_children > 0);
+        self.rights = [state_rights, election_rights, rehearsal::rights(history.as_ref())];
         self.read_election(&names).await?;
         self.notice_lost_registration(&names);
 

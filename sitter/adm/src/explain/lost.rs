@@ -2,23 +2,24 @@
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::StateNode;
+use manatee_shared::zk::client::Unreachable;
 
 use super::{Finding, Matter, Report};
 use crate::backfill::{Candidate, candidates, plan};
 use crate::cluster::Answer;
 use crate::evidence::Evidence;
 use crate::machine::local::{Data, Server};
+use crate::machine::readiness::Need;
 use crate::report::SitterStatus;
 
-/// ZooKeeper does not answer; perhaps one sitter does.
-pub(super) fn without_zookeeper(shard: &str, problem: &str, local: Option<(PeerId, Answer)>) -> Report {
-    let zookeeper = Finding::new(Matter::StopsFailover, "ZooKeeper does not answer")
-        .why(problem)
-        .risk(
-            "nothing: every peer keeps its role, reads and writes go on while primary and sync reach each other; \
-               but no peer that is lost meanwhile is replaced",
-        )
-        .next("bring back a majority of the ZooKeeper servers; nothing has to be done to the shard");
+/// ZooKeeper does not answer, or not to us; perhaps one sitter does.
+pub(super) fn without_zookeeper(shard: &str, problem: &Unreachable, local: Option<(PeerId, Answer)>) -> Report {
+    let (summary, zookeeper) = match problem {
+        Unreachable::Away { .. } => ("nothing is known, for ZooKeeper does not answer", away(problem)),
+        Unreachable::Denied { .. } => {
+            ("nothing is known, for ZooKeeper does not let manatee-adm read the shard", denied(problem))
+        }
+    };
     let mut findings = vec![zookeeper];
     match local {
         Some((id, Ok(status))) => findings.push(
@@ -26,7 +27,10 @@ pub(super) fn without_zookeeper(shard: &str, problem: &str, local: Option<(PeerI
                 Matter::Note,
                 format!("the sitter {id} answers: its PostgreSQL is {}", server_told(&status.local.server)),
             )
-            .why(said(&status))
+            .why(match status.unready.iter().find(|unready| unready.need == Need::ZooKeeper) {
+                Some(refused) => format!("{}; {}", refused.detail, said(&status)),
+                None => said(&status),
+            })
             .next("ask other sitters for theirs: curl http://HOST:BACKUP_PORT/status"),
         ),
         Some((id, Err(problem))) => findings.push(
@@ -39,7 +43,30 @@ pub(super) fn without_zookeeper(shard: &str, problem: &str, local: Option<(PeerI
         ),
         None => {}
     }
-    Report::new(shard, None, "nothing is known, for ZooKeeper does not answer".to_owned(), findings)
+    Report::new(shard, None, summary.to_owned(), findings)
+}
+
+fn away(problem: &Unreachable) -> Finding {
+    Finding::new(Matter::StopsFailover, "ZooKeeper does not answer")
+        .why(problem.to_string())
+        .risk(
+            "nothing: every peer keeps its role, reads and writes go on while primary and sync reach each other; \
+               but no peer that is lost meanwhile is replaced",
+        )
+        .next("bring back a majority of the ZooKeeper servers; nothing has to be done to the shard")
+}
+
+fn denied(problem: &Unreachable) -> Finding {
+    Finding::new(Matter::StopsFailover, "ZooKeeper does not let manatee-adm read the shard")
+        .why(problem.to_string())
+        .risk(
+            "nothing that was acknowledged; but if the sitters are refused as well, every peer keeps its role, and no peer \
+               that is lost meanwhile is replaced",
+        )
+        .next(
+            "try again with --config and the configuration of one of the shard's sitters; if that is refused too, the nodes' \
+               ACLs were changed: give the sitters' user the rights cdrwa again (`setAcl -R`)",
+        )
 }
 
 /// What a PostgreSQL is, in a word or two.

@@ -144,7 +144,7 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
             report
         }
         Err(error) => match error.downcast::<Unreachable>() {
-            Ok(unreachable) => lost::without_zookeeper(&name, &unreachable.to_string(), local(config).await?),
+            Ok(unreachable) => lost::without_zookeeper(&name, &unreachable, local(config).await?),
             Err(error) => return Err(error),
         },
     };

@@ -209,7 +209,13 @@ impl Subject<'_> {
 
     /// What a takeover would need of it fails now (rule 11). A standby that does not stream has a finding of its own.
     fn unready(&self, status: &SitterStatus) -> Vec<Finding> {
-        let told = status.unready.iter().filter(|unready| unready.need != Need::Upstream);
+        let registered = self.cluster.view.active.contains_key(&self.peer.id);
+        let told = status.unready.iter().filter(|unready| match unready.need {
+            Need::Upstream => false,
+            // Told by `unregistered`.
+            Need::ZooKeeper => registered,
+            _ => true,
+        });
         told.map(|unready| {
             if unready.need == Need::Parameters {
                 let what = format!("{} leaves out settings that PostgreSQL refuses", self.title());
@@ -257,6 +263,14 @@ impl Subject<'_> {
                              the log of its sitter"
                 .to_owned(),
             Need::Upstream => "see above".to_owned(),
+            Need::ZooKeeper => {
+                let shard = &self.cluster.shard;
+                format!(
+                    "compare who the sitter on {ip} is to ZooKeeper (`zookeeper.auth_file`, `zookeeper.auth_scheme`; a change \
+                     takes a restart of the sitter) with `getAcl -s` of the nodes of `{shard}`, and give it the rights cdrwa \
+                     there (`setAcl -R`)"
+                )
+            }
         }
     }
 
@@ -331,6 +345,9 @@ impl Subject<'_> {
                 .next("start it again when it is to take part");
         }
         let finding = self.finding("runs, but is not registered with ZooKeeper");
+        if let Some(refused) = status.unready.iter().find(|unready| unready.need == Need::ZooKeeper) {
+            return finding.why(refused.detail.clone()).next(self.make_ready(refused));
+        }
         let session = &status.zk.session;
         if *session == Session::Connected {
             return finding.why(with_failure(status)).next("see why above; the log of its sitter says more");

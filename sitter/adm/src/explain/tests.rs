@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use manatee_shared::cluster::{ClusterState, Freeze, Promote, PromoteRole};
+use manatee_shared::zk::client::Unreachable;
 use manatee_shared::zk::{HistoryEntry, Session, StateNode};
 
 use super::*;
@@ -240,15 +241,50 @@ fn not_set_up_yet() {
 #[test]
 fn zookeeper_is_gone() {
     let local = (peer(1).id, answer(standby(vec![])));
-    let report = lost::without_zookeeper("x", "cannot be reached", Some(local));
+    let away = Unreachable::Away { ensemble: "10.0.0.9:2181".to_owned(), problem: "no server answers".to_owned() };
+    let report = lost::without_zookeeper("x", &away, Some(local));
     assert_eq!(report.writable, None);
     let text = report.text();
     assert!(
         text.contains("every peer keeps its role") && text.contains("its PostgreSQL is a running standby"),
         "{text}"
     );
-    let silent = lost::without_zookeeper("x", "cannot be reached", Some((peer(1).id, Err("refused".to_owned()))));
+    let silent = lost::without_zookeeper("x", &away, Some((peer(1).id, Err("refused".to_owned()))));
     assert!(silent.text().contains("does not answer either"), "{}", silent.text());
+}
+
+#[test]
+fn zookeeper_refuses_us() {
+    let denied = Unreachable::Denied { ensemble: "10.0.0.9:2181".to_owned() };
+    let mut local = answer(standby(vec![]));
+    if let Ok(status) = &mut local {
+        status.unready = vec![unauthorized()];
+    }
+    let report = lost::without_zookeeper("x", &denied, Some((peer(1).id, local)));
+    assert!(report.summary.contains("does not let manatee-adm read") && report.writable.is_none(), "{report:?}");
+    let text = report.text();
+    for words in ["access denied", "--config", "cdrwa", "write /manatee/x/state: not authorized"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!text.contains("does not answer"), "{text}");
+}
+
+fn unauthorized() -> Unready {
+    let detail = "ZooKeeper does not let us write /manatee/x/state: not authorized".to_owned();
+    Unready { need: Need::ZooKeeper, detail }
+}
+
+#[test]
+fn a_peer_that_zookeeper_refuses_is_told_once() {
+    let mut evidence = evidence();
+    status(&mut evidence, 2).unready = vec![unauthorized()];
+    let words = ["not authorized", "zookeeper.auth_file", "cdrwa"];
+    finds(&evidence, "is not ready for a takeover: its rights in ZooKeeper", Matter::StopsFailover, &words);
+    assert!(!explain(&evidence).summary.contains("healthy"));
+    evidence.view.active.remove(&peer(2).id);
+    finds(&evidence, "not registered", Matter::StopsWrites, &words);
+    let told = explain(&evidence).text();
+    assert_eq!(told.matches("not authorized").count(), 1, "{told}");
 }
 
 #[test]

@@ -24,11 +24,14 @@ pub enum Need {
     Grants,
     /// A standby streams, or could connect to its upstream.
     Upstream,
+    /// ZooKeeper takes the state, its history entry and a new election node from this peer.
+    #[serde(rename = "zookeeper")]
+    ZooKeeper,
 }
 
 impl Need {
     /// Every one, for metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Configuration,
         Self::Parameters,
         Self::AccessRules,
@@ -37,6 +40,7 @@ impl Need {
         Self::ProxyLogin,
         Self::Grants,
         Self::Upstream,
+        Self::ZooKeeper,
     ];
 
     /// Its name in metrics and in `/status`.
@@ -50,6 +54,7 @@ impl Need {
             Self::ProxyLogin => "proxy_login",
             Self::Grants => "grants",
             Self::Upstream => "upstream",
+            Self::ZooKeeper => "zookeeper",
         }
     }
 
@@ -71,6 +76,7 @@ impl fmt::Display for Need {
             Self::ProxyLogin => "the login of manatee_proxy",
             Self::Grants => "the rights of Manatee's roles",
             Self::Upstream => "the connection to its upstream",
+            Self::ZooKeeper => "its rights in ZooKeeper",
         })
     }
 }

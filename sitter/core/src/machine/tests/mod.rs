@@ -148,6 +148,7 @@ fn view(me: u8) -> View {
             state: StateNode::Valid { version: 9, state: Arc::new(state()) },
             active: peers.into_iter().map(active).collect(),
             has_history: Some(true),
+            refused: None,
         },
         uncertain_write: false,
         local: Local {
