@@ -119,6 +119,10 @@ pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Op
     let Situation { view, state, .. } = situation;
     let end = standby.end().filter(|_| !view.observed.is_whole)?;
     let wal = |peer: PeerId| view.health.get(&peer).and_then(|health| health.wal.as_ref());
+    // Of the generation's own timeline ours may end before the first record: its beginning is there then, and whoever
+    // has anything of it has more.
+    let promoted = Promotion::of(state).map(|promotion| promotion.timeline).filter(|own| end.on(*own).is_none());
+    let is_ahead = |wal: &&EndOfWal| wal.is_beyond(&end) || promoted.is_some_and(|timeline| wal.on(timeline).is_some());
     let primary = state.primary.id;
     let primarys = view.health.get(&primary).filter(|_| is_heard(situation, primary));
     if primarys.is_some_and(|primarys| primarys.older) {
@@ -129,11 +133,11 @@ pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Op
         if let Word::Coming(unsaid) = word(situation, peer, false) {
             return Some(Blocker::PeerUnheard { peer, unsaid });
         }
-        if let Some(more) = wal(peer).filter(|wal| wal.is_beyond(&end)) {
+        if let Some(more) = wal(peer).filter(is_ahead) {
             return Some(Blocker::PeerAhead { peer, theirs: more.position, ours: end.position });
         }
     }
-    let more = primarys.and_then(|primarys| primarys.wal.as_ref()).filter(|more| more.is_beyond(&end))?;
+    let more = primarys.and_then(|primarys| primarys.wal.as_ref()).filter(is_ahead)?;
     Some(Blocker::PrimaryAhead { theirs: more.position, ours: end.position })
 }
 

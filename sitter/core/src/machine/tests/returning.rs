@@ -178,6 +178,24 @@ fn a_sync_does_not_take_over_on_the_strength_of_what_it_once_had() {
 }
 
 #[test]
+fn a_sync_at_the_beginning_of_the_generation_does_not_take_over_from_who_went_on() {
+    let mut view = view(2);
+    change(&mut view, |state| {
+        (state.init_wal, state.init_wal_timeline) = (Lsn(500), Some(Timeline(1)));
+        Promotion::set(state, Some(Promotion { timeline: Timeline(5), at: Some(at(5, 510)) }));
+    });
+    view.observed.is_whole = false;
+    health(&mut view, 3).wal = Some(ends(1, 500, &[]));
+    *health(&mut view, 1) = PeerHealth { postgres_down_ms: Some(5_000), ..healthy(present()) };
+    health(&mut view, 1).wal = Some(ends(5, 560, &[(1, 500)]));
+    waits(&view, "the primary has WAL up to");
+    health(&mut view, 1).wal = Some(ends(1, 500, &[]));
+    assert!(matches!(decide(&view).action, Action::Server(ServerAction::Configure(_))), "nobody has more");
+    health(&mut view, 3).wal = Some(ends(5, 560, &[(1, 500)]));
+    waits(&view, "10.0.0.3:5432:12345 has WAL up to");
+}
+
+#[test]
 fn a_peer_that_waits_to_be_rejoined_says_how_far_it_is() {
     let mut view = view(3);
     view.local.server = Server::Down { crashed: true, standby: false };
