@@ -137,6 +137,12 @@ pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Op
             return Some(Blocker::PeerAhead { peer, theirs: more.position, ours: end.position });
         }
     }
+    // What it said while it was down it does not say while it starts.
+    if let Word::Coming(unsaid) = word(situation, primary, false)
+        && primarys.is_some()
+    {
+        return Some(Blocker::PeerUnheard { peer: primary, unsaid });
+    }
     let more = primarys.and_then(|primarys| primarys.wal.as_ref()).filter(is_ahead)?;
     Some(Blocker::PrimaryAhead { theirs: more.position, ours: end.position })
 }

@@ -175,6 +175,11 @@ fn a_sync_does_not_take_over_on_the_strength_of_what_it_once_had() {
     health(&mut view, 3).wal = Some(ends(1, 500, &[]));
     health(&mut view, 1).wal = Some(ends(1, 510, &[]));
     waits(&view, "the primary has WAL up to");
+    // It starts now, and does not say it any more; after long enough nobody waits for its word.
+    health(&mut view, 1).wal = None;
+    waits(&view, "is not known yet");
+    health(&mut view, 1).postgres_down_ms = Some(30_000);
+    assert!(steps(&view));
 }
 
 #[test]
