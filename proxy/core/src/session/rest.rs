@@ -75,6 +75,13 @@ impl Kept {
                 )));
             }
         };
+        // What a server has made of them says more than they do: `DateStyle=ISO` sets one half of it, and the other
+        // one must not be what another session has left on a server (`check_datestyle` in variable.c).
+        for (name, value) in reported.iter().filter(|(_, value)| value.is_ascii()) {
+            if let Some(given) = entries.get_mut(name.to_ascii_lowercase().as_str()) {
+                *given = value.as_str().into();
+            }
+        }
         let profile = shared.profiles.intern(entries);
         let reported = reported.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let reported = shared.profiles.intern(reported);
@@ -231,5 +238,35 @@ impl Session {
                 && self.replay_error.is_none()
                 && self.last_words.is_none())
             && (self.used.is_none() && self.told.is_none() && self.reruns == 0 && self.passing == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
+    use super::*;
+    use crate::route::Classifier;
+    use crate::terms::Access;
+
+    #[test]
+    fn settings_of_the_start_are_what_a_server_made_of_them() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let config = Config {
+            access: Access::ReadWrite,
+            mode: crate::terms::Mode::Transaction,
+            split: true,
+            consistency: Consistency::Session,
+        };
+        let startup = [pair("DateStyle", "ISO"), pair("application_name", "caf\u{e9}"), pair("work_mem", "5MB")];
+        let reported =
+            vec![pair("DateStyle", "ISO, MDY"), pair("application_name", "caf\u{e9}"), pair("TimeZone", "UTC")];
+        let mut shared = Shared::new(Classifier::new(1, 16, std::sync::Arc::default()));
+        let kept = Kept::new(config, &startup, reported, &mut shared).expect("a session");
+        let entries: Vec<_> = kept.startup.entries().collect();
+        assert_eq!(
+            entries,
+            [("application_name", "caf\u{e9}"), ("datestyle", "ISO, MDY"), ("work_mem", "5MB")],
+            "a half of DateStyle is not another session's"
+        );
     }
 }
