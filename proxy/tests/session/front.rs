@@ -3,11 +3,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use manatee_proxy::wire::frontend::{FLUSH, SYNC, TERMINATE};
+use manatee_proxy::wire::frontend::{COPY_DONE, FLUSH, SYNC, TERMINATE};
 
 use super::alone;
 use super::harness::{Postgres, Proxy, Setup, catalog, until};
-use super::talk::{Raw, bind, empty, execute, parse, query};
+use super::talk::{Raw, bind, data, empty, execute, parse, query};
 
 /// A conversation with each, which must be the same.
 fn both(primary: &Postgres, proxy: &Proxy, talk: impl Fn(u16) -> String) -> String {
@@ -308,4 +308,37 @@ fn a_client_is_cancelled_by_the_process_id_that_it_was_told() {
     assert!(client.answer().ends_with(CANCELED));
     let answer = other.ask(&format!("SELECT pg_cancel_backend({})", u32::MAX / 2));
     assert!(answer.contains("is not a PostgreSQL") && answer.contains("x01f)"), "{answer}");
+}
+
+#[test]
+fn a_copy_may_be_sent_in_one_go() {
+    let (primary, proxy) = alone(Setup::default());
+    let count = numbers(&primary);
+    let run = |text: &str| [parse("", text), bind("", ""), execute("")].concat();
+    let rows = [data("1\n"), data("2\n"), empty(COPY_DONE)].concat();
+    let copy = [run("copy t from stdin"), rows.clone()].concat();
+    let (sync, other) = (empty(SYNC), query("select 1"));
+    for messages in [
+        vec![&copy, &sync],
+        // More comes behind it, so that it is all there at once.
+        vec![&copy, &sync, &other],
+        vec![&copy, &copy, &sync, &other],
+        vec![&other, &copy, &sync],
+        vec![&run("select 2"), &copy, &run("select 3"), &sync, &other],
+        // Nothing waits for them.
+        vec![&run("select 2"), &rows, &sync, &other],
+        vec![&run("select 2"), &rows, &run("select 3"), &rows, &sync],
+        vec![&run("copy nosuch from stdin"), &rows, &sync, &other],
+        vec![&run("copy t from stdin"), &data("x\n"), &rows, &sync, &other],
+    ] {
+        let answer = both(&primary, &proxy, |port| {
+            let mut client = Raw::connect(port);
+            client.send(&messages.iter().copied().flatten().copied().collect::<Vec<u8>>());
+            let ready = messages.iter().filter(|message| **message == &sync || **message == &other).count();
+            (0..ready).map(|_| client.answer()).collect::<Vec<String>>().join(" ")
+        });
+        assert!(answer.ends_with("ZI"), "{answer}");
+    }
+    // Both ways of each.
+    assert_eq!(count(), 2 * 2 * 6);
 }

@@ -191,6 +191,11 @@ pub(crate) fn execute(portal: &str) -> Vec<u8> {
     })
 }
 
+/// Data of a COPY.
+pub(crate) fn data(text: &str) -> Vec<u8> {
+    build(|out| put_message(out, frontend::COPY_DATA, |out| out.extend_from_slice(text.as_bytes())))
+}
+
 /// A message without a body.
 pub(crate) fn empty(tag: u8) -> Vec<u8> {
     build(|out| frontend::put_empty(out, tag))

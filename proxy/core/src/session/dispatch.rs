@@ -156,7 +156,13 @@ impl Session {
                 }
                 return Ok(());
             };
-            if header.tag == frontend::TERMINATE && self.unit.copy == Copy::None && !self.ledger.is_empty() {
+            // What stands before them decides what they are: an end, and data or nothing (a server that has not been
+            // told to begin a COPY ignores them).
+            let waits = matches!(
+                header.tag,
+                frontend::TERMINATE | frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL
+            );
+            if waits && self.unit.copy == Copy::None && !self.unit.skipping && !self.ledger.is_empty() {
                 self.flush_for_last_time();
                 return Ok(());
             }
@@ -209,6 +215,7 @@ impl Session {
 
     fn feed_message(&mut self, tag: u8, message: &Bytes, shared: &mut Shared) -> Result<(), ProxyError> {
         let body = &message[wire::HEADER_BYTES..];
+        self.unit.flushed = false;
         if !std::mem::take(&mut self.unit.noted) {
             match self.note(tag, body, shared)? {
                 Ends::Leave => {

@@ -47,11 +47,14 @@ impl Session {
                 }
                 return Ok(false);
             };
-            // Outside COPY the server ignores these (`PostgresMain`: probably the COPY failed and
-            // the client is still sending).
-            if matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL)
-                && self.unit.end == 0
-            {
+            if matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL) {
+                // What they stand behind may be a COPY: that is seen when its answer comes.
+                if self.unit.end > 0 {
+                    self.unit.extent = Extent::Open;
+                    return Ok(true);
+                }
+                // Outside COPY the server ignores these (`PostgresMain`: probably the COPY failed and
+                // the client is still sending).
                 consume(rx, header.size);
                 continue;
             }
