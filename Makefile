@@ -1,7 +1,7 @@
 # Everything here works on a bare Debian 12 with git, make and Rust: what is missing is installed.
 CARGO ?= cargo
 
-.PHONY: help install build demo test lint unit e2e sim smoke faults conformance suites drivers fuzz test-openzfs bench micro clean
+.PHONY: help install build demo test lint unit e2e sim smoke faults conformance suites equivalence drivers fuzz test-openzfs bench micro clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ conformance: build ## PostgreSQL's own regression suite straight and through the
 
 suites: build ## test suites of others straight and through the proxy: SUITES="isolation"; default: all
 	target/debug/manatee-lab suites $(SUITES)
+
+equivalence: build ## random conversations, straight and through the proxy, for SECONDS, from SEED on; lists what differs
+	target/debug/manatee-lab equivalence --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))
 
 drivers: build ## a smoke program of each driver that can be had, through a proxy
 	target/debug/manatee-lab run -- tests/drivers/run.sh target/drivers

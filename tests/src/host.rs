@@ -75,6 +75,8 @@ pub struct HostConfig {
     pub clock: bool,
     /// More settings of PostgreSQL.
     pub parameters: Vec<(String, String)>,
+    /// Whether clients need no password.
+    pub trusts: bool,
     /// The ZFS dataset that keeps its data; None: a plain folder.
     pub dataset: Option<String>,
 }
@@ -102,7 +104,7 @@ os_user = "{os_user}"
 replication_password_file = "{secrets}/replication.password"
 proxy_password_file = "{secrets}/proxy.password"
 max_slot_wal_keep_size = "64MiB"
-[postgres.parameters]
+{hba}[postgres.parameters]
 shared_buffers = "32MB"
 {parameters}{storage}
 [api]
@@ -111,6 +113,7 @@ token_file = "{secrets}/api.token"
 filter = "info"
 "#,
             shard = self.shard,
+            hba = if self.trusts { "hba = [\"host all all 0.0.0.0/0 trust\"]\n" } else { "" },
             storage = self.render_storage(),
             ip = self.ip,
             dir = dir.display(),

@@ -85,6 +85,10 @@ pub struct Options {
     /// More settings of PostgreSQL
     #[arg(skip)]
     pub parameters: Vec<(String, String)>,
+    /// Few servers for each proxy, shared by none of its threads, and no passwords: many short sessions that have to
+    /// wait for each other. Empty: as in production
+    #[arg(skip)]
+    pub pools: Vec<usize>,
 }
 
 impl Default for Options {
@@ -104,6 +108,7 @@ impl Default for Options {
             disks: false,
             clocks: false,
             parameters: Vec::new(),
+            pools: Vec::new(),
         }
     }
 }
@@ -229,6 +234,7 @@ impl Lab {
                 session_timeout: options.zk_session_timeout.clone(),
                 secrets: secrets.clone(),
                 fleet: fleet.clone(),
+                servers: options.pools.get(number - 1).copied(),
             };
             let mut proxy = ProxyProcess::new(number, &lab.folder.path, &program, &config)?;
             proxy.start()?;
@@ -258,6 +264,7 @@ impl Lab {
             disk: options.disks,
             clock: options.clocks,
             parameters: options.parameters.clone(),
+            trusts: !options.pools.is_empty(),
             dataset: self.pool.as_ref().map(|pool| format!("{}/peer{number}", pool.name())),
         };
         Host::new(

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod conformance;
 pub mod console;
 pub mod disk;
+pub mod equivalence;
 pub mod fault;
 pub mod foreign;
 pub mod health;

@@ -27,6 +27,8 @@ pub struct ProxyConfig {
     pub secrets: PathBuf,
     /// Ports of all proxies, in order.
     pub fleet: Vec<u16>,
+    /// Servers of one session thread, all of which may be bound, for clients without passwords; None: the defaults.
+    pub servers: Option<usize>,
 }
 
 /// How long clients may stay with a process that was replaced, in seconds.
@@ -55,15 +57,24 @@ impl ProxyProcess {
         let config_path = lab.join(format!("{name}.toml"));
         let address = Ipv4Addr::LOCALHOST;
         // Sessions are few and the machine is shared with three databases: two threads do.
+        let (workers, pool, auth) = match config.servers {
+            None => (2, String::new(), String::new()),
+            Some(servers) => {
+                let rules = lab.join(format!("{name}.hba"));
+                fs::write(&rules, "host all all 127.0.0.1/32 trust\n")?;
+                let pool = format!("size = {servers}\nunbound_percent = 0\n");
+                (1, pool, format!("hba_file = {rules:?}\n"))
+            }
+        };
         let text = format!(
-            r#"workers = 2
+            r#"workers = {workers}
 [listen]
 address = "{address}:{port}"
 http = "{address}:{http_port}"
 upgrade_drain = "{DRAIN_S}s"
 [pool]
 max_clients = 12000
-[zookeeper]
+{pool}[zookeeper]
 servers = {zookeeper:?}
 session_timeout = "{session_timeout}"
 [shard]
@@ -72,7 +83,7 @@ name = "{shard}"
 discover = true
 [auth]
 password_file = "{secrets}/proxy.password"
-[admin]
+{auth}[admin]
 admin_users = ["app"]
 {fleet}[log]
 filter = "info"

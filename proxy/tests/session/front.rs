@@ -334,7 +334,7 @@ fn a_copy_may_be_sent_in_one_go() {
         let answer = both(&primary, &proxy, |port| {
             let mut client = Raw::connect(port);
             client.send(&messages.iter().copied().flatten().copied().collect::<Vec<u8>>());
-            let ready = messages.iter().filter(|message| **message == &sync || **message == &other).count();
+            let ready = messages.iter().filter(|message| [&sync, &other].contains(*message)).count();
             (0..ready).map(|_| client.answer()).collect::<Vec<String>>().join(" ")
         });
         assert!(answer.ends_with("ZI"), "{answer}");

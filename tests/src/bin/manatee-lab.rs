@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use manatee_tests::console::{self, Next};
 use manatee_tests::lab::{APP, Lab, Options, SHARD};
-use manatee_tests::{conformance, fault, runfile, smoke, suites};
+use manatee_tests::{conformance, equivalence, fault, runfile, smoke, suites};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -43,6 +43,8 @@ enum Action {
     Conformance(conformance::Options),
     /// Suites of others (PostgreSQL's, drivers'), straight and through the proxy; lists results that differ
     Suites(suites::Options),
+    /// Random conversations, straight and through the proxy, which must be the same; prints what differs
+    Equivalence(equivalence::Options),
     /// Bring a shard up, run a command against its first proxy (PGHOST, PGPORT, PGUSER, PGPASSWORD
     /// and PGDATABASE are set for it), and end
     Run {
@@ -109,6 +111,12 @@ async fn run(command: Action) -> Result<ExitCode> {
             Ok(if report.unexplained.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Action::Suites(options) => run_suites(&options).await,
+        Action::Equivalence(options) => {
+            let report = equivalence::run(&options).await?;
+            report.differing.iter().for_each(|text| println!("{text}"));
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(if report.differing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Action::Run { command, options } => run_against(&command, &options).await,
         Action::Clean => {
             println!("{} removed", runfile::clean()?);
