@@ -26,6 +26,7 @@ const PHASE: &str = "manatee_takeover_phase_seconds";
 const POSTGRES_UP: &str = "manatee_postgres_up";
 const DISK_FULL: &str = "manatee_disk_full";
 const PENDING_RESTART: &str = "manatee_postgres_pending_restart_settings";
+const OVERRIDDEN: &str = "manatee_postgres_overridden_settings";
 const LOOSENED: &str = "manatee_settings_loosened";
 /// Counted by the observation of PostgreSQL.
 pub const LOOSENED_TOTAL: &str = "manatee_settings_breaches_total";
@@ -83,6 +84,7 @@ pub struct Metrics {
     replay_lag: Gauge,
     disk_full: Gauge,
     pending_restart: Gauge,
+    overridden: Gauge,
     loosened: Gauge,
     weak_commits: Gauge,
     ready: Vec<(Need, Gauge)>,
@@ -115,6 +117,7 @@ impl Metrics {
             replay_lag: gauge!(REPLAY_LAG),
             disk_full: gauge!(DISK_FULL),
             pending_restart: gauge!(PENDING_RESTART),
+            overridden: gauge!(OVERRIDDEN),
             loosened: gauge!(LOOSENED),
             weak_commits: gauge!(WEAK_COMMITS),
             ready: Need::ALL.iter().map(|need| (*need, gauge!(READY, "reason" => need.name()))).collect(),
@@ -144,6 +147,7 @@ impl Metrics {
         }
         self.disk_full.set(f64::from(u8::from(condition.disk_full)));
         self.pending_restart.set(count(condition.pending_restart.len()));
+        self.overridden.set(count(condition.overridden.len()));
         self.weak_commits.set(count(condition.weak_commits.len()));
         for (need, gauge) in &self.ready {
             let fails = condition.unready.iter().any(|unready| unready.need == *need);
@@ -255,6 +259,10 @@ fn describe() {
     describe_gauge!(POSTGRES_UP, "Whether the local PostgreSQL answers");
     describe_gauge!(DISK_FULL, "Whether less room is left on the data's disk than its reserve");
     describe_gauge!(PENDING_RESTART, "Settings of PostgreSQL whose new values take effect at its next start");
+    describe_gauge!(
+        OVERRIDDEN,
+        "Settings that PostgreSQL was started with otherwise than configured, so that standbys follow"
+    );
     describe_gauge!(LOOSENED, "Settings that Manatee owns and that are not in force: writes may be lost");
     describe_counter!(LOOSENED_TOTAL, "Times that settings of Manatee's were not in force and were put right");
     describe_gauge!(READY, "Whether what a takeover needs of this peer was tried lately with success, by what it is");

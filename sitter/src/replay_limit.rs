@@ -50,7 +50,7 @@ mod tests {
         let waits = |waits_ms| {
             let mut server = standby(true);
             if let Server::Standby(standby) = &mut server {
-                standby.replay = Replay { waits_for: Some(Obstacle::Lock), waits_ms, paused: false };
+                standby.replay = Replay { waits_for: Some(Obstacle::Lock), waits_ms, ..Replay::default() };
             }
             server
         };

@@ -180,9 +180,13 @@ impl<'a> Subject<'a> {
                 issues.push(Issue::warning(text));
             }
         }
-        for unready in status.unready.iter().filter(|unready| unready.need != Need::Upstream) {
+        let elsewhere = [Need::Upstream, Need::Capacities];
+        for unready in status.unready.iter().filter(|unready| !elsewhere.contains(&unready.need)) {
             let text = format!("{}: not ready for a takeover: {}: {}", self.name, unready.need, unready.detail);
             issues.push(Issue::error(text));
+        }
+        for given in &status.overridden {
+            issues.push(Issue::warning(format!("{}: PostgreSQL runs with {given}", self.name)));
         }
         if !status.pending_restart.is_empty() {
             let settings = status.pending_restart.join(", ");

@@ -18,6 +18,7 @@ pub use self::takeover::{Blocker, BlockerCode, TakeoverCause};
 pub use self::within::{
     MembershipChange, RejoinCause, ReplaceCause, Shortfall, SyncCondition, SyncLoss, SyncPlan, SyncTrouble, Unsaid,
 };
+use crate::machine::capacity::Lack;
 use crate::machine::local::Gate;
 
 /// Why an action was decided. (Derives `Error` for its text.)
@@ -175,6 +176,9 @@ pub enum Reason {
     /// A standby's PostgreSQL does not answer.
     #[error("PostgreSQL does not answer")]
     StandbyHung,
+    /// The replay of a standby stands still for a setting that is too low: the next start gives it more.
+    #[error("its replay stands still until a restart with more: {0}")]
+    ReplayNeedsRestart(Lack),
     /// A state write of this peer may still happen, so its standby follows nobody.
     #[error("{0}; a state write of ours may still happen: following nobody")]
     FollowsNobody(Role),

@@ -15,6 +15,7 @@ use manatee_shared::zk;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::machine::action::{ActionKind, Decision};
+use crate::machine::capacity::{Capacities, Override};
 use crate::machine::local::{Breach, Data, EndOfWal, Horizon, Local};
 use crate::machine::readiness::Unready;
 use crate::machine::view::{LastFailure, PeerHealth, Settings};
@@ -110,6 +111,9 @@ pub struct SitterStatus {
     /// Settings of PostgreSQL whose new values take effect at the next start only.
     #[serde(default)]
     pub pending_restart: Vec<String>,
+    /// Settings that PostgreSQL was started with otherwise than configured, to keep the order of a change.
+    #[serde(default)]
+    pub overridden: Vec<Override>,
     /// Roles and databases whose commits do not wait for the sync: the statements that made it so.
     #[serde(default)]
     pub weak_commits: Vec<String>,
@@ -352,6 +356,9 @@ pub struct Heartbeat {
     /// The highest generation that it, or its predecessors over the same data, ever saw.
     #[serde(default)]
     pub newest_generation: Option<u64>,
+    /// Settings of its PostgreSQL that a standby needs as high as its primary's.
+    #[serde(default)]
+    pub capacities: Option<Capacities>,
 }
 
 /// `GET /restore`: the copy of data to this peer.
@@ -455,6 +462,7 @@ mod tests {
 
     use super::*;
     use crate::machine::action::Action;
+    use crate::machine::capacity::Capacity;
     use crate::machine::local::{Server, SystemIdentifier};
     use crate::reason::{Blocker, Reason, TakeoverCause};
 
@@ -468,6 +476,7 @@ mod tests {
             server: Server::Down { crashed: true, standby: false },
             config: None,
             unfit: None,
+            capacities: None,
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
@@ -496,6 +505,7 @@ mod tests {
             newest_generation: Some(4),
             peers: BTreeMap::from([(peer(2), PeerStatus { silent_ms: Some(5), ..PeerStatus::default() })]),
             pending_restart: vec!["shared_buffers".to_owned()],
+            overridden: vec![Override { setting: Capacity::MaxConnections, runs: 200, configured: 100 }],
             weak_commits: vec![],
             breach: Some(BreachStatus { breach, ago_ms: 9 }),
             unready: vec![],

@@ -145,6 +145,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         heartbeats: Heartbeats::new(config.timing()),
         execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
         newest_generation,
+        standbys: postgres.standbys(),
         stop: stop.clone(),
         watchdog: Watchdog::of_environment(),
     });

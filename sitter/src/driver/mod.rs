@@ -32,10 +32,11 @@ use self::takeover::TakeoverClock;
 use crate::execute::{Execute, Outcome, Problem};
 use crate::heartbeat::Heartbeats;
 use crate::machine::action::{Action, ActionKind, Decision, ShardAction};
+use crate::machine::capacity::{self, Capacities};
 use crate::machine::decide::decide;
 use crate::machine::local::Local;
 use crate::machine::preempt::preempts;
-use crate::machine::readiness::{Need, Unready};
+use crate::machine::readiness::{self, Need, Unready};
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
 use crate::machine::{returning, suspicion};
@@ -84,6 +85,8 @@ pub struct Parts {
     pub execute: Arc<dyn Execute>,
     /// The newest generation that was seen before this process.
     pub newest_generation: Option<u64>,
+    /// Hears what the standbys have of the settings that they need as high as their primary's.
+    pub standbys: watch::Sender<Option<Capacities>>,
     /// Cancelled when the sitter is to stop in an orderly way.
     pub stop: CancellationToken,
     /// Hears from every turn of the loop.
@@ -199,6 +202,7 @@ impl Driver {
             observed: Observed::default(),
         };
         self.tracker.complete(&mut view);
+        self.parts.standbys.send_replace(capacity::of_standbys(&view));
         view
     }
 
@@ -327,6 +331,8 @@ impl Driver {
         let mut condition = self.parts.condition.borrow().clone();
         let refused = view.zk.refused.clone().map(|detail| Unready { need: Need::ZooKeeper, detail });
         condition.unready.extend(refused);
+        let primary = view.zk.state.valid().and_then(|(_, state)| view.health.get(&state.primary.id)?.capacities);
+        condition.unready.extend(readiness::of_standby(&view.local, &condition.overridden, primary.as_ref()));
         let is_unready = condition.unready.iter().any(|unready| !unready.need.is_no_preference());
         self.unready = is_unready.then(|| self.unready.unwrap_or(now));
         let role = role(view);
@@ -346,6 +352,7 @@ impl Driver {
             newest_generation: view.observed.newest_generation,
             peers: view.health.iter().map(|(peer, health)| (*peer, PeerStatus::from(health))).collect(),
             pending_restart: condition.pending_restart.clone(),
+            overridden: condition.overridden.clone(),
             weak_commits: condition.weak_commits.clone(),
             breach: condition
                 .breach

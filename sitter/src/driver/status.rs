@@ -69,6 +69,7 @@ impl Status {
             server: Server::Down { crashed: false, standby: false },
             config: None,
             unfit: None,
+            capacities: None,
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
@@ -91,6 +92,7 @@ impl Status {
             newest_generation: None,
             peers: BTreeMap::new(),
             pending_restart: Vec::new(),
+            overridden: Vec::new(),
             weak_commits: Vec::new(),
             breach: None,
             unready: Vec::new(),
@@ -127,6 +129,7 @@ impl Status {
             older,
             wal: local.end_of_wal(),
             newest_generation,
+            capacities: local.capacities,
         }
     }
 

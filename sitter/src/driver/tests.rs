@@ -61,6 +61,7 @@ fn start(failures: u32) -> Fixture {
         server,
         config: None,
         unfit: None,
+        capacities: None,
         loosened: Vec::new(),
         outdated: false,
         last_position: None,
@@ -78,6 +79,7 @@ fn start(failures: u32) -> Fixture {
         heartbeats: Heartbeats::new(timing),
         execute: fake.clone(),
         newest_generation: None,
+        standbys: watch::Sender::new(None),
         stop: stop.clone(),
         watchdog: Default::default(),
     });

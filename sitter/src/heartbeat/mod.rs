@@ -154,6 +154,7 @@ mod tests {
             older: false,
             wal: None,
             newest_generation: Some(3),
+            capacities: None,
         };
         let router = Router::new().route("/heartbeat", get(move || async move { Json(answer) }));
         tokio::spawn(async move {

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::capacity;
 use super::horizon;
 use super::inner::Inner;
 use super::settings::StorageSettings;
+use crate::machine::capacity::Override;
 use crate::machine::local::{Breach, Horizon};
 use crate::machine::readiness::Unready;
 use crate::storage::zfs;
@@ -36,6 +38,8 @@ pub struct Condition {
     pub disk_full: bool,
     /// Settings whose new values take effect at the next start only.
     pub pending_restart: Vec<String>,
+    /// Settings that the server was started with otherwise than configured, to keep the order of a change.
+    pub overridden: Vec<Override>,
     /// Roles and databases whose sessions begin with a `synchronous_commit` under which commits do not wait for the
     /// sync: the statements that made it so.
     pub weak_commits: Vec<String>,
@@ -104,11 +108,19 @@ const WEAK_COMMITS: &str = "SELECT format('ALTER %s SET %s', \
        AND split_part(lower(setting), '=', 2) NOT IN ('on', 'true', 'yes', '1', 'remote_apply') ORDER BY 1";
 
 async fn look_at_settings(inner: &Inner, condition: &watch::Sender<Condition>) {
-    const PENDING: &str = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name";
+    // What is given on the command line waits for more than a restart.
+    const PENDING: &str =
+        "SELECT name FROM pg_settings WHERE pending_restart AND source <> 'command line' ORDER BY name";
     let Ok(session) = inner.session() else { return };
     // Of no consequence if it fails: the next look is near.
     let Ok(rows) = session.query(PENDING, &[]).await else { return };
     let names: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    let Ok(overridden) = capacity::overridden(&session).await else { return };
+    condition.send_if_modified(|condition| {
+        let changed = condition.overridden != overridden;
+        condition.overridden.clone_from(&overridden);
+        changed
+    });
     let Ok(rows) = session.query(WEAK_COMMITS, &[]).await else { return };
     let weak: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
     let changed_weak = condition.send_if_modified(|condition| {

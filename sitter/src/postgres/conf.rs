@@ -190,7 +190,7 @@ pub(super) fn check_numbers(parameters: &BTreeMap<String, String>, template: &st
 
 /// Names and values of a text in the manner of `postgresql.conf`: `name = value`, `name value`; the rest is
 /// PostgreSQL's to judge.
-fn template_settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn template_settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
         let (name, value) = line.split_once(|c: char| c == '=' || c.is_whitespace()).unwrap_or((line, ""));
         let value = value.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
@@ -365,7 +365,7 @@ pub(super) fn identity<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
 
 /// The line by which `postgresql.conf` includes our file. Relative, so that a copy of the data
 /// directory uses the files of its own peer.
-const INCLUDE: &str = "include '../run/manatee.conf'  # by manatee-sitter; must stay the last line";
+pub(super) const INCLUDE: &str = "include '../run/manatee.conf'  # by manatee-sitter; must stay the last line";
 
 /// `postgresql.conf` with our include as its last line; None if it is already so.
 pub(super) fn with_include(text: &str) -> Option<String> {

@@ -17,6 +17,7 @@ use super::process::Postmaster;
 use super::refused::{self, Refused};
 use super::settings::{Layout, Settings};
 use super::tool::Tool;
+use crate::machine::capacity::Capacities;
 use crate::machine::local::{Breach, EndOfWal, Local, ServerConfig, SystemIdentifier};
 
 /// How long an action waits for another to end.
@@ -83,6 +84,8 @@ pub(crate) struct Inner {
     /// Major version of the programs, as in `PG_VERSION`.
     pub(crate) version: String,
     pub(crate) local: watch::Sender<Local>,
+    /// The lowest of what the standbys of the shard run with.
+    pub(crate) standbys: watch::Sender<Option<Capacities>>,
     /// Wakes the observation when the process changed.
     pub(crate) wake: Notify,
     /// Asks the observation for a fresh look; answered when it is published.
@@ -117,6 +120,7 @@ impl Inner {
             user,
             version,
             local: watch::Sender::new(local),
+            standbys: watch::Sender::new(None),
             wake: Notify::new(),
             looks,
             known: Mutex::default(),

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::error::Error;
 use super::inner::{Inner, Record};
 use super::process::{self, Postmaster};
-use super::{apply, control, files, guard, observe, replay, session, slots};
+use super::{apply, capacity, control, files, guard, observe, replay, session, slots};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Recovery, Server, ServerConfig, Synchronous};
 
@@ -106,13 +106,23 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
 /// Runs a postmaster. Whether it answers within the bound; an error if it ends instead.
 async fn spawn(inner: &Inner, config: &ServerConfig) -> Result<bool, Error> {
     let begin = Instant::now();
+    let mut given = match config.recovery {
+        Recovery::Primary => capacity::held_back(inner).await,
+        Recovery::Follow(_) | Recovery::Detached => Vec::new(),
+    };
     loop {
-        let postmaster = Arc::new(Postmaster::spawn(&inner.settings, &inner.layout, &inner.user)?);
+        let postmaster = Arc::new(Postmaster::spawn(&inner.settings, &inner.layout, &inner.user, &given)?);
         tracing::info!(pid = postmaster.pid(), recovery = ?config.recovery, "started PostgreSQL");
         inner.set_postmaster(Arc::clone(&postmaster));
         match wait_for_answer(inner, &postmaster).await {
             Err(Error::StartFailed { log }) if log.contains(ORPHANS) && begin.elapsed() < ORPHANS_WAIT => {
                 tokio::time::sleep(ORPHANS_PAUSE).await;
+            }
+            Err(error @ Error::StartFailed { .. }) if config.recovery != Recovery::Primary => {
+                match capacity::needed(inner, &given).await {
+                    Some(more) => given = more,
+                    None => return Err(error),
+                }
             }
             outcome => return outcome,
         }

@@ -10,6 +10,7 @@
 //! nothing, and [`Postgres::adopt`] takes a running server over.
 
 mod apply;
+mod capacity;
 mod condition;
 mod conf;
 pub(crate) mod copy;
@@ -59,6 +60,7 @@ use crate::backup::progress::Progress;
 pub use crate::host::{Error, Layout, REPLICATION_ROLE};
 pub(crate) use crate::host::{control, error, files, osuser, tool};
 use crate::machine::action::StopMode;
+use crate::machine::capacity::Capacities;
 use crate::machine::local::{Data, Local, Obstacle, Server, ServerConfig, SystemIdentifier};
 use crate::rejoin::{self, Rejoined, Rung};
 use crate::storage::zfs::stream::Outgoing;
@@ -128,6 +130,7 @@ impl Postgres {
             server,
             config: None,
             unfit: None,
+            capacities: None,
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
@@ -147,6 +150,11 @@ impl Postgres {
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
     pub fn local(&self) -> watch::Receiver<Local> {
         self.inner.local.subscribe()
+    }
+
+    /// To be told the lowest of what the standbys of the shard run with: a primary is not started with more.
+    pub fn standbys(&self) -> watch::Sender<Option<Capacities>> {
+        self.inner.standbys.clone()
     }
 
     /// Copies of data to this peer.

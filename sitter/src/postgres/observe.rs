@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::apply;
+use super::capacity;
 use super::conf::{self, CONFIG_ID};
 use super::control;
 use super::error::Error;
@@ -41,6 +42,7 @@ use super::replay;
 use super::serverlog::{self, Watcher};
 use super::session;
 use super::{PROXY_ROLE, REPLICATION_ROLE};
+use crate::machine::capacity::{Capacities, Lack};
 use crate::machine::local::{
     Data, Downstream, Gate, Local, Obstacle, PrimaryStatus, Recovery, Replay, Server, ServerConfig, StandbyStatus,
 };
@@ -57,6 +59,9 @@ const HUNG_AFTER: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// Streaming for this long refutes what the log said before.
 const STEADY: Duration = Duration::from_secs(1);
+/// Between two looks for why replay is paused, each a program of some milliseconds. The first tells, unless somebody's
+/// pause ended and PostgreSQL's began between two observations.
+const PAUSE_PERIOD: Duration = Duration::from_secs(5);
 /// How much of the log is searched for why PostgreSQL ended.
 const LAST_WORDS_BYTES: u64 = 8192;
 /// Between two looks at the size of the log.
@@ -224,6 +229,10 @@ struct Memory {
     outdated: Option<bool>,
     /// Since when every observation found replay waiting for readers.
     obstructed_since: Option<Instant>,
+    /// What this postmaster was started with.
+    capacities: Option<Capacities>,
+    /// What keeps replay paused, if not somebody, and when it was looked for.
+    short_of: Option<(Instant, Option<Lack>)>,
 }
 
 impl Memory {
@@ -240,6 +249,8 @@ impl Memory {
             stopped_since: None,
             outdated: None,
             obstructed_since: None,
+            capacities: None,
+            short_of: None,
         }
     }
 }
@@ -447,6 +458,11 @@ impl Observer {
         let config = record
             .filter(|record| record.confirmed && !decided && seen.config_id.as_deref() == Some(&record.id))
             .map(|record| record.config);
+        if self.memory.capacities.is_none() {
+            // Of no consequence if it fails: the next look is near.
+            self.memory.capacities = capacity::of_server(session).await.ok();
+        }
+        self.look_at_pause(seen.paused).await;
         let stopped_ms = self.vital_stopped(&seen.vital);
         let server = if seen.in_recovery { self.standby(seen, config.as_ref()) } else { self.primary(seen) };
         if let Server::Primary(_) = server {
@@ -537,7 +553,25 @@ impl Observer {
         let since = seen.obstacle.map(|_| self.memory.obstructed_since.unwrap_or(now));
         self.memory.obstructed_since = since;
         let waits_ms = since.map_or(0, |since| millis(now.duration_since(since)));
-        Replay { paused: seen.paused, waits_for: seen.obstacle, waits_ms }
+        let short_of = self.memory.short_of.and_then(|(_, short_of)| short_of);
+        Replay { paused: seen.paused, short_of, waits_for: seen.obstacle, waits_ms }
+    }
+
+    /// Finds out whether replay is paused because a setting is too low: what the WAL needs is in `pg_control` by then.
+    async fn look_at_pause(&mut self, paused: bool) {
+        let Some(has) = self.memory.capacities.filter(|_| paused) else {
+            self.memory.short_of = None;
+            return;
+        };
+        if self.memory.short_of.is_some_and(|(looked, _)| looked.elapsed() < PAUSE_PERIOD) {
+            return;
+        }
+        match capacity::of_data(&self.inner).await {
+            Ok(needs) => self.memory.short_of = Some((Instant::now(), has.shortfalls(&needs).next())),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "why replay is paused is not known yet");
+            }
+        }
     }
 
     /// The end of WAL with its timeline (see the module's head).
@@ -636,7 +670,8 @@ impl Observer {
         };
         let outdated = config.is_some() && self.memory.outdated == Some(true);
         let end = self.inner.known().end.clone().filter(|_| matches!(data, Data::Present(_)));
-        let new = Local { data, server, config, unfit, loosened, outdated, last_position, end };
+        let capacities = self.memory.capacities;
+        let new = Local { data, server, config, unfit, capacities, loosened, outdated, last_position, end };
         self.inner.local.send_if_modified(|local| {
             let changed = *local != new;
             *local = new;

@@ -22,6 +22,7 @@ use super::files;
 use super::logfile;
 use super::osuser::OsUser;
 use super::settings::{Layout, Settings};
+use crate::machine::capacity::Capacity;
 
 /// A running postmaster.
 #[derive(Debug)]
@@ -47,8 +48,13 @@ impl Postmaster {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Starts PostgreSQL on `layout.data()`.
-    pub(crate) fn spawn(settings: &Settings, layout: &Layout, user: &OsUser) -> Result<Self, Error> {
+    /// Starts PostgreSQL on `layout.data()`, with settings that win over those of its files.
+    pub(crate) fn spawn(
+        settings: &Settings,
+        layout: &Layout,
+        user: &OsUser,
+        given: &[(Capacity, u32)],
+    ) -> Result<Self, Error> {
         let log_path = layout.log();
         logfile::put_away(&log_path, settings.log_bytes, settings.log_kept)?;
         let log = OpenOptions::new()
@@ -65,6 +71,7 @@ impl Postmaster {
             .arg("-D")
             .arg(layout.data())
             .args(conf::FIXED.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]))
+            .args(given.iter().flat_map(|(setting, value)| ["-c".to_owned(), format!("{}={value}", setting.name())]))
             .current_dir("/")
             // Nothing of the sitter's, which may hold secrets and settings for libpq.
             .env_clear()

@@ -1,6 +1,7 @@
 //! The PostgreSQL manager against real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+mod capacities;
 mod in_force;
 mod peer;
 mod readiness;

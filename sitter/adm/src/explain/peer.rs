@@ -38,7 +38,8 @@ pub(super) fn findings(cluster: &Cluster, role: Role, peer: &Peer) -> Vec<Findin
                 .into_iter()
                 .chain(subject.weak(status))
                 .chain(subject.breach(status))
-                .chain(subject.unready(status));
+                .chain(subject.unready(status))
+                .chain(subject.overridden(status));
             subject.of_status(status).into_iter().chain(of_settings).collect()
         }
     };
@@ -211,7 +212,7 @@ impl Subject<'_> {
     fn unready(&self, status: &SitterStatus) -> Vec<Finding> {
         let registered = self.cluster.view.active.contains_key(&self.peer.id);
         let told = status.unready.iter().filter(|unready| match unready.need {
-            Need::Upstream => false,
+            Need::Upstream | Need::Replay | Need::Capacities => false,
             // Told by `unregistered`.
             Need::ZooKeeper => registered,
             _ => true,
@@ -231,6 +232,31 @@ impl Subject<'_> {
                 .next(self.make_ready(unready))
         })
         .collect()
+    }
+
+    /// It was started with other values than it is configured with, so that a change goes through the shard in order.
+    fn overridden(&self, status: &SitterStatus) -> Option<Finding> {
+        let first = status.overridden.first()?;
+        let told: Vec<String> = status.overridden.iter().map(ToString::to_string).collect();
+        let (ip, name) = (&self.peer.ip, first.setting.name());
+        let (what, why, next) = if first.is_raised() {
+            (
+                "is configured with less than its primary has",
+                "a standby needs at least as much, and was started with it",
+                format!(
+                    "on {ip}: set {name} in `[postgres.parameters]` to what the primary has, then `systemctl reload \
+                     manatee-sitter`. To lower it: lower it on the primary first and restart its PostgreSQL, then here"
+                ),
+            )
+        } else {
+            (
+                "does not take a higher setting yet",
+                "a standby has less, and its replay would stand still",
+                format!("set {name} on the standbys and restart their PostgreSQL, then that on {ip}"),
+            )
+        };
+        let why = format!("it runs with {}: {why}", told.join("; "));
+        Some(Finding::new(Matter::Degrades, format!("{} {what}", self.title())).why(why).next(next))
     }
 
     fn make_ready(&self, unready: &Unready) -> String {
@@ -262,7 +288,7 @@ impl Subject<'_> {
             Need::Grants => "wait some seconds: the primary gives the roles their rights again; if this stays, see \
                              the log of its sitter"
                 .to_owned(),
-            Need::Upstream => "see above".to_owned(),
+            Need::Upstream | Need::Replay | Need::Capacities => "see above".to_owned(),
             Need::ZooKeeper => {
                 let shard = &self.cluster.shard;
                 format!(
@@ -485,9 +511,19 @@ impl Subject<'_> {
 
     /// What it received is not shown to its readers, and has to be replayed before it may serve as primary.
     fn replay(&self, standby: &StandbyStatus) -> Option<Finding> {
-        let Replay { paused, waits_for, waits_ms } = standby.replay;
+        let Replay { paused, short_of, waits_for, waits_ms } = standby.replay;
         let behind = standby.received.map_or(0, |received| received.lsn.bytes_since(standby.replayed));
         let (ip, takeover) = (&self.peer.ip, "a takeover replays it first, and writes wait for that");
+        if let Some(short) = short_of {
+            let what = format!("the replay of {} stands still: it has less than its primary", self.title());
+            let why = format!("{short}; {behind} bytes of WAL wait; it could not take over as it is");
+            let next = format!(
+                "wait: its sitter restarts PostgreSQL with what it needs. Then set {} in `[postgres.parameters]` on {ip} as \
+                 on the primary",
+                short.setting.name()
+            );
+            return Some(Finding::new(Matter::StopsFailover, what).why(why).next(next));
+        }
         if paused {
             return Some(
                 Finding::new(Matter::Degrades, format!("{} has its replay paused", self.title()))

@@ -10,6 +10,7 @@ use manatee_shared::zk::{HistoryEntry, Session, StateNode};
 use super::*;
 use crate::cluster::samples::*;
 use crate::machine::action::ActionKind;
+use crate::machine::capacity::{Capacity, Lack, Override};
 use crate::machine::local::*;
 use crate::machine::readiness::{Need, Unready};
 use crate::reason::{BlockerCode, ReasonCode};
@@ -551,16 +552,41 @@ fn whoever_holds_vacuum_up_is_named() {
 #[test]
 fn replay_that_does_not_go_on_is_told() {
     let mut evidence = evidence();
-    standby_of(&mut evidence, 2).replay = Replay { waits_for: Some(Obstacle::Lock), waits_ms: 4_999, paused: false };
+    standby_of(&mut evidence, 2).replay =
+        Replay { waits_for: Some(Obstacle::Lock), waits_ms: 4_999, ..Replay::default() };
     assert_eq!(explain(&evidence).findings, []);
     for (replay, what, why) in [
-        (Replay { waits_for: Some(Obstacle::Lock), waits_ms: 7_000, paused: false }, "waits for a reader", "for 7 s"),
+        (
+            Replay { waits_for: Some(Obstacle::Lock), waits_ms: 7_000, ..Replay::default() },
+            "waits for a reader",
+            "for 7 s",
+        ),
         (Replay { paused: true, ..Replay::default() }, "replay paused", "pg_wal_replay_pause"),
     ] {
         standby_of(&mut evidence, 2).replay = replay;
         let report = explain(&evidence);
         let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
         assert!(finding.what.contains(what) && finding.why.as_deref().unwrap().contains(why), "{finding:?}");
+    }
+}
+
+#[test]
+fn a_change_that_goes_through_the_shard_in_the_wrong_order_is_told_with_the_right_one() {
+    let setting = Capacity::MaxConnections;
+    let mut evidence = evidence();
+    let short_of = Some(Lack { setting, has: 100, needs: 200 });
+    standby_of(&mut evidence, 2).replay = Replay { paused: true, short_of, ..Replay::default() };
+    let detail = "max_connections = 100 is lower than its primary's 200";
+    status(&mut evidence, 2).unready = vec![Unready { need: Need::Replay, detail: detail.to_owned() }];
+    finds(&evidence, "has less than its primary", Matter::StopsFailover, &[detail, "restarts PostgreSQL"]);
+    for (runs, what, next) in [
+        (200, "less than its primary has", "lower it on the primary first"),
+        (50, "a higher setting yet", "on the standbys"),
+    ] {
+        let mut evidence = self::evidence();
+        status(&mut evidence, 2).overridden = vec![Override { setting, runs, configured: 100 }];
+        status(&mut evidence, 2).unready = vec![Unready { need: Need::Capacities, detail: String::new() }];
+        finds(&evidence, what, Matter::Degrades, &["instead of the configured 100", next]);
     }
 }
 

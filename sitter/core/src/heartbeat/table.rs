@@ -232,6 +232,7 @@ impl Table {
             health.older = answer.older;
             health.wal = answer.wal.clone();
             health.newest_generation = answer.newest_generation;
+            health.capacities = answer.capacities;
         }
         health
     }
@@ -282,6 +283,7 @@ mod tests {
             older: false,
             wal: None,
             newest_generation: None,
+            capacities: None,
         }
     }
 

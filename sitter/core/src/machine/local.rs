@@ -7,6 +7,8 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use serde::{Deserialize, Serialize};
 
+use super::capacity::{Capacities, Lack};
+
 /// PostgreSQL's system identifier: the same in every copy of one cluster (rule 10).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -199,8 +201,12 @@ pub struct StandbyStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Replay {
-    /// Somebody paused it (`pg_wal_replay_pause()`). A promotion ends that.
+    /// It is paused: by somebody (`pg_wal_replay_pause()`), which a promotion ends, or by PostgreSQL.
     pub paused: bool,
+    /// PostgreSQL paused it because this setting is lower than the WAL here needs. It goes on after a restart with a
+    /// higher one only, and a promotion would end the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub short_of: Option<Lack>,
     /// What it waits for.
     pub waits_for: Option<Obstacle>,
     /// For how long, ms.
@@ -276,6 +282,9 @@ pub struct Local {
     /// to: each further start would end so, only a rejoin helps. What it said, from its log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfit: Option<String>,
+    /// What the running server was started with of the settings that standbys need as high as their primary's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacities: Option<Capacities>,
     /// What Manatee owns of PostgreSQL's settings and is not in force, though it was confirmed: somebody changed it
     /// by ALTER SYSTEM or in a file. Each names a setting and what it is. While who acknowledges or who is followed is
     /// among them, `config` is None.

@@ -6,6 +6,7 @@
 //! of design §2, cited by number where they are.
 
 pub mod action;
+pub mod capacity;
 pub mod decide;
 pub mod local;
 pub mod preempt;

@@ -14,6 +14,7 @@ use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
 use super::replace;
 use super::situation::{Promotion, Situation, act, wait};
+use super::standby::restart_with_more;
 use super::{hand_over, lone, membership, returning, suspicion};
 use crate::reason::{Reason, SyncPlan};
 
@@ -101,6 +102,10 @@ fn hung(situation: Situation<'_>, for_ms: u64) -> Decision {
 /// The takeover is written, also if that was before a crash: leave recovery.
 fn promote(situation: Situation<'_>, standby: &StandbyStatus) -> Decision {
     let view = situation.view;
+    // It would end the server, or wait for ever if it was begun before replay came to that.
+    if let Some(decision) = restart_with_more(standby) {
+        return decision;
+    }
     if let Some(decision) = returning::before_promotion(situation, standby) {
         return decision;
     }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::capacity::{Capacities, Override};
+use super::local::{Local, Server};
+
 /// What of a takeover's needs was tried and failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -27,11 +30,15 @@ pub enum Need {
     /// ZooKeeper takes the state, its history entry and a new election node from this peer.
     #[serde(rename = "zookeeper")]
     ZooKeeper,
+    /// A standby replays what it receives.
+    Replay,
+    /// A standby is configured with what its primary has of the settings that size shared memory.
+    Capacities,
 }
 
 impl Need {
     /// Every one, for metrics.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Configuration,
         Self::Parameters,
         Self::AccessRules,
@@ -41,6 +48,8 @@ impl Need {
         Self::Grants,
         Self::Upstream,
         Self::ZooKeeper,
+        Self::Replay,
+        Self::Capacities,
     ];
 
     /// Its name in metrics and in `/status`.
@@ -55,6 +64,8 @@ impl Need {
             Self::Grants => "grants",
             Self::Upstream => "upstream",
             Self::ZooKeeper => "zookeeper",
+            Self::Replay => "replay",
+            Self::Capacities => "capacities",
         }
     }
 
@@ -77,8 +88,30 @@ impl fmt::Display for Need {
             Self::Grants => "the rights of Manatee's roles",
             Self::Upstream => "the connection to its upstream",
             Self::ZooKeeper => "its rights in ZooKeeper",
+            Self::Replay => "the replay of WAL",
+            Self::Capacities => "its settings, which must not be lower than its primary's",
         })
     }
+}
+
+/// What is not met by what is seen of a standby: `overridden` is what it was started with otherwise than configured,
+/// `primary` what its primary runs with.
+pub fn of_standby(local: &Local, overridden: &[Override], primary: Option<&Capacities>) -> Vec<Unready> {
+    let Server::Standby(standby) = &local.server else { return Vec::new() };
+    let mut found = Vec::new();
+    if standby.replay.paused {
+        let by_hand = || "pg_wal_replay_pause() was called".to_owned();
+        let detail = standby.replay.short_of.map_or_else(by_hand, |short| short.to_string());
+        found.push(Unready { need: Need::Replay, detail });
+    }
+    let raised = overridden.iter().filter(|one| one.is_raised()).map(ToString::to_string);
+    let pairs = local.capacities.iter().zip(primary);
+    let short = pairs.flat_map(|(ours, theirs)| ours.shortfalls(theirs)).map(|short| short.to_string());
+    let told: Vec<String> = raised.chain(short).collect();
+    if !told.is_empty() {
+        found.push(Unready { need: Need::Capacities, detail: told.join("; ") });
+    }
+    found
 }
 
 /// A need that is not met.

@@ -67,6 +67,9 @@ pub(super) fn decide(situation: Situation<'_>, role: Role) -> Decision {
 }
 
 fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Decision {
+    if let Some(decision) = restart_with_more(standby) {
+        return decision;
+    }
     let mut blocked = None;
     if role == Role::Sync {
         match takeover::consider(situation, standby) {
@@ -92,6 +95,13 @@ fn running(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Dec
     } else {
         wait(Reason::NotStreaming { role, upstream })
     }
+}
+
+/// A standby whose settings are lower than its WAL needs shows nothing new and cannot be promoted: its next start gives it
+/// what it needs. Before a takeover, so that one which is due comes a restart later.
+pub(super) fn restart_with_more(standby: &StandbyStatus) -> Option<Decision> {
+    let short = standby.replay.short_of?;
+    Some(act(ServerAction::Stop(StopMode::Fast), Reason::ReplayNeedsRestart(short)))
 }
 
 /// Whether clients may read here.

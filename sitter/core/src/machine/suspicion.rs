@@ -9,7 +9,7 @@ use manatee_shared::zk::Session;
 use super::local::{Server, StandbyStatus};
 use super::replace;
 use super::situation::Situation;
-use super::view::View;
+use super::view::{PeerHealth, View};
 use crate::reason::TakeoverCause;
 
 /// How long (ms) the election node of a peer that otherwise looks healthy may be missing before
@@ -118,9 +118,16 @@ pub fn answers(view: &View, peer: PeerId) -> bool {
         && health.is_some_and(|health| health.silent_ms.is_some() && health.postgres_down_ms.is_none())
 }
 
-/// Whether what a takeover needs of `peer` works, as far as its sitter says.
+/// Whether what a takeover needs of `peer` works, as far as its sitter says, and it can follow what this one has of the
+/// settings that a standby needs as high.
 pub fn is_ready(view: &View, peer: PeerId) -> bool {
-    view.health.get(&peer).is_some_and(|health| health.silent_ms.is_some() && health.unready_ms.is_none())
+    let short = |health: &PeerHealth| {
+        let both = health.capacities.zip(view.local.capacities);
+        both.is_some_and(|(theirs, ours)| theirs.shortfalls(&ours).next().is_some())
+    };
+    view.health
+        .get(&peer)
+        .is_some_and(|health| health.silent_ms.is_some() && health.unready_ms.is_none() && !short(health))
 }
 
 /// Whether `peer` is alive and its PostgreSQL answers.

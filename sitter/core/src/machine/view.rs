@@ -8,6 +8,7 @@ use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{self, Version};
 
 use super::action::{Action, ActionKind};
+use super::capacity::Capacities;
 use super::local::{Data, EndOfWal, Local, ServerConfig};
 
 /// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
@@ -44,6 +45,8 @@ pub struct PeerHealth {
     pub wal: Option<EndOfWal>,
     /// The highest generation that it ever saw with the data it has ([`Observed::newest_generation`] there).
     pub newest_generation: Option<u64>,
+    /// What its PostgreSQL was started with of the settings that a standby needs as high as its primary's.
+    pub capacities: Option<Capacities>,
 }
 
 /// Settings that decisions depend on.

@@ -121,6 +121,7 @@ impl Sitter {
                     server: postgres.observe(now),
                     config: None,
                     unfit: None,
+                    capacities: None,
                     loosened: Vec::new(),
                     outdated: false,
                     last_position: None,
@@ -187,6 +188,7 @@ impl Sitter {
             older: returning::is_older(view),
             wal: view.local.end_of_wal(),
             newest_generation: view.observed.newest_generation,
+            capacities: view.local.capacities,
         };
         self.answer = Some(answer);
     }

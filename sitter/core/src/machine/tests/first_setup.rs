@@ -10,6 +10,7 @@ fn nothing(me: u8) -> View {
         server: Server::Down { crashed: false, standby: false },
         config: None,
         unfit: None,
+        capacities: None,
         loosened: Vec::new(),
         outdated: false,
         last_position: None,

@@ -2,6 +2,7 @@
 //! The simulation finds what nobody thought of; this says what was thought of.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+mod capacity;
 mod disk;
 mod endings;
 mod first_setup;
@@ -156,6 +157,7 @@ fn view(me: u8) -> View {
             server,
             config: Some(config),
             unfit: None,
+            capacities: None,
             loosened: Vec::new(),
             outdated: false,
             last_position: None,
