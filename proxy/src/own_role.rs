@@ -131,6 +131,17 @@ pub(crate) fn is_login_refusal(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("28") || *code == SqlState::INSUFFICIENT_PRIVILEGE)
 }
 
+/// Whether the database is the reason that a login was refused: it lets nobody in, is gone, or not this role.
+pub(crate) fn is_closed(error: &tokio_postgres::Error) -> bool {
+    let closed = [
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        SqlState::INVALID_CATALOG_NAME,
+        SqlState::UNDEFINED_DATABASE,
+        SqlState::INSUFFICIENT_PRIVILEGE,
+    ];
+    error.code().is_some_and(|code| closed.contains(code))
+}
+
 /// Whether another password may do.
 pub(crate) fn is_wrong_password(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::INVALID_PASSWORD)

@@ -52,7 +52,7 @@ impl Shard {
     pub async fn has_database(&self, name: &str) -> Option<bool> {
         let primary = self.topology.snapshot().primary()?;
         let ask = async {
-            let (client, _driver) = self.own.connect(primary).await.ok()?;
+            let client = self.own.connect(primary).await.ok()?.client;
             let question = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1::text::name)";
             client.query_one(question, &[&name]).await.ok()?.try_get(0).ok()
         };

@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 #[path = "login/cancels.rs"]
 mod cancels;
+#[path = "login/closed.rs"]
+mod closed;
 #[path = "login/console.rs"]
 mod console;
 #[path = "login/encryption.rs"]
@@ -263,6 +265,11 @@ async fn logins() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn replication_connections() {
     replication::replication(&Bench::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_database_postgres_that_lets_nobody_in() {
+    closed::closed(&Bench::start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

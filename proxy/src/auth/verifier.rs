@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::secret::Md5Hash;
 use crate::error::{ProxyError, Result};
-use crate::topology::monitor::{Settings, describe};
+use crate::topology::monitor::{OwnConnection, Settings, describe};
 use crate::topology::{Node, Topology};
 use crate::wire::scram::Verifier;
 
@@ -278,9 +278,12 @@ impl Connections {
                 return Some((node.id, client.clone()));
             }
             match tokio::time::timeout(ANSWER_LIMIT, self.settings.connect(node)).await {
-                Ok(Ok((client, _driver))) => {
+                Ok(Ok(OwnConnection { client, in_template, .. })) => {
                     let client = Arc::new(client);
-                    self.open.insert(node.id, client.clone());
+                    // A session in a template would keep databases from being made of it: this one ends with its answer.
+                    if !in_template {
+                        self.open.insert(node.id, client.clone());
+                    }
                     return Some((node.id, client));
                 }
                 Ok(Err(error)) => {

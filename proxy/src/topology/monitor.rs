@@ -22,7 +22,7 @@ use super::knowledge::{Answer, Knowledge, Outcome};
 use super::snapshot::Node;
 use super::{Publisher, Snapshot};
 use crate::metrics;
-use crate::own_role::{Attempt, OwnRole, is_login_refusal, is_wrong_password};
+use crate::own_role::{Attempt, OwnRole, is_closed, is_login_refusal, is_wrong_password};
 use crate::tls::servers::Servers;
 
 /// Between two questions to a named primary that is not confirmed yet.
@@ -41,8 +41,13 @@ const QUICK_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
 /// Longest wait for one connection.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_millis(1000);
-/// Database that is connected to for asking a node.
-const OWN_DATABASE: &str = "postgres";
+/// Databases that are connected to for asking a node: the second where the first lets nobody in. Every cluster has both, and
+/// the sitters see to it that roles can be looked up in the one that is used.
+const OWN_DATABASES: [&str; 2] = ["postgres", "template1"];
+/// Another database that may be connected to for long: a session in a template keeps databases from being made of it.
+const NO_TEMPLATE: &str = "SELECT datname::pg_catalog.text FROM pg_catalog.pg_database \
+     WHERE datallowconn AND NOT datistemplate AND pg_catalog.has_database_privilege(oid, 'CONNECT') \
+       AND datname <> 'postgres' ORDER BY oid LIMIT 1";
 /// Between two attempts at a node that refuses the proxy's own role: each is a line in its log.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 /// Results that may wait for the owner of the knowledge.
@@ -53,7 +58,7 @@ const MAX_RESULTS: usize = 256;
 pub struct Settings {
     /// Which shard.
     pub shard: ShardName,
-    /// The proxy's own role, with the right to log in to database `postgres`.
+    /// The proxy's own role, with the right to log in to [`OWN_DATABASES`].
     pub own: Arc<OwnRole>,
     /// Normal pace.
     pub poll_interval: Duration,
@@ -80,17 +85,47 @@ pub enum ConnectError {
     Server(#[from] tokio_postgres::Error),
 }
 
+/// A connection to one of [`OWN_DATABASES`].
+pub struct OwnConnection {
+    /// The connection.
+    pub client: tokio_postgres::Client,
+    /// The task that drives it, which ends when the connection does.
+    pub driver: JoinHandle<()>,
+    /// It is to a template: not to be kept.
+    pub in_template: bool,
+}
+
 impl Settings {
-    /// A connection to database `postgres` of `node`, and the task that drives it, which ends
-    /// when the connection does.
+    /// A connection to a database of `node` in which roles can be looked up.
     ///
     /// # Errors
     /// [`ConnectError`]; bounded by [`CONNECT_LIMIT`] for the connection itself.
-    pub async fn connect(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
-        self.connect_to(node, OWN_DATABASE).await
+    pub async fn connect(&self, node: Node) -> Result<OwnConnection, ConnectError> {
+        let mut refused = ConnectError::NoPassword;
+        for (place, database) in OWN_DATABASES.into_iter().enumerate() {
+            match self.connect_to(node, database).await {
+                Err(ConnectError::Server(error)) if is_closed(&error) => refused = error.into(),
+                outcome => {
+                    return outcome.map(|(client, driver)| OwnConnection { client, driver, in_template: place > 0 });
+                }
+            }
+        }
+        Err(refused)
     }
 
-    /// As [`Settings::connect`], to another database.
+    /// As [`Settings::connect`], to be kept: to any database.
+    async fn connect_for_long(&self, node: Node) -> Result<(tokio_postgres::Client, JoinHandle<()>), ConnectError> {
+        let OwnConnection { client, driver, in_template } = self.connect(node).await?;
+        if !in_template {
+            return Ok((client, driver));
+        }
+        let Some(row) = client.query_opt(NO_TEMPLATE, &[]).await? else { return Ok((client, driver)) };
+        let another: String = row.try_get(0)?;
+        // Better in the template than nowhere.
+        Ok(self.connect_to(node, &another).await.unwrap_or((client, driver)))
+    }
+
+    /// A connection to this database, and the task that drives it, which ends when the connection does.
     ///
     /// # Errors
     /// As [`Settings::connect`].
@@ -109,7 +144,8 @@ impl Settings {
                 Err(ConnectError::Server(error)) if is_wrong_password(&error) && attempts.peek().is_some() => {}
                 Err(ConnectError::Server(error)) => {
                     // Another database may keep it out without anything being wrong with its login.
-                    if is_login_refusal(&error) && database == OWN_DATABASE {
+                    let own = OWN_DATABASES.contains(&database) && !(database == OWN_DATABASES[0] && is_closed(&error));
+                    if is_login_refusal(&error) && own {
                         self.own.note_refused(&self.shard, node.id, &error);
                     }
                     return Err(error.into());
@@ -408,7 +444,7 @@ async fn poll(node: Node, settings: &Settings, slot: &mut Option<Connection>) ->
         Some(open) => open,
         None => {
             let connect = async {
-                let (client, driver) = settings.connect(node).await?;
+                let (client, driver) = settings.connect_for_long(node).await?;
                 let question = client.prepare(QUESTION).await?;
                 Ok::<_, ConnectError>(Connection { client, question, position: Lsn::ZERO, driver })
             };

@@ -114,9 +114,10 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
 
 /// Whether the roles may do what they must in each database that sessions of theirs may be opened in.
 async fn are_allowed(inner: &Inner) -> Result<bool, Error> {
+    let mut for_proxies = true;
     for database in session::DATABASES {
         match session::local_in(inner, database).await {
-            Ok(session) if roles::are_allowed(&session).await? => {}
+            Ok(session) if roles::are_allowed(&session, for_proxies).await? => for_proxies = false,
             Ok(_) => return Ok(false),
             Err(error) if session::is_closed(&error) => {}
             Err(error) => return Err(error),
@@ -127,12 +128,12 @@ async fn are_allowed(inner: &Inner) -> Result<bool, Error> {
 
 /// In sessions of their own, which are quiet about what they are told.
 async fn put_right(inner: &Inner, locked_out: &[OwnRole]) -> Result<(), Error> {
-    let mut locked_out = locked_out;
+    let (mut locked_out, mut for_proxies) = (locked_out, true);
     for database in session::DATABASES {
         match session::local_in(inner, database).await {
             Ok(session) => {
-                roles::put_right(&session, &inner.settings, locked_out).await?;
-                locked_out = &[];
+                roles::put_right(&session, &inner.settings, locked_out, for_proxies).await?;
+                (locked_out, for_proxies) = (&[], false);
             }
             Err(error) if session::is_closed(&error) => {}
             Err(error) => return Err(error),

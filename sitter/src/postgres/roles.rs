@@ -86,7 +86,8 @@ pub(super) fn grants() -> Vec<String> {
     execute.into_iter().chain(reads).collect()
 }
 
-/// What proxies look verifiers up with, in the database that they connect to. May be repeated.
+/// What proxies look verifiers up with, in the database that they connect to: the first of [`DATABASES`] that lets them
+/// in. May be repeated.
 fn for_proxies() -> [String; 6] {
     [
         "CREATE SCHEMA IF NOT EXISTS manatee".to_owned(),
@@ -124,7 +125,7 @@ fn allowed() -> String {
            AND pg_has_role('{PROXY_ROLE}', 'pg_read_all_stats', 'USAGE') \
            AND (SELECT bool_and(has_database_privilege(role, oid, 'CONNECT')) FROM pg_database, \
                 unnest(ARRAY['{REPLICATION_ROLE}', '{PROXY_ROLE}']) role WHERE datname = ANY ('{{{databases}}}')) \
-           AND (current_database() <> 'postgres' OR ( \
+           AND (NOT $1 OR ( \
                 coalesce(has_schema_privilege('{PROXY_ROLE}', to_regnamespace('manatee'), 'USAGE'), false) \
                 AND coalesce(has_function_privilege('{PROXY_ROLE}', to_regprocedure('manatee.role_verifier(text)'), \
                     'EXECUTE'), false))) \
@@ -133,9 +134,9 @@ fn allowed() -> String {
     )
 }
 
-/// Whether the roles are there and may do what they must in the database of `session`.
-pub(super) async fn are_allowed(session: &Client) -> Result<bool, Error> {
-    let row = session.query_one(&allowed(), &[]).await.map_err(Error::query("look at Manatee's roles"))?;
+/// Whether the roles are there and may do what they must in the database of `session`, which proxies connect to or not.
+pub(super) async fn are_allowed(session: &Client, for_proxies: bool) -> Result<bool, Error> {
+    let row = session.query_one(&allowed(), &[&for_proxies]).await.map_err(Error::query("look at Manatee's roles"))?;
     Ok(row.try_get::<_, Option<bool>>(0).map_err(Error::query("look at Manatee's roles"))?.unwrap_or(false))
 }
 
@@ -149,7 +150,12 @@ pub(super) async fn is_one_missing(session: &Client) -> Result<bool, Error> {
 
 /// Makes the roles of a primary as they should be, and what they may do in the database of `session`: those that cannot
 /// log in (`locked_out`) get the password of the sitter's configuration.
-pub(super) async fn put_right(session: &Client, settings: &Settings, locked_out: &[OwnRole]) -> Result<(), Error> {
+pub(super) async fn put_right(
+    session: &Client,
+    settings: &Settings,
+    locked_out: &[OwnRole],
+    for_proxies: bool,
+) -> Result<(), Error> {
     let failed = |error| Error::query("put Manatee's roles right")(error);
     // Verifiers are not for logs, whatever these log.
     let quiet = "SET log_min_error_statement = panic; SET log_min_duration_statement = -1; SET log_statement = none";
@@ -180,11 +186,8 @@ pub(super) async fn put_right(session: &Client, settings: &Settings, locked_out:
     for statement in grants() {
         session.batch_execute(&statement).await.map_err(failed)?;
     }
-    let row = session.query_one("SELECT current_database() = 'postgres'", &[]).await.map_err(failed)?;
-    if row.try_get(0).map_err(failed)? {
-        for statement in for_proxies() {
-            session.batch_execute(&statement).await.map_err(failed)?;
-        }
+    for statement in self::for_proxies().iter().filter(|_| for_proxies) {
+        session.batch_execute(statement).await.map_err(failed)?;
     }
     Ok(())
 }

@@ -179,6 +179,17 @@ async fn remote_in(inner: &Inner, peer: PeerId, database: &str) -> Result<Client
 
 /// A session as the proxies open theirs: over the network, with the password of the sitter's configuration.
 pub(super) async fn as_proxy(inner: &Inner) -> Result<Client, Error> {
+    let mut refused = None;
+    for database in DATABASES {
+        match as_proxy_in(inner, database).await {
+            Err(error) if is_closed(&error) => refused = Some(error),
+            other => return other,
+        }
+    }
+    Err(refused.unwrap_or(Error::NotAnswering))
+}
+
+async fn as_proxy_in(inner: &Inner, database: &str) -> Result<Client, Error> {
     let address = SocketAddr::new(inner.me.ip, inner.me.pg_port);
     let mut config = Config::new();
     config
@@ -186,7 +197,7 @@ pub(super) async fn as_proxy(inner: &Inner) -> Result<Client, Error> {
         .port(address.port())
         .user(PROXY_ROLE)
         .password(inner.settings.proxy_password.expose())
-        .dbname(DATABASES[0])
+        .dbname(database)
         .application_name(APPLICATION_NAME)
         .ssl_mode(SslMode::Disable)
         .options(options(&inner.version, false, &[("statement_timeout", "2000")]));

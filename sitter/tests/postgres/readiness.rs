@@ -153,6 +153,35 @@ async fn the_primary_puts_manatees_roles_right() {
     unready(&primary.postgres, "all is well again", <[Unready]>::is_empty).await;
 }
 
+/// The proxies come in by the database that is left, and find there what they look roles up with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_primary_lets_proxies_look_roles_up_where_the_database_postgres_is_closed() {
+    let (primary, [standby]) = shard().await;
+    let waits = config(Recovery::Primary, Synchronous::Peer(standby.id), &[standby.id]);
+    primary.postgres.configure(&waits).await.unwrap();
+    primary.sql("CREATE DATABASE app").await;
+    let connect = async |user: &str, password: &str, database: &str| {
+        let mut config = tokio_postgres::Config::new();
+        config.host(primary.id.ip.to_string()).port(primary.id.pg_port);
+        config.user(user).password(password).dbname(database);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok::<_, tokio_postgres::Error>(client)
+    };
+    let app = connect("postgres", crate::peer::SUPERUSER_PASSWORD, "app").await.unwrap();
+    app.batch_execute("ALTER DATABASE postgres ALLOW_CONNECTIONS false").await.unwrap();
+    let deadline = std::time::Instant::now() + TOLD;
+    loop {
+        let proxy = connect("manatee_proxy", "proxypass", "template1").await.unwrap();
+        if proxy.query("SELECT * FROM manatee.role_verifier('postgres')", &[]).await.is_ok() {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "roles cannot be looked up");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    unready(&primary.postgres, "ready", <[Unready]>::is_empty).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_would_fail_a_takeover_is_told_before() {
     let (primary, [standby]) = shard().await;
