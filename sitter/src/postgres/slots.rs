@@ -56,13 +56,16 @@ pub(super) async fn keep(session: &Client, peers: &BTreeSet<PeerId>) -> Result<(
 pub(super) fn watch(inner: Arc<Inner>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut before = BTreeSet::new();
-        let mut was_short = false;
+        let (mut was_short, mut strangers) = (false, BTreeSet::new());
         loop {
             tokio::time::sleep(PERIOD).await;
-            (before, was_short) = match inner.session() {
-                Ok(session) => (release(&inner, &session, &before).await, make_room(&inner, &session, was_short).await),
-                Err(_) => (BTreeSet::new(), false),
+            let Ok(session) = inner.session() else {
+                (before, was_short, strangers) = (BTreeSet::new(), false, BTreeSet::new());
+                continue;
             };
+            before = release(&inner, &session, &before).await;
+            was_short = make_room(&inner, &session, was_short).await;
+            strangers = end_namesakes(&session, &strangers).await;
         }
     })
 }
@@ -89,6 +92,52 @@ async fn release(inner: &Inner, session: &Client, before: &BTreeSet<String>) -> 
         }
     }
     unused
+}
+
+/// A WAL sender that streams under a peer's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named {
+    pid: i32,
+    peer: PeerId,
+    /// It uses that peer's slot, as only the peer does: whoever else wants it is refused.
+    holds_slot: bool,
+}
+
+/// Who streams under a peer's name and is not that peer: certainly where the peer streams as well, and else if it was
+/// so at the look `before`, because names and slots are not read at one instant. And those to be looked at again.
+fn namesakes(senders: &[Named], before: &BTreeSet<i32>) -> (Vec<i32>, BTreeSet<i32>) {
+    let is_there = |peer: PeerId| senders.iter().any(|sender| sender.peer == peer && sender.holds_slot);
+    let strangers = || senders.iter().filter(|sender| !sender.holds_slot);
+    let certain = strangers().filter(|sender| is_there(sender.peer) || before.contains(&sender.pid));
+    (certain.map(|sender| sender.pid).collect(), strangers().map(|sender| sender.pid).collect())
+}
+
+/// Ends the WAL senders of others under a peer's name. PostgreSQL counts WAL senders, not names: what another program
+/// confirms under the sync's name (a clone of its host, `pg_receivewal` with a copied connection string) would pass for the
+/// sync's confirmation, and two of one name for two peers.
+async fn end_namesakes(session: &Client, before: &BTreeSet<i32>) -> BTreeSet<i32> {
+    let sql = "SELECT r.pid, r.application_name, s.slot_name::text FROM pg_stat_replication r \
+               LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE r.state IN ('catchup', 'streaming')";
+    // Of no consequence if it fails: the next look is near.
+    let Ok(rows) = session.query(sql, &[]).await else { return BTreeSet::new() };
+    let named = |row: &tokio_postgres::Row| -> Option<Named> {
+        let peer: PeerId = row.try_get::<_, &str>(1).ok()?.parse().ok()?;
+        let slot: Option<&str> = row.try_get(2).ok()?;
+        Some(Named { pid: row.try_get(0).ok()?, peer, holds_slot: slot == Some(slot_name(peer).as_str()) })
+    };
+    let senders: Vec<Named> = rows.iter().filter_map(named).collect();
+    let (certain, strangers) = namesakes(&senders, before);
+    for pid in certain {
+        let done = session.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.is_ok();
+        let peer = senders.iter().find(|sender| sender.pid == pid).map(|sender| sender.peer.to_string());
+        tracing::error!(
+            pid,
+            peer,
+            done,
+            "ended a WAL sender that had a peer's name and is not that peer's: what it confirmed may have passed for the peer's"
+        );
+    }
+    strangers
 }
 
 /// Whether the WAL senders of this name are the shard's own: followers under their name or as guests, and the sitters'
@@ -149,6 +198,16 @@ async fn make_room(inner: &Inner, session: &Client, was_short: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_has_a_peers_name_without_its_slot_is_ended() {
+        let peer = |number: u8| format!("10.0.0.{number}:5432:12345").parse().unwrap();
+        let sender = |pid, number, holds_slot| Named { pid, peer: peer(number), holds_slot };
+        let senders = [sender(1, 2, true), sender(2, 2, false), sender(3, 3, false), sender(4, 4, true)];
+        assert_eq!(namesakes(&senders, &BTreeSet::new()), (vec![2], [2, 3].into()));
+        assert_eq!(namesakes(&senders[2..], &[3].into()), (vec![3], [3].into()));
+        assert_eq!(namesakes(&senders[3..], &[4].into()), (vec![], BTreeSet::new()));
+    }
 
     #[test]
     fn the_newest_stranger_makes_room_for_a_sync_that_is_not_served() {

@@ -51,3 +51,32 @@ async fn the_sync_finds_a_place_although_others_have_taken_all() {
         receiver.wait().unwrap();
     }
 }
+
+/// PostgreSQL counts WAL senders, not names (P-6).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_else_streams_under_a_peers_name_for_long() {
+    let (primary, [sync]) = super::shard().await;
+    let waits = config(Recovery::Primary, Synchronous::Peer(sync.id), &[sync.id]);
+    primary.postgres.configure(&waits).await.unwrap();
+    let client = primary.client().await.unwrap();
+    for sync_is_there in [true, false] {
+        if !sync_is_there {
+            sync.postgres.stop(StopMode::Fast).await.unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut namesake = std::process::Command::new(primary.settings.bin_dir.join("pg_receivewal"))
+            .args(["--no-password", "--no-loop", "--username=manatee_replication", "--directory"])
+            .arg(folder.path())
+            .arg(format!("--host={}", primary.id.ip))
+            .arg(format!("--port={}", primary.id.pg_port))
+            .env("PGPASSWORD", "repl:pass\\word")
+            .env("PGAPPNAME", sync.id.to_string())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        super::until_some("the end of the namesake", async || namesake.try_wait().unwrap()).await;
+        let names = "SELECT count(*) FROM pg_stat_replication WHERE application_name = $1";
+        let count: i64 = client.query_one(names, &[&sync.id.to_string()]).await.unwrap().get(0);
+        assert_eq!(count, i64::from(sync_is_there), "the sync itself streams on");
+    }
+}
