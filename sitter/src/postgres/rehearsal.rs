@@ -5,7 +5,7 @@
 //! The primary puts right what is the shard's (roles, passwords, rights), from its sitter's configuration; anything else is
 //! told: in `/status`, by `manatee-adm explain` and by a metric, and it counts when a sync is chosen.
 //!
-//! Cost: two questions every [`PERIOD`], and five logins every other time: some 20 ms of work in ten seconds.
+//! Cost: two questions every [`PERIOD`], and four logins every [`LOGINS_EVERY`] times: some 20 ms of work in fifteen seconds.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ use crate::machine::readiness::{Need, Unready};
 
 /// Between two rehearsals.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Logins are tried once in so many rehearsals: each is a process of PostgreSQL's.
+const LOGINS_EVERY: u32 = 3;
 /// After one that failed: a server that is busy may be too slow once, so that only the second failure in a row counts.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How much of the log is searched for what the WAL receiver says.
@@ -35,18 +37,22 @@ const LOG_BYTES: u64 = 16 << 10;
 pub(super) fn watch(inner: Arc<Inner>, condition: watch::Sender<Condition>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut before: Vec<Unready> = Vec::new();
-        let mut logins = true;
-        loop {
-            let found = rehearse(&inner, logins || !before.is_empty()).await.unwrap_or_default();
+        for turn in (0..LOGINS_EVERY).cycle() {
+            let logins = turn == 0 || is_in_doubt(&before);
+            let found = rehearse(&inner, logins).await.unwrap_or_default();
             let needs: BTreeSet<Need> = before.iter().map(|unready| unready.need).collect();
             let twice: Vec<Unready> = found.iter().filter(|unready| needs.contains(&unready.need)).cloned().collect();
             publish(&condition, twice);
-            logins = !logins;
-            let pause = if found.is_empty() { PERIOD } else { AGAIN };
+            let pause = if is_in_doubt(&found) { AGAIN } else { PERIOD };
             before = found;
             tokio::time::sleep(pause).await;
         }
     })
+}
+
+/// Whether another look may tell more soon. What is left out is so until the sitter's file is corrected.
+fn is_in_doubt(found: &[Unready]) -> bool {
+    found.iter().any(|unready| unready.need != Need::Parameters)
 }
 
 fn publish(condition: &watch::Sender<Condition>, unready: Vec<Unready>) {
@@ -84,8 +90,7 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
     if !logins {
         return Some(found);
     }
-    let mut failed = try_logins(inner).await;
-    let mut allowed = are_allowed(inner).await.ok()?;
+    let (mut failed, mut allowed) = try_logins(inner).await;
     let is_primary = record.config.recovery == Recovery::Primary && matches!(server, Server::Primary(_));
     // Elsewhere only where clients may write, too: but without the roles the gate would never open.
     if is_primary && (record.config.gate == Gate::Open || roles::is_one_missing(&session).await.unwrap_or(false)) {
@@ -95,8 +100,7 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
             if let Err(error) = put_right(inner, &locked_out).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "Manatee's roles could not be put right");
             }
-            failed = try_logins(inner).await;
-            allowed = are_allowed(inner).await.ok()?;
+            (failed, allowed) = try_logins(inner).await;
         }
     }
     found.extend(failed.into_iter().map(|(need, error)| Unready { need, detail: error.to_string() }));
@@ -112,18 +116,23 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
     Some(found)
 }
 
-/// Whether the roles may do what they must in each database that sessions of theirs may be opened in.
-async fn are_allowed(inner: &Inner) -> Result<bool, Error> {
-    let mut for_proxies = true;
+/// Opens sessions of the sitter's own, and asks in each whether the roles may do what they must in its database. What the
+/// sitter's failed with, if none could be opened; and whether they may, as far as could be asked.
+async fn try_own_sessions(inner: &Inner) -> (Option<Error>, bool) {
+    let (mut refused, mut opened, mut for_proxies) = (None, false, true);
     for database in session::DATABASES {
         match session::local_in(inner, database).await {
-            Ok(session) if roles::are_allowed(&session, for_proxies).await? => for_proxies = false,
-            Ok(_) => return Ok(false),
-            Err(error) if session::is_closed(&error) => {}
-            Err(error) => return Err(error),
+            Ok(session) => match roles::are_allowed(&session, for_proxies).await {
+                Ok(true) => (opened, for_proxies) = (true, false),
+                Ok(false) => return (None, false),
+                // A question that fails says nothing of the roles.
+                Err(_) => opened = true,
+            },
+            Err(error) if session::is_closed(&error) => refused = Some(error),
+            Err(error) => return (Some(error), true),
         }
     }
-    Ok(true)
+    (refused.filter(|_| !opened), true)
 }
 
 /// In sessions of their own, which are quiet about what they are told.
@@ -159,13 +168,15 @@ fn is_lockout(error: &Error) -> bool {
         || (error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) && error.to_string().contains("for role"))
 }
 
-async fn try_logins(inner: &Inner) -> Vec<(Need, Error)> {
-    let local = session::local(inner).await.map(drop);
+/// What failed, and whether the roles may do what they must.
+async fn try_logins(inner: &Inner) -> (Vec<(Need, Error)>, bool) {
+    let (local, allowed) = try_own_sessions(inner).await;
+    let local = local.map_or(Ok(()), Err);
     let replication = session::remote(inner, inner.me).await.map(drop);
     let proxy = session::as_proxy(inner).await.map(drop);
     let tried =
         [(Need::LocalSession, local), (Need::ReplicationLogin, replication), (Need::ProxyLogin, proxy)].into_iter();
-    tried.filter_map(|(need, outcome)| Some((need, outcome.err()?))).collect()
+    (tried.filter_map(|(need, outcome)| Some((need, outcome.err()?))).collect(), allowed)
 }
 
 /// What PostgreSQL says of its files as they are now. What needs a restart is no error.
