@@ -301,6 +301,7 @@ mod tests {
             times: 2,
             ago_ms: 0,
             problem: "no answer".to_owned(),
+            kind: None,
         });
         assert_eq!(
             found(&cluster),

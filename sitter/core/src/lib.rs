@@ -8,6 +8,7 @@
 pub mod fence;
 pub mod heartbeat;
 pub mod machine;
+pub mod named;
 pub mod reason;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

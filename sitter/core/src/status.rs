@@ -6,7 +6,6 @@
 //! as [`Named::Other`], or as None where only programs look at it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use jiff::Timestamp;
 use manatee_shared::cluster::Role;
@@ -16,59 +15,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::machine::action::{ActionKind, Decision};
 use crate::machine::capacity::{Capacities, Override};
+use crate::machine::failure::FailureKind;
 use crate::machine::local::{Breach, Data, EndOfWal, Horizon, Local};
 use crate::machine::readiness::Unready;
 use crate::machine::view::{LastFailure, PeerHealth, Settings};
+pub use crate::named::Named;
+use crate::named::if_known;
 use crate::reason::{BlockerCode, ReasonCode};
-
-/// A value of an enumeration, or the name of one that only another version knows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Named<T> {
-    /// One that is known here.
-    Known(T),
-    /// Another version's.
-    Other(String),
-}
-
-impl<T> Named<T> {
-    /// The value, if it is known here.
-    pub fn known(&self) -> Option<&T> {
-        match self {
-            Self::Known(value) => Some(value),
-            Self::Other(_) => None,
-        }
-    }
-}
-
-impl<T: PartialEq> PartialEq<T> for Named<T> {
-    fn eq(&self, other: &T) -> bool {
-        self.known() == Some(other)
-    }
-}
-
-impl<T> From<T> for Named<T> {
-    fn from(value: T) -> Self {
-        Self::Known(value)
-    }
-}
-
-impl<T: fmt::Display> fmt::Display for Named<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Known(value) => value.fmt(f),
-            Self::Other(name) => f.pad(name),
-        }
-    }
-}
-
-/// Reads a value that a later version may have added as None.
-pub(crate) fn if_known<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    Ok(match Option::<Named<T>>::deserialize(deserializer)? {
-        Some(Named::Known(value)) => Some(value),
-        Some(Named::Other(_)) | None => None,
-    })
-}
 
 /// `GET /status`: what a sitter sees and does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -252,12 +205,15 @@ pub struct FailureStatus {
     pub ago_ms: u64,
     /// What went wrong, for people.
     pub problem: String,
+    /// What kind of failure it is, for programs. None: none of these, or a sitter of 0.1.0.
+    #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<FailureKind>,
 }
 
 impl From<&LastFailure> for FailureStatus {
     fn from(failure: &LastFailure) -> Self {
-        let LastFailure { action, times, ago_ms, problem } = failure;
-        Self { action: (*action).into(), times: *times, ago_ms: *ago_ms, problem: problem.clone() }
+        let LastFailure { action, times, ago_ms, problem, kind } = failure;
+        Self { action: (*action).into(), times: *times, ago_ms: *ago_ms, problem: problem.clone(), kind: *kind }
     }
 }
 
@@ -486,8 +442,13 @@ mod tests {
 
     fn status() -> SitterStatus {
         let why = Reason::TakeoverBlocked { cause: TakeoverCause::NodeGone, blocker: Blocker::Frozen };
-        let failure =
-            LastFailure { action: ActionKind::WriteState, times: 2, ago_ms: 3, problem: "no answer".to_owned() };
+        let failure = LastFailure {
+            action: ActionKind::Start,
+            times: 2,
+            ago_ms: 3,
+            problem: "no".to_owned(),
+            kind: Some(FailureKind::DiskFull),
+        };
         let breach = Breach { settings: vec!["fsync is 'off'".to_owned()], lasted_ms: 80 };
         SitterStatus {
             id: peer(1),
@@ -544,7 +505,8 @@ mod tests {
             ("/local/server/down/crashed", json!(true)),
             ("/zk/session", json!("disconnected")),
             ("/zk/stateVersion", Value::Null),
-            ("/lastFailure/action", json!("write-state")),
+            ("/lastFailure/action", json!("start")),
+            ("/lastFailure/kind", json!("disk_full")),
             ("/lastFailure/agoMs", json!(3)),
             ("/settings/manualRejoin", json!(true)),
             ("/newestGeneration", json!(4)),

@@ -34,6 +34,7 @@ use crate::heartbeat::Heartbeats;
 use crate::machine::action::{Action, ActionKind, Decision, ShardAction};
 use crate::machine::capacity::{self, Capacities};
 use crate::machine::decide::decide;
+use crate::machine::failure::StepFailure;
 use crate::machine::local::Local;
 use crate::machine::preempt::preempts;
 use crate::machine::readiness::{self, Need, Unready};
@@ -291,7 +292,7 @@ impl Driver {
         let action = kind.name();
         let took_ms = millis(ended.took);
         self.last_end = Some((kind, now));
-        let problem = match &ended.result {
+        let failure = match &ended.result {
             Ok(outcome) => {
                 info!(action, took_ms, "done");
                 self.metrics.acted(action, "done");
@@ -308,10 +309,10 @@ impl Driver {
                     self.uncertain_write = true;
                 }
                 self.metrics.acted(action, "failed");
-                Some(problem.to_string())
+                Some(StepFailure { problem: problem.to_string(), kind: problem.kind() })
             }
         };
-        if let Some(problem) = &problem {
+        if let Some(StepFailure { problem, .. }) = &failure {
             // Retries of the same failure are only interesting to whoever looks closely.
             let known = self.status.borrow().report.last_failure.as_ref().is_some_and(|last| last.problem == *problem);
             if known {
@@ -320,7 +321,7 @@ impl Driver {
                 warn!(action, took_ms, problem, "failed");
             }
         }
-        self.tracker.finished(millis(now.saturating_duration_since(self.began)), &ended.action, problem);
+        self.tracker.finished(millis(now.saturating_duration_since(self.began)), &ended.action, failure);
     }
 
     /// Shows the outside what was seen and decided.
@@ -329,7 +330,7 @@ impl Driver {
         let generation = view.zk.state.valid().map(|(_, state)| state.generation);
         let suspects = suspicion::suspects(view);
         let mut condition = self.parts.condition.borrow().clone();
-        let refused = view.zk.refused.clone().map(|detail| Unready { need: Need::ZooKeeper, detail });
+        let refused = view.zk.refused.clone().map(|detail| Unready { need: Need::ZooKeeper, detail, kind: None });
         condition.unready.extend(refused);
         let primary = view.zk.state.valid().and_then(|(_, state)| view.health.get(&state.primary.id)?.capacities);
         condition.unready.extend(readiness::of_standby(&view.local, &condition.overridden, primary.as_ref()));

@@ -185,6 +185,7 @@ pub(crate) mod samples {
             not_streaming_ms: 0,
             cannot_follow: None,
             receiver_error: None,
+            receiver_failure: None,
             replay: Replay::default(),
             downstreams: vec![],
         })

@@ -16,6 +16,7 @@ use manatee_shared::zk::{Coordination, ZkError};
 pub use manatee_sitter_core::fence;
 
 use crate::machine::action::{Action, Rung};
+use crate::machine::failure::FailureKind;
 use crate::machine::local::SystemIdentifier;
 use crate::postgres::{self, Postgres};
 
@@ -40,6 +41,16 @@ pub enum Problem {
     /// PostgreSQL.
     #[error("{0}")]
     Postgres(#[from] postgres::Error),
+}
+
+impl Problem {
+    /// What kind of failure this is, where an operator can do something about it.
+    pub fn kind(&self) -> Option<FailureKind> {
+        match self {
+            Self::Fenced(_) | Self::Zk(_) => None,
+            Self::Postgres(error) => error.kind(),
+        }
+    }
 }
 
 /// Executes steps. Dropping the future abandons the step; each can be repeated.

@@ -95,6 +95,22 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The source's PostgreSQL cannot read its own files.
+    #[error("the source {source_peer} could not be copied: {problem}")]
+    NotCopyable {
+        /// Whom it was asked of.
+        source_peer: manatee_shared::ids::PeerId,
+        /// What it says of them.
+        problem: String,
+    },
+    /// Another peer's PostgreSQL did not let us in in time.
+    #[error("no connection to the PostgreSQL of {peer} within {} ms", timeout.as_millis())]
+    ConnectTimeout {
+        /// The peer.
+        peer: manatee_shared::ids::PeerId,
+        /// The bound.
+        timeout: Duration,
+    },
     /// The rest of an interrupted stream cannot be had here.
     #[error("the interrupted transfer cannot be resumed: {0}")]
     NotResumable(String),

@@ -3,6 +3,7 @@
 
 pub(crate) mod control;
 pub(crate) mod error;
+pub(crate) mod failure;
 pub(crate) mod files;
 mod layout;
 pub(crate) mod osuser;

@@ -42,6 +42,7 @@ use super::replay;
 use super::serverlog::{self, Watcher};
 use super::session;
 use super::{PROXY_ROLE, REPLICATION_ROLE};
+use crate::host::failure;
 use crate::machine::capacity::{Capacities, Lack};
 use crate::machine::local::{
     Data, Downstream, Gate, Local, Obstacle, PrimaryStatus, Recovery, Replay, Server, ServerConfig, StandbyStatus,
@@ -543,6 +544,7 @@ impl Observer {
             receiver_stopped,
             not_streaming_ms,
             cannot_follow,
+            receiver_failure: receiver_error.as_deref().and_then(failure::in_text),
             receiver_error,
             replay,
             downstreams: seen.downstreams,

@@ -21,6 +21,8 @@ use super::error::Error;
 use super::inner::{Inner, Record};
 use super::roles::OwnRole;
 use super::{files, roles, serverlog, session};
+use crate::host::failure;
+use crate::machine::failure::FailureKind;
 use crate::machine::local::{Gate, Recovery, Server};
 use crate::machine::readiness::{Need, Unready};
 
@@ -82,7 +84,7 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
     if !inner.left_out.is_empty() {
         let told: Vec<_> =
             inner.left_out.iter().map(|refused| format!("{}: {}", refused.key, refused.problem)).collect();
-        found.push(Unready { need: Need::Parameters, detail: told.join("; ") });
+        found.push(Unready { need: Need::Parameters, detail: told.join("; "), kind: Some(FailureKind::Setting) });
     }
     // Questions that fail for another reason are the observation's to notice.
     found.extend(files_in_error(&session).await.ok().flatten());
@@ -103,15 +105,19 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
             (failed, allowed) = try_logins(inner).await;
         }
     }
-    found.extend(failed.into_iter().map(|(need, error)| Unready { need, detail: error.to_string() }));
+    found.extend(failed.into_iter().map(|(need, error)| Unready {
+        need,
+        detail: error.to_string(),
+        kind: error.kind(),
+    }));
     if !allowed {
         let detail = "a role is gone, or lacks a right that the first setup gave it".to_owned();
-        found.push(Unready { need: Need::Grants, detail });
+        found.push(Unready { need: Need::Grants, detail, kind: None });
     }
     if let (Server::Standby(standby), Recovery::Follow(_)) = (&server, record.config.recovery)
         && !standby.streaming
     {
-        found.push(Unready { need: Need::Upstream, detail: upstream_problem(inner, &record).await });
+        found.push(upstream_problem(inner, &record).await);
     }
     Some(found)
 }
@@ -197,19 +203,24 @@ async fn unready(session: &Client, sql: &str, need: Need) -> Result<Option<Unrea
     let what = "look at PostgreSQL's configuration files";
     let row = session.query_one(sql, &[]).await.map_err(Error::query(what))?;
     let detail: Option<String> = row.try_get(0).map_err(Error::query(what))?;
-    Ok(detail.map(|detail| Unready { need, detail }))
+    Ok(detail.map(|detail| Unready { need, detail, kind: Some(FailureKind::Setting) }))
 }
 
 /// Why a standby does not stream: what comes of a session with its upstream, else what its WAL receiver says.
-async fn upstream_problem(inner: &Inner, record: &Record) -> String {
+async fn upstream_problem(inner: &Inner, record: &Record) -> Unready {
+    let need = Need::Upstream;
     if let Recovery::Follow(upstream) = record.config.recovery
         && let Err(error) = session::remote(inner, upstream).await
     {
-        return match std::error::Error::source(&error) {
+        let kind = error.kind();
+        let detail = match std::error::Error::source(&error) {
             Some(source) if error.code().is_none() => format!("{error}: {source}"),
             _ => error.to_string(),
         };
+        return Unready { need, detail, kind };
     }
-    serverlog::last_of_receiver(&files::tail(&inner.layout.log(), LOG_BYTES))
-        .unwrap_or_else(|| "its upstream answers; PostgreSQL's log does not say why it does not stream".to_owned())
+    let detail = serverlog::last_of_receiver(&files::tail(&inner.layout.log(), LOG_BYTES))
+        .unwrap_or_else(|| "its upstream answers; PostgreSQL's log does not say why it does not stream".to_owned());
+    let kind = failure::in_text(&detail);
+    Unready { need, detail, kind }
 }

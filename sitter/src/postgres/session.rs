@@ -171,7 +171,7 @@ async fn remote_in(inner: &Inner, peer: PeerId, database: &str) -> Result<Client
         // TLS, or its absence, is settled: nothing is left to negotiate.
         config.connect_raw(AsWalsender::new(stream), NoTls).await.map_err(Error::query(what))
     };
-    let timeout = Error::Timeout { what: format!("to {what}"), timeout: CONNECT_PEER };
+    let timeout = Error::ConnectTimeout { peer, timeout: CONNECT_PEER };
     let (client, connection) = tokio::time::timeout(CONNECT_PEER, connecting).await.map_err(|_| timeout)??;
     drive(connection);
     Ok(client)

@@ -86,7 +86,7 @@ pub(crate) async fn base_backup(
     run.map(drop).map_err(|error| match error {
         // What the server says of its files is about that host.
         Error::Program { output, .. } if output.contains("ERROR:  ") => {
-            Error::SourceNotFit { source_peer: source.peer, problem: format!("it could not be copied: {output}") }
+            Error::NotCopyable { source_peer: source.peer, problem: output }
         }
         other => other,
     })

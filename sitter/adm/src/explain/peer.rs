@@ -7,6 +7,7 @@ use super::lost::{said, server_told};
 use super::{Finding, Matter};
 use crate::cluster::Cluster;
 use crate::machine::action::ActionKind;
+use crate::machine::failure::FailureKind;
 use crate::machine::local::{Data, Gate, HorizonHolder, Obstacle, PrimaryStatus, Replay, Server, StandbyStatus};
 use crate::machine::readiness::{Need, Unready};
 use crate::machine::situation::has_beginning;
@@ -399,9 +400,9 @@ impl Subject<'_> {
             return finding.why(with_failure(status)).next("it returns as async once the freeze ends");
         }
         match &status.last_failure {
-            Some(failure) => {
-                finding.why(with_failure(status)).next(remedy(&failure.problem, self.peer).unwrap_or(rebuild))
-            }
+            Some(failure) => finding
+                .why(with_failure(status))
+                .next(failure.kind.and_then(|kind| remedy(kind, self.peer)).unwrap_or(rebuild)),
             None => finding.why(said(status)).next("wait: it returns as async by itself"),
         }
     }
@@ -409,10 +410,10 @@ impl Subject<'_> {
     fn down(&self, status: &SitterStatus, server: &Server) -> Finding {
         let told = server_told(server);
         let finding = self.finding(format_args!("has a PostgreSQL that is {told}")).why(with_failure(status));
-        let problem = status.last_failure.as_ref().map(|failure| failure.problem.as_str());
-        match problem.and_then(|problem| remedy(problem, self.peer)) {
+        let kind = status.last_failure.as_ref().and_then(|failure| failure.kind);
+        match kind.and_then(|kind| remedy(kind, self.peer)) {
             Some(next) => finding.next(next),
-            None if problem.is_some() => {
+            None if status.last_failure.is_some() => {
                 finding.next(format!("see {} on {}; its sitter tries again by itself", self.log(), self.peer.ip))
             }
             None => finding.next("wait: its sitter starts it"),
@@ -481,20 +482,15 @@ impl Subject<'_> {
     fn not_streaming(&self, status: &SitterStatus, upstream: &Peer) -> Finding {
         let tried = status.unready.iter().find(|unready| unready.need == Need::Upstream);
         let ended_with = match &status.local.server {
-            Server::Standby(standby) => standby.receiver_error.as_deref(),
+            Server::Standby(standby) => standby.receiver_error.as_deref().map(|text| (text, standby.receiver_failure)),
             _ => None,
         };
-        let detail = tried.map(|unready| unready.detail.as_str()).or(ended_with).unwrap_or_default();
+        let known = tried.map(|unready| (unready.detail.as_str(), unready.kind)).or(ended_with);
+        let (detail, kind) = known.unwrap_or_default();
         let why = if detail.is_empty() { with_failure(status) } else { format!("{detail}; {}", with_failure(status)) };
-        let next = if detail.contains("max_wal_senders") {
-            format!(
-                "on {}: end other replication clients (pg_receivewal, backups: see pg_stat_replication), or raise \
-                 `max_wal_senders` in `[postgres.parameters]` of every peer",
-                upstream.ip
-            )
-        } else if let Some(remedy) = remedy(detail, self.peer) {
+        let next = if let Some(remedy) = kind.and_then(|kind| remedy(kind, self.peer)) {
             remedy
-        } else if is_network(detail) {
+        } else if kind == Some(FailureKind::Network) {
             format!("check the network from {} to {}; it tries all the time", self.peer.ip, upstream.pg_url)
         } else if detail.is_empty() {
             "wait some seconds: its sitter tries to find out why, and this then says so".to_owned()
@@ -568,7 +564,9 @@ impl Subject<'_> {
     /// A step that fails again and again, where nothing else is wrong.
     fn failure(&self, status: &SitterStatus) -> Option<Finding> {
         let failure = status.last_failure.as_ref()?;
-        let next = remedy(&failure.problem, self.peer)
+        let next = failure
+            .kind
+            .and_then(|kind| remedy(kind, self.peer))
             .unwrap_or_else(|| "its sitter tries again; its log says more".to_owned());
         Some(
             Finding::new(
@@ -692,62 +690,43 @@ fn with_failure(status: &SitterStatus) -> String {
     }
 }
 
-/// Whether a try to connect failed before PostgreSQL could say anything.
-fn is_network(detail: &str) -> bool {
-    let network = ["could not reach", "connect to the source was not confirmed", "to connect to the source was not"];
-    network.iter().any(|words| detail.contains(words))
-}
-
-/// What helps against failures that an operator can do something about.
-fn remedy(problem: &str, peer: &Peer) -> Option<String> {
-    let has = |words: &[&str]| words.iter().any(|word| problem.contains(word));
+/// What helps against failures that an operator can do something about; the network between two hosts apart.
+fn remedy(kind: FailureKind, peer: &Peer) -> Option<String> {
     let ip = &peer.ip;
-    if has(&["No space left on device", "disk space", "disk full", "Disk quota exceeded"]) {
-        return Some(format!("free disk space on {ip}; nothing else is needed, it goes on by itself"));
-    }
-    if has(&["could not be copied"]) {
-        return Some("correct that on the source, the host named here; meanwhile its sitter tries the others".into());
-    }
-    if has(&["Permission denied"]) {
-        return Some(format!("check the owner of `peer.dir` on {ip}: it must be the configured `os_user`"));
-    }
-    if has(&["password authentication failed", "no password supplied", "28P01"]) {
-        return Some(format!(
+    Some(match kind {
+        FailureKind::DiskFull => format!("free disk space on {ip}; nothing else is needed, it goes on by itself"),
+        FailureKind::DiskBroken => {
+            format!("check the disk of {ip}; once it is replaced, the peer copies its data anew")
+        }
+        FailureKind::SourceFiles => {
+            "correct that on the source, the host named here; meanwhile its sitter tries the others".to_owned()
+        }
+        FailureKind::PermissionDenied => {
+            format!("check the owner of `peer.dir` on {ip}: it must be the configured `os_user`")
+        }
+        FailureKind::Password => format!(
             "give {ip} the shard's replication password (`replication_password_file`) and restart its sitter. If the \
              password was changed in SQL, wait: the primary gives the role that of its sitter's configuration again"
-        ));
-    }
-    if has(&["max_wal_senders"]) {
-        return Some(
-            "end other replication clients (pg_receivewal, backups) of its upstream, or raise `max_wal_senders` in \
-             `[postgres.parameters]` of every peer and restart PostgreSQL"
-                .to_owned(),
-        );
-    }
-    if has(&["unrecognized configuration parameter", "invalid value for parameter"]) {
-        return Some(format!(
-            "correct that setting in `[postgres.parameters]` of the sitter on {ip} and restart the sitter"
-        ));
-    }
-    if has(&["could not access file", "could not load library"]) {
-        return Some(format!(
+        ),
+        FailureKind::WalSenders => {
+            "end other replication clients (pg_receivewal, backups: see pg_stat_replication) of its upstream, or raise \
+             `max_wal_senders` in `[postgres.parameters]` of every peer and restart PostgreSQL"
+                .to_owned()
+        }
+        FailureKind::Setting => {
+            format!("correct that setting in `[postgres.parameters]` of the sitter on {ip} and restart the sitter")
+        }
+        FailureKind::Library => format!(
             "install the library named on {ip}, or take it out of `shared_preload_libraries` in `[postgres.parameters]`; \
              the data is not at fault, so a rebuild does not help"
-        ));
-    }
-    if has(&["insufficient parameter settings"]) {
-        return Some(format!(
+        ),
+        FailureKind::StandbySettings => format!(
             "raise the parameters named in the reason in `[postgres.parameters]` on {ip} to at least the primary's values"
-        ));
-    }
-    if has(&["lock file \"postmaster.pid\" already exists"]) {
-        return Some(format!(
+        ),
+        FailureKind::PidFile => format!(
             "on {ip}: see whether the process named is a postmaster of this data; if it is another program, \
              remove `peer.dir`/data/postmaster.pid"
-        ));
-    }
-    if has(&["Input/output error", "Read-only file system"]) {
-        return Some(format!("check the disk of {ip}; once it is replaced, the peer copies its data anew"));
-    }
-    None
+        ),
+        FailureKind::Network => return None,
+    })
 }

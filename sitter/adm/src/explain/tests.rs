@@ -11,6 +11,7 @@ use super::*;
 use crate::cluster::samples::*;
 use crate::machine::action::ActionKind;
 use crate::machine::capacity::{Capacity, Lack, Override};
+use crate::machine::failure::FailureKind;
 use crate::machine::local::*;
 use crate::machine::readiness::{Need, Unready};
 use crate::reason::{BlockerCode, ReasonCode};
@@ -47,8 +48,9 @@ fn is_blocked(evidence: &mut Evidence, number: u8, reason: &str, blocker: Blocke
     status(evidence, number).decision = DecisionStatus { code, blocker, ..crate::cluster::samples::says(reason) };
 }
 
-fn failed(evidence: &mut Evidence, number: u8, problem: &str) {
-    let failure = FailureStatus { action: ActionKind::Start.into(), times: 3, ago_ms: 0, problem: problem.to_owned() };
+fn failed(evidence: &mut Evidence, number: u8, problem: &str, kind: Option<FailureKind>) {
+    let failure =
+        FailureStatus { action: ActionKind::Start.into(), times: 3, ago_ms: 0, problem: problem.to_owned(), kind };
     status(evidence, number).last_failure = Some(failure);
 }
 
@@ -272,7 +274,7 @@ fn zookeeper_refuses_us() {
 
 fn unauthorized() -> Unready {
     let detail = "ZooKeeper does not let us write /manatee/x/state: not authorized".to_owned();
-    Unready { need: Need::ZooKeeper, detail }
+    Unready { need: Need::ZooKeeper, detail, kind: None }
 }
 
 #[test]
@@ -359,9 +361,9 @@ fn deposed_peers() {
     evidence.answers.insert(peer(4).id, answer(down));
     says(&mut evidence, 4, "rejoining");
     finds(&evidence, "is deposed", Matter::Degrades, &["its sitter says: rejoining", "returns as async by itself"]);
-    failed(&mut evidence, 4, "pg_rewind: could not open file: No space left on device");
+    failed(&mut evidence, 4, "pg_rewind: could not open file: No space left on device", Some(FailureKind::DiskFull));
     finds(&evidence, "is deposed", Matter::Degrades, &["failed 3 times: pg_rewind", "free disk space on 10.0.0.4"]);
-    failed(&mut evidence, 4, "something else");
+    failed(&mut evidence, 4, "something else", None);
     finds(&evidence, "is deposed", Matter::Degrades, &["on 10.0.0.4: `manatee-adm rebuild`"]);
     status(&mut evidence, 4).settings.manual_rejoin = true;
     status(&mut evidence, 4).last_failure = None;
@@ -374,14 +376,14 @@ fn deposed_peers() {
 fn a_postgresql_that_does_not_run() {
     let mut evidence = evidence();
     status(&mut evidence, 1).local.server = Server::Down { crashed: true, standby: false };
-    failed(&mut evidence, 1, "could not write lock file: No space left on device");
+    failed(&mut evidence, 1, "could not write lock file: No space left on device", Some(FailureKind::DiskFull));
     finds(
         &evidence,
         "down after a crash",
         Matter::StopsWrites,
         &["start failed 3 times", "free disk space on 10.0.0.1"],
     );
-    failed(&mut evidence, 1, "exited with 1");
+    failed(&mut evidence, 1, "exited with 1", None);
     finds(&evidence, "down after a crash", Matter::StopsWrites, &["PostgreSQL's log"]);
     status(&mut evidence, 3).local.server = Server::Hung { for_ms: 20_000 };
     finds(&evidence, "that is not answering", Matter::StopsFailover, &["its sitter starts it"]);
@@ -391,17 +393,18 @@ fn a_postgresql_that_does_not_run() {
 fn standbys_that_do_not_follow() {
     let mut evidence = evidence();
     standby_of(&mut evidence, 3).streaming = false;
-    for (detail, words) in [
-        ("", "its sitter tries to find out why"),
+    for (detail, kind, words) in [
+        ("", None, "its sitter tries to find out why"),
         (
             "could not reach 10.0.0.2:5432:12345: No route to host",
+            Some(FailureKind::Network),
             "check the network from 10.0.0.3 to tcp://postgres@10.0.0.2",
         ),
-        ("could not connect to the source: password authentication failed (28P01)", "replication_password_file"),
-        ("FATAL:  number of requested standby connections exceeds max_wal_senders", "pg_receivewal"),
-        ("FATAL:  something else", "`peer.dir`/run/postgresql.log"),
+        ("password authentication failed", Some(FailureKind::Password), "replication_password_file"),
+        ("exceeds max_wal_senders", Some(FailureKind::WalSenders), "pg_receivewal"),
+        ("FATAL:  something else", None, "`peer.dir`/run/postgresql.log"),
     ] {
-        let upstream = Unready { need: Need::Upstream, detail: detail.to_owned() };
+        let upstream = Unready { need: Need::Upstream, detail: detail.to_owned(), kind };
         status(&mut evidence, 3).unready = Some(upstream).filter(|_| !detail.is_empty()).into_iter().collect();
         finds(&evidence, "does not stream from a376df2b", Matter::StopsFailover, &[detail, words]);
         let (_, text) = finding(&evidence, "does not stream from a376df2b");
@@ -523,7 +526,7 @@ fn a_peer_that_could_not_take_over_is_never_healthy() {
         (Need::Grants, "a role is gone", "the primary gives the roles their rights again"),
     ] {
         let mut evidence = evidence();
-        status(&mut evidence, 2).unready = vec![Unready { need, detail: detail.to_owned() }];
+        status(&mut evidence, 2).unready = vec![Unready { need, detail: detail.to_owned(), kind: None }];
         finds(&evidence, "is not ready for a takeover", Matter::StopsFailover, &[detail, words, "next failover"]);
         assert!(!explain(&evidence).summary.contains("healthy"), "{need:?}");
     }
@@ -577,7 +580,7 @@ fn a_change_that_goes_through_the_shard_in_the_wrong_order_is_told_with_the_righ
     let short_of = Some(Lack { setting, has: 100, needs: 200 });
     standby_of(&mut evidence, 2).replay = Replay { paused: true, short_of, ..Replay::default() };
     let detail = "max_connections = 100 is lower than its primary's 200";
-    status(&mut evidence, 2).unready = vec![Unready { need: Need::Replay, detail: detail.to_owned() }];
+    status(&mut evidence, 2).unready = vec![Unready { need: Need::Replay, detail: detail.to_owned(), kind: None }];
     finds(&evidence, "has less than its primary", Matter::StopsFailover, &[detail, "restarts PostgreSQL"]);
     for (runs, what, next) in [
         (200, "less than its primary has", "lower it on the primary first"),
@@ -585,23 +588,23 @@ fn a_change_that_goes_through_the_shard_in_the_wrong_order_is_told_with_the_righ
     ] {
         let mut evidence = self::evidence();
         status(&mut evidence, 2).overridden = vec![Override { setting, runs, configured: 100 }];
-        status(&mut evidence, 2).unready = vec![Unready { need: Need::Capacities, detail: String::new() }];
+        status(&mut evidence, 2).unready = vec![Unready { need: Need::Capacities, detail: String::new(), kind: None }];
         finds(&evidence, what, Matter::Degrades, &["instead of the configured 100", next]);
     }
 }
 
 #[test]
 fn what_keeps_a_server_from_starting_has_its_remedy() {
-    for (problem, words) in [
-        ("FATAL:  could not access file \"nosuch\": No such file or directory", "a rebuild does not help"),
-        ("FATAL:  recovery aborted because of insufficient parameter settings", "at least the primary's values"),
-        ("FATAL:  lock file \"postmaster.pid\" already exists", "remove `peer.dir`/data/postmaster.pid"),
-        ("unrecognized configuration parameter \"work_memm\"", "[postgres.parameters]"),
-        ("exited with 1", "`peer.dir`/run/postgresql.log"),
+    for (problem, kind, words) in [
+        ("could not access file", Some(FailureKind::Library), "a rebuild does not help"),
+        ("recovery aborted", Some(FailureKind::StandbySettings), "at least the primary's values"),
+        ("lock file already exists", Some(FailureKind::PidFile), "remove `peer.dir`/data/postmaster.pid"),
+        ("unrecognized configuration parameter", Some(FailureKind::Setting), "[postgres.parameters]"),
+        ("exited with 1", None, "`peer.dir`/run/postgresql.log"),
     ] {
         let mut evidence = evidence();
         status(&mut evidence, 2).local.server = Server::Down { crashed: true, standby: true };
-        failed(&mut evidence, 2, problem);
+        failed(&mut evidence, 2, problem, kind);
         finds(&evidence, "down after a crash", Matter::StopsWrites, &[problem, words]);
     }
 }
@@ -621,6 +624,7 @@ fn what_a_receiver_ended_with_is_told_instead_of_a_guess_at_the_network() {
     let standby = standby_of(&mut evidence, 3);
     standby.streaming = false;
     standby.receiver_error = Some("number of requested standby connections exceeds max_wal_senders".to_owned());
+    standby.receiver_failure = Some(FailureKind::WalSenders);
     let report = explain(&evidence);
     let [finding] = report.findings.as_slice() else { panic!("{report:?}") };
     assert!(finding.why.as_deref().unwrap().contains("max_wal_senders"), "{finding:?}");

@@ -8,6 +8,8 @@ use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 use serde::{Deserialize, Serialize};
 
 use super::capacity::{Capacities, Lack};
+use super::failure::FailureKind;
+use crate::named::if_known;
 
 /// PostgreSQL's system identifier: the same in every copy of one cluster (rule 10).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +192,9 @@ pub struct StandbyStatus {
     /// What its WAL receiver ended with last, while it does not stream. Text from PostgreSQL's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver_error: Option<String>,
+    /// What kind of failure that is.
+    #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
+    pub receiver_failure: Option<FailureKind>,
     /// What keeps it from replaying what it received.
     #[serde(default)]
     pub replay: Replay,

@@ -8,6 +8,7 @@
 pub mod action;
 pub mod capacity;
 pub mod decide;
+pub mod failure;
 pub mod local;
 pub mod preempt;
 pub mod readiness;

@@ -5,7 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::capacity::{Capacities, Override};
+use super::failure::FailureKind;
 use super::local::{Local, Server};
+use crate::named::if_known;
 
 /// What of a takeover's needs was tried and failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,14 +104,14 @@ pub fn of_standby(local: &Local, overridden: &[Override], primary: Option<&Capac
     if standby.replay.paused {
         let by_hand = || "pg_wal_replay_pause() was called".to_owned();
         let detail = standby.replay.short_of.map_or_else(by_hand, |short| short.to_string());
-        found.push(Unready { need: Need::Replay, detail });
+        found.push(Unready { need: Need::Replay, detail, kind: None });
     }
     let raised = overridden.iter().filter(|one| one.is_raised()).map(ToString::to_string);
     let pairs = local.capacities.iter().zip(primary);
     let short = pairs.flat_map(|(ours, theirs)| ours.shortfalls(theirs)).map(|short| short.to_string());
     let told: Vec<String> = raised.chain(short).collect();
     if !told.is_empty() {
-        found.push(Unready { need: Need::Capacities, detail: told.join("; ") });
+        found.push(Unready { need: Need::Capacities, detail: told.join("; "), kind: None });
     }
     found
 }
@@ -121,4 +123,7 @@ pub struct Unready {
     pub need: Need,
     /// What came of the try, for people.
     pub detail: String,
+    /// What kind of failure that is, for programs.
+    #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<FailureKind>,
 }

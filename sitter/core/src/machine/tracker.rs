@@ -9,6 +9,7 @@ use manatee_shared::lsn::{Lsn, WalPosition};
 use manatee_shared::zk::{Over, Session, StateNode, Version};
 
 use super::action::{Action, ActionKind, DataAction, ServerAction, ShardAction};
+use super::failure::StepFailure;
 use super::local::{PrimaryStatus, Recovery, Server, ServerConfig};
 use super::view::{LastFailure, Observed, View};
 
@@ -25,7 +26,7 @@ struct Failure {
     action: ActionKind,
     times: u32,
     at_ms: u64,
-    problem: String,
+    how: StepFailure,
 }
 
 /// Between two positions of which is kept when they were reached, ms.
@@ -172,49 +173,50 @@ impl Tracker {
                 action: failure.action,
                 times: failure.times,
                 ago_ms: ago(&failure.at_ms),
-                problem: failure.problem.clone(),
+                problem: failure.how.problem.clone(),
+                kind: failure.how.kind,
             }),
             unread_ms: if unread { ago(&began) } else { 0 },
             given: self.given.clone(),
         };
     }
 
-    /// Takes note of how `action` ended: `problem` None means that it succeeded. Not to be called
+    /// Takes note of how `action` ended: `failure` None means that it succeeded. Not to be called
     /// for one that was cancelled.
-    pub fn finished(&mut self, now_ms: u64, action: &Action, problem: Option<String>) {
+    pub fn finished(&mut self, now_ms: u64, action: &Action, failure: Option<StepFailure>) {
         let kind = action.kind();
-        if let (Action::Shard(ShardAction::WriteState { over, state }), None) = (action, &problem) {
+        if let (Action::Shard(ShardAction::WriteState { over, state }), None) = (action, &failure) {
             self.written = Some(Written { over: *over });
             self.wrote_generation = Some(state.generation);
         }
-        if let (Action::Data(DataAction::Rejoin { .. } | DataAction::Bootstrap { .. }), None) = (action, &problem) {
+        if let (Action::Data(DataAction::Rejoin { .. } | DataAction::Bootstrap { .. }), None) = (action, &failure) {
             // Other data.
             (self.known_end, self.is_whole) = (None, false);
         }
-        if let (Action::Server(ServerAction::Drain { version }), None) = (action, &problem) {
+        if let (Action::Server(ServerAction::Drain { version }), None) = (action, &failure) {
             self.drained = Some(*version);
         }
         if let (Action::Server(ServerAction::Start(config) | ServerAction::Configure(config)), None) =
-            (action, &problem)
+            (action, &failure)
         {
             self.given = Some(config.clone());
         }
         match action {
-            Action::Shard(ShardAction::JoinElection) => self.joined |= problem.is_none(),
+            Action::Shard(ShardAction::JoinElection) => self.joined |= failure.is_none(),
             Action::Shard(ShardAction::LeaveElection) => self.joined = false,
             _ => {}
         }
         if matches!(action, Action::Data(DataAction::Rejoin { .. })) {
-            self.rejoin_failed = problem.is_some();
+            self.rejoin_failed = failure.is_some();
             self.rejoins = self.rejoins.saturating_add(1);
         }
-        match problem {
+        match failure {
             _ if matches!(action, Action::Wait { .. }) => {}
             None => self.failure = None,
-            Some(problem) => {
+            Some(how) => {
                 let before = self.failure.take().filter(|failure| failure.action == kind);
                 let times = before.map_or(0, |failure| failure.times).saturating_add(1);
-                self.failure = Some(Failure { action: kind, times, at_ms: now_ms, problem });
+                self.failure = Some(Failure { action: kind, times, at_ms: now_ms, how });
             }
         }
     }

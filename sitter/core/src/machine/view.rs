@@ -9,6 +9,7 @@ use manatee_shared::zk::{self, Version};
 
 use super::action::{Action, ActionKind};
 use super::capacity::Capacities;
+use super::failure::FailureKind;
 use super::local::{Data, EndOfWal, Local, ServerConfig};
 
 /// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
@@ -98,6 +99,8 @@ pub struct LastFailure {
     pub ago_ms: u64,
     /// What went wrong, for people.
     pub problem: String,
+    /// What kind of failure it is.
+    pub kind: Option<FailureKind>,
 }
 
 /// What follows from watching the other inputs over time; filled in by

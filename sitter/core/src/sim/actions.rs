@@ -77,7 +77,7 @@ impl World {
         let unfenced = self.mutated(Mutation::Reinitialise) && action == Action::Data(DataAction::Initialise);
         let Some(sitter) = self.hosts[index].sitter.as_mut() else { return };
         if let (Err(fenced), false) = (fenced, unfenced) {
-            sitter.tracker.finished(now, &action, Some(fenced.to_string()));
+            sitter.tracker.finished(now, &action, Some(fenced.to_string().into()));
             return;
         }
         let next = now + self.rng.u64(0..20);
@@ -124,7 +124,7 @@ impl World {
                 (sitter.view.local.data, sitter.view.local.server) = (data, server);
                 sitter.view.local.end = end;
                 sitter.view.local.config = confirmed;
-                sitter.tracker.finished(now, &flight.action, problem);
+                sitter.tracker.finished(now, &flight.action, problem.map(Into::into));
                 sitter.decides = now;
             }
             self.crash_at(index, flight.kind, step);

@@ -345,6 +345,7 @@ impl Postgres {
                 not_streaming_ms: if self.receiver.is_some() { 0 } else { now - self.not_streaming_since },
                 cannot_follow: self.cannot_follow.map(str::to_owned),
                 receiver_error: None,
+                receiver_failure: None,
                 replay: Replay::default(),
                 downstreams: self.downstreams(),
             }),

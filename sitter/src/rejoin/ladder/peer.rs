@@ -50,7 +50,11 @@ pub(super) async fn again<T, F: Future<Output = Result<T, Error>>>(action: impl 
 /// Whether a failure may be over by itself: a wait that was too short, or somebody who did not answer.
 pub(super) fn is_passing(error: &Error) -> bool {
     match error {
-        Error::Timeout { .. } | Error::NotAnswering | Error::Busy | Error::SourceNotFit { .. } => true,
+        Error::Timeout { .. }
+        | Error::ConnectTimeout { .. }
+        | Error::NotAnswering
+        | Error::Busy
+        | Error::SourceNotFit { .. } => true,
         // Class 57 is "operator intervention", of which a statement's timeout is one.
         Error::Query { source, .. } => source.code().is_none_or(|state| state.code().starts_with("57")),
         _ => false,

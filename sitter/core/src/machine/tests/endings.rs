@@ -54,7 +54,13 @@ fn failures_are_repeated_later_and_later() {
     view.local.server = Server::Down { crashed: true, standby: true };
     assert!(matches!(decide(&view).action, Action::Server(ServerAction::Start(_))));
     let failure = |times, ago_ms| {
-        Some(LastFailure { action: ActionKind::Start, times, ago_ms, problem: "no shared memory".to_owned() })
+        Some(LastFailure {
+            action: ActionKind::Start,
+            times,
+            ago_ms,
+            problem: "no shared memory".to_owned(),
+            kind: None,
+        })
     };
     view.observed.last_failure = failure(3, 150);
     acts(&view, Action::Wait { for_ms: Some(50) });
@@ -72,7 +78,7 @@ fn copies_that_fail_again_and_again_are_tried_less_and_less_often() {
     for (times, pause_ms) in [(1, 50), (3, 200), (4, 2_000), (5, 4_000), (7, 16_000), (8, 30_000), (500, 30_000)] {
         let failed = |ago_ms| {
             let problem = "a folder is not empty".to_owned();
-            Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms, problem })
+            Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms, problem, kind: None })
         };
         view.observed.last_failure = failed(pause_ms - 1);
         acts(&view, Action::Wait { for_ms: Some(1) });

@@ -91,6 +91,7 @@ fn standby_status() -> StandbyStatus {
         not_streaming_ms: 0,
         cannot_follow: None,
         receiver_error: None,
+        receiver_failure: None,
         replay: Replay::default(),
         downstreams: vec![],
     }

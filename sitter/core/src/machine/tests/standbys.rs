@@ -11,7 +11,7 @@ fn data_is_copied_and_the_sync_copies_from_the_primary_only() {
     for (times, source) in [(1, 1), (2, 2)] {
         let problem = "its stream broke off".to_owned();
         view.observed.last_failure =
-            Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms: 60_000, problem });
+            Some(LastFailure { action: ActionKind::Bootstrap, times, ago_ms: 60_000, problem, kind: None });
         acts(&view, DataAction::Bootstrap { source: id(source) });
     }
     view.observed.last_failure = None;
