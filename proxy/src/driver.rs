@@ -26,7 +26,9 @@ use crate::pool::census::{Activity, Seat, add, micros};
 use crate::pool::{Lease, Server, Wanted, Worker, give_back};
 use crate::route::Effects;
 use crate::session::lost::How;
-use crate::session::{Awake, CancelAim, Cleanup, Config, Fault, Ids, Kept, Need, ServedBy, Session, Shared, Step};
+use crate::session::{
+    Awake, CancelAim, Cleanup, Config, Fault, Ids, Kept, Need, News, ServedBy, Session, Shared, Step,
+};
 use crate::topology::consistency::Requirement;
 
 mod parting;
@@ -211,13 +213,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 session.set_crowd(server.crowd());
             }
             let step = session.advance(rx, &mut self.shared.borrow_mut());
-            self.note_use(session);
-            let vacates = session.take_vacates();
-            if !vacates.is_empty() {
-                self.seat.worker.vacate(vacates);
-            }
-            if let Some((code, origin)) = session.take_told() {
-                crate::metrics::count_sqlstate(code.as_str(), origin.as_str());
+            while let Some(news) = session.poll_news() {
+                self.hear_news(news);
             }
             match step {
                 Step::Wait => {
@@ -282,13 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         return Some(Err(error));
                     }
                 }
-                Step::Release => {
-                    self.release(session, Cleanup::None);
-                    let reruns = session.take_reruns();
-                    if reruns > 0 {
-                        self.seat.worker.metrics.replays.increment(reruns);
-                    }
-                }
+                Step::Release => self.release(session, Cleanup::None),
                 Step::Cancel(client) => session.canceled_client(self.cancel.cancel_other(client), rx),
                 Step::End => return Some(Ok(())),
             }
@@ -377,9 +368,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         self.seat.worker.note_query(&self.seat.present, server.served_by.get(), took);
     }
 
+    fn hear_news(&mut self, news: News) {
+        match news {
+            News::Used(by) => self.note_use(by),
+            News::ErrorSent(code, origin) => crate::metrics::count_sqlstate(code.as_str(), origin.as_str()),
+            News::Rerun => self.seat.worker.metrics.replays.increment(1),
+            News::Vacate(databases) => self.seat.worker.vacate(databases),
+        }
+    }
+
     /// The client has seen something: what it reads from now on must not be older.
-    fn note_use(&mut self, session: &mut Session) {
-        let Some(used) = session.take_used() else { return };
+    fn note_use(&mut self, used: ServedBy) {
         let now = self.now();
         let Some(server) = &self.server else { return };
         let mut newest = self.seat.worker.newest();
@@ -421,7 +420,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.seat.worker.suspect(server.node);
         }
         session.server_lost(how, rx);
-        self.seat.worker.metrics.replays.increment(session.take_reruns());
     }
 
     fn release(&mut self, session: &mut Session, at_least: Cleanup) {
@@ -443,8 +441,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let Some(state) = server.state.take() else { return };
         self.waited_in_vain = false;
         server.lease = Lease::new(self.seat.worker.note_use(&server, &self.seat.present), now);
-        session.set_ids(Ids { client: self.cancel.pid, server: server.cancel.pid });
         session.attach(state, server.served_by.get());
+        session.set_ids(Ids { client: self.cancel.pid, server: server.cancel.pid });
         self.server = Some(server);
     }
 

@@ -13,7 +13,7 @@ use manatee_proxy::auth::Access;
 use manatee_proxy::pool::Mode;
 use manatee_proxy::route::Classifier;
 use manatee_proxy::session::lost::How;
-use manatee_proxy::session::{Cleanup, Config, Kept, Need, ServedBy, ServerState, Session, Shared, Step};
+use manatee_proxy::session::{Awake, Cleanup, Config, Kept, Need, News, ServedBy, ServerState, Session, Shared, Step};
 use manatee_proxy::topology::consistency::Consistency;
 use manatee_proxy::wire::frontend::{self, Kind};
 use proptest::prelude::*;
@@ -32,6 +32,7 @@ struct Pair {
     server_rx: BytesMut,
     received: BytesMut,
     needs: Vec<Need>,
+    news: Vec<News>,
     ended: bool,
 }
 
@@ -60,6 +61,7 @@ impl Pair {
             server_rx: BytesMut::new(),
             received: BytesMut::new(),
             needs: Vec::new(),
+            news: Vec::new(),
             ended: false,
         }
     }
@@ -68,6 +70,7 @@ impl Pair {
     fn pump(&mut self, mut deliveries: usize, piece: usize) {
         while !self.ended {
             let step = self.session.advance(&mut self.rx, &mut self.shared);
+            self.news.extend(std::iter::from_fn(|| self.session.poll_news()));
             self.received.unsplit(self.session.to_client().split());
             match step {
                 Step::Wait => {
@@ -334,6 +337,7 @@ fn a_write_in_disguise_runs_again_on_the_primary() {
     pair.send(&query(text));
     assert_eq!(pair.read(), "T D SELECT_1 ZI");
     assert_eq!(pair.needs, [Need::Standby, Need::Primary]);
+    assert_eq!(pair.news, [News::Rerun, News::Used(ServedBy::Primary)], "each is told once");
     pair.send(&query(text));
     assert_eq!(pair.needs.split_off(2), [Need::Primary], "it is remembered");
 
@@ -347,6 +351,21 @@ fn a_write_in_disguise_runs_again_on_the_primary() {
     pair.send(&run);
     assert_eq!(pair.read(), "1 ZI 2 D SELECT_1 ZI 2 D SELECT_1 ZI");
     assert_eq!(pair.needs, [Need::Standby, Need::Standby, Need::Primary, Need::Primary]);
+}
+
+#[test]
+fn a_session_rests_although_its_standby_was_lost_while_it_refused_a_write() {
+    let mut pair = Pair::new();
+    pair.servers[0].read_only = true;
+    pair.rx.extend_from_slice(&query("select writes"));
+    pair.pump(0, 1);
+    // The error comes, ReadyForQuery does not.
+    pair.pump(1, pair.said.len() - 6);
+    pair.lose(How::Gone);
+    pair.pump(usize::MAX, usize::MAX);
+    assert_eq!(pair.read(), "T D SELECT_1 ZI");
+    assert_eq!(pair.needs, [Need::Standby, Need::Primary]);
+    assert!(Awake { session: pair.session, rx: pair.rx }.may_rest());
 }
 
 #[test]

@@ -154,6 +154,7 @@ impl World {
     fn go_on(&mut self) {
         for _ in 0..MAX_STEPS {
             let step = self.session.advance(&mut self.client, &mut self.shared);
+            while self.session.poll_news().is_some() {}
             let held = self.session.to_client().len();
             assert!(held <= (self.given + 1) * MAX_SWELL, "{held} bytes for the client of {} given", self.given);
             // The client and the server read everything.

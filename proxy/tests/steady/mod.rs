@@ -42,6 +42,7 @@ impl Table {
         let mut answered = false;
         loop {
             let step = self.session.advance(&mut self.rx, &mut self.shared);
+            while self.session.poll_news().is_some() {}
             match step {
                 Step::Acquire(need) => {
                     assert_eq!(need, Need::Standby);

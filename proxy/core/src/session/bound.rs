@@ -3,7 +3,8 @@
 
 use bytes::BytesMut;
 
-use super::{Phase, Session};
+use super::Session;
+use super::state::{Stage, State};
 use crate::error::ProxyError;
 use crate::route::Effects;
 use crate::terms::Mode;
@@ -44,15 +45,18 @@ impl Session {
     /// By what the session is bound to its server, or surely will be once what runs is over. `before`: what this said
     /// last. With a server for each session, by nothing.
     pub fn bound_by(&self, before: Effects) -> Effects {
-        if self.kept.config.mode == Mode::Session || self.server.is_none() {
+        if self.kept.config.mode == Mode::Session || self.state.link().is_none() {
             return Effects::NONE;
         }
         // What is being asked about is as it was.
-        let asked = if self.phase == Phase::Probe { self.probe.doubts.minus(before) } else { Effects::NONE };
+        let asked = match &self.state {
+            State::Attached(_, Stage::Probing(findings)) => findings.asked().minus(before),
+            _ => Effects::NONE,
+        };
         let lasting = self.pins.both(BINDING.union(Effects::ROLE)).minus(asked);
-        match self.unit.refusal {
-            Some(_) => lasting,
-            None => lasting.union(self.surely_binds()),
+        match self.state.run().is_some_and(|run| run.refusal.is_some()) {
+            true => lasting,
+            false => lasting.union(self.surely_binds()),
         }
     }
 
@@ -65,21 +69,24 @@ impl Session {
 
     /// Says whether the session may bind itself to the server it has: not if so many are bound already.
     pub fn set_crowd(&mut self, crowd: Option<Crowd>) {
-        self.crowd = crowd;
+        if let Some(link) = self.state.link_mut() {
+            link.exchange.crowd = crowd;
+        }
     }
 
     /// Decides whether the unit at hand is refused because it would bind the session. In a transaction too: its
     /// server has to fail in its place.
     pub(super) fn refuse_to_bind(&mut self) {
-        let Some(Crowd { bound, size }) = self.crowd else { return };
+        let Some((link, run)) = self.state.at_run() else { return };
+        let Some(Crowd { bound, size }) = link.exchange.crowd else { return };
         let binds = self.unit.effects.intersects(BINDING) && !self.pins.intersects(BINDING);
         if !binds || self.kept.config.mode == Mode::Session {
             return;
         }
         let error = ProxyError::TooManyBound { bound, size };
-        self.told = Some((error.sqlstate(), error.origin()));
+        self.news.error(&error);
         let mut words = BytesMut::new();
         error.encode(&mut words);
-        self.unit.refusal = Some(words[..].into());
+        run.refusal = Some(words[..].into());
     }
 }

@@ -13,11 +13,14 @@ use foldhash::fast::FixedState;
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 
+use super::answer::Lesson;
 use super::inject::Injected;
 use super::ledger::Expect;
+use super::run::Course;
+use super::state::Link;
 use super::statements::{Held, Statement};
-use super::unit::{Extent, Forwarding, Shape};
-use super::{Phase, ServedBy, Session, Shared};
+use super::unit::Shape;
+use super::{Session, Shared};
 use crate::terms::Access;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::{put_message, take_cstr};
@@ -66,7 +69,7 @@ fn varies(text: &[u8]) -> bool {
 impl Session {
     /// Sees to it that the server has what the client has under this name.
     pub(super) fn bring(&mut self, name: &[u8], held: &Held, shared: &mut Shared) -> Brought {
-        let Some(server) = &mut self.server else { return Brought::Unnamed };
+        let Some((Link { server, .. }, run)) = self.state.at_run() else { return Brought::Unnamed };
         if !name.is_empty() {
             if let Some(found) = server.prepared.find(held) {
                 return Brought::Named(found);
@@ -75,7 +78,7 @@ impl Session {
             return Brought::Unnamed;
         }
         let statement = &held.statement;
-        if self.unit.mismatch == Some(statement.id()) {
+        if run.mismatch == Some(statement.id()) {
             return Brought::Differs;
         }
         let copy = Held { statement: statement.clone(), since: shared.interner.tick() };
@@ -107,7 +110,7 @@ impl Session {
     /// Whether nothing of the unit has happened if its client is not shown what came of it.
     fn is_undone_by_silence(&self) -> bool {
         self.unit.started == TxStatus::Idle
-            && self.unit.extent == Extent::Closed
+            && !self.unit.input.is_open()
             && self.unit.shape == Shape::Extended
             && self.unit.repeatable
             && !self.unit.renames
@@ -121,14 +124,14 @@ impl Session {
         rows: Option<u64>,
         shared: &mut Shared,
     ) {
-        let variant = shared.interner.variant(statement, &self.described, rows);
+        let Some(Link { server, exchange, .. }) = self.state.link_mut() else { return };
+        let variant = shared.interner.variant(statement, &exchange.described, rows);
         if Rc::ptr_eq(&variant, statement) {
             return;
         }
         let is_it = |held: &&mut Held| Rc::ptr_eq(&held.statement, statement);
         if name.is_empty() {
-            let unnamed = self.server.as_mut().and_then(|server| server.unnamed.as_mut());
-            for held in self.kept.unnamed.iter_mut().chain(unnamed).filter(is_it) {
+            for held in self.kept.unnamed.iter_mut().chain(&mut server.unnamed).filter(is_it) {
                 held.statement = variant.clone();
             }
             return;
@@ -136,56 +139,58 @@ impl Session {
         if let Some(held) = self.kept.statements.get_mut(name).filter(is_it) {
             held.statement = variant.clone();
         }
-        if let Some(server) = &mut self.server {
-            server.prepared.rename(statement.id(), variant.id());
-        }
+        server.prepared.rename(statement.id(), variant.id());
     }
 
     /// The server has described a statement that was brought along.
     pub(super) fn compare(&mut self, statement: &Rc<Statement>, rows: Option<u64>) {
-        let waits = self.phase == Phase::Compare;
+        let waits = self.is_describing();
         if statement.signature().is_none_or(|told| told.rows == rows) {
             if waits {
                 self.go_on();
             }
             return;
         }
-        if let Some(server) = &mut self.server {
+        if let Some(server) = self.state.server_mut() {
             server.prepared.supersede(statement.id());
             server.unnamed = None;
         }
         // A standby may not have heard of the change that the client was told of.
-        let elsewhere = self.served_by == ServedBy::Standby
+        let elsewhere = self.state.is_on_standby()
             && self.kept.config.access == Access::ReadWrite
-            && self.unit.forwarding == Forwarding::Withheld
+            && self.state.answer().is_withheld()
             && self.unit.shape == Shape::Extended
             && self.unit.can_rerun();
         if elsewhere {
-            self.unit.forwarding = Forwarding::Rerun { on_primary: true };
-            self.withheld.clear();
+            self.discard_answer(Lesson::Nothing);
             if waits {
                 self.end_waiting();
             }
         } else if waits {
-            self.unit.mismatch = Some(statement.id());
+            if let Some(run) = self.state.run_mut() {
+                run.mismatch = Some(statement.id());
+            }
             self.go_on();
         } else {
-            self.show();
             self.before.put_slice(&changed_type());
-            self.unit.errored = true;
-            self.unit.forwarding = Forwarding::Told;
+            self.end_answer();
         }
+    }
+
+    /// Whether a message waits for a description.
+    pub(super) fn is_describing(&self) -> bool {
+        self.state.run().is_some_and(|run| run.course == Course::Describing)
     }
 
     /// What waited can be sent.
     fn go_on(&mut self) {
-        self.phase = if self.unit.consumed { Phase::Run } else { Phase::Dispatch };
+        self.set_course(if self.unit.is_here() { Course::Resuming } else { Course::Answering });
     }
 
     /// What waited will not be carried out: the rest of the unit is nothing but its Sync.
     pub(super) fn end_waiting(&mut self) {
-        self.phase = Phase::Run;
-        if self.unit.extent == Extent::Closed && self.unit.shape != Shape::Simple {
+        self.set_course(Course::Answering);
+        if !self.unit.input.is_open() && self.unit.shape != Shape::Simple {
             self.inject_now(&Injected::Sync, Expect::Sync);
         }
     }

@@ -9,9 +9,11 @@ use super::compare::Brought;
 use super::inject::Injected;
 use super::ledger::Expect;
 use super::profile::ServerEncoding;
+use super::run::Course;
+use super::state::{Link, Replay, Stage, State};
 use super::statements::{Held, NAME_PREFIX};
-use super::unit::{Copy, Extent, Forwarding, Shape};
-use super::{Phase, ServedBy, Session, Shared, gather::Ends};
+use super::unit::{Input, Shape};
+use super::{Session, Shared, gather::Ends};
 use crate::error::{ProxyError, SqlState, encode_response};
 use crate::route::class::{Deallocate, Scope, SettingChange};
 use crate::route::{Class, Control, Effects, TransactionControl};
@@ -35,40 +37,35 @@ enum Leaves {
 
 impl Session {
     /// The unit is gathered: answers it here, or says that a server is needed.
-    pub(super) fn choose_place(&mut self, rx: &mut BytesMut, shared: &mut Shared) {
-        if self.unit.shape == Shape::Empty && self.server.is_none() && self.status == TxStatus::Idle {
-            if self.unit.extent == Extent::Closed {
+    pub(super) fn choose_place(&mut self, rx: &mut BytesMut) {
+        let has_server = self.state.link().is_some();
+        if self.unit.shape == Shape::Empty && !has_server && self.status == TxStatus::Idle {
+            if !self.unit.input.is_open() {
                 backend::put_ready(&mut self.to_client, self.status);
             }
             return self.forget_unit(self.status, rx);
         }
-        if self.server.is_none() && self.status != TxStatus::Idle {
+        if !has_server && self.status != TxStatus::Idle {
             return self.answer_lost_transaction(rx);
         }
         if self.answer_own_commands(rx) {
             return;
         }
-        let _ = shared;
         if self.must_move() {
             return self.leave_standby();
         }
-        self.phase = match self.cancels_client(rx) {
-            Some(client) => Phase::Cancel(client),
-            None if self.server.is_some() => Phase::Prepare,
-            None => Phase::Acquire,
-        };
+        match self.cancels_client(rx) {
+            Some(client) => self.state = State::Signalling(client, self.leave_state()),
+            None => self.go_attached(Stage::Preparing),
+        }
     }
 
     /// A server is attached: gives it the session's settings if it has others.
     pub(super) fn prepare(&mut self, shared: &mut Shared) {
-        if self.server.is_none() {
-            self.phase = Phase::Acquire;
-            return;
-        }
         let wanted = self.wanted_settings(shared);
-        let Some(server) = &self.server else { return };
+        let Some(server) = self.state.server() else { return };
         let mut sql = String::new();
-        if self.status == TxStatus::Idle || self.opening.moving {
+        if self.status == TxStatus::Idle || self.opening.is_moving() {
             if !Rc::ptr_eq(&server.profile, &wanted) {
                 let encoding = ServerEncoding::named(server.parameter("server_encoding"));
                 sql = server.profile.replay(&wanted, encoding);
@@ -85,29 +82,26 @@ impl Session {
         if sql.is_empty() {
             return self.begin_or_dispatch();
         }
-        self.replay_error = None;
-        self.replaying = Some(wanted);
         self.inject_now(&Injected::Settings(&sql), Expect::Injected);
-        self.phase = Phase::Replay;
+        self.go_attached(Stage::Replaying(Replay::Settings(wanted, None)));
     }
 
     /// Sends the gathered unit, or what is left of it.
     pub(super) fn dispatch(&mut self, rx: &BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
-        self.phase = Phase::Run;
-        if self.unit.sent == 0 {
-            self.kept.ended_by_commit = false;
-            let closed = self.unit.extent == Extent::Closed;
-            self.unit.forwarding = if closed { Forwarding::Withheld } else { Forwarding::On };
+        let Some(run) = self.state.run_mut() else { return Ok(()) };
+        let (course, sent) = (run.course, run.sent);
+        run.course = Course::Answering;
+        if course == Course::Starting {
             self.refuse_to_bind();
         }
         for buffer in [&mut self.to_server, &mut self.before] {
             shared.buffers.lend(buffer);
         }
         let unit = &rx[..self.unit.end];
-        if self.served_by == ServedBy::Standby && self.unit.sent == 0 {
+        if course == Course::Starting && self.state.is_on_standby() {
             self.note_opening(unit);
         }
-        let (mut position, mut run) = (self.unit.sent, self.unit.sent);
+        let (mut position, mut run) = (sent, sent);
         while position < unit.len() {
             let Some((header, body)) = wire::complete(&unit[position..])? else {
                 return Err(ProxyError::Internal("a gathered unit ends within a message".to_owned()));
@@ -117,9 +111,10 @@ impl Session {
             if leaves == Leaves::Waits {
                 self.to_server.put_slice(&unit[run..position]);
                 self.to_server.put_slice(&self.before);
-                self.unit.sent = position;
+                if let Some(run) = self.state.run_mut() {
+                    (run.sent, run.course) = (position, Course::Describing);
+                }
                 run = unit.len();
-                self.phase = Phase::Compare;
                 break;
             }
             if leaves == Leaves::Replaced || !self.before.is_empty() {
@@ -138,15 +133,15 @@ impl Session {
 
     /// While a unit runs: sends what belongs to it and arrives later, in an open unit or for COPY.
     pub(super) fn feed(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Result<(), ProxyError> {
-        if self.unit.extent == Extent::Closed && self.unit.copy == Copy::None {
-            if self.unit.forwarding == Forwarding::On {
+        if self.unit.input == Input::Whole {
+            if self.state.answer().is_streaming() {
                 self.consume(rx);
             }
             return Ok(());
         }
         self.consume(rx);
-        while self.unit.extent == Extent::Open || self.unit.copy == Copy::In {
-            if self.unit.copy == Copy::In {
+        while self.unit.input != Input::Whole {
+            if self.unit.input.is_copy() {
                 let data = copy_data(rx)?;
                 shared.buffers.forward(rx, data, &mut self.to_server);
             }
@@ -162,25 +157,25 @@ impl Session {
                 header.tag,
                 frontend::TERMINATE | frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL
             );
-            if waits && self.unit.copy == Copy::None && !self.unit.skipping && !self.ledger.is_empty() {
+            if waits && self.unit.input == Input::Open && self.is_outstanding() {
                 self.flush_for_last_time();
                 return Ok(());
             }
             let message = rx.split_to(header.size).freeze();
-            if self.unit.copy == Copy::In {
-                self.end_copy(header.tag, &message);
-            } else if self.unit.skipping {
-                self.feed_skipping(header.tag);
-            } else {
-                self.feed_message(header.tag, &message, shared)?;
-                if self.phase == Phase::Compare {
-                    // It comes again.
-                    let mut again = BytesMut::from(message);
-                    again.extend_from_slice(rx);
-                    *rx = again;
+            match self.unit.input {
+                Input::CopyIn(_) => self.end_copy(header.tag, &message),
+                Input::SkipToSync => self.feed_skipping(header.tag),
+                Input::Open | Input::Whole => {
+                    self.feed_message(header.tag, &message, shared)?;
+                    if self.is_describing() {
+                        // It comes again.
+                        let mut again = BytesMut::from(message);
+                        again.extend_from_slice(rx);
+                        *rx = again;
+                    }
                 }
             }
-            if self.phase != Phase::Run {
+            if self.state.run().is_none_or(|run| run.course != Course::Answering) {
                 return Ok(());
             }
         }
@@ -190,24 +185,23 @@ impl Session {
     /// What comes behind data.
     fn end_copy(&mut self, tag: u8, message: &Bytes) {
         match tag {
-            frontend::TERMINATE => return self.phase = Phase::Ended,
+            frontend::TERMINATE => return self.go_end(),
             // Ignored by a server in copy-in mode (manual, section 55.2.6); not sent, so that it is
             // not answered should the server leave that mode just now.
             frontend::SYNC => return,
             // The end of it; anything else makes the server fail the COPY.
-            _ => self.unit.copy = Copy::None,
+            _ => self.unit.end_copy(),
         }
         self.to_server.put_slice(message);
     }
 
     fn feed_skipping(&mut self, tag: u8) {
         match tag {
-            frontend::TERMINATE => self.phase = Phase::Ended,
+            frontend::TERMINATE => self.go_end(),
             frontend::SYNC => {
                 frontend::put_empty(&mut self.to_server, frontend::SYNC);
-                self.ledger.push(Expect::Sync);
-                self.unit.skipping = false;
-                self.unit.extent = Extent::Closed;
+                self.expect(Expect::Sync);
+                self.unit.close();
             }
             _ => {}
         }
@@ -215,18 +209,21 @@ impl Session {
 
     fn feed_message(&mut self, tag: u8, message: &Bytes, shared: &mut Shared) -> Result<(), ProxyError> {
         let body = &message[wire::HEADER_BYTES..];
-        self.unit.flushed = false;
-        if !std::mem::take(&mut self.unit.noted) {
+        let noted = self.state.run_mut().is_some_and(|run| {
+            run.flushed = false;
+            std::mem::take(&mut run.noted)
+        });
+        if !noted {
             match self.note(tag, body, shared)? {
                 Ends::Leave => {
-                    self.phase = Phase::Ended;
+                    self.go_end();
                     return Ok(());
                 }
-                Ends::Yes => self.unit.extent = Extent::Closed,
+                Ends::Yes => self.unit.close(),
                 Ends::No | Ends::Flush => {}
             }
         }
-        if self.unit.refusal.is_none() {
+        if self.state.run().is_some_and(|run| run.refusal.is_none()) {
             self.refuse_to_bind();
         }
         self.before.clear();
@@ -237,8 +234,9 @@ impl Session {
             Leaves::AsIs => self.to_server.put_slice(message),
             Leaves::Replaced => {}
             Leaves::Waits => {
-                self.unit.noted = true;
-                self.phase = Phase::Compare;
+                if let Some(run) = self.state.run_mut() {
+                    (run.noted, run.course) = (true, Course::Describing);
+                }
             }
         }
         self.answer_known_now(&mut shared.buffers);
@@ -250,26 +248,26 @@ impl Session {
         match tag {
             frontend::QUERY => {
                 // exec_simple_query drops it, unless an error before makes the server skip the Query.
-                if let Some(server) = &mut self.server {
+                if let Some(server) = self.state.server_mut() {
                     server.unnamed = None;
                 }
-                if let Some(words) = self.unit.refusal.clone() {
+                if let Some(words) = self.refusal() {
                     frontend::put_query(&mut self.before, REFUSED);
-                    self.ledger.push(Expect::RefusedQuery(words));
+                    self.expect(Expect::RefusedQuery(words));
                     return Ok(Leaves::Replaced);
                 }
                 if let Some(class) = self.unit.class.clone() {
                     self.put_placeholders(&class);
                 }
-                self.ledger.push(Expect::Query);
+                self.expect(Expect::Query);
                 Ok(Leaves::AsIs)
             }
             frontend::FUNCTION_CALL => {
-                self.ledger.push(Expect::Query);
+                self.expect(Expect::Query);
                 Ok(Leaves::AsIs)
             }
             frontend::SYNC => {
-                self.ledger.push(Expect::Sync);
+                self.expect(Expect::Sync);
                 Ok(Leaves::AsIs)
             }
             frontend::PARSE => Ok(self.send_parse(shared)),
@@ -277,20 +275,20 @@ impl Session {
             frontend::DESCRIBE => self.send_describe(body, shared),
             frontend::EXECUTE => {
                 let (portal, _) = wire::take_cstr(body).ok_or(WireError::Body('E'))?;
-                self.unit.executed = true;
-                if let Some(words) = self.unit.refusal.clone() {
+                if let Some(words) = self.refusal() {
+                    self.note_executed(false);
                     return Ok(self.send_refusal(&words));
                 }
-                let statement = match self.ledger.pending_portal(portal) {
+                let statement = match self.state.ledger().and_then(|ledger| ledger.pending_portal(portal)) {
                     Some(pending) => pending.cloned(),
                     None => self.portals.iter().find(|(name, _)| **name == *portal).map(|(_, known)| known.clone()),
                 };
-                self.unit.leaves_failed |= statement.as_ref().is_some_and(|known| leaves_failed(known.class.control));
+                self.note_executed(statement.as_ref().is_some_and(|known| leaves_failed(known.class.control)));
                 let statement = statement.filter(|known| changes_session(&known.class));
                 if let Some(statement) = &statement {
                     self.put_placeholders(&statement.class);
                 }
-                self.ledger.push(Expect::Execute { statement });
+                self.expect(Expect::Execute { statement });
                 Ok(Leaves::AsIs)
             }
             frontend::CLOSE => self.send_close(body),
@@ -299,33 +297,44 @@ impl Session {
         }
     }
 
+    /// What the client is told instead of what it asks for.
+    fn refusal(&self) -> Option<Box<[u8]>> {
+        self.state.run()?.refusal.clone()
+    }
+
+    /// Something is executed. `leaves_failed`: a failed transaction lets it through.
+    fn note_executed(&mut self, leaves_failed: bool) {
+        if let Some(run) = self.state.run_mut() {
+            run.executed = true;
+            run.leaves_failed |= leaves_failed;
+        }
+    }
+
     fn send_parse(&mut self, shared: &mut Shared) -> Leaves {
-        let Some((name, statement)) = self.unit.parses.get(self.unit.parses_sent).cloned() else {
+        let Some((Link { server, exchange, .. }, run)) = self.state.at_run() else { return Leaves::AsIs };
+        let Some((name, statement)) = self.unit.parses.get(run.parses_sent).cloned() else {
             return Leaves::AsIs;
         };
-        self.unit.parses_sent += 1;
+        run.parses_sent += 1;
         if statement.class.proxy.is_some() {
             return self.send_refused(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 "commands for the proxy must be alone in their pipeline",
             );
         }
-        let Some(server) = &mut self.server else {
-            return Leaves::AsIs;
-        };
         let since = shared.interner.tick();
         if name.is_empty() {
             let held = Held { statement, since };
             server.unnamed = Some(held.clone());
-            self.ledger.push(Expect::Parse { name, held });
+            exchange.ledger.push(Expect::Parse { name, held });
             return Leaves::AsIs;
         }
-        let taken = match self.ledger.pending_statement(&name) {
+        let taken = match exchange.ledger.pending_statement(&name) {
             Some(pending) => pending.is_some(),
             None => self.kept.statements.contains(&name),
         };
         if taken {
-            let aborted = self.unit.started == TxStatus::Failed && !self.unit.leaves_failed;
+            let aborted = self.unit.started == TxStatus::Failed && !run.leaves_failed;
             if aborted && !leaves_failed(statement.class.control) {
                 return self.send_refused(SqlState(*b"25P02"), super::local::ABORTED);
             }
@@ -360,7 +369,7 @@ impl Session {
             },
         };
         let statement = held.map(|held| held.statement);
-        self.ledger.push(Expect::Bind { portal: bind.portal.into(), statement });
+        self.expect(Expect::Bind { portal: bind.portal.into(), statement });
         Ok(leaves)
     }
 
@@ -368,7 +377,7 @@ impl Session {
         let target = Target::read(frontend::DESCRIBE, body)?;
         let held = match target.kind {
             Kind::Portal => {
-                self.ledger.push(Expect::Describe { unnamed: None });
+                self.expect(Expect::Describe { unnamed: None });
                 return Ok(Leaves::AsIs);
             }
             Kind::Statement => self.sent_statement(target.name),
@@ -388,7 +397,7 @@ impl Session {
                 }
             },
         };
-        self.ledger.push(Expect::Describe { unnamed });
+        self.expect(Expect::Describe { unnamed });
         Ok(leaves)
     }
 
@@ -396,16 +405,16 @@ impl Session {
         let target = Target::read(frontend::CLOSE, body)?;
         let (kind, name) = (target.kind, Box::from(target.name));
         if kind == Kind::Statement && !target.name.is_empty() {
-            self.ledger.push(Expect::KnownClose { name });
+            self.expect(Expect::KnownClose { name });
             return Ok(Leaves::Replaced);
         }
-        self.ledger.push(Expect::Close { kind, name });
+        self.expect(Expect::Close { kind, name });
         Ok(Leaves::AsIs)
     }
 
     /// The statement a name leads to, seen from the end of what is sent.
     fn sent_statement(&self, name: &[u8]) -> Option<Held> {
-        match self.ledger.pending_statement(name) {
+        match self.state.ledger().and_then(|ledger| ledger.pending_statement(name)) {
             Some(pending) => pending.cloned(),
             None => self.kept.held(name).cloned(),
         }
@@ -435,7 +444,7 @@ impl Session {
     /// As [`Session::send_refused`], with this ErrorResponse.
     fn send_refusal(&mut self, error: &[u8]) -> Leaves {
         frontend::put_target(&mut self.before, frontend::DESCRIBE, Kind::Statement, REFUSED);
-        self.ledger.push(Expect::Refused(error.into()));
+        self.expect(Expect::Refused(error.into()));
         Leaves::Replaced
     }
 
@@ -448,7 +457,9 @@ impl Session {
                 && self.sent_statement(name.as_bytes()).is_some()
             {
                 self.inject(&Injected::Placeholder(name.as_bytes()), Expect::Placeholder);
-                self.unit.placeholders = true;
+                if let Some(run) = self.state.run_mut() {
+                    run.placeholders = true;
+                }
             }
         }
     }
@@ -456,7 +467,7 @@ impl Session {
     /// Parse under a name of its own, which is returned; makes room for it.
     pub(super) fn put_parse(&mut self, copy: &Held, expect: Expect, shared: &mut Shared) -> Rc<str> {
         let name = shared.interner.name();
-        let superseded = match &mut self.server {
+        let superseded = match self.state.server_mut() {
             Some(server) => {
                 server.prepared.make_room(copy.statement.id());
                 server.prepared.take_superseded()

@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
+use super::answer::{Answer, Lesson};
 use super::profile::{Profile, Profiles};
-use super::unit::Forwarding;
-use super::{Cleanup, PINS, Phase, Session, Shared, dispatch};
+use super::state::{Link, Stage, Then};
+use super::{Cleanup, PINS, ServerState, Session, Shared, dispatch};
 use crate::route::class::{Deallocate, Scope, SettingChange};
 use crate::route::{Class, Control, Effects, TransactionControl};
 use crate::terms::Mode;
@@ -15,39 +16,42 @@ use crate::wire::backend::TxStatus;
 use crate::wire::{self, frontend};
 
 impl Session {
-    /// After ReadyForQuery. True if the server is free.
-    pub(super) fn finish(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> bool {
+    /// After ReadyForQuery.
+    pub(super) fn finish(&mut self, rx: &mut BytesMut, shared: &mut Shared) {
+        let Some((Link { server, served_by, .. }, run)) = self.state.at_run() else { return };
         let effects = self.unit.effects;
         // What was refused has done nothing; what stood in front of it may have, and is asked about.
-        let effects = if self.unit.refusal.is_some() { effects.both(super::probe::ASKED) } else { effects };
-        self.taint(effects);
-        if let Forwarding::Rerun { .. } = self.unit.forwarding {
-            self.learn(rx, shared);
-            self.run_again();
-            return true;
+        let effects = if run.refusal.is_some() { effects.both(super::probe::ASKED) } else { effects };
+        taint(server, effects);
+        if let Answer::Discarded(lesson) = &mut run.answer {
+            let lesson = std::mem::take(lesson);
+            self.learn(lesson, rx, shared);
+            return self.run_again();
         }
+        let (errored, served_by) = (run.errored, *served_by);
         self.consume(rx);
-        self.pin(effects, shared);
+        self.pin(effects, errored, shared);
         self.doubt_settings();
-        self.doubt_pins(effects);
+        self.doubt_pins(effects, errored);
         let idle = self.status == TxStatus::Idle;
         self.sets = !idle && (self.sets || self.unit.sets);
         if idle {
             self.portals.clear();
-            self.end_transaction(shared);
-            self.used = Some(self.served_by);
+            self.end_transaction(errored, shared);
+            self.news.used(served_by);
         }
         self.end_opening();
         self.unit.reset(self.status);
-        self.phase = Phase::Gather;
-        let may_leave = idle && self.kept.config.mode == Mode::Transaction;
-        may_leave && !self.start_probe() && self.pins.is_empty()
+        self.go_gather();
+        if idle && self.kept.config.mode == Mode::Transaction && !self.start_probe() && self.pins.is_empty() {
+            self.go_attached(Stage::Releasing(Then::Gather));
+        }
     }
 
     /// A text that changes the session was run to its end.
     pub(super) fn stage(&mut self, class: Rc<Class>) {
         if !class.deallocates.is_empty() {
-            self.probe.doubts.insert(Effects::PREPARE_SQL);
+            self.doubts.pins.insert(Effects::PREPARE_SQL);
         }
         // Not undone by a rollback.
         for deallocate in &class.deallocates {
@@ -57,7 +61,7 @@ impl Session {
                 }
                 Deallocate::All => {
                     self.kept.statements.clear();
-                    if let Some(server) = &mut self.server {
+                    if let Some(server) = self.state.server_mut() {
                         server.prepared.clear();
                     }
                 }
@@ -68,19 +72,10 @@ impl Session {
         }
     }
 
-    fn taint(&mut self, effects: Effects) {
-        let Some(server) = &mut self.server else { return };
-        if effects.intersects(Effects::LOAD) {
-            server.cleanup = Cleanup::Close;
-        } else if effects.intersects(Effects::TAINTS) {
-            server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
-        }
-    }
-
-    fn pin(&mut self, effects: Effects, shared: &mut Shared) {
+    fn pin(&mut self, effects: Effects, errored: bool, shared: &mut Shared) {
         const UNDONE_BY_ROLLBACK: Effects =
             Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR).union(Effects::SETTINGS_UNKNOWN);
-        let rolled_back = self.unit.errored && self.unit.started == TxStatus::Idle && !self.unit.commits;
+        let rolled_back = errored && self.unit.started == TxStatus::Idle && !self.unit.commits;
         let kept = if rolled_back { effects.minus(UNDONE_BY_ROLLBACK) } else { effects };
         // What is not a pin is masked out by taking away everything else.
         let others = kept.minus(PINS);
@@ -90,35 +85,31 @@ impl Session {
         }
         if effects.intersects(Effects::SETTINGS_DOUBT) {
             self.pins.insert(Effects::SETTINGS_DOUBT);
-            if let Some(server) = &mut self.server {
-                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
-            }
+            self.discard_afterwards();
         }
         // What is created where temporary objects come first is temporary without saying so.
         if effects.intersects(Effects::DDL.union(Effects::UNKNOWN))
             && self.kept.profile.get("search_path").is_some_and(|path| path.trim_start().starts_with("pg_temp"))
         {
             self.pins.insert(Effects::TEMP_OBJECT);
-            self.probe.doubts.insert(Effects::TEMP_OBJECT);
-            if let Some(server) = &mut self.server {
-                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
-            }
+            self.doubts.pins.insert(Effects::TEMP_OBJECT);
+            self.discard_afterwards();
         }
         // In session mode the server is its own anyway.
         if effects.intersects(Effects::MAY_SET) && !rolled_back && self.kept.config.mode == Mode::Transaction {
             let known = shared.classifier.catalog().map_or(&[][..], |catalog| catalog.custom_settings());
-            self.probe.add_names(self.unit.may_set.drain(..).chain(known.iter().cloned()));
+            self.doubts.add_names(self.unit.may_set.drain(..).chain(known.iter().cloned()));
             self.pins.insert(Effects::SETTINGS_DOUBT);
         }
         if self.unit.leaves_traces {
-            if let Some(server) = &mut self.server {
+            if let Some(server) = self.state.server_mut() {
                 server.owner = self.kept.mark.leave();
             }
             if shared.sequences_are_read {
                 self.pins.insert(Effects::SEQUENCE_READ);
             }
         }
-        if !self.unit.errored {
+        if !errored {
             if effects.intersects(Effects::DISCARD_SEQUENCES) {
                 self.pins = self.pins.minus(Effects::SEQUENCE_READ);
             }
@@ -128,6 +119,13 @@ impl Session {
             if effects.intersects(Effects::DISCARD_TEMP) {
                 self.pins = self.pins.minus(Effects::TEMP_OBJECT);
             }
+        }
+    }
+
+    /// The server is cleaned before another session gets it.
+    pub(super) fn discard_afterwards(&mut self) {
+        if let Some(server) = self.state.server_mut() {
+            server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
         }
     }
 
@@ -144,19 +142,17 @@ impl Session {
                 SettingChange::Set { name, .. } if name.contains('.') => Some(name.clone()),
                 _ => None,
             });
-            self.probe.add_names(names);
-            if let Some(server) = &mut self.server {
-                server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
-            }
+            self.doubts.add_names(names);
+            self.discard_afterwards();
         }
     }
 
-    fn end_transaction(&mut self, shared: &mut Shared) {
+    fn end_transaction(&mut self, errored: bool, shared: &mut Shared) {
         if self.staged.is_empty() {
             return;
         }
         let alone = self.unit.started == TxStatus::Idle && matches!(self.unit.control, None | Some(Control::None));
-        let committed = if alone { !self.unit.errored } else { self.kept.ended_by_commit };
+        let committed = if alone { !errored } else { self.kept.ended_by_commit };
         let staged = std::mem::take(&mut self.staged);
         if committed {
             for class in &staged {
@@ -176,7 +172,7 @@ impl Session {
             self.pins = self.pins.minus(self.pins.minus(Effects::LOAD));
             // Not the unnamed one (`DiscardAll` in discard.c); a Query has dropped it before.
             self.kept.statements.clear();
-            if let Some(server) = &mut self.server {
+            if let Some(server) = self.state.server_mut() {
                 let cleanup = server.cleanup;
                 server.discarded(profiles);
                 server.cleanup = if cleanup == Cleanup::Close { cleanup } else { Cleanup::None };
@@ -216,7 +212,7 @@ impl Session {
         };
         let wanted = profiles.apply(&self.kept.profile, &class.settings, &self.kept.startup);
         self.kept.profile = told(wanted, profiles);
-        if let Some(server) = &mut self.server {
+        if let Some(server) = self.state.server_mut() {
             let nothing = profiles.empty();
             let has = profiles.apply(&server.profile, &class.settings, &nothing);
             server.profile = told(has, profiles);
@@ -224,15 +220,20 @@ impl Session {
     }
 
     /// A standby refused the unit as a write: its texts are read anew.
-    fn learn(&mut self, rx: &BytesMut, shared: &mut Shared) {
-        if std::mem::take(&mut self.learn_text)
-            && let Ok(Some((header, body))) = wire::complete(rx)
-            && header.tag == frontend::QUERY
-            && let Ok(text) = frontend::query_text(body)
-        {
-            shared.classifier.learn_writes(text, self.kept.sql);
-        }
-        let Some(old) = self.relearn.take() else { return };
+    fn learn(&mut self, lesson: Lesson, rx: &BytesMut, shared: &mut Shared) {
+        let old = match lesson {
+            Lesson::Nothing => return,
+            Lesson::Statement(old) => old,
+            Lesson::Text => {
+                if let Ok(Some((header, body))) = wire::complete(rx)
+                    && header.tag == frontend::QUERY
+                    && let Ok(text) = frontend::query_text(body)
+                {
+                    shared.classifier.learn_writes(text, self.kept.sql);
+                }
+                return;
+            }
+        };
         let Shared { classifier, interner, .. } = shared;
         let class = classifier.classify(old.text(), self.kept.sql);
         let parsed = self.unit.parses.iter_mut().map(|(_, statement)| statement);
@@ -240,5 +241,13 @@ impl Session {
         for statement in parsed.chain(held).filter(|statement| statement.is_of(&old)) {
             *statement = interner.reclassified(statement, &class);
         }
+    }
+}
+
+fn taint(server: &mut ServerState, effects: Effects) {
+    if effects.intersects(Effects::LOAD) {
+        server.cleanup = Cleanup::Close;
+    } else if effects.intersects(Effects::TAINTS) {
+        server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
     }
 }

@@ -7,8 +7,8 @@ use bytes::BytesMut;
 
 use super::buffers::consume;
 use super::statements::Statement;
-use super::unit::{Extent, Shape};
-use super::{GATHER_LIMIT_BYTES, Phase, Session, Shared};
+use super::unit::Shape;
+use super::{GATHER_LIMIT_BYTES, Session, Shared};
 use crate::error::ProxyError;
 use crate::route::Effects;
 use crate::route::class::{Access, Reason, SqlContext};
@@ -40,9 +40,9 @@ impl Session {
         loop {
             let Some((header, body)) = wire::complete(&rx[self.unit.end..])? else {
                 // It is long, or nothing more of it comes.
-                let opens = self.unit.extent == Extent::Open || self.ended;
+                let opens = self.unit.input.is_open() || self.ended;
                 if self.unit.end >= GATHER_LIMIT_BYTES || (self.unit.end > 0 && opens) {
-                    self.unit.extent = Extent::Open;
+                    self.unit.open();
                     return Ok(true);
                 }
                 return Ok(false);
@@ -50,7 +50,7 @@ impl Session {
             if matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL) {
                 // What they stand behind may be a COPY: that is seen when its answer comes.
                 if self.unit.end > 0 {
-                    self.unit.extent = Extent::Open;
+                    self.unit.open();
                     return Ok(true);
                 }
                 // Outside COPY the server ignores these (`PostgresMain`: probably the COPY failed and
@@ -64,17 +64,17 @@ impl Session {
                 Ends::No => {}
                 Ends::Yes => return Ok(true),
                 Ends::Flush => {
-                    self.unit.extent = Extent::Open;
+                    self.unit.open();
                     return Ok(true);
                 }
                 // What it stands behind comes first.
                 Ends::Leave if self.unit.end > header.size => {
                     self.unit.end -= header.size;
-                    self.unit.extent = Extent::Open;
+                    self.unit.open();
                     return Ok(true);
                 }
                 Ends::Leave => {
-                    self.phase = Phase::Ended;
+                    self.go_end();
                     return Ok(false);
                 }
             }
@@ -184,13 +184,12 @@ impl Session {
             match tag {
                 frontend::SYNC => {
                     backend::put_ready(&mut self.to_client, self.status);
-                    self.unit.consumed = true;
                     let status = self.status;
                     self.forget_unit(status, rx);
                     return true;
                 }
                 frontend::TERMINATE => {
-                    self.phase = Phase::Ended;
+                    self.go_end();
                     return true;
                 }
                 _ => {}

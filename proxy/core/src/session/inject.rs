@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::ledger::Expect;
+use super::state::Link;
 use super::statements::{Held, Statement};
 use super::{ServerState, Session};
 use crate::wire::frontend::{self, Kind};
@@ -90,24 +91,24 @@ fn put_parse(out: &mut BytesMut, name: &[u8], statement: &Statement) {
 impl Session {
     /// Has the server do this in front of the message at hand. `expect`: what it answers.
     pub(super) fn inject(&mut self, message: &Injected<'_>, expect: Expect) {
-        if let Some(server) = &mut self.server {
+        if let Some(Link { server, exchange, .. }) = self.state.link_mut() {
             server.inject(message, &mut self.before);
-            self.ledger.push(expect);
+            exchange.ledger.push(expect);
         }
     }
 
     /// As [`Session::inject`], where nothing is answered.
     pub(super) fn inject_unanswered(&mut self, message: &Injected<'_>) {
-        if let Some(server) = &mut self.server {
+        if let Some(server) = self.state.server_mut() {
             server.inject(message, &mut self.before);
         }
     }
 
     /// Has the server do this at once.
     pub(super) fn inject_now(&mut self, message: &Injected<'_>, expect: Expect) {
-        if let Some(server) = &mut self.server {
+        if let Some(Link { server, exchange, .. }) = self.state.link_mut() {
             server.inject(message, &mut self.to_server);
-            self.ledger.push(expect);
+            exchange.ledger.push(expect);
         }
     }
 }

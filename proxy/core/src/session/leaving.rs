@@ -4,10 +4,10 @@
 //! PostgreSQL looks at its socket between two statements only (`PostgresMain`, postgres.c). So what stands in front
 //! of a Terminate, or of the end of the connection, is done and answered as if nothing had followed.
 
-use super::ledger::Expect;
-use super::reply::Fate;
-use super::unit::{Copy, Extent};
-use super::{Phase, Session};
+use super::Session;
+use super::ledger::{Expect, Ledger};
+use super::run::Course;
+use super::state::{Stage, State, Then};
 use crate::wire::{backend, frontend};
 
 /// What a cancel request of the client is for.
@@ -24,16 +24,24 @@ pub enum CancelAim {
 impl Session {
     /// What a cancel request is for now. Never a statement of the proxy's own.
     pub fn cancel_aim(&self) -> CancelAim {
-        match self.phase {
-            Phase::Run | Phase::Compare if !self.ledger.is_empty() => CancelAim::Server,
-            Phase::Acquire | Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch => CancelAim::Held,
+        match &self.state {
+            State::Waiting(_) => CancelAim::Held,
+            State::Attached(_, stage) => match stage {
+                Stage::Preparing | Stage::Replaying(_) | Stage::Releasing(Then::Wait) => CancelAim::Held,
+                Stage::Running(run) => match run.course {
+                    Course::Describing | Course::Answering if self.is_outstanding() => CancelAim::Server,
+                    Course::Starting | Course::Describing | Course::Resuming => CancelAim::Held,
+                    Course::Answering | Course::Answered => CancelAim::Nothing,
+                },
+                Stage::Refused(_) | Stage::Probing(_) | Stage::Releasing(_) => CancelAim::Nothing,
+            },
             _ => CancelAim::Nothing,
         }
     }
 
     /// Whether what is outstanding at the server was asked by the proxy for itself, between two units.
     pub fn asks_for_itself(&self) -> bool {
-        self.ledger.is_own()
+        self.state.ledger().is_some_and(Ledger::is_own)
     }
 
     /// The client sends nothing more than what has been read of it.
@@ -44,10 +52,12 @@ impl Session {
     /// Whether the unit at hand does nothing but answer, and nothing but a Terminate stands behind it: if nobody
     /// reads the answer it may as well not run.
     pub fn only_reads(&self, rx: &[u8]) -> bool {
-        let under_way = matches!(
-            self.phase,
-            Phase::Acquire | Phase::Prepare | Phase::Replay | Phase::Compare | Phase::Dispatch | Phase::Run
-        );
+        let under_way = match &self.state {
+            State::Waiting(_) => true,
+            State::Attached(_, Stage::Preparing | Stage::Replaying(_) | Stage::Releasing(Then::Wait)) => true,
+            State::Attached(_, Stage::Running(run)) => run.course != Course::Answered,
+            _ => false,
+        };
         let behind = rx.get(self.unit.end).copied();
         under_way && self.unit.repeatable && matches!(behind, None | Some(frontend::TERMINATE))
     }
@@ -56,8 +66,7 @@ impl Session {
     /// parameter's value as it is (manual, section 55.2.7: at any time, to be expected always). False if that
     /// cannot be done.
     pub fn prod_client(&mut self) -> bool {
-        let within_message = self.passing > 0 && self.passing_fate == Fate::Forward;
-        if within_message || !self.to_client.is_empty() {
+        if self.is_within_message() || !self.to_client.is_empty() {
             return true;
         }
         let Some((name, value)) = self.kept.reported.entries().next() else { return false };
@@ -67,9 +76,11 @@ impl Session {
 
     /// Whether nothing happens any more unless the client says something.
     pub fn is_stuck(&self) -> bool {
-        match self.phase {
-            Phase::Gather | Phase::SkipToSync => true,
-            Phase::Run => self.unit.copy == Copy::In || (self.unit.extent == Extent::Open && self.ledger.is_empty()),
+        match &self.state {
+            State::Gathering(_) | State::SkippingToSync(_) => true,
+            State::Attached(_, Stage::Running(run)) if run.course == Course::Answering => {
+                self.unit.input.is_copy() || (self.unit.input.is_open() && !self.is_outstanding())
+            }
             _ => false,
         }
     }
@@ -78,20 +89,22 @@ impl Session {
     /// wait for an answer, an error above all, which PostgreSQL sends at once (`send_message_to_frontend`, elog.c).
     /// What is for the proxy itself is answered as a whole.
     pub fn is_stalled(&self, bytes: usize) -> bool {
-        self.phase == Phase::Gather && self.unit.end > 0 && self.unit.end == bytes && self.unit.proxied == 0
+        self.is_gathering() && self.unit.end > 0 && self.unit.end == bytes && self.unit.proxied == 0
     }
 
     /// It has waited for long enough: what there is of the unit is sent.
     pub fn end_stall(&mut self) {
-        if self.phase == Phase::Gather && self.unit.end > 0 {
-            self.unit.extent = Extent::Open;
+        if self.is_gathering() && self.unit.end > 0 {
+            self.unit.open();
         }
     }
 
     /// Nothing more of an open unit comes: asks the server for what it has kept back of its answers, once.
     pub(super) fn flush_for_last_time(&mut self) {
-        if self.unit.extent == Extent::Open && !self.unit.flushed && self.ledger.head().is_some_and(is_answered_late) {
-            self.unit.flushed = true;
+        let Some((link, run)) = self.state.at_run() else { return };
+        let is_late = link.exchange.ledger.head().is_some_and(is_answered_late);
+        if self.unit.input.is_open() && !run.flushed && is_late {
+            run.flushed = true;
             frontend::put_empty(&mut self.to_server, frontend::FLUSH);
         }
     }

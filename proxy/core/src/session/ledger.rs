@@ -95,6 +95,11 @@ enum Change<'a> {
 }
 
 impl Expect {
+    /// A Query of the proxy itself.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self, Self::Injected | Self::Restored | Self::Left | Self::Begun | Self::Probe)
+    }
+
     fn change(&self) -> Option<Change<'_>> {
         match self {
             Self::Parse { name, held } => Some(Change::Statement(name, Some(held))),
@@ -170,11 +175,6 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Nothing is outstanding.
-    pub(super) fn is_empty(&self) -> bool {
-        self.expected.is_empty()
-    }
-
     /// The oldest.
     pub(super) fn head(&self) -> Option<&Expect> {
         self.expected.front()
@@ -187,7 +187,7 @@ impl Ledger {
 
     /// The oldest is a Query of the proxy itself.
     pub(super) fn is_own(&self) -> bool {
-        matches!(self.head(), Some(Expect::Injected | Expect::Restored | Expect::Left | Expect::Begun | Expect::Probe))
+        self.head().is_some_and(Expect::is_own)
     }
 
     /// Appends a request.
@@ -285,6 +285,6 @@ mod tests {
         assert!(ledger.pop_skipped().is_some() && ledger.pending_portal(name).is_none());
         ledger.push(bind());
         ledger.clear();
-        assert!(ledger.is_empty() && ledger.pending_portal(name).is_none());
+        assert!(ledger.head().is_none() && ledger.pending_portal(name).is_none());
     }
 }

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use bytes::{BufMut, BytesMut};
 
+use super::Session;
+use super::state::Stage;
 use super::statements::Held;
-use super::unit::Extent;
-use super::{Phase, Session};
 use crate::error::{ProxyError, SqlState, encode_response};
 use crate::route::class::{ConsistencyName, Deallocate, ProxyCommand, Route, Statements};
 use crate::route::{Class, Effects, TransactionControl};
@@ -16,8 +16,8 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::frontend::{self, Bind, Kind, Target};
 use crate::wire::{self, put_cstr, put_message};
 
-/// An answer.
-enum Answer {
+/// What a text is answered.
+enum Said {
     /// A command tag.
     Done(&'static str),
     /// One row of one column.
@@ -34,7 +34,7 @@ impl Session {
                 self.status = TxStatus::Idle;
                 self.unit.started = TxStatus::Idle;
                 self.staged.clear();
-                self.phase = Phase::Acquire;
+                self.go_attached(Stage::Preparing);
                 return;
             }
             // On another server it would succeed, having committed nothing.
@@ -58,14 +58,13 @@ impl Session {
 
     /// The transaction ended with its server, and how it ended is known.
     pub(super) fn complete_lost(&mut self, tag: &'static str, rx: &mut BytesMut) {
-        self.withheld.clear();
         self.status = TxStatus::Failed;
         self.answer(rx, tag);
     }
 
     /// Answers a unit of commands for the proxy. False if it is none.
     pub(super) fn answer_own_commands(&mut self, rx: &mut BytesMut) -> bool {
-        if self.unit.extent == Extent::Open {
+        if self.unit.input.is_open() {
             return false;
         }
         let commands = self.unit.proxied > 0 && self.unit.proxied == self.unit.mentions;
@@ -92,7 +91,6 @@ impl Session {
     fn answer(&mut self, rx: &mut BytesMut, end_tag: &'static str) {
         let unit = rx.split_to(self.unit.end.min(rx.len())).freeze();
         self.unit.end = 0;
-        self.unit.consumed = true;
         let mut position = 0;
         let mut parses = std::mem::take(&mut self.unit.parses).into_iter();
         let mut bound: Option<Rc<Class>> = None;
@@ -171,10 +169,9 @@ impl Session {
             }
         }
         let status = self.status;
-        if self.unit.extent == Extent::Open {
+        if self.unit.input.is_open() {
             self.unit.reset(status);
-            self.phase = if failed { Phase::SkipToSync } else { Phase::Gather };
-            return;
+            return if failed { self.go_skip() } else { self.go_gather() };
         }
         self.forget_unit(status, rx);
     }
@@ -191,8 +188,8 @@ impl Session {
     /// Runs one text. False after an error.
     fn answer_text(&mut self, class: &Class, end_tag: &'static str, describe: bool) -> bool {
         match self.evaluate(class, end_tag) {
-            Answer::Done(tag) => backend::put_command_complete(&mut self.to_client, tag),
-            Answer::Row(name, value) => {
+            Said::Done(tag) => backend::put_command_complete(&mut self.to_client, tag),
+            Said::Row(name, value) => {
                 if describe {
                     put_row_description(&mut self.to_client, &name);
                 }
@@ -203,7 +200,7 @@ impl Session {
                 });
                 backend::put_command_complete(&mut self.to_client, "SHOW");
             }
-            Answer::Error(code, message) => {
+            Said::Error(code, message) => {
                 self.put_answer_error(code, &message);
                 return false;
             }
@@ -211,18 +208,18 @@ impl Session {
         true
     }
 
-    fn evaluate(&mut self, class: &Class, end_tag: &'static str) -> Answer {
-        if self.status == TxStatus::Failed && self.server.is_none() {
+    fn evaluate(&mut self, class: &Class, end_tag: &'static str) -> Said {
+        if self.status == TxStatus::Failed && self.state.link().is_none() {
             if !ends_transaction(class) {
-                return Answer::Error(SqlState(*b"25P02"), ABORTED.to_owned());
+                return Said::Error(SqlState(*b"25P02"), ABORTED.to_owned());
             }
             self.status = TxStatus::Idle;
-            return Answer::Done(end_tag);
+            return Said::Done(end_tag);
         }
         match &class.proxy {
             Some(ProxyCommand::SetRoute(route)) => {
                 self.kept.route = route.unwrap_or_default();
-                Answer::Done("SET")
+                Said::Done("SET")
             }
             Some(ProxyCommand::SetConsistency(name)) => {
                 self.kept.consistency = name.map(|name| match name {
@@ -230,7 +227,7 @@ impl Session {
                     ConsistencyName::Strong => Consistency::Strong,
                     ConsistencyName::Eventual => Consistency::Eventual,
                 });
-                Answer::Done("SET")
+                Said::Done("SET")
             }
             Some(ProxyCommand::Show(name)) => match &**name {
                 "route" => {
@@ -239,25 +236,25 @@ impl Session {
                         Route::Primary => "primary",
                         Route::Standby => "standby",
                     };
-                    Answer::Row("manatee.route".to_owned(), route.to_owned())
+                    Said::Row("manatee.route".to_owned(), route.to_owned())
                 }
-                "consistency" => Answer::Row("manatee.consistency".to_owned(), self.consistency().as_str().to_owned()),
-                other => Answer::Error(
+                "consistency" => Said::Row("manatee.consistency".to_owned(), self.consistency().as_str().to_owned()),
+                other => Said::Error(
                     SqlState(*b"42704"),
                     format!("unrecognized configuration parameter \"manatee.{other}\""),
                 ),
             },
             Some(ProxyCommand::Refused { sqlstate, message }) => {
-                Answer::Error(SqlState::parse(sqlstate.as_bytes()), message.to_string())
+                Said::Error(SqlState::parse(sqlstate.as_bytes()), message.to_string())
             }
             None => match &*class.deallocates {
                 [Deallocate::Name(name)] => {
                     self.kept.statements.remove(name.as_bytes());
-                    Answer::Done("DEALLOCATE")
+                    Said::Done("DEALLOCATE")
                 }
                 _ => {
                     self.kept.statements.clear();
-                    Answer::Done("DEALLOCATE ALL")
+                    Said::Done("DEALLOCATE ALL")
                 }
             },
         }

@@ -23,14 +23,15 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::unit::{Copy, Forwarding, Shape, Unit};
+use super::run::Run;
+use super::unit::{Shape, Unit};
 use crate::route::{Control, Effects, TransactionControl};
 use crate::wire::backend::{ERROR_RESPONSE, TxStatus};
 use crate::wire::{put_cstr, put_message, take_cstr};
 
 /// How much of the unit had been written to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub(super) enum Sent {
     /// Its last message had not been written to its end.
     Partly,
     /// All.
@@ -53,7 +54,7 @@ pub enum How {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Run the unit again on another server.
     Rerun,
     /// Tell 40001: nothing of it was committed; afterwards the client is in this status.
@@ -70,10 +71,10 @@ pub enum Verdict {
 }
 
 /// The table.
-pub fn verdict(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
-    let nothing_seen = !unit.consumed && unit.forwarding != Forwarding::On;
+pub(super) fn verdict(unit: &Unit, run: &Run, sent: Sent, how: How, on_standby: bool) -> Verdict {
+    let nothing_seen = unit.is_here() && !run.answer.is_streaming();
     // After an error the server skips the rest of a Query's text, or all up to Sync.
-    if unit.errored && unit.forwarding == Forwarding::On && !unit.commit_doubt {
+    if run.errored && run.answer.is_streaming() && !run.commit_doubt {
         let idle = unit.started == TxStatus::Idle && unit.control.is_none_or(|control| control == Control::None);
         return Verdict::Answered(if idle { TxStatus::Idle } else { TxStatus::Failed });
     }
@@ -95,16 +96,16 @@ pub fn verdict(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
             _ if unit.commits && !on_standby => Verdict::InDoubt,
             _ => Verdict::NothingCommitted(TxStatus::Failed),
         },
-        TxStatus::Idle => autocommit(unit, sent, how, on_standby),
+        TxStatus::Idle => autocommit(unit, run, sent, how, on_standby),
     }
 }
 
 /// Whether anything is won by keeping the unit's answer from the client: however its server goes from here
 /// on, what the client has seen would keep the unit from being run again or completed.
-pub(super) fn may_be_spared(unit: &Unit, on_standby: bool) -> bool {
+pub(super) fn may_be_spared(unit: &Unit, run: &Run, on_standby: bool) -> bool {
     [How::Gone, How::Refused]
         .into_iter()
-        .any(|how| matches!(verdict(unit, Sent::Whole, how, on_standby), Verdict::Rerun | Verdict::Completed(_)))
+        .any(|how| matches!(verdict(unit, run, Sent::Whole, how, on_standby), Verdict::Rerun | Verdict::Completed(_)))
 }
 
 /// Whether what was done of it may outlast a rollback.
@@ -112,12 +113,12 @@ fn outlasts_rollback(unit: &Unit) -> bool {
     unit.effects.intersects(Effects::UNKNOWN.union(Effects::NOT_UNDONE))
 }
 
-fn autocommit(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
+fn autocommit(unit: &Unit, run: &Run, sent: Sent, how: How, on_standby: bool) -> Verdict {
     let begins = matches!(unit.alone(), Some(TransactionControl::Begin { .. }));
     let stays_within = !outlasts_rollback(unit);
     // One statement of which nothing was answered, of a server that said that it rolled it back.
-    let rolled_back = sent == Sent::Whole && how == How::Refused && unit.single && !unit.completed_any;
-    if unit.can_rerun() && unit.forwarding != Forwarding::On {
+    let rolled_back = sent == Sent::Whole && how == How::Refused && unit.single && !run.completed_any;
+    if unit.can_rerun() && !run.answer.is_streaming() {
         let not_run = match (sent, how) {
             // The server cannot begin a Query it has not read to its end; what stands before it in the unit it can.
             (Sent::Partly, _) => unit.shape == Shape::Simple && unit.mentions <= 1,
@@ -129,7 +130,7 @@ fn autocommit(unit: &Unit, sent: Sent, how: How, on_standby: bool) -> Verdict {
             return Verdict::Rerun;
         }
     }
-    if unit.copy == Copy::In {
+    if unit.input.is_copy() {
         return Verdict::NothingCommitted(TxStatus::Idle);
     }
     if let Some(
@@ -178,6 +179,7 @@ pub(super) const HINT: &[u8] = b"It was not run again, because not all that it d
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
+    use super::super::answer::Answer;
     use super::*;
     use crate::route::Class;
     use crate::route::class::Reason;
@@ -186,9 +188,19 @@ mod tests {
         let mut unit = Unit::default();
         unit.reset(started);
         unit.shape = Shape::Simple;
-        unit.forwarding = Forwarding::Withheld;
+        unit.end = 5;
         unit.run(class);
         unit
+    }
+
+    /// Nothing of its answer was shown.
+    fn unseen() -> Run {
+        Run { answer: Answer::Withheld(Box::default()), ..Run::default() }
+    }
+
+    /// Some of it was.
+    fn seen() -> Run {
+        Run { answer: Answer::Streaming, ..Run::default() }
     }
 
     fn control(one: TransactionControl) -> Class {
@@ -230,7 +242,7 @@ mod tests {
         ];
         for (started, class, (sent, how), expected) in table {
             assert_eq!(
-                verdict(&unit(started, class), sent, how, false),
+                verdict(&unit(started, class), &unseen(), sent, how, false),
                 expected,
                 "{started:?} {class:?} {sent:?} {how:?}"
             );
@@ -239,20 +251,18 @@ mod tests {
 
     #[test]
     fn what_the_client_has_seen_is_not_run_again() {
-        let mut read = unit(TxStatus::Idle, &Class::read_only());
-        read.forwarding = Forwarding::On;
-        assert_eq!(verdict(&read, Sent::Whole, How::Gone, true), Verdict::NothingCommitted(TxStatus::Idle));
+        let read = unit(TxStatus::Idle, &Class::read_only());
+        assert_eq!(verdict(&read, &seen(), Sent::Whole, How::Gone, true), Verdict::NothingCommitted(TxStatus::Idle));
         let mut write = unit(TxStatus::Idle, &Class::primary(Reason::Write));
-        write.forwarding = Forwarding::On;
-        assert_eq!(verdict(&write, Sent::Partly, How::Refused, false), Verdict::InDoubt);
-        write.copy = Copy::In;
-        assert_eq!(verdict(&write, Sent::Whole, How::Gone, false), Verdict::NothingCommitted(TxStatus::Idle));
+        assert_eq!(verdict(&write, &seen(), Sent::Partly, How::Refused, false), Verdict::InDoubt);
+        write.begin_copy();
+        assert_eq!(verdict(&write, &seen(), Sent::Whole, How::Gone, false), Verdict::NothingCommitted(TxStatus::Idle));
     }
 
     #[test]
     fn a_commit_on_a_standby_is_never_in_doubt() {
         let commit = unit(TxStatus::InTransaction, &control(TransactionControl::Commit { chain: false }));
-        assert_eq!(verdict(&commit, Sent::Whole, How::Gone, true), Verdict::Completed("COMMIT"));
+        assert_eq!(verdict(&commit, &unseen(), Sent::Whole, How::Gone, true), Verdict::Completed("COMMIT"));
     }
 
     #[test]
@@ -260,29 +270,32 @@ mod tests {
         use TransactionControl::Rollback;
         use TxStatus::{Idle, InTransaction};
         let opaque = Class { effects: Effects::UNKNOWN, ..Class::primary(Reason::Opaque) };
-        assert!(may_be_spared(&unit(Idle, &Class::read_only()), false));
-        assert!(may_be_spared(&unit(Idle, &Class::primary(Reason::Write)), false), "it runs again after 57P01");
-        assert!(may_be_spared(&unit(InTransaction, &control(Rollback { chain: false })), false));
-        assert!(!may_be_spared(&unit(Idle, &opaque), false));
-        assert!(!may_be_spared(&unit(InTransaction, &Class::read_only()), false));
+        assert!(may_be_spared(&unit(Idle, &Class::read_only()), &unseen(), false));
+        assert!(
+            may_be_spared(&unit(Idle, &Class::primary(Reason::Write)), &unseen(), false),
+            "it runs again after 57P01"
+        );
+        assert!(may_be_spared(&unit(InTransaction, &control(Rollback { chain: false })), &unseen(), false));
+        assert!(!may_be_spared(&unit(Idle, &opaque), &unseen(), false));
+        assert!(!may_be_spared(&unit(InTransaction, &Class::read_only()), &unseen(), false));
         let mut several = unit(Idle, &Class::primary(Reason::Write));
         several.single = false;
-        assert!(!may_be_spared(&several, false));
+        assert!(!may_be_spared(&several, &unseen(), false));
     }
 
     #[test]
     fn what_acts_outside_of_its_transaction_is_not_run_again_on_a_standby_either() {
         let class = Class { effects: Effects::NOT_UNDONE, ..Class::primary(Reason::Node) };
         let acts = unit(TxStatus::Idle, &class);
-        assert_eq!(verdict(&acts, Sent::Whole, How::Refused, true), Verdict::ServersWords);
-        assert_eq!(verdict(&acts, Sent::Whole, How::Gone, true), Verdict::InDoubt);
+        assert_eq!(verdict(&acts, &unseen(), Sent::Whole, How::Refused, true), Verdict::ServersWords);
+        assert_eq!(verdict(&acts, &unseen(), Sent::Whole, How::Gone, true), Verdict::InDoubt);
     }
 
     #[test]
     fn what_stands_before_a_query_in_its_unit_may_have_run() {
         let mut two = unit(TxStatus::Idle, &Class::primary(Reason::Write));
         two.run(&Class::primary(Reason::Write));
-        assert_eq!(verdict(&two, Sent::Partly, How::Gone, false), Verdict::InDoubt);
+        assert_eq!(verdict(&two, &unseen(), Sent::Partly, How::Gone, false), Verdict::InDoubt);
     }
 
     #[test]
@@ -299,6 +312,6 @@ mod tests {
     fn several_statements_may_have_committed_before_the_server_refused() {
         let mut several = unit(TxStatus::Idle, &Class::primary(Reason::Write));
         several.single = false;
-        assert_eq!(verdict(&several, Sent::Whole, How::Refused, false), Verdict::InDoubt);
+        assert_eq!(verdict(&several, &unseen(), Sent::Whole, How::Refused, false), Verdict::InDoubt);
     }
 }

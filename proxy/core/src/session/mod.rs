@@ -15,11 +15,12 @@
 //! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
 //! is forwarded, so that until then it can be run again.
 
+use std::mem;
 use std::rc::{Rc, Weak};
 
 use bytes::{BufMut, BytesMut};
 
-use crate::error::{Origin, ProxyError, SqlState};
+use crate::error::{ProxyError, SqlState};
 use crate::route::class::{Route, setting_needs_primary};
 use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
 use crate::terms::Access;
@@ -28,6 +29,7 @@ use crate::topology::consistency::Consistency;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::put_message;
 
+mod answer;
 pub mod bound;
 pub mod buffers;
 mod compare;
@@ -41,25 +43,36 @@ mod ledger;
 mod local;
 pub mod lost;
 mod moving;
+mod news;
 mod probe;
 pub mod profile;
 mod refusal;
 mod reply;
 mod rest;
 mod restore;
+mod run;
 pub mod signal;
+mod state;
 pub mod statements;
 mod unit;
 
+use answer::Answer;
 use buffers::Buffers;
 use copies::Prepared;
-use ledger::Ledger;
+use ledger::Expect;
 use lost::{How, Sent, Verdict};
+use moving::Opening;
+use news::Untold;
+use probe::Doubts;
 use profile::{Profile, Profiles};
+use reply::Passing;
+use run::{Course, Run};
+use state::{Spare, Stage, State, Then};
 use statements::{Held, Interner, Statement};
-use unit::{Copy, Extent, Forwarding, Unit};
+use unit::{Input, Unit};
 
 pub use leaving::CancelAim;
+pub use news::News;
 pub use reply::Fault;
 pub use rest::{Awake, Kept, Spares};
 
@@ -223,27 +236,6 @@ pub enum Step {
     End,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Gather,
-    Acquire,
-    Cancel(u32),
-    Prepare,
-    Replay,
-    /// The server is given back for another one.
-    Replace,
-    /// The session's settings were refused for good.
-    Refused,
-    Compare,
-    Dispatch,
-    Run,
-    Finish,
-    Probe,
-    Release,
-    SkipToSync,
-    Ended,
-}
-
 /// The process ids of BackendKeyData: what the client was told, and what the server says; 0 if none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
@@ -270,19 +262,11 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Session {
     kept: Kept,
-    phase: Phase,
+    state: State,
     /// As the client believes it to be.
     status: TxStatus,
     unit: Unit,
-    ledger: Ledger,
-    server: Option<Box<ServerState>>,
-    served_by: ServedBy,
-    /// Units run again since the driver last asked.
-    reruns: u64,
-    /// Served something since the driver last asked.
-    used: Option<ServedBy>,
-    /// The proxy's own error that the client was told last.
-    told: Option<(SqlState, Origin)>,
+    news: Untold,
 
     /// Portals whose Execute changes the session or ends a failed transaction.
     portals: Vec<(Box<[u8]>, Rc<Statement>)>,
@@ -293,39 +277,28 @@ pub struct Session {
     /// A text that changes settings was run in the open transaction.
     sets: bool,
     /// How the open transaction can be begun on the primary instead.
-    opening: moving::Opening,
+    opening: Opening,
     /// What binds the session to its server.
     pins: Effects,
     /// What is to be asked about that.
-    probe: probe::Probe,
-    /// A standby refused this statement as a write…
-    relearn: Option<Rc<Statement>>,
-    /// …or the unit's Query.
-    learn_text: bool,
-    /// The parameter types that the server described last.
-    described: Vec<u8>,
-    /// The settings that were sent to the server.
-    replaying: Option<Rc<Profile>>,
-    /// They were refused: the server's words.
-    replay_error: Option<Vec<u8>>,
+    doubts: Doubts,
     /// The client sends nothing more than what was read of it.
     ended: bool,
-    /// As processes.
-    ids: Ids,
-    /// There is no room for another bound session.
-    crowd: Option<bound::Crowd>,
-    /// The FATAL with which the server ended its connection, until its loss is dealt with.
-    last_words: Option<Box<[u8]>>,
 
     to_client: BytesMut,
     to_server: BytesMut,
-    withheld: BytesMut,
-    /// Bytes of the server's current message that are passed on without being looked at.
-    passing: usize,
-    /// …or not.
-    passing_fate: reply::Fate,
     before: BytesMut,
     after: BytesMut,
+    spare: Spare,
+}
+
+/// What is known of a server that is lost.
+struct Lost {
+    sent: Sent,
+    how: How,
+    on_standby: bool,
+    passing: Option<Passing>,
+    words: Option<Box<[u8]>>,
 }
 
 /// What pins a session, beyond [`Effects::PINS`]: a loaded library stays; a session that asks for
@@ -333,85 +306,88 @@ pub struct Session {
 const PINS: Effects = Effects::PINS.union(Effects::LOAD).union(Effects::SEQUENCE_READ);
 
 impl Session {
-    /// Databases that the unit at hand needs nobody to be connected to, once.
-    pub fn take_vacates(&mut self) -> Vec<Box<str>> {
-        std::mem::take(&mut self.unit.vacates)
-    }
-
     /// Goes on as far as what has arrived allows. Call after every arrival, attachment or loss,
     /// until it says [`Step::Wait`].
     pub fn advance(&mut self, rx: &mut BytesMut, shared: &mut Shared) -> Step {
         loop {
-            match self.phase {
-                Phase::Gather => match self.gather(rx, shared) {
-                    Ok(true) => self.choose_place(rx, shared),
-                    Ok(false) => {
-                        if self.phase == Phase::Gather {
+            match &self.state {
+                State::Gathering(_) => match self.gather(rx, shared) {
+                    Ok(true) => self.choose_place(rx),
+                    Ok(false) if self.is_gathering() => return Step::Wait,
+                    Ok(false) => {}
+                    Err(error) => self.end_with(&error),
+                },
+                State::Waiting(need) => return Step::Acquire(*need),
+                State::Signalling(client, _) => return Step::Cancel(*client),
+                State::Attached(_, Stage::Preparing) => self.prepare(shared),
+                State::Attached(_, Stage::Replaying(_) | Stage::Probing(_)) => return Step::Wait,
+                State::Attached(_, Stage::Running(run)) => match run.course {
+                    Course::Starting | Course::Resuming => {
+                        if let Err(error) = self.dispatch(rx, shared) {
+                            self.end_with(&error);
+                        }
+                    }
+                    Course::Answering => {
+                        if let Err(error) = self.feed(rx, shared) {
+                            self.end_with(&error);
+                        }
+                        if self.course() == Some(Course::Answering) {
                             return Step::Wait;
                         }
                     }
-                    Err(error) => self.end_with(&error),
+                    Course::Describing => return Step::Wait,
+                    Course::Answered => self.finish(rx, shared),
                 },
-                Phase::Acquire => return Step::Acquire(self.need()),
-                Phase::Cancel(client) => return Step::Cancel(client),
-                Phase::Prepare => self.prepare(shared),
-                Phase::Replay | Phase::Compare | Phase::Probe => return Step::Wait,
-                Phase::Release => {
-                    self.phase = Phase::Gather;
-                    return Step::Release;
-                }
-                Phase::Replace => {
-                    self.phase = Phase::Acquire;
-                    return Step::Release;
-                }
-                Phase::Refused => {
-                    if self.tell_refused(rx) {
-                        return Step::Release;
-                    }
-                }
-                Phase::Dispatch => {
-                    if let Err(error) = self.dispatch(rx, shared) {
-                        self.end_with(&error);
-                    }
-                }
-                Phase::Run => {
-                    if let Err(error) = self.feed(rx, shared) {
-                        self.end_with(&error);
-                    }
-                    if self.phase == Phase::Run {
-                        return Step::Wait;
-                    }
-                }
-                Phase::Finish => {
-                    if self.finish(rx, shared) {
-                        return Step::Release;
-                    }
-                }
-                Phase::SkipToSync => {
+                State::Attached(_, Stage::Refused(_)) => self.tell_refused(rx),
+                State::Attached(_, Stage::Releasing(_)) => return Step::Release,
+                State::SkippingToSync(_) => {
                     if !self.skip_to_sync(rx) {
                         return Step::Wait;
                     }
                 }
-                Phase::Ended => return Step::End,
+                State::Ended(_) => return Step::End,
             }
         }
     }
 
     /// Says which process ids the client and the server at hand have.
     pub fn set_ids(&mut self, ids: Ids) {
-        self.ids = ids;
+        if let Some(link) = self.state.link_mut() {
+            link.exchange.ids = ids;
+        }
     }
 
-    /// Hands over the server asked for by [`Step::Acquire`].
-    pub fn attach(&mut self, server: Box<ServerState>, served_by: ServedBy) {
-        self.server = Some(server);
-        self.served_by = served_by;
-        self.phase = Phase::Prepare;
+    /// A unit is read, or waited for.
+    fn is_gathering(&self) -> bool {
+        matches!(self.state, State::Gathering(_))
     }
 
-    /// Takes the server off, after [`Step::Release`] or when the client is gone.
-    pub fn detach(&mut self) -> Option<Box<ServerState>> {
-        self.server.take()
+    /// How far the try of the unit is.
+    fn course(&self) -> Option<Course> {
+        self.state.run().map(|run| run.course)
+    }
+
+    fn set_course(&mut self, course: Course) {
+        if let Some(run) = self.state.run_mut() {
+            run.course = course;
+        }
+    }
+
+    /// A request was sent to the server at hand: it will be answered as this says.
+    fn expect(&mut self, expect: Expect) {
+        if let Some(ledger) = self.state.ledger_mut() {
+            ledger.push(expect);
+        }
+    }
+
+    /// The oldest request that is not answered yet.
+    fn head(&self) -> Option<&Expect> {
+        self.state.ledger()?.head()
+    }
+
+    /// The oldest request was answered.
+    fn pop(&mut self) -> Option<Expect> {
+        self.state.ledger_mut()?.pop()
     }
 
     /// The server asked for cannot be had.
@@ -428,93 +404,118 @@ impl Session {
     /// The server is gone, or was given up; the driver has closed it.
     pub fn server_lost(&mut self, how: How, rx: &mut BytesMut) {
         let sent = if self.to_server.is_empty() { Sent::Whole } else { Sent::Partly };
-        let words = self.last_words.take();
-        (self.replaying, self.replay_error) = (None, None);
+        self.to_server.clear();
+        // Until it is known what follows: reading, without a server.
+        let (mut link, stage) = match mem::replace(&mut self.state, State::Gathering(None)) {
+            State::Attached(link, stage) => (link, Some(stage)),
+            State::Gathering(Some(link)) => (link, None),
+            elsewhere => return self.lose_unused(elsewhere),
+        };
+        self.lose_ties();
+        let lost = Lost {
+            sent,
+            how,
+            on_standby: link.served_by == ServedBy::Standby,
+            passing: link.exchange.passing.take(),
+            words: link.exchange.last_words.take(),
+        };
+        self.drop_link(link);
+        if self.is_own_end(lost.words.as_deref()) || !self.pins.is_empty() {
+            if lost.passing.is_some() {
+                self.to_client.clear();
+                return self.go_end();
+            }
+            return self.end_with_words(lost.words.as_deref());
+        }
+        match stage {
+            // A lost transaction is told when the client next asks for something of it.
+            None | Some(Stage::Probing(_) | Stage::Releasing(Then::Gather)) => {}
+            Some(Stage::Releasing(Then::SkipToSync)) => self.go_skip(),
+            Some(Stage::Releasing(Then::Wait)) => self.go_elsewhere(),
+            Some(Stage::Preparing | Stage::Replaying(_) | Stage::Refused(_))
+                if self.unit.started == TxStatus::Idle || self.opening.is_moving() =>
+            {
+                self.unit.rewind();
+                self.go_elsewhere();
+            }
+            Some(Stage::Preparing | Stage::Replaying(_) | Stage::Refused(_)) => {
+                self.opening = Opening::Never;
+                self.tell(&ProxyError::TransactionLost, TxStatus::Failed, rx);
+            }
+            Some(Stage::Running(mut run)) => {
+                self.lose_run(&mut run, &lost, rx);
+                self.spare.keep_run(run);
+            }
+        }
+    }
+
+    /// A server was lost that the unit at hand, if any, does not use.
+    fn lose_unused(&mut self, state: State) {
+        self.lose_ties();
+        self.state = state;
+        if let Some(link) = self.leave_state_without_server() {
+            self.drop_link(link);
+        }
+    }
+
+    /// What the session has had on the server that is lost.
+    fn lose_ties(&mut self) {
         if self.status != TxStatus::Idle {
             // What the transaction may have set is rolled back.
             self.pins = self.pins.minus(Effects::SETTINGS_DOUBT);
-            self.probe.forget_names();
+            self.doubts.forget_names();
         }
-        self.server = None;
-        self.to_server.clear();
-        self.ledger.clear();
-        let passing = std::mem::take(&mut self.passing);
         // Sequence values are gone with it: whoever asks for them is told that there are none.
         self.pins = self.pins.minus(Effects::SEQUENCE_READ);
-        match self.phase {
-            Phase::Acquire | Phase::Cancel(_) | Phase::SkipToSync | Phase::Ended => return,
-            _ if self.is_own_end(words.as_deref()) || !self.pins.is_empty() => {
-                if passing > 0 {
-                    self.to_client.clear();
-                    return self.phase = Phase::Ended;
-                }
-                return self.end_with_words(words.as_deref());
-            }
-            // A lost transaction is told when the client next asks for something of it.
-            Phase::Gather | Phase::Probe | Phase::Release => {
-                self.phase = Phase::Gather;
-                return;
-            }
-            Phase::Finish => {
+    }
+
+    /// The server of a unit that was sent, or was about to be, is lost.
+    fn lose_run(&mut self, run: &mut Run, lost: &Lost, rx: &mut BytesMut) {
+        match run.course {
+            Course::Answered => {
                 self.consume(rx);
                 // It was answered, so it happened; only the server's own state is lost.
-                self.phase = Phase::Gather;
-                self.unit.reset(self.status);
-                return;
-            }
-            Phase::Prepare | Phase::Replay | Phase::Replace | Phase::Refused
-                if self.unit.started == TxStatus::Idle || self.opening.moving =>
-            {
-                self.unit.rewind();
-                self.phase = Phase::Acquire;
-                return;
+                return self.unit.reset(self.status);
             }
             // Nothing had been executed, at most was the server asked what a statement returns.
-            Phase::Compare | Phase::Dispatch if self.unit.can_rerun() && !self.unit.executed => {
-                return self.run_again();
+            Course::Starting | Course::Describing | Course::Resuming if self.unit.can_rerun() && !run.executed => {
+                return self.rerun_lost(run);
             }
-            Phase::Prepare
-            | Phase::Replay
-            | Phase::Replace
-            | Phase::Refused
-            | Phase::Compare
-            | Phase::Dispatch
-            | Phase::Run => {}
+            _ => {}
         }
-        self.opening = moving::Opening::default();
-        if let Forwarding::Rerun { .. } = self.unit.forwarding
-            && self.unit.started == TxStatus::Idle
-        {
-            return self.run_again();
+        self.opening = Opening::Never;
+        if run.answer.is_discarded() && self.unit.started == TxStatus::Idle {
+            return self.rerun_lost(run);
         }
-        if passing > 0 && self.passing_fate == reply::Fate::Forward {
+        if lost.passing.is_some_and(Passing::is_forwarded) {
             // The client is in the middle of a message: no error fits there.
             self.to_client.clear();
-            self.phase = Phase::Ended;
-            return;
+            return self.go_end();
         }
-        if self.unit.forwarding == Forwarding::Told {
+        if matches!(run.answer, Answer::ErrorSent) {
             backend::put_ready(&mut self.to_client, TxStatus::Idle);
             return self.forget_unit(TxStatus::Idle, rx);
         }
-        match lost::verdict(&self.unit, sent, how, self.served_by == ServedBy::Standby) {
-            Verdict::Rerun => self.run_again(),
+        match lost::verdict(&self.unit, run, lost.sent, lost.how, lost.on_standby) {
+            Verdict::Rerun => self.rerun_lost(run),
             Verdict::NothingCommitted(status) => self.tell(&ProxyError::TransactionLost, status, rx),
             Verdict::InDoubt => self.tell(&ProxyError::CommitInDoubt, TxStatus::Idle, rx),
-            Verdict::Answered(status) => {
-                if self.unit.extent == Extent::Open {
-                    return self.end_told(status, rx);
-                }
-                backend::put_ready(&mut self.to_client, status);
-                self.forget_unit(status, rx);
-            }
+            Verdict::Answered(status) => self.end_told(status, rx),
             Verdict::ServersWords => {
                 let mut error = BytesMut::new();
-                lost::as_error(words.as_deref().unwrap_or_default(), lost::HINT, &mut error);
+                lost::as_error(lost.words.as_deref().unwrap_or_default(), lost::HINT, &mut error);
                 self.tell_words(&error, TxStatus::Idle, rx);
             }
             Verdict::Completed(tag) => self.complete_lost(tag, rx),
         }
+    }
+
+    /// Its unit runs again elsewhere: nothing that was answered is known any more.
+    fn rerun_lost(&mut self, run: &mut Run) {
+        if let Answer::Withheld(withheld) = &mut run.answer {
+            withheld.undo(&mut self.kept);
+        }
+        self.run_again();
     }
 
     /// Whether the server ended the connection because of a limit that the client has set itself, or that is
@@ -533,10 +534,9 @@ impl Session {
         let Some(words) = words else {
             return self.end_with(&ProxyError::SessionLost);
         };
-        self.withheld.clear();
-        self.told = Some((SqlState::parse(backend::ErrorFields::read(words).code), Origin::Server));
+        self.news.servers_error(backend::ErrorFields::read(words).code);
         put_message(&mut self.to_client, backend::ERROR_RESPONSE, |out| out.put_slice(words));
-        self.phase = Phase::Ended;
+        self.go_end();
     }
 
     /// By which servers know this session.
@@ -563,38 +563,26 @@ impl Session {
         &mut self.to_server
     }
 
-    /// What served the session since this was last asked, once its transaction is over.
-    pub fn take_used(&mut self) -> Option<ServedBy> {
-        self.used.take()
-    }
-
-    /// How many units were run again since this was last asked.
-    pub fn take_reruns(&mut self) -> u64 {
-        std::mem::take(&mut self.reruns)
-    }
-
-    /// The proxy's own error that the client was told since this was last asked, for the metrics.
-    pub fn take_told(&mut self) -> Option<(SqlState, Origin)> {
-        self.told.take()
-    }
-
     /// Gives back the buffers in which nothing is. For idle sessions.
     pub fn trim(&mut self, buffers: &mut Buffers) {
-        let Self { to_client, to_server, withheld, before, after, .. } = self;
-        for buffer in [to_client, to_server, withheld, before, after] {
+        let Self { to_client, to_server, before, after, .. } = self;
+        for buffer in [to_client, to_server, before, after] {
             buffers.give_back(buffer);
+        }
+        if let Some(withheld) = &mut self.spare.withheld {
+            withheld.trim(buffers);
         }
     }
 
     /// Whether the client may be left alone: no transaction and nothing under way.
     pub fn is_idle(&self) -> bool {
-        self.phase == Phase::Gather && self.status == TxStatus::Idle && self.unit.end == 0
+        self.is_gathering() && self.status == TxStatus::Idle && self.unit.end == 0
     }
 
     /// Whether the idle client keeps its server only because it may ask for its own sequence values: for a
     /// moment, for others may need the server.
     pub fn is_lingering(&self) -> bool {
-        self.server.is_some()
+        self.state.link().is_some()
             && self.is_idle()
             && self.kept.config.mode == Mode::Transaction
             && self.pins == Effects::SEQUENCE_READ
@@ -605,31 +593,33 @@ impl Session {
     pub fn end_linger(&mut self) {
         if self.is_lingering() {
             self.pins = Effects::NONE;
-            self.phase = Phase::Release;
+            self.go_attached(Stage::Releasing(Then::Gather));
         }
     }
 
     /// Whether requests are outstanding at the server.
     pub fn is_outstanding(&self) -> bool {
-        !self.ledger.is_empty()
+        self.head().is_some()
     }
 
     /// Whether a transaction is open, or a unit under way.
     pub fn is_in_transaction(&self) -> bool {
         // A unit without its Sync has its transaction open.
         self.status != TxStatus::Idle
-            || self.unit.extent == Extent::Open
+            || self.unit.input.is_open()
             || matches!(
-                self.phase,
-                Phase::Run | Phase::Replay | Phase::Replace | Phase::Refused | Phase::Compare | Phase::Probe
+                self.state,
+                State::Attached(_, Stage::Replaying(_) | Stage::Running(_) | Stage::Refused(_) | Stage::Probing(_))
             )
     }
 
     /// Whether the client's next bytes are needed to go on.
     pub fn wants_client(&self) -> bool {
-        match self.phase {
-            Phase::Gather | Phase::SkipToSync => true,
-            Phase::Run => self.unit.extent == Extent::Open || self.unit.copy == Copy::In,
+        match &self.state {
+            State::Gathering(_) | State::SkippingToSync(_) => true,
+            State::Attached(_, Stage::Running(run)) if run.course == Course::Answering => {
+                self.unit.input != Input::Whole
+            }
             _ => false,
         }
     }
@@ -641,9 +631,8 @@ impl Session {
 
     /// The proxy is about to close the connection for this reason.
     pub fn end_with(&mut self, error: &ProxyError) {
-        self.withheld.clear();
-        if self.passing == 0 || self.passing_fate == reply::Fate::Swallow {
-            self.told = Some((error.sqlstate(), error.origin()));
+        if !self.is_within_message() {
+            self.news.error(error);
             error.encode(&mut self.to_client);
             if error.severity() == crate::error::Severity::Error {
                 // The connection ends all the same.
@@ -657,7 +646,7 @@ impl Session {
                 );
             }
         }
-        self.phase = Phase::Ended;
+        self.go_end();
     }
 
     /// Where the unit at hand has to run.
@@ -668,7 +657,7 @@ impl Session {
             Access::ReadWrite => {}
         }
         if self.unit.needs_primary
-            || self.unit.extent == Extent::Open
+            || self.unit.input.is_open()
             || !self.kept.config.split
             || self.kept.config.mode == Mode::Session
             || self.unit.effects.intersects(PINS)
@@ -695,33 +684,25 @@ impl Session {
 
     /// Says `error` as the unit's answer. The client is in `status` afterwards.
     fn tell(&mut self, error: &ProxyError, status: TxStatus, rx: &mut BytesMut) {
-        if self.unit.forwarding != Forwarding::On {
-            self.withheld.clear();
-        }
-        self.told = Some((error.sqlstate(), error.origin()));
+        self.news.error(error);
         error.encode(&mut self.to_client);
         self.end_told(status, rx);
     }
 
     /// As [`Session::tell`], in the words of a server: an ErrorResponse.
     fn tell_words(&mut self, error: &[u8], status: TxStatus, rx: &mut BytesMut) {
-        if self.unit.forwarding != Forwarding::On {
-            self.withheld.clear();
-        }
         let code = error.get(crate::wire::HEADER_BYTES..).map(|body| backend::ErrorFields::read(body).code);
-        self.told = Some((SqlState::parse(code.unwrap_or_default()), Origin::Server));
+        self.news.servers_error(code.unwrap_or_default());
         self.to_client.put_slice(error);
         self.end_told(status, rx);
     }
 
     /// The unit's answer was an error of the proxy.
     fn end_told(&mut self, status: TxStatus, rx: &mut BytesMut) {
-        let open = self.unit.extent == Extent::Open;
-        if open {
+        if self.unit.input.is_open() {
             self.consume(rx);
             self.status = status;
-            self.phase = Phase::SkipToSync;
-            return;
+            return self.go_skip();
         }
         backend::put_ready(&mut self.to_client, status);
         self.forget_unit(status, rx);
@@ -730,7 +711,6 @@ impl Session {
     /// The unit is over; the client is in `status`.
     fn forget_unit(&mut self, status: TxStatus, rx: &mut BytesMut) {
         self.consume(rx);
-        self.withheld.clear();
         self.status = status;
         if status == TxStatus::Idle {
             self.staged.clear();
@@ -738,27 +718,21 @@ impl Session {
             self.sets = false;
         }
         self.unit.reset(status);
-        self.phase = Phase::Gather;
+        self.go_gather();
     }
 
+    /// The unit runs on another server. It began outside a transaction.
     fn run_again(&mut self) {
-        if let Forwarding::Rerun { on_primary: true } = self.unit.forwarding {
-            self.unit.needs_primary = true;
-        }
-        self.withheld.clear();
-        self.ledger.clear();
-        self.undo_definitions();
-        // It began outside a transaction: nothing was staged before it.
+        // Nothing was staged before it.
         self.staged.clear();
-        self.reruns += 1;
+        self.news.rerun();
         self.unit.rewind();
-        self.phase = Phase::Acquire;
+        self.go_elsewhere();
     }
 
     /// Takes the unit's bytes from the client's buffer.
     fn consume(&mut self, rx: &mut BytesMut) {
-        if !self.unit.consumed {
-            self.unit.consumed = true;
+        if self.unit.is_here() {
             buffers::consume(rx, self.unit.end);
             self.unit.end = 0;
         }

@@ -3,10 +3,12 @@
 //! positions, a snapshot that others are to import), and what has an effect beyond the transaction (locks, NOTIFY,
 //! LISTEN). Its BEGIN is said again there; nothing that the client has seen depends on where it was said first.
 
+use std::mem;
+
+use super::Session;
 use super::inject::Injected;
 use super::ledger::Expect;
-use super::unit::{Extent, Forwarding};
-use super::{Phase, ServedBy, Session};
+use super::state::{Link, Replay, Stage};
 use crate::route::TransactionControl;
 use crate::route::class::{Hint, Route};
 use crate::terms::Access;
@@ -14,15 +16,29 @@ use crate::wire::backend::TxStatus;
 use crate::wire::frontend::{self, Bind};
 use crate::wire::{self};
 
-/// How a transaction on a standby can be begun again.
+/// How a transaction on a standby can be begun again. The texts are BEGIN, and what has chosen characteristics since.
 #[derive(Debug, Default)]
-pub(super) struct Opening {
-    /// BEGIN, and what has chosen characteristics since. Empty: the transaction has done something, or is elsewhere.
-    text: String,
+pub(super) enum Opening {
+    /// Not at all: the transaction has done something, or is elsewhere.
+    #[default]
+    Never,
+    /// It has done nothing so far.
+    Untouched(String),
     /// Something else of it was sent to the standby.
-    ran: bool,
+    Tried(String),
     /// It is on its way to the primary.
-    pub(super) moving: bool,
+    Moving(String),
+}
+
+impl Opening {
+    /// It is on its way to the primary.
+    pub(super) fn is_moving(&self) -> bool {
+        matches!(self, Self::Moving(_))
+    }
+
+    fn of(text: Option<String>) -> Self {
+        text.filter(|text| !text.is_empty()).map_or(Self::Never, Self::Untouched)
+    }
 }
 
 /// Texts that choose a transaction's characteristics, altogether: more are not remembered.
@@ -34,21 +50,21 @@ impl Session {
         let begins = match (self.unit.started, self.unit.alone()) {
             (TxStatus::Idle, Some(TransactionControl::Begin { .. })) => true,
             (TxStatus::InTransaction, Some(TransactionControl::SetTransaction { .. })) => false,
-            _ => return self.opening.ran = true,
+            _ => {
+                if let Opening::Untouched(text) = &mut self.opening {
+                    self.opening = Opening::Tried(mem::take(text));
+                }
+                return;
+            }
         };
         let text = self.text_of(unit);
-        let opening = &mut self.opening;
-        if begins {
-            *opening = Opening { text: text.unwrap_or_default(), ..Opening::default() };
-        } else if let Some(text) = text.filter(|text| opening.text.len() + text.len() < MOST_BYTES)
-            && !opening.text.is_empty()
-            && !opening.ran
-        {
-            opening.text.push(';');
-            opening.text.push_str(&text);
-        } else {
-            *opening = Opening::default();
-        }
+        self.opening = match (mem::take(&mut self.opening), text) {
+            (_, text) if begins => Opening::of(text),
+            (Opening::Untouched(before), Some(text)) if before.len() + text.len() < MOST_BYTES => {
+                Opening::Untouched(before + ";" + &text)
+            }
+            _ => Opening::Never,
+        };
     }
 
     /// The text of a unit that runs one.
@@ -72,8 +88,8 @@ impl Session {
 
     /// The unit is over: what it may have done is done.
     pub(super) fn end_opening(&mut self) {
-        if self.opening.ran || self.status != TxStatus::InTransaction {
-            self.opening = Opening::default();
+        if !matches!(self.opening, Opening::Untouched(_)) || self.status != TxStatus::InTransaction {
+            self.opening = Opening::Never;
         }
     }
 
@@ -81,8 +97,7 @@ impl Session {
     fn may_move(&self) -> bool {
         let asked_for_standby =
             self.unit.hint == Some(Hint::Standby) || self.unit.hint.is_none() && self.kept.route == Route::Standby;
-        !self.opening.text.is_empty()
-            && self.served_by == ServedBy::Standby
+        self.state.is_on_standby()
             && self.kept.config.access == Access::ReadWrite
             && !asked_for_standby
             && self.pins.is_empty()
@@ -90,59 +105,59 @@ impl Session {
 
     /// Whether the unit at hand, which was not sent yet, has to run on the primary, and its transaction can.
     pub(super) fn must_move(&self) -> bool {
-        !self.unit.read_only && !self.opening.ran && self.status == TxStatus::InTransaction && self.may_move()
+        !self.unit.read_only
+            && matches!(self.opening, Opening::Untouched(_))
+            && self.status == TxStatus::InTransaction
+            && self.may_move()
     }
 
     /// Whether the transaction's first statement, which the standby has refused, can run on the primary.
     pub(super) fn may_still_move(&self) -> bool {
-        self.opening.ran
+        matches!(self.opening, Opening::Tried(_))
             && self.unit.started == TxStatus::InTransaction
-            && self.unit.forwarding == Forwarding::Withheld
-            && self.unit.extent == Extent::Closed
-            && !self.unit.consumed
+            && self.state.answer().is_withheld()
+            && !self.unit.input.is_open()
+            && self.unit.is_here()
             && self.may_move()
     }
 
     /// Ends the transaction on the standby. The unit runs on the primary.
     pub(super) fn leave_standby(&mut self) {
         self.unit.needs_primary = true;
-        self.opening.ran = false;
-        self.opening.moving = true;
+        if let Opening::Untouched(text) | Opening::Tried(text) = mem::take(&mut self.opening) {
+            self.opening = Opening::Moving(text);
+        }
         self.inject_now(&Injected::Settings("ROLLBACK"), Expect::Left);
-        self.phase = Phase::Replay;
+        self.go_attached(Stage::Replaying(Replay::Leaving));
     }
 
     /// The standby has refused the transaction's first statement, and that is over.
     pub(super) fn leave_standby_again(&mut self) {
-        self.withheld.clear();
-        self.undo_definitions();
         self.staged.clear();
-        self.reruns += 1;
+        self.news.rerun();
         self.unit.rewind();
         self.leave_standby();
     }
 
     /// The settings are right: begins the transaction anew, if it has moved here.
     pub(super) fn begin_or_dispatch(&mut self) {
-        if !self.opening.moving {
-            self.phase = Phase::Dispatch;
-            return;
+        let Opening::Moving(text) = &self.opening else { return self.go_run() };
+        if let Some(Link { server, exchange, .. }) = self.state.link_mut() {
+            server.inject(&Injected::Settings(text), &mut self.to_server);
+            exchange.ledger.push(Expect::Begun);
         }
-        let text = std::mem::take(&mut self.opening.text);
-        self.inject_now(&Injected::Settings(&text), Expect::Begun);
-        self.opening.text = text;
-        self.phase = Phase::Replay;
+        self.go_attached(Stage::Replaying(Replay::Beginning));
     }
 
     /// The transaction goes on where it is now.
     pub(super) fn moved(&mut self) {
-        self.opening = Opening::default();
-        self.phase = Phase::Dispatch;
+        self.opening = Opening::Never;
+        self.go_run();
     }
 
     /// The transaction that was on its way has failed, as far as the client can tell. Its status.
     pub(super) fn fail_moving(&mut self) -> TxStatus {
-        match std::mem::take(&mut self.opening).moving {
+        match mem::take(&mut self.opening).is_moving() {
             true => TxStatus::Failed,
             false => self.status,
         }

@@ -3,11 +3,13 @@
 //! if nothing is left the server is given back.
 
 use std::collections::BTreeMap;
+use std::mem;
 
 use super::inject::Injected;
 use super::ledger::Expect;
 use super::profile::{READ_COMMITTED, ServerEncoding, put_literal};
-use super::{Phase, Session, Shared};
+use super::state::{Stage, Then};
+use super::{Session, Shared};
 use crate::route::{Effects, TransactionControl};
 use crate::wire::backend;
 
@@ -50,15 +52,22 @@ const SETTINGS: &str = "SELECT 's', name, pg_catalog.encode(pg_catalog.convert_t
 /// Custom settings asked for at most: a name costs about a microsecond.
 const MOST_NAMES: usize = 500;
 
-/// What is asked, and what has been answered.
+/// What may have changed of what binds the session, since its server was last asked.
 #[derive(Debug, Default)]
-pub(super) struct Probe {
+pub(super) struct Doubts {
     /// Pins that may be gone.
-    pub(super) doubts: Effects,
+    pub(super) pins: Effects,
     /// Settings with dots that a doubtful transaction changed: no view shows them.
-    pub(super) names: Vec<Box<str>>,
+    names: Vec<Box<str>>,
+}
+
+/// What a server is asked, and what it has answered so far.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    asked: Doubts,
     found: Effects,
     settings: BTreeMap<Box<str>, Box<str>>,
+    /// It could not say.
     failed: bool,
 }
 
@@ -67,7 +76,7 @@ fn from_hex(digits: &str) -> Option<String> {
     String::from_utf8(pairs.collect::<Option<Vec<u8>>>()?).ok()
 }
 
-impl Probe {
+impl Doubts {
     /// Custom settings are in doubt as well.
     pub(super) fn add_names(&mut self, names: impl Iterator<Item = Box<str>>) {
         self.names.extend(names);
@@ -85,17 +94,48 @@ impl Probe {
 
     /// Whether there is nothing to ask.
     pub(super) fn is_empty(&self) -> bool {
-        self.doubts.is_empty()
-            && self.names.is_empty()
-            && self.found.is_empty()
-            && self.settings.is_empty()
-            && !self.failed
+        self.pins.is_empty() && self.names.is_empty()
+    }
+}
+
+impl Findings {
+    /// The pins that are asked about.
+    pub(super) fn asked(&self) -> Effects {
+        self.asked.pins
+    }
+
+    /// The server could not say: everything stays as it is.
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// One row of the answer.
+    pub(super) fn row(&mut self, body: &[u8]) {
+        let Ok(columns) = backend::data_row(body) else { return self.failed = true };
+        let column = |index: usize| columns.get(index).copied().flatten().map(String::from_utf8_lossy);
+        let (kind, name, value) = (column(0), column(1), column(2));
+        match (kind.as_deref(), name, value) {
+            (Some("s"), Some(name), Some(value)) => {
+                let Some(value) = from_hex(&value) else { return self.failed = true };
+                let unset = value.is_empty() && name.contains('.') || name == "role" && value == "none";
+                if !unset {
+                    self.settings.insert(name.to_ascii_lowercase().into(), value.into());
+                }
+            }
+            // A setting that is not there.
+            (Some("s"), ..) => {}
+            (Some(letter), ..) => match QUESTIONS.iter().find(|(_, known, _)| *known == letter) {
+                Some((pin, ..)) => self.found.insert(*pin),
+                None => self.failed = true,
+            },
+            (None, ..) => self.failed = true,
+        }
     }
 }
 
 impl Session {
     /// After a unit: which pins it may have removed, or never made.
-    pub(super) fn doubt_pins(&mut self, effects: Effects) {
+    pub(super) fn doubt_pins(&mut self, effects: Effects, errored: bool) {
         // A lock that was tried for may not have been got, nor one for which a query found no row; a search path that
         // begins with the temporary schema creates nothing yet.
         const BY: [(Effects, Effects); 6] = [
@@ -108,20 +148,20 @@ impl Session {
         ];
         for (removed_by, pin) in BY {
             if effects.intersects(removed_by) {
-                self.probe.doubts.insert(pin);
+                self.doubts.pins.insert(pin);
             }
         }
         // In a transaction: it may roll back, and temporary tables may go with its end.
         let in_transaction = self.unit.control.is_some_and(|control| control != crate::route::Control::None)
             || self.unit.started != backend::TxStatus::Idle;
-        if in_transaction || self.unit.errored {
+        if in_transaction || errored {
             let ends = matches!(self.unit.alone(), Some(TransactionControl::Rollback { .. }));
             let all = Effects::TEMP_OBJECT.union(Effects::LISTEN).union(Effects::HOLD_CURSOR);
             let made = if ends { all } else { effects };
-            self.probe.doubts.insert(made.both(all));
+            self.doubts.pins.insert(made.both(all));
         }
-        if self.unit.errored {
-            self.probe.doubts.insert(effects.both(ASKED));
+        if errored {
+            self.doubts.pins.insert(effects.both(ASKED));
         }
     }
 
@@ -129,14 +169,14 @@ impl Session {
     pub(super) fn doubt_everything(&mut self) {
         let all = ASKED.union(Effects::SETTINGS_DOUBT);
         self.pins.insert(all);
-        self.probe.doubts.insert(all);
+        self.doubts.pins.insert(all);
     }
 
     /// Outside a transaction, with a server: asks it if there is something to ask. True if so.
     pub(super) fn start_probe(&mut self) -> bool {
-        let doubts = self.probe.doubts.union(Effects::SETTINGS_DOUBT);
+        let doubts = self.doubts.pins.union(Effects::SETTINGS_DOUBT);
         let asked = self.pins.both(doubts);
-        self.probe.doubts = asked;
+        self.doubts.pins = asked;
         if asked.is_empty() {
             return false;
         }
@@ -147,10 +187,10 @@ impl Session {
             .collect();
         if asked.intersects(Effects::SETTINGS_DOUBT) {
             let known = self.kept.profile.names().filter(|name| name.contains('.')).map(Box::from);
-            let mut names: Vec<Box<str>> = known.chain(self.probe.names.iter().cloned()).collect();
+            let mut names: Vec<Box<str>> = known.chain(self.doubts.names.iter().cloned()).collect();
             names.sort_unstable();
             names.dedup();
-            let encoding = ServerEncoding::named(self.server.as_ref().and_then(|it| it.parameter("server_encoding")));
+            let encoding = ServerEncoding::named(self.state.server().and_then(|it| it.parameter("server_encoding")));
             let mut list = String::new();
             for name in &names {
                 list.push(',');
@@ -162,64 +202,31 @@ impl Session {
         }
         let text = [READ_COMMITTED, &parts.join(" UNION ALL ")].concat();
         self.inject_now(&Injected::Question(&text), Expect::Probe);
-        self.phase = Phase::Probe;
+        let asked = mem::take(&mut self.doubts);
+        self.go_attached(Stage::Probing(Box::new(Findings { asked, ..Findings::default() })));
         true
-    }
-
-    /// One row of the answer.
-    pub(super) fn probe_row(&mut self, body: &[u8]) {
-        let Ok(columns) = backend::data_row(body) else {
-            self.probe.failed = true;
-            return;
-        };
-        let column = |index: usize| columns.get(index).copied().flatten().map(String::from_utf8_lossy);
-        let (kind, name, value) = (column(0), column(1), column(2));
-        match (kind.as_deref(), name, value) {
-            (Some("s"), Some(name), Some(value)) => {
-                let Some(value) = from_hex(&value) else { return self.probe.failed = true };
-                let unset = value.is_empty() && name.contains('.') || name == "role" && value == "none";
-                if !unset {
-                    self.probe.settings.insert(name.to_ascii_lowercase().into(), value.into());
-                }
-            }
-            // A setting that is not there.
-            (Some("s"), ..) => {}
-            (Some(letter), ..) => {
-                let pin = QUESTIONS.iter().find(|(_, known, _)| *known == letter);
-                match pin {
-                    Some((pin, ..)) => self.probe.found.insert(*pin),
-                    None => self.probe.failed = true,
-                }
-            }
-            (None, ..) => self.probe.failed = true,
-        }
-    }
-
-    /// The server could not say: everything stays as it is.
-    pub(super) fn probe_failed(&mut self) {
-        self.probe.failed = true;
     }
 
     /// All is answered.
     pub(super) fn end_probe(&mut self, shared: &mut Shared) {
-        let probe = std::mem::take(&mut self.probe);
-        self.phase = Phase::Gather;
-        if probe.failed {
+        let Some(Stage::Probing(findings)) = self.state.stage_mut() else { return };
+        let Findings { asked, found, settings, failed } = mem::take(&mut **findings);
+        self.go_gather();
+        if failed {
             // It is asked again after the next unit.
-            self.probe.doubts = probe.doubts;
-            self.probe.names = probe.names;
+            self.doubts = asked;
             return;
         }
-        self.pins = self.pins.minus(probe.doubts).union(probe.found);
-        if probe.doubts.intersects(Effects::SETTINGS_DOUBT) {
-            self.kept.profile = shared.profiles.intern(probe.settings);
-            if let Some(server) = &mut self.server {
+        self.pins = self.pins.minus(asked.pins).union(found);
+        if asked.pins.intersects(Effects::SETTINGS_DOUBT) {
+            self.kept.profile = shared.profiles.intern(settings);
+            if let Some(server) = self.state.server_mut() {
                 server.profile = self.kept.profile.clone();
             }
             self.kept.read_sql_context();
         }
         if self.pins.is_empty() {
-            self.phase = Phase::Release;
+            self.go_attached(Stage::Releasing(Then::Gather));
         }
     }
 }

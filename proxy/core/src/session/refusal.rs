@@ -11,8 +11,9 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use super::profile::Profile;
+use super::state::{Stage, State, Then};
 use super::unit::Unit;
-use super::{Cleanup, Phase, ServedBy, Session, Shared, lost};
+use super::{Cleanup, Session, Shared, lost};
 use crate::route::Effects;
 use crate::terms::{Access, Mode};
 use crate::wire::backend::ErrorFields;
@@ -87,12 +88,12 @@ impl Session {
     }
 
     /// The server has refused the settings, in these words. It has the settings it had: all or nothing.
-    pub(super) fn settings_refused(&mut self, words: Vec<u8>, shared: &mut Shared) {
+    pub(super) fn settings_refused(&mut self, words: Box<[u8]>, shared: &mut Shared) {
         let code = ErrorFields::read(&words).code;
         let known = self.kept.refused.as_ref().is_some_and(|refused| Rc::ptr_eq(refused, &self.kept.profile));
         let facts = Facts {
             code,
-            on_standby: self.served_by == ServedBy::Standby && self.kept.config.access != Access::ReadOnly,
+            on_standby: self.state.is_on_standby() && self.kept.config.access != Access::ReadOnly,
             before: self.unit.refusals,
             known,
             bound: !self.pins.is_empty(),
@@ -100,18 +101,18 @@ impl Session {
         match facts.next() {
             Next::Again => {
                 self.unit.refusals += 1;
-                self.phase = Phase::Prepare;
+                self.go_attached(Stage::Preparing);
             }
             Next::Primary => {
                 self.unit.needs_primary = true;
-                self.phase = Phase::Replace;
+                self.go_elsewhere();
             }
             Next::Other => {
                 self.unit.refusals += 1;
-                if let Some(server) = &mut self.server {
+                if let Some(server) = self.state.server_mut() {
                     server.cleanup = Cleanup::Close;
                 }
-                self.phase = Phase::Replace;
+                self.go_elsewhere();
             }
             Next::Tell => {
                 if facts.is_about_value() {
@@ -121,23 +122,28 @@ impl Session {
                 let own = self.unit.single && !self.unit.changes.is_empty() && !self.unit.without_own;
                 self.unit.without_own = own;
                 if own && !Rc::ptr_eq(&self.wanted_settings(shared), &self.kept.profile) {
-                    self.phase = Phase::Prepare;
-                    return;
+                    return self.go_attached(Stage::Preparing);
                 }
-                self.replay_error = Some(words);
-                self.phase = Phase::Refused;
+                self.go_attached(Stage::Refused(words));
             }
         }
     }
 
-    /// Tells the client what was refused. True if the server is free.
-    pub(super) fn tell_refused(&mut self, rx: &mut BytesMut) -> bool {
-        let words = self.replay_error.take().unwrap_or_default();
+    /// Tells the client what was refused.
+    pub(super) fn tell_refused(&mut self, rx: &mut BytesMut) {
+        let Some(Stage::Refused(words)) = self.state.stage_mut() else { return };
+        let words = std::mem::take(words);
         let mut error = BytesMut::new();
         lost::as_error(&words, HINT, &mut error);
         let status = self.fail_moving();
         self.tell_words(&error, status, rx);
-        self.server.is_some() && self.kept.config.mode == Mode::Transaction && self.pins.is_empty()
+        if self.kept.config.mode == Mode::Session || !self.pins.is_empty() {
+            return;
+        }
+        let then = if self.is_gathering() { Then::Gather } else { Then::SkipToSync };
+        if let Some(link) = self.leave_state() {
+            self.state = State::Attached(link, Stage::Releasing(then));
+        }
     }
 }
 

@@ -2,16 +2,20 @@
 //! what the proxy itself asked for is swallowed, and a few messages are looked into.
 
 use std::mem;
+use std::num::NonZeroUsize;
 use std::rc::Rc;
 
 use bytes::{BufMut, BytesMut};
 
+use super::answer::{Answer, Lesson};
 use super::buffers::{Buffers, consume};
-use super::ledger::Expect;
+use super::ledger::{Expect, Ledger};
 use super::lost::may_be_spared;
+use super::run::Course;
+use super::state::{Link, Replay, Stage, State};
 use super::statements::{Held, Statement};
-use super::unit::{Copy, Extent, Forwarding, Shape};
-use super::{Cleanup, How, Phase, ServedBy, Session, Shared, dispatch};
+use super::unit::{Input, Shape};
+use super::{How, Ids, Session, Shared, dispatch};
 use crate::error::ProxyError;
 use crate::route::class::{Route, TextEncoding};
 use crate::route::{Effects, Hint};
@@ -22,11 +26,6 @@ use crate::wire::{self, Header, WireError};
 /// Above this size a DataRow or CopyData is passed on before it is all there. Below it messages
 /// stay whole, so that an error can be told between any two.
 const STREAM_ABOVE_BYTES: usize = 64 << 10;
-
-/// Of an answer this much is withheld at most, for each session that has one under way. More than a description
-/// and some notices is not worth it: any role can make a server say gigabytes that are no rows. What is above it
-/// is passed on, and the unit cannot run again then.
-const WITHHELD_BYTES: usize = 64 << 10;
 
 /// Why a server cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +82,20 @@ pub(super) enum Fate {
     Swallow,
 }
 
+/// A message that is passed on without being looked at, as its bytes come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Passing {
+    left: NonZeroUsize,
+    fate: Fate,
+}
+
+impl Passing {
+    /// The client gets it.
+    pub(super) fn is_forwarded(self) -> bool {
+        self.fate != Fate::Swallow
+    }
+}
+
 /// How many bytes of a message have to be there before it is dealt with. Of rows and data too long to be held
 /// nothing is looked at, of such errors and notices their first fields: severity, code and text.
 fn looked_at(header: &Header) -> usize {
@@ -116,13 +129,10 @@ impl Session {
         // `run..position` is to be forwarded as it is.
         let (mut position, mut run) = (0, 0);
         let result = loop {
-            if self.passing > 0 {
-                let take = self.passing.min(rx.len() - position);
-                self.passing -= take;
-                position += take;
-                if self.unit.forwarding != Forwarding::On || self.passing_fate == Fate::Swallow {
-                    run = position;
-                }
+            if let Some(fate) = self.pass_on(rx.len(), &mut position)
+                && (!self.state.answer().is_streaming() || fate == Fate::Swallow)
+            {
+                run = position;
             }
             let rest = &rx[position..];
             let header = match Header::read(rest) {
@@ -148,8 +158,9 @@ impl Session {
                 run = position;
             }
             if streams {
-                self.passing = header.size;
-                self.passing_fate = fate;
+                if let (Some(link), Some(left)) = (self.state.link_mut(), NonZeroUsize::new(header.size)) {
+                    link.exchange.passing = Some(Passing { left, fate });
+                }
                 if fate != Fate::Swallow {
                     self.show();
                 }
@@ -158,7 +169,7 @@ impl Session {
             if fate == Fate::Past {
                 self.pass(&rx[run..position], &mut shared.buffers);
                 run = position;
-                if self.unit.forwarding == Forwarding::Withheld && self.withheld.is_empty() {
+                if self.state.answer().holds_nothing() {
                     shared.buffers.lend(&mut self.to_client);
                     self.to_client.put_slice(&rx[run..run + header.size]);
                     run += header.size;
@@ -168,7 +179,7 @@ impl Session {
             if fate == Fate::Swallow {
                 run = position;
             } else if matches!(header.tag, backend::DATA_ROW | wire::frontend::COPY_DATA)
-                && self.unit.forwarding == Forwarding::On
+                && self.state.answer().is_streaming()
                 && self.after.is_empty()
             {
                 // What was found of the first of many is true of the others.
@@ -180,7 +191,7 @@ impl Session {
                 run = position;
             }
         };
-        if run == 0 && self.unit.forwarding == Forwarding::On {
+        if run == 0 && self.state.answer().is_streaming() {
             shared.buffers.forward(rx, position, &mut self.to_client);
         } else {
             self.pass(&rx[run..position], &mut shared.buffers);
@@ -189,21 +200,19 @@ impl Session {
         result
     }
 
-    /// Appends for the client, now or when the answer is no longer withheld.
-    fn pass(&mut self, bytes: &[u8], buffers: &mut Buffers) {
-        if bytes.is_empty() {
-            return;
-        }
-        if self.unit.forwarding == Forwarding::Withheld && self.withheld.len() + bytes.len() > WITHHELD_BYTES {
-            self.show();
-        }
-        let to = match self.unit.forwarding {
-            Forwarding::Withheld => &mut self.withheld,
-            Forwarding::Rerun { .. } => return,
-            Forwarding::On | Forwarding::Told => &mut self.to_client,
-        };
-        buffers.lend(to);
-        to.put_slice(bytes);
+    /// Goes on with a message that is passed on in parts, as far as it has come. Its fate.
+    fn pass_on(&mut self, come: usize, position: &mut usize) -> Option<Fate> {
+        let exchange = &mut self.state.link_mut()?.exchange;
+        let Passing { left, fate } = exchange.passing.take()?;
+        let take = left.get().min(come - *position);
+        *position += take;
+        exchange.passing = NonZeroUsize::new(left.get() - take).map(|left| Passing { left, fate });
+        Some(fate)
+    }
+
+    /// Whether the client has a part of a message whose rest is still to come.
+    pub(super) fn is_within_message(&self) -> bool {
+        self.state.link().and_then(|link| link.exchange.passing).is_some_and(Passing::is_forwarded)
     }
 
     /// Passes on what was put behind the message at hand.
@@ -212,19 +221,6 @@ impl Session {
         self.pass(&after, buffers);
         self.after = after;
         self.after.clear();
-    }
-
-    /// From here on the client sees the unit's answer.
-    pub(super) fn show(&mut self) {
-        if self.unit.forwarding == Forwarding::Withheld {
-            self.unit.forwarding = Forwarding::On;
-            if self.to_client.is_empty() {
-                mem::swap(&mut self.to_client, &mut self.withheld);
-            } else {
-                self.to_client.put_slice(&self.withheld);
-                self.withheld.clear();
-            }
-        }
     }
 
     fn reply(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
@@ -236,12 +232,14 @@ impl Session {
             backend::READY_FOR_QUERY => return self.ready(body, shared),
             _ => {}
         }
-        let Some(head) = self.ledger.head() else {
+        let Some(head) = self.head() else {
             return Err(Fault::Unexpected(char::from(tag)));
         };
-        if self.ledger.is_own() {
-            if tag == backend::DATA_ROW && matches!(head, Expect::Probe) {
-                self.probe_row(body);
+        if head.is_own() {
+            if tag == backend::DATA_ROW
+                && let Some(Stage::Probing(findings)) = self.state.stage_mut()
+            {
+                findings.row(body);
             }
             return Ok(Fate::Swallow);
         }
@@ -263,8 +261,10 @@ impl Session {
             backend::PARAMETER_DESCRIPTION => {
                 let own = matches!(head, Expect::Compare(_) | Expect::Signature { .. });
                 if own || matches!(head, Expect::Describe { unnamed: Some(_) }) {
-                    self.described.clear();
-                    self.described.extend_from_slice(body);
+                    if let Some(Link { exchange, .. }) = self.state.link_mut() {
+                        exchange.described.clear();
+                        exchange.described.extend_from_slice(body);
+                    }
                 }
                 if own { Fate::Swallow } else { Fate::Forward }
             }
@@ -275,19 +275,17 @@ impl Session {
             _ => return Err(Fault::Unexpected(char::from(tag))),
         };
         self.answer_known();
-        Ok(match self.unit.forwarding {
-            Forwarding::Withheld | Forwarding::On => fate,
-            Forwarding::Told | Forwarding::Rerun { .. } => {
-                self.after.clear();
-                Fate::Swallow
-            }
-        })
+        if self.state.answer().is_swallowed() {
+            self.after.clear();
+            return Ok(Fate::Swallow);
+        }
+        Ok(fate)
     }
 
     /// Answers those requests at the head of the ledger that need no server: behind the message at
     /// hand, which was what they waited for.
     pub(super) fn answer_known(&mut self) {
-        while let Some(known) = self.ledger.pop_known() {
+        while let Some(known) = self.state.ledger_mut().and_then(Ledger::pop_known) {
             if let Expect::KnownClose { name } = known {
                 self.define(name, None);
                 backend::put_empty(&mut self.after, backend::CLOSE_COMPLETE);
@@ -303,41 +301,14 @@ impl Session {
         }
     }
 
-    /// The client's name leads to this statement from now on, or to none.
-    fn define(&mut self, name: Box<[u8]>, held: Option<Held>) {
-        let before = match (&held, name.is_empty()) {
-            (_, true) => mem::replace(&mut self.kept.unnamed, held),
-            (Some(held), false) => self.kept.statements.insert(name.clone(), held.clone()),
-            (None, false) => self.kept.statements.remove(&name),
-        };
-        if self.unit.forwarding == Forwarding::Withheld {
-            self.unit.undo.push((name, before));
-        }
-    }
-
-    /// The unit will run again: its names lead where they led before.
-    pub(super) fn undo_definitions(&mut self) {
-        while let Some((name, before)) = self.unit.undo.pop() {
-            match (before, name.is_empty()) {
-                (before, true) => self.kept.unnamed = before,
-                (Some(held), false) => {
-                    self.kept.statements.insert(name, held);
-                }
-                (None, false) => {
-                    self.kept.statements.remove(&name);
-                }
-            }
-        }
-    }
-
     /// Rows as they are described; a Query's too.
     fn description(&mut self, tag: u8, body: &[u8], shared: &mut Shared) -> Fate {
         let rows = || (tag == backend::ROW_DESCRIPTION).then(|| super::compare::shape(body));
-        match self.ledger.head() {
+        match self.head() {
             Some(Expect::Describe { .. } | Expect::Compare(_) | Expect::Signature { .. }) => {}
             _ => return Fate::Forward,
         }
-        match self.ledger.pop() {
+        match self.pop() {
             Some(Expect::Compare(statement)) => {
                 self.compare(&statement, rows());
                 Fate::Swallow
@@ -355,7 +326,7 @@ impl Session {
     }
 
     fn step_complete(&mut self, tag: u8) -> Result<Fate, Fault> {
-        match (tag, self.ledger.pop()) {
+        match (tag, self.pop()) {
             (backend::PARSE_COMPLETE, Some(Expect::Parse { name, held })) => {
                 self.define(name, Some(held));
                 Ok(Fate::Forward)
@@ -380,7 +351,7 @@ impl Session {
                     self.portals.retain(|(known, _)| *known != name);
                 } else if name.is_empty() {
                     self.define(name, None);
-                    if let Some(server) = &mut self.server {
+                    if let Some(server) = self.state.server_mut() {
                         server.unnamed = None;
                     }
                 }
@@ -391,9 +362,9 @@ impl Session {
     }
 
     fn command_complete(&mut self, tag: u8, body: &[u8]) -> Result<Fate, Fault> {
-        match self.ledger.head() {
+        match self.head() {
             Some(Expect::Execute { .. }) => {
-                if let Some(Expect::Execute { statement: Some(statement) }) = self.ledger.pop()
+                if let Some(Expect::Execute { statement: Some(statement) }) = self.pop()
                     && tag == backend::COMMAND_COMPLETE
                 {
                     self.stage(statement.class.clone());
@@ -403,20 +374,17 @@ impl Session {
             _ => return Err(Fault::Unexpected(char::from(tag))),
         }
         if tag == backend::COMMAND_COMPLETE {
-            self.unit.completed_any = true;
+            if let Some(run) = self.state.run_mut() {
+                run.completed_any = true;
+            }
             if body.starts_with(b"COMMIT\0") || body.starts_with(b"PREPARE TRANSACTION\0") {
                 self.kept.ended_by_commit = true;
             } else if body.starts_with(b"ROLLBACK\0") {
                 self.kept.ended_by_commit = false;
             }
         }
-        if self.unit.commit_doubt && tag == backend::COMMAND_COMPLETE {
-            self.show();
-            self.told = Some((ProxyError::CommitNotReplicated.sqlstate(), ProxyError::CommitNotReplicated.origin()));
-            ProxyError::CommitNotReplicated.encode(&mut self.before);
-            self.unit.commit_doubt = false;
-            self.unit.errored = true;
-            self.unit.forwarding = Forwarding::Told;
+        if tag == backend::COMMAND_COMPLETE && self.tell_commit_doubt() {
+            self.end_answer();
             return Ok(Fate::Swallow);
         }
         self.show();
@@ -424,11 +392,14 @@ impl Session {
     }
 
     fn copy_in(&mut self) {
-        self.unit.copy = Copy::In;
-        let all_sent = self.unit.extent == Extent::Closed && self.phase != Phase::Compare;
-        if matches!(self.ledger.head(), Some(Expect::Execute { .. })) && all_sent {
-            self.ledger.drop_trailing_sync();
-            self.unit.extent = Extent::Open;
+        let all_sent = !self.unit.input.is_open() && !self.is_describing();
+        self.unit.begin_copy();
+        if let Some(ledger) = self.state.ledger_mut()
+            && matches!(ledger.head(), Some(Expect::Execute { .. }))
+            && all_sent
+        {
+            ledger.drop_trailing_sync();
+            self.unit.open();
         }
     }
 
@@ -438,9 +409,10 @@ impl Session {
         if !self.pins.union(self.unit.effects).intersects(Effects::LISTEN) {
             return Fate::Swallow;
         }
+        let ids = self.state.link().map_or(Ids::default(), |link| link.exchange.ids);
         match body.split_first_chunk::<4>() {
-            Some((from, rest)) if u32::from_be_bytes(*from) == self.ids.server && self.ids.server != 0 => {
-                let client = self.ids.client;
+            Some((from, rest)) if u32::from_be_bytes(*from) == ids.server && ids.server != 0 => {
+                let client = ids.client;
                 wire::put_message(&mut self.before, backend::NOTIFICATION_RESPONSE, |out| {
                     out.put_u32(client);
                     out.put_slice(rest);
@@ -458,19 +430,19 @@ impl Session {
         let fields = ErrorFields::read(body);
         // syncrep.c: the transaction is committed here, but the standby has not confirmed it.
         if fields.routine == b"SyncRepWaitForLSN" {
-            self.unit.commit_doubt = true;
+            if let Some(run) = self.state.run_mut() {
+                run.commit_doubt = true;
+            }
             return Fate::Swallow;
         }
         // The server is going (`quickdie`, postgres.c); the client's connection is not.
         let going = fields.routine == b"quickdie" && matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
-        if going || self.ledger.is_own() {
+        if going || self.asks_for_itself() {
             return Fate::Swallow;
         }
-        if self.unit.forwarding != Forwarding::Withheld {
-            return Fate::Forward;
-        }
-        let on_standby = self.served_by == ServedBy::Standby;
-        if !may_be_spared(&self.unit, on_standby) {
+        let on_standby = self.state.is_on_standby();
+        let Some(run) = self.state.run().filter(|run| run.answer.is_withheld()) else { return Fate::Forward };
+        if !may_be_spared(&self.unit, run, on_standby) {
             self.show();
         } else if !on_standby {
             return Fate::Past;
@@ -481,11 +453,11 @@ impl Session {
     fn parameter(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
         let (name, value) = backend::parameter_status(body)?;
         let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        let injected = self.ledger.is_own() && !matches!(self.ledger.head(), Some(Expect::Restored));
-        if let Some(server) = &mut self.server {
+        let injected = self.asks_for_itself() && !matches!(self.head(), Some(Expect::Restored));
+        if let Some(server) = self.state.server_mut() {
             remember(&mut server.parameters, &name, &value);
         }
-        if injected || !is_told(&name) || self.ledger.is_empty() {
+        if injected || !is_told(&name) || !self.is_outstanding() {
             return Ok(Fate::Swallow);
         }
         self.kept.reported = shared.profiles.with(&self.kept.reported, &name, &value);
@@ -498,7 +470,7 @@ impl Session {
         }
         let lower = name.to_ascii_lowercase();
         self.kept.profile = shared.profiles.with(&self.kept.profile, &lower, &value);
-        if let Some(server) = &mut self.server {
+        if let Some(server) = self.state.server_mut() {
             server.profile = shared.profiles.with(&server.profile, &lower, &value);
         }
         self.kept.read_sql_context();
@@ -510,47 +482,45 @@ impl Session {
         if fields.is_fatal() {
             let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
             let (severity, code, message) = (text(fields.severity), text(fields.code), text(fields.message));
-            self.last_words = Some(body.into());
+            if let Some(link) = self.state.link_mut() {
+                link.exchange.last_words = Some(body.into());
+            }
             return Err(Fault::Fatal { severity, code, message });
         }
-        match self.ledger.head() {
-            Some(Expect::Injected) => {
-                self.replay_error = Some(body.to_vec());
-                return Ok(Fate::Swallow);
-            }
-            Some(Expect::Probe) => {
-                self.probe_failed();
+        match self.head() {
+            Some(Expect::Injected | Expect::Probe) => {
+                match self.state.stage_mut() {
+                    Some(Stage::Replaying(Replay::Settings(_, refused))) => *refused = Some(body.into()),
+                    Some(Stage::Probing(findings)) => findings.fail(),
+                    _ => {}
+                }
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Restored) => return Ok(Fate::Swallow),
-            Some(Expect::Left | Expect::Begun) => return Err(Fault::Unexpected('E')),
+            None | Some(Expect::Left | Expect::Begun) => return Err(Fault::Unexpected('E')),
             _ => {}
         }
-        if self.ledger.is_empty() {
-            return Err(Fault::Unexpected('E'));
-        }
-        if self.phase == Phase::Compare {
+        if self.is_describing() {
             self.end_waiting();
         }
         let rerun = self.rerun_for(&fields, shared)?;
         let renamed = self.with_clients_name(body);
         let refused = self.skip_failed();
-        self.unit.errored = true;
-        self.unit.copy = Copy::None;
-        if self.unit.placeholders
-            && let Some(server) = &mut self.server
-        {
-            // They may be left.
-            server.cleanup = server.cleanup.max(Cleanup::DiscardAll);
+        self.unit.end_copy();
+        if let Some(run) = self.state.run_mut() {
+            run.errored = true;
+            if run.placeholders {
+                // They may be left.
+                self.discard_afterwards();
+            }
         }
-        if let Some(on_primary) = rerun {
-            self.unit.forwarding = Forwarding::Rerun { on_primary };
-            self.withheld.clear();
+        if let Some(lesson) = rerun {
+            self.discard_answer(lesson);
         }
-        match self.unit.forwarding {
-            Forwarding::Told | Forwarding::Rerun { .. } => return Ok(Fate::Swallow),
-            Forwarding::Withheld | Forwarding::On => self.show(),
+        if self.state.answer().is_swallowed() {
+            return Ok(Fate::Swallow);
         }
+        self.show();
         if let Some(error) = refused {
             self.before.put_slice(&error);
             return Ok(Fate::Swallow);
@@ -564,28 +534,27 @@ impl Session {
 
     /// An error of a Bind, if it names a statement as the server does (`exec_bind_message` in postgres.c).
     fn with_clients_name(&self, fields: &[u8]) -> Option<Vec<u8>> {
-        let Some(Expect::Bind { statement: Some(statement), .. }) = self.ledger.head() else { return None };
+        let Some(Expect::Bind { statement: Some(statement), .. }) = self.head() else { return None };
         let name = self.kept.statements.name_of(statement)?;
         super::statements::with_clients_name(fields, name)
     }
 
-    /// Whether the unit shall run again because of this error: `Some(on the primary)`.
-    fn rerun_for(&mut self, fields: &ErrorFields<'_>, shared: &mut Shared) -> Result<Option<bool>, Fault> {
+    /// Whether the unit shall run again, on the primary, because of this error; what is learned from that.
+    fn rerun_for(&mut self, fields: &ErrorFields<'_>, shared: &mut Shared) -> Result<Option<Lesson>, Fault> {
         // A Query that ends a pipeline is skipped with it, and its end does not come before the next Sync.
-        let skipped = self.unit.shape == Shape::Simple && !matches!(self.ledger.head(), Some(Expect::Query));
+        let skipped = self.unit.shape == Shape::Simple && !matches!(self.head(), Some(Expect::Query));
         let moves = self.may_still_move();
-        if !moves && (self.unit.forwarding != Forwarding::Withheld || !self.unit.can_rerun()) || skipped {
+        if !moves && (!self.state.answer().is_withheld() || !self.unit.can_rerun()) || skipped {
             return Ok(None);
         }
+        let on_standby = self.state.is_on_standby();
         match fields.code {
-            b"0A000"
-                if self.served_by == ServedBy::Standby && fields.routine == b"GetSerializableTransactionSnapshot" =>
-            {
+            b"0A000" if on_standby && fields.routine == b"GetSerializableTransactionSnapshot" => {
                 self.kept.serializable_by_default = true;
-                Ok((self.kept.config.access == crate::terms::Access::ReadWrite).then_some(true))
+                Ok((self.kept.config.access == crate::terms::Access::ReadWrite).then_some(Lesson::Nothing))
             }
-            b"25006" if moves => Ok(Some(true)),
-            b"25006" if self.served_by == ServedBy::Standby => {
+            b"25006" if moves => Ok(Some(Lesson::Nothing)),
+            b"25006" if on_standby => {
                 // Not for who asked for a standby: then it is an answer.
                 let asked = self.kept.config.access == crate::terms::Access::ReadOnly
                     || self.unit.hint == Some(Hint::Standby)
@@ -593,11 +562,10 @@ impl Session {
                 if asked {
                     return Ok(None);
                 }
-                self.learn_writes(shared);
-                Ok(Some(true))
+                Ok(Some(self.learn_writes(shared)))
             }
             b"25006" => {
-                let standby = self.server.as_ref().and_then(|server| server.parameter("in_hot_standby")) == Some("on");
+                let standby = self.state.server().and_then(|server| server.parameter("in_hot_standby")) == Some("on");
                 if standby { Err(Fault::ReadOnlyPrimary) } else { Ok(None) }
             }
             // Conflicts with recovery (manual, section 27.4.2), and what hot standby cannot do.
@@ -615,39 +583,37 @@ impl Session {
             | b"22023"
             | b"22P02"
             | [b'4', b'2', ..]
-                if self.served_by == ServedBy::Standby
-                    && self.kept.config.access == crate::terms::Access::ReadWrite =>
+                if on_standby && self.kept.config.access == crate::terms::Access::ReadWrite =>
             {
-                Ok(Some(true))
+                Ok(Some(Lesson::Nothing))
             }
             _ => Ok(None),
         }
     }
 
     /// Sees to it that the text which failed is not sent to a standby again.
-    fn learn_writes(&mut self, shared: &mut Shared) {
-        if let Some(Expect::Execute { .. } | Expect::Bind { .. }) = self.ledger.head()
+    fn learn_writes(&mut self, shared: &mut Shared) -> Lesson {
+        if let Some(Expect::Execute { .. } | Expect::Bind { .. }) = self.head()
             && let Some(statement) = self.last_bound.take()
         {
             shared.classifier.learn_writes(statement.text(), self.kept.sql);
             // The client's names lead to the old class: let it be found anew.
-            self.relearn = Some(statement);
-        } else if self.unit.class.is_some() {
-            self.learn_text = true;
+            return Lesson::Statement(statement);
         }
+        if self.unit.class.is_some() { Lesson::Text } else { Lesson::Nothing }
     }
 
     /// Strikes what the server will not answer after an error. Returns the words to use instead of
     /// the server's.
     fn skip_failed(&mut self) -> Option<Box<[u8]>> {
-        match self.ledger.head() {
+        match self.head() {
             Some(Expect::Query) => return None,
             Some(Expect::RefusedQuery(words)) => return Some(words.clone()),
             _ => {}
         }
         let mut words = None;
         let mut first = true;
-        while let Some(skipped) = self.ledger.pop_skipped() {
+        while let Some(skipped) = self.state.ledger_mut().and_then(Ledger::pop_skipped) {
             match skipped {
                 Expect::Parse { held, name } if name.is_empty() => {
                     // exec_parse_message drops the old unnamed statement first.
@@ -658,19 +624,19 @@ impl Session {
                 }
                 Expect::InjectedUnnamed(statement) => self.forget_unnamed(&statement),
                 Expect::Parse { held: Held { statement, .. }, .. } | Expect::InjectedParse(statement) => {
-                    if let Some(server) = &mut self.server {
+                    if let Some(server) = self.state.server_mut() {
                         server.prepared.remove(statement.id());
                     }
                 }
                 // It was not compared.
                 Expect::Compare(statement) => {
-                    if let Some(server) = &mut self.server {
+                    if let Some(server) = self.state.server_mut() {
                         server.prepared.supersede(statement.id());
                         server.unnamed = None;
                     }
                 }
                 Expect::InjectedClose(Some(name)) => {
-                    if let Some(server) = &mut self.server {
+                    if let Some(server) = self.state.server_mut() {
                         server.prepared.not_closed(name);
                     }
                 }
@@ -679,16 +645,15 @@ impl Session {
             }
             first = false;
         }
-        if self.ledger.is_empty() {
+        if !self.is_outstanding() {
             // The unit ended with a Query, which the server skips like everything up to Sync.
-            self.unit.skipping = true;
-            self.unit.extent = Extent::Open;
+            self.unit.input = Input::SkipToSync;
         }
         words
     }
 
     fn forget_unnamed(&mut self, statement: &Rc<Statement>) {
-        if let Some(server) = &mut self.server
+        if let Some(server) = self.state.server_mut()
             && server.unnamed.as_ref().is_some_and(|has| Rc::ptr_eq(&has.statement, statement))
         {
             server.unnamed = None;
@@ -697,7 +662,7 @@ impl Session {
 
     fn ready(&mut self, body: &[u8], shared: &mut Shared) -> Result<Fate, Fault> {
         let status = TxStatus::read(body)?;
-        match self.ledger.pop() {
+        match self.pop() {
             Some(Expect::Probe) => {
                 if status != TxStatus::Idle {
                     return Err(Fault::Unexpected('Z'));
@@ -713,46 +678,42 @@ impl Session {
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Left) if status == TxStatus::Idle => {
-                self.phase = Phase::Replace;
+                self.go_elsewhere();
                 return Ok(Fate::Swallow);
             }
             Some(Expect::Begun) if status == TxStatus::InTransaction => {
                 self.moved();
                 return Ok(Fate::Swallow);
             }
-            Some(Expect::Restored) if self.ledger.is_empty() => {
+            Some(Expect::Restored) if !self.is_outstanding() => {
                 self.status = status;
-                self.phase = Phase::Finish;
+                self.set_course(Course::Answered);
                 return Ok(Fate::Forward);
             }
-            Some(Expect::Sync) if self.ledger.is_empty() => {}
+            Some(Expect::Sync) if !self.is_outstanding() => {}
             // A Query drops the unnamed statement, also one parsed in the same unit.
-            Some(Expect::Query | Expect::RefusedQuery(_)) if self.ledger.is_empty() => {
+            Some(Expect::Query | Expect::RefusedQuery(_)) if !self.is_outstanding() => {
                 if self.unit.class.is_some() {
                     self.kept.unnamed = None;
                 }
             }
             _ => return Err(Fault::Unexpected('Z')),
         }
-        if let Forwarding::Rerun { .. } = self.unit.forwarding {
+        if self.state.answer().is_discarded() {
             if status != TxStatus::Idle {
                 self.leave_standby_again();
                 return Ok(Fate::Swallow);
             }
             // The server is fit; only this unit has to go elsewhere.
-            self.phase = Phase::Finish;
+            self.set_course(Course::Answered);
             self.status = status;
             return Ok(Fate::Swallow);
         }
         self.show();
-        if self.unit.commit_doubt {
-            self.told = Some((ProxyError::CommitNotReplicated.sqlstate(), ProxyError::CommitNotReplicated.origin()));
-            ProxyError::CommitNotReplicated.encode(&mut self.before);
-            self.unit.commit_doubt = false;
-        }
-        self.unit.forwarding = Forwarding::On;
+        self.tell_commit_doubt();
+        self.set_answer(Answer::Streaming);
         if let Some(class) = self.unit.class.clone()
-            && !self.unit.errored
+            && self.state.run().is_some_and(|run| !run.errored)
             && dispatch::changes_session(&class)
         {
             self.stage(class);
@@ -761,18 +722,31 @@ impl Session {
             return Ok(Fate::Swallow);
         }
         self.status = status;
-        self.phase = Phase::Finish;
+        self.set_course(Course::Answered);
         Ok(Fate::Forward)
     }
 
+    /// A commit that its sync has not confirmed is told as that. Whether there was one.
+    fn tell_commit_doubt(&mut self) -> bool {
+        let told = self.state.run_mut().is_some_and(|run| mem::take(&mut run.commit_doubt));
+        if told {
+            self.news.error(&ProxyError::CommitNotReplicated);
+            ProxyError::CommitNotReplicated.encode(&mut self.before);
+        }
+        told
+    }
+
+    /// The server has taken the session's settings, or refused them.
     fn replayed(&mut self, shared: &mut Shared) {
-        let wanted = self.replaying.take();
-        if let Some(words) = self.replay_error.take() {
+        let State::Attached(Link { server, .. }, Stage::Replaying(Replay::Settings(wanted, refused))) = &mut self.state
+        else {
+            return;
+        };
+        if let Some(words) = refused.take() {
             return self.settings_refused(words, shared);
         }
         self.kept.refused = None;
-        let Some(server) = &mut self.server else { return };
-        server.profile = wanted.unwrap_or_else(|| self.kept.profile.clone());
+        server.profile = wanted.clone();
         for (name, value) in server.parameters.iter().filter(|(name, _)| is_told(name)) {
             if self.kept.reported.get(name) != Some(value) {
                 self.kept.reported = shared.profiles.with(&self.kept.reported, name, value);

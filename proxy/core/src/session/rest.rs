@@ -5,11 +5,14 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::ledger::Ledger;
+use super::moving::Opening;
+use super::news::Untold;
+use super::probe::Doubts;
 use super::profile::{self, Profile};
+use super::state::{Spare, State};
 use super::statements::{Held, Names};
 use super::unit::Unit;
-use super::{Config, Ids, Mark, Phase, ServedBy, Session, Shared, moving, probe};
+use super::{Config, Mark, Session, Shared};
 use crate::error::ProxyError;
 use crate::route::Effects;
 use crate::route::class::{Route, SqlContext, TextEncoding};
@@ -168,10 +171,8 @@ impl Awake {
         std::mem::swap(&mut session.kept, kept);
         session.last_bound = None;
         session.ended = false;
-        session.crowd = None;
         session.trim(&mut shared.buffers);
-        let has_grown = session.ledger.room() > MOST_REQUESTS
-            || session.unit.room() > MOST_REQUESTS
+        let has_grown = session.spare.room().max(session.unit.room()) > MOST_REQUESTS
             || session.portals.capacity().max(session.staged.capacity()) > MOST_REQUESTS;
         shared.buffers.give_back(&mut self.rx);
         if shared.spares.0.len() < MOST_SPARE && !has_grown {
@@ -187,36 +188,21 @@ impl Session {
         unit.reset(TxStatus::Idle);
         Self {
             kept,
-            phase: Phase::Gather,
+            state: State::Gathering(None),
             status: TxStatus::Idle,
             unit,
-            ledger: Ledger::default(),
-            server: None,
-            served_by: ServedBy::Primary,
-            reruns: 0,
-            used: None,
-            told: None,
+            news: Untold::default(),
             portals: Vec::new(),
             last_bound: None,
             staged: Vec::new(),
-            opening: moving::Opening::default(),
+            opening: Opening::Never,
             pins: Effects::NONE,
-            probe: probe::Probe::default(),
+            doubts: Doubts::default(),
             sets: false,
-            relearn: None,
-            learn_text: false,
-            described: Vec::new(),
-            replaying: None,
-            replay_error: None,
             ended: false,
-            ids: Ids::default(),
-            crowd: None,
-            last_words: None,
             to_client: BytesMut::new(),
             to_server: BytesMut::new(),
-            withheld: BytesMut::new(),
-            passing: 0,
-            passing_fate: super::reply::Fate::Forward,
+            spare: Spare::default(),
             before: BytesMut::new(),
             after: BytesMut::new(),
         }
@@ -224,20 +210,12 @@ impl Session {
 
     fn may_rest(&self) -> bool {
         self.is_idle()
-            && self.server.is_none()
+            && self.state.link().is_none()
             && self.pins.is_empty()
-            && self.ledger.is_empty()
-            && [&self.to_client, &self.to_server, &self.withheld, &self.before, &self.after]
-                .iter()
-                .all(|buffer| buffer.is_empty())
-            && (self.portals.is_empty() && self.staged.is_empty() && self.probe.is_empty())
-            && (self.relearn.is_none()
-                && !self.learn_text
-                && !self.sets
-                && self.replaying.is_none()
-                && self.replay_error.is_none()
-                && self.last_words.is_none())
-            && (self.used.is_none() && self.told.is_none() && self.reruns == 0 && self.passing == 0)
+            && [&self.to_client, &self.to_server, &self.before, &self.after].iter().all(|buffer| buffer.is_empty())
+            && (self.portals.is_empty() && self.staged.is_empty() && self.doubts.is_empty())
+            && !self.sets
+            && self.news.is_empty()
     }
 }
 

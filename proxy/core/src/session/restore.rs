@@ -6,11 +6,11 @@
 use std::fmt::Write as _;
 use std::rc::Rc;
 
+use super::Session;
+use super::answer::Answer;
 use super::inject::Injected;
 use super::ledger::Expect;
 use super::profile::{Profile, ServerEncoding, put_literal};
-use super::unit::Forwarding;
-use super::{Phase, Session};
 use crate::route::class::Scope;
 use crate::route::{Class, Control, SettingChange};
 use crate::wire::backend::TxStatus;
@@ -68,12 +68,13 @@ fn commands(changes: &[SettingChange], encoding: ServerEncoding) -> String {
 impl Session {
     /// The unit was answered; the client has not been told that it is over. True if it has to wait for that.
     pub(super) fn restore_startup(&mut self, status: TxStatus) -> bool {
+        let errored = self.state.run().is_none_or(|run| run.errored);
         let alone = matches!(self.unit.control, None | Some(Control::None));
-        if self.unit.changes.is_empty() || self.unit.errored || !alone || status == TxStatus::Failed {
+        if self.unit.changes.is_empty() || errored || !alone || status == TxStatus::Failed {
             return false;
         }
         let changes = fallen(&self.unit.changes, &self.kept.startup);
-        let Some(server) = &self.server else { return false };
+        let Some(server) = self.state.server() else { return false };
         let sql = commands(&changes, ServerEncoding::named(server.parameter("server_encoding")));
         if sql.is_empty() {
             return false;
@@ -86,8 +87,7 @@ impl Session {
         if !session.is_empty() {
             self.staged.push(Rc::new(Class { settings: session.into(), ..Class::read_only() }));
         }
-        debug_assert_eq!(self.phase, Phase::Run);
-        self.unit.forwarding = Forwarding::On;
+        self.set_answer(Answer::Streaming);
         true
     }
 }

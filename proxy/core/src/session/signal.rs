@@ -3,8 +3,9 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::unit::{Extent, Shape};
-use super::{Phase, Session};
+use super::Session;
+use super::state::Stage;
+use super::unit::Shape;
 use crate::route::class::{Access, Reason};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::{self, frontend, put_cstr, put_message};
@@ -24,7 +25,7 @@ impl Session {
         // What the classifier says of such a function, with the catalog and without.
         let may_be = matches!(class.access, Access::Primary(Reason::Node | Reason::NoCatalog | Reason::Function))
             && self.unit.shape == Shape::Simple
-            && self.unit.extent == Extent::Closed
+            && !self.unit.input.is_open()
             && self.unit.mentions == 1
             && self.unit.end <= MAX_TEXT_BYTES
             && self.status != TxStatus::Failed;
@@ -39,7 +40,7 @@ impl Session {
     /// as ever: it says that it knows no such process.
     pub fn canceled_client(&mut self, is_done: bool, rx: &mut BytesMut) {
         if !is_done {
-            return self.phase = if self.server.is_some() { Phase::Prepare } else { Phase::Acquire };
+            return self.go_attached(Stage::Preparing);
         }
         const BOOL_OID: u32 = 16;
         let out = &mut self.to_client;

@@ -1,16 +1,15 @@
-//! The unit of routing: one Query, one FunctionCall, or the extended messages up to Sync; what is
-//! known about it, and how far its answer has come.
+//! The unit of routing: one Query, one FunctionCall, or the extended messages up to Sync; what is known about it.
 
 use std::rc::Rc;
 
-use super::statements::{Held, Statement};
+use super::statements::Statement;
 use crate::route::class::{Hint, Statements};
 use crate::route::{Class, Control, Effects, SettingChange};
 use crate::wire::backend::TxStatus;
 
 /// What messages a unit is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shape {
+pub(super) enum Shape {
     /// A Sync and nothing else, or nothing yet.
     #[default]
     Empty,
@@ -20,172 +19,135 @@ pub enum Shape {
     Extended,
 }
 
-/// Whether its end is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Extent {
-    /// It ends with the message that makes the server send ReadyForQuery.
-    #[default]
+/// What comes behind the data of a COPY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// The next unit.
     Closed,
-    /// More will come: the client asked for answers with Flush, or it is too long to wait for its end.
+    /// More of this one.
     Open,
 }
 
-/// COPY over the connection.
+/// What the client's next bytes are to the unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Copy {
-    /// None under way.
+pub(super) enum Input {
+    /// The next unit: this one ends with the message that makes the server send ReadyForQuery.
     #[default]
-    None,
+    Whole,
+    /// More of it: the client asked for answers with Flush, or it is too long to wait for its end.
+    Open,
+    /// CopyData, which the server takes. What comes behind it is as the extent says.
+    CopyIn(Extent),
+    /// Nothing: the server skips to the next Sync, and so do we.
+    SkipToSync,
+}
+
+impl Input {
+    /// More of the unit will come.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::CopyIn(Extent::Open) | Self::SkipToSync)
+    }
+
     /// The server takes CopyData.
-    In,
-}
+    pub(super) fn is_copy(self) -> bool {
+        matches!(self, Self::CopyIn(_))
+    }
 
-/// What becomes of the server's next messages up to ReadyForQuery.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Forwarding {
-    /// Kept back: so far nothing that could not be said again by another server.
-    Withheld,
-    /// Passed on.
-    #[default]
-    On,
-    /// Swallowed: the client was told an error instead.
-    Told,
-    /// Swallowed: the unit runs again, on the primary if so asked.
-    Rerun {
-        /// Not on a standby again.
-        on_primary: bool,
-    },
-}
+    /// The server has begun to take CopyData.
+    fn with_copy(self) -> Self {
+        match self {
+            Self::Whole => Self::CopyIn(Extent::Closed),
+            Self::Open => Self::CopyIn(Extent::Open),
+            Self::CopyIn(_) | Self::SkipToSync => self,
+        }
+    }
 
-/// A client's name and the statement it leads to, if any.
-pub(super) type Definition = (Box<[u8]>, Option<Held>);
+    /// The server takes no CopyData any more.
+    fn without_copy(self) -> Self {
+        match self {
+            Self::CopyIn(Extent::Closed) => Self::Whole,
+            Self::CopyIn(Extent::Open) => Self::Open,
+            Self::Whole | Self::Open | Self::SkipToSync => self,
+        }
+    }
+}
 
 /// The unit at hand.
 #[derive(Debug, Default)]
-pub struct Unit {
-    /// Its bytes at the head of the client's buffer, as far as looked at.
-    pub end: usize,
+pub(super) struct Unit {
+    /// Its bytes at the head of the client's buffer, as far as looked at; 0 once they are taken from there.
+    pub(super) end: usize,
     /// Messages.
-    pub shape: Shape,
-    /// Whether its end is known.
-    pub extent: Extent,
+    pub(super) shape: Shape,
+    /// What the client's next bytes are to it.
+    pub(super) input: Input,
     /// Transaction status when it began.
-    pub started: TxStatus,
+    pub(super) started: TxStatus,
     /// Nothing in it needs the primary.
-    pub read_only: bool,
+    pub(super) read_only: bool,
     /// It can run twice without harm: reads only, autocommit.
-    pub repeatable: bool,
+    pub(super) repeatable: bool,
     /// Its transaction control.
-    pub control: Option<Control>,
+    pub(super) control: Option<Control>,
     /// An explicit commit is in it.
-    pub commits: bool,
+    pub(super) commits: bool,
     /// What it leaves behind on the server.
-    pub effects: Effects,
+    pub(super) effects: Effects,
     /// It may make sequence values, or leave something that no text shows.
-    pub leaves_traces: bool,
+    pub(super) leaves_traces: bool,
     /// Hint at the start of its text.
-    pub hint: Option<Hint>,
+    pub(super) hint: Option<Hint>,
     /// Class of the Query's text.
-    pub class: Option<Rc<Class>>,
+    pub(super) class: Option<Rc<Class>>,
     /// How many texts were mentioned…
-    pub mentions: u32,
+    pub(super) mentions: u32,
     /// …and how many of them are for the proxy itself.
-    pub proxied: u32,
+    pub(super) proxied: u32,
     /// One statement at most; unknown counts as many.
-    pub single: bool,
+    pub(super) single: bool,
     /// Its Parse messages in order: name and statement.
-    pub parses: Vec<(Box<[u8]>, Rc<Statement>)>,
-    /// How many of them were sent.
-    pub parses_sent: usize,
+    pub(super) parses: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// Some of its messages change what names of statements lead to.
-    pub renames: bool,
+    pub(super) renames: bool,
     /// A text that changes settings is run.
-    pub sets: bool,
-    /// How many of its bytes were sent on, if it waits for a server's description in the middle.
-    pub sent: usize,
-    /// The message to be sent next was noted already, and then had to wait.
-    pub noted: bool,
-    /// Something of it was executed.
-    pub executed: bool,
-    /// Number of the statement of which the server has other rows than the client was told.
-    pub mismatch: Option<u32>,
-    /// Where the client's names led that its answered requests changed, oldest first.
-    pub undo: Vec<Definition>,
-    /// Execute of something that a failed transaction lets through was sent.
-    pub leaves_failed: bool,
-    /// Fate of its answer.
-    pub forwarding: Forwarding,
-    /// Its bytes were taken from the client's buffer: it cannot run again.
-    pub consumed: bool,
-    /// The server reported an error in it.
-    pub errored: bool,
-    /// A CommandComplete has come.
-    pub completed_any: bool,
-    /// "canceling wait for synchronous replication" was seen and not yet told.
-    pub commit_doubt: bool,
-    /// COPY under way.
-    pub copy: Copy,
-    /// The server skips to the next Sync; so do we.
-    pub skipping: bool,
+    pub(super) sets: bool,
     /// How often it was run already.
-    pub attempts: u8,
+    pub(super) attempts: u8,
     /// A standby has refused it.
-    pub needs_primary: bool,
+    pub(super) needs_primary: bool,
     /// Databases that it needs nobody to be connected to, for the driver to take.
-    pub vacates: Vec<Box<str>>,
-    /// Names were put on the server for a DEALLOCATE to remove.
-    pub placeholders: bool,
-    /// What the client is told instead: it would bind the session to its server, and too many are.
-    pub refusal: Option<Box<[u8]>>,
-    /// Nothing more of it comes, and its answers were asked for.
-    pub flushed: bool,
+    pub(super) vacates: Vec<Box<str>>,
     /// Settings that its texts change.
-    pub changes: Vec<SettingChange>,
+    pub(super) changes: Vec<SettingChange>,
     /// Custom settings that its texts may change without showing how.
-    pub may_set: Vec<Box<str>>,
+    pub(super) may_set: Vec<Box<str>>,
     /// How often servers have refused the session's settings for it.
-    pub refusals: u8,
+    pub(super) refusals: u8,
     /// It runs without the values that the settings which it changes had before: no server takes them.
-    pub without_own: bool,
+    pub(super) without_own: bool,
 }
 
 impl Unit {
     /// Ready for the next one; buffers are kept.
-    pub fn reset(&mut self, started: TxStatus) {
+    pub(super) fn reset(&mut self, started: TxStatus) {
         let mut parses = std::mem::take(&mut self.parses);
         parses.clear();
-        let mut undo = std::mem::take(&mut self.undo);
-        undo.clear();
-        *self = Self { parses, undo, started, read_only: true, repeatable: true, single: true, ..Self::default() };
+        *self = Self { parses, started, read_only: true, repeatable: true, single: true, ..Self::default() };
     }
 
     /// For how many messages there is room.
     pub(super) fn room(&self) -> usize {
-        self.parses.capacity().max(self.undo.capacity())
+        self.parses.capacity()
     }
 
     /// Ready to be run again.
-    pub fn rewind(&mut self) {
-        self.parses_sent = 0;
-        self.leaves_failed = false;
-        self.forwarding = Forwarding::Withheld;
-        self.errored = false;
-        self.completed_any = false;
-        self.commit_doubt = false;
-        self.copy = Copy::None;
-        self.skipping = false;
-        self.placeholders = false;
-        self.sent = 0;
-        self.noted = false;
-        self.executed = false;
-        self.mismatch = None;
-        self.flushed = false;
-        self.refusal = None;
+    pub(super) fn rewind(&mut self) {
+        self.end_copy();
         self.attempts += 1;
     }
 
     /// A text is mentioned: prepared or described.
-    pub fn mention(&mut self, class: &Class) {
+    pub(super) fn mention(&mut self, class: &Class) {
         self.mentions += 1;
         self.proxied += u32::from(class.proxy.is_some());
         self.read_only &= class.access.is_read_only();
@@ -194,7 +156,7 @@ impl Unit {
     }
 
     /// A text is run.
-    pub fn run(&mut self, class: &Class) {
+    pub(super) fn run(&mut self, class: &Class) {
         self.mention(class);
         self.effects.insert(class.effects);
         self.changes.extend(class.settings.iter().cloned());
@@ -226,7 +188,7 @@ impl Unit {
     }
 
     /// Something unknown is run.
-    pub fn run_unknown(&mut self) {
+    pub(super) fn run_unknown(&mut self) {
         self.read_only = false;
         self.repeatable = false;
         self.single = false;
@@ -234,19 +196,45 @@ impl Unit {
     }
 
     /// Its transaction control, if it is one such statement and nothing else.
-    pub fn alone(&self) -> Option<crate::route::TransactionControl> {
+    pub(super) fn alone(&self) -> Option<crate::route::TransactionControl> {
         match self.control {
             Some(Control::Alone(one)) => Some(one),
             _ => None,
         }
     }
 
+    /// Its bytes are still at the head of the client's buffer.
+    pub(super) fn is_here(&self) -> bool {
+        self.end > 0
+    }
+
+    /// Its end has come.
+    pub(super) fn close(&mut self) {
+        self.input = Input::Whole;
+    }
+
+    /// More of it will come.
+    pub(super) fn open(&mut self) {
+        self.input = match self.input {
+            Input::Whole => Input::Open,
+            Input::CopyIn(_) => Input::CopyIn(Extent::Open),
+            open => open,
+        };
+    }
+
+    /// The server takes CopyData for it.
+    pub(super) fn begin_copy(&mut self) {
+        self.input = self.input.with_copy();
+    }
+
+    /// The server takes no CopyData any more.
+    pub(super) fn end_copy(&mut self) {
+        self.input = self.input.without_copy();
+    }
+
     /// Nothing of its answer reached the client and its bytes are still here.
-    pub fn can_rerun(&self) -> bool {
-        !self.consumed
-            && self.extent == Extent::Closed
-            && self.started == TxStatus::Idle
-            && self.attempts < MAX_ATTEMPTS
+    pub(super) fn can_rerun(&self) -> bool {
+        self.is_here() && !self.input.is_open() && self.started == TxStatus::Idle && self.attempts < MAX_ATTEMPTS
     }
 }
 
