@@ -15,19 +15,14 @@
 //! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
 //! is forwarded, so that until then it can be run again.
 
-use std::mem;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 
-use crate::error::{ProxyError, SqlState};
-use crate::route::class::{Route, setting_needs_primary};
-use crate::route::{Class, Classifier, Effects, Hint, TransactionControl};
-use crate::terms::Access;
-use crate::terms::Mode;
+use crate::route::{Class, Classifier, Effects};
+use crate::terms::{Access, Mode};
 use crate::topology::consistency::Consistency;
-use crate::wire::backend::{self, TxStatus};
-use crate::wire::put_message;
+use crate::wire::backend::TxStatus;
 
 mod answer;
 pub mod bound;
@@ -35,46 +30,50 @@ pub mod buffers;
 mod compare;
 pub mod copies;
 mod dispatch;
+mod ends;
+mod errors;
 mod finish;
 mod gather;
 mod inject;
 mod leaving;
 mod ledger;
 mod local;
+mod loss;
 pub mod lost;
 mod moving;
+mod need;
 mod news;
 mod probe;
 pub mod profile;
+mod ready;
 mod refusal;
 mod reply;
 mod rest;
 mod restore;
 mod run;
+mod server;
 pub mod signal;
 mod state;
 pub mod statements;
 mod unit;
 
-use answer::Answer;
 use buffers::Buffers;
-use copies::Prepared;
 use ledger::Expect;
-use lost::{How, Sent, Verdict};
+use lost::How;
 use moving::Opening;
 use news::Untold;
 use probe::Doubts;
-use profile::{Profile, Profiles};
-use reply::Passing;
-use run::{Course, Run};
+use profile::Profiles;
+use run::Course;
 use state::{Spare, Stage, State, Then};
-use statements::{Held, Interner, Statement};
+use statements::{Interner, Statement};
 use unit::{Input, Unit};
 
 pub use leaving::CancelAim;
 pub use news::News;
 pub use reply::Fault;
 pub use rest::{Awake, Kept, Spares};
+pub use server::{Cleanup, Mark, ServerState};
 
 /// A unit of this many bytes is sent on before its end is seen.
 pub const GATHER_LIMIT_BYTES: usize = 1 << 20;
@@ -109,95 +108,6 @@ impl Shared {
             sequences_are_read: false,
         }
     }
-}
-
-/// By which a server knows the session that left something on it. Nothing but an identity, which most sessions
-/// never need.
-#[derive(Clone, Debug, Default)]
-pub struct Mark(Option<Rc<()>>);
-
-impl Mark {
-    /// Whether it may be on a server.
-    pub fn is_left(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// To be left on a server.
-    fn leave(&mut self) -> Weak<()> {
-        Rc::downgrade(self.0.get_or_insert_default())
-    }
-}
-
-/// What is known about one server connection; it travels with it through the pool.
-#[derive(Debug)]
-pub struct ServerState {
-    /// Settings it has been given.
-    pub profile: Rc<Profile>,
-    /// Named statements it has.
-    pub prepared: Prepared,
-    /// Its unnamed statement, if a session's.
-    pub unnamed: Option<Held>,
-    /// ParameterStatus values.
-    pub parameters: Vec<(String, String)>,
-    /// What must be done before another session gets it.
-    pub cleanup: Cleanup,
-    /// The session that last did something which may live on in the server process: sequence values,
-    /// what a function left.
-    owner: Weak<()>,
-}
-
-impl ServerState {
-    /// Of a new connection that was given no settings.
-    pub fn new(parameters: Vec<(String, String)>, shared: &Shared) -> Box<Self> {
-        Box::new(Self {
-            profile: shared.profiles.empty(),
-            prepared: Prepared::default(),
-            unnamed: None,
-            parameters,
-            cleanup: Cleanup::None,
-            owner: Weak::new(),
-        })
-    }
-
-    /// Whether what was left on it is this session's.
-    pub fn is_of(&self, mark: &Mark) -> bool {
-        mark.0.as_ref().is_some_and(|own| self.owner.as_ptr() == Rc::as_ptr(own))
-    }
-
-    /// Whether something was left on it by a session that still exists.
-    pub fn is_owned(&self) -> bool {
-        self.owner.strong_count() > 0
-    }
-
-    /// After DISCARD ALL.
-    pub fn discarded(&mut self, profiles: &Profiles) {
-        self.profile = profiles.empty();
-        self.prepared.clear();
-        self.unnamed = None;
-        self.cleanup = Cleanup::None;
-        self.owner = Weak::new();
-    }
-
-    /// Takes note of a ParameterStatus.
-    pub fn set_parameter(&mut self, name: &str, value: &str) {
-        reply::remember(&mut self.parameters, name, value);
-    }
-
-    fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-}
-
-/// What must be done with a server before another session gets it. Ordered by strictness.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cleanup {
-    /// Nothing.
-    #[default]
-    None,
-    /// DISCARD ALL.
-    DiscardAll,
-    /// It cannot be cleaned.
-    Close,
 }
 
 /// Which kind of server a unit needs.
@@ -292,15 +202,6 @@ pub struct Session {
     spare: Spare,
 }
 
-/// What is known of a server that is lost.
-struct Lost {
-    sent: Sent,
-    how: How,
-    on_standby: bool,
-    passing: Option<Passing>,
-    words: Option<Box<[u8]>>,
-}
-
 /// What pins a session, beyond [`Effects::PINS`]: a loaded library stays; a session that asks for
 /// its own sequence values needs the server that made them.
 const PINS: Effects = Effects::PINS.union(Effects::LOAD).union(Effects::SEQUENCE_READ);
@@ -388,155 +289,6 @@ impl Session {
     /// The oldest request was answered.
     fn pop(&mut self) -> Option<Expect> {
         self.state.ledger_mut()?.pop()
-    }
-
-    /// The server asked for cannot be had.
-    pub fn refuse(&mut self, error: &ProxyError, rx: &mut BytesMut) {
-        match error.severity() {
-            crate::error::Severity::Fatal => self.end_with(error),
-            crate::error::Severity::Error => {
-                let status = self.fail_moving();
-                self.tell(error, status, rx);
-            }
-        }
-    }
-
-    /// The server is gone, or was given up; the driver has closed it.
-    pub fn server_lost(&mut self, how: How, rx: &mut BytesMut) {
-        let sent = if self.to_server.is_empty() { Sent::Whole } else { Sent::Partly };
-        self.to_server.clear();
-        // Until it is known what follows: reading, without a server.
-        let (mut link, stage) = match mem::replace(&mut self.state, State::Gathering(None)) {
-            State::Attached(link, stage) => (link, Some(stage)),
-            State::Gathering(Some(link)) => (link, None),
-            elsewhere => return self.lose_unused(elsewhere),
-        };
-        self.lose_ties();
-        let lost = Lost {
-            sent,
-            how,
-            on_standby: link.served_by == ServedBy::Standby,
-            passing: link.exchange.passing.take(),
-            words: link.exchange.last_words.take(),
-        };
-        self.drop_link(link);
-        if self.is_own_end(lost.words.as_deref()) || !self.pins.is_empty() {
-            if lost.passing.is_some() {
-                self.to_client.clear();
-                return self.go_end();
-            }
-            return self.end_with_words(lost.words.as_deref());
-        }
-        match stage {
-            // A lost transaction is told when the client next asks for something of it.
-            None | Some(Stage::Probing(_) | Stage::Releasing(Then::Gather)) => {}
-            Some(Stage::Releasing(Then::SkipToSync)) => self.go_skip(),
-            Some(Stage::Releasing(Then::Wait)) => self.go_elsewhere(),
-            Some(Stage::Preparing | Stage::Replaying(_) | Stage::Refused(_))
-                if self.unit.started == TxStatus::Idle || self.opening.is_moving() =>
-            {
-                self.unit.rewind();
-                self.go_elsewhere();
-            }
-            Some(Stage::Preparing | Stage::Replaying(_) | Stage::Refused(_)) => {
-                self.opening = Opening::Never;
-                self.tell(&ProxyError::TransactionLost, TxStatus::Failed, rx);
-            }
-            Some(Stage::Running(mut run)) => {
-                self.lose_run(&mut run, &lost, rx);
-                self.spare.keep_run(run);
-            }
-        }
-    }
-
-    /// A server was lost that the unit at hand, if any, does not use.
-    fn lose_unused(&mut self, state: State) {
-        self.lose_ties();
-        self.state = state;
-        if let Some(link) = self.leave_state_without_server() {
-            self.drop_link(link);
-        }
-    }
-
-    /// What the session has had on the server that is lost.
-    fn lose_ties(&mut self) {
-        if self.status != TxStatus::Idle {
-            // What the transaction may have set is rolled back.
-            self.pins = self.pins.minus(Effects::SETTINGS_DOUBT);
-            self.doubts.forget_names();
-        }
-        // Sequence values are gone with it: whoever asks for them is told that there are none.
-        self.pins = self.pins.minus(Effects::SEQUENCE_READ);
-    }
-
-    /// The server of a unit that was sent, or was about to be, is lost.
-    fn lose_run(&mut self, run: &mut Run, lost: &Lost, rx: &mut BytesMut) {
-        match run.course {
-            Course::Answered => {
-                self.consume(rx);
-                // It was answered, so it happened; only the server's own state is lost.
-                return self.unit.reset(self.status);
-            }
-            // Nothing had been executed, at most was the server asked what a statement returns.
-            Course::Starting | Course::Describing | Course::Resuming if self.unit.can_rerun() && !run.executed => {
-                return self.rerun_lost(run);
-            }
-            _ => {}
-        }
-        self.opening = Opening::Never;
-        if run.answer.is_discarded() && self.unit.started == TxStatus::Idle {
-            return self.rerun_lost(run);
-        }
-        if lost.passing.is_some_and(Passing::is_forwarded) {
-            // The client is in the middle of a message: no error fits there.
-            self.to_client.clear();
-            return self.go_end();
-        }
-        if matches!(run.answer, Answer::ErrorSent) {
-            backend::put_ready(&mut self.to_client, TxStatus::Idle);
-            return self.forget_unit(TxStatus::Idle, rx);
-        }
-        match lost::verdict(&self.unit, run, lost.sent, lost.how, lost.on_standby) {
-            Verdict::Rerun => self.rerun_lost(run),
-            Verdict::NothingCommitted(status) => self.tell(&ProxyError::TransactionLost, status, rx),
-            Verdict::InDoubt => self.tell(&ProxyError::CommitInDoubt, TxStatus::Idle, rx),
-            Verdict::Answered(status) => self.end_told(status, rx),
-            Verdict::ServersWords => {
-                let mut error = BytesMut::new();
-                lost::as_error(lost.words.as_deref().unwrap_or_default(), lost::HINT, &mut error);
-                self.tell_words(&error, TxStatus::Idle, rx);
-            }
-            Verdict::Completed(tag) => self.complete_lost(tag, rx),
-        }
-    }
-
-    /// Its unit runs again elsewhere: nothing that was answered is known any more.
-    fn rerun_lost(&mut self, run: &mut Run) {
-        if let Answer::Withheld(withheld) = &mut run.answer {
-            withheld.undo(&mut self.kept);
-        }
-        self.run_again();
-    }
-
-    /// Whether the server ended the connection because of a limit that the client has set itself, or that is
-    /// set for its role: then its connection ends, as without the proxy. Between two transactions a server
-    /// that is nobody's is idle.
-    fn is_own_end(&self, words: Option<&[u8]>) -> bool {
-        let limit = words.is_some_and(|words| reply::is_own_limit(backend::ErrorFields::read(words).code));
-        let is_idle_pooled = self.status == TxStatus::Idle
-            && self.pins.is_empty()
-            && words.is_some_and(|words| backend::ErrorFields::read(words).code == b"57P05");
-        limit && !is_idle_pooled
-    }
-
-    /// The session ends with its server, in that one's words if it said any.
-    fn end_with_words(&mut self, words: Option<&[u8]>) {
-        let Some(words) = words else {
-            return self.end_with(&ProxyError::SessionLost);
-        };
-        self.news.servers_error(backend::ErrorFields::read(words).code);
-        put_message(&mut self.to_client, backend::ERROR_RESPONSE, |out| out.put_slice(words));
-        self.go_end();
     }
 
     /// By which servers know this session.
@@ -627,114 +379,5 @@ impl Session {
     /// How strict the session is now.
     pub fn consistency(&self) -> Consistency {
         self.kept.consistency.unwrap_or(self.kept.config.consistency)
-    }
-
-    /// The proxy is about to close the connection for this reason.
-    pub fn end_with(&mut self, error: &ProxyError) {
-        if !self.is_within_message() {
-            self.news.error(error);
-            error.encode(&mut self.to_client);
-            if error.severity() == crate::error::Severity::Error {
-                // The connection ends all the same.
-                crate::error::encode_response(
-                    &mut self.to_client,
-                    b'E',
-                    "FATAL",
-                    SqlState::CONNECTION_FAILURE,
-                    "closing the connection after an error",
-                    None,
-                );
-            }
-        }
-        self.go_end();
-    }
-
-    /// Where the unit at hand has to run.
-    fn need(&self) -> Need {
-        match self.kept.config.access {
-            Access::PrimaryOnly => return Need::Primary,
-            Access::ReadOnly => return Need::StandbyOnly,
-            Access::ReadWrite => {}
-        }
-        if self.unit.needs_primary
-            || self.unit.input.is_open()
-            || !self.kept.config.split
-            || self.kept.config.mode == Mode::Session
-            || self.unit.effects.intersects(PINS)
-            // A lock may be among what the session has left somewhere without its text saying so.
-            || (self.unit.effects.intersects(Effects::ADVISORY_UNLOCK) && self.kept.mark.is_left())
-        {
-            return Need::Primary;
-        }
-        match (self.unit.hint, self.kept.route) {
-            (Some(Hint::Primary), _) | (None, Route::Primary) => return Need::Primary,
-            (Some(Hint::Standby), _) | (None, Route::Standby) => return Need::Standby,
-            (None, Route::Auto) => {}
-        }
-        let begins_read_only = || {
-            matches!(self.unit.alone(), Some(TransactionControl::Begin { read_only: None, serializable: false }))
-                && matches!(self.kept.profile.get("default_transaction_read_only"), Some("on" | "true" | "yes" | "1"))
-        };
-        let needs_primary = match self.kept.profile.get("default_transaction_isolation") {
-            Some(level) => setting_needs_primary("default_transaction_isolation", level),
-            None => self.kept.serializable_by_default,
-        };
-        if (self.unit.read_only || begins_read_only()) && !needs_primary { Need::Standby } else { Need::Primary }
-    }
-
-    /// Says `error` as the unit's answer. The client is in `status` afterwards.
-    fn tell(&mut self, error: &ProxyError, status: TxStatus, rx: &mut BytesMut) {
-        self.news.error(error);
-        error.encode(&mut self.to_client);
-        self.end_told(status, rx);
-    }
-
-    /// As [`Session::tell`], in the words of a server: an ErrorResponse.
-    fn tell_words(&mut self, error: &[u8], status: TxStatus, rx: &mut BytesMut) {
-        let code = error.get(crate::wire::HEADER_BYTES..).map(|body| backend::ErrorFields::read(body).code);
-        self.news.servers_error(code.unwrap_or_default());
-        self.to_client.put_slice(error);
-        self.end_told(status, rx);
-    }
-
-    /// The unit's answer was an error of the proxy.
-    fn end_told(&mut self, status: TxStatus, rx: &mut BytesMut) {
-        if self.unit.input.is_open() {
-            self.consume(rx);
-            self.status = status;
-            return self.go_skip();
-        }
-        backend::put_ready(&mut self.to_client, status);
-        self.forget_unit(status, rx);
-    }
-
-    /// The unit is over; the client is in `status`.
-    fn forget_unit(&mut self, status: TxStatus, rx: &mut BytesMut) {
-        self.consume(rx);
-        self.status = status;
-        if status == TxStatus::Idle {
-            self.staged.clear();
-            self.portals.clear();
-            self.sets = false;
-        }
-        self.unit.reset(status);
-        self.go_gather();
-    }
-
-    /// The unit runs on another server. It began outside a transaction.
-    fn run_again(&mut self) {
-        // Nothing was staged before it.
-        self.staged.clear();
-        self.news.rerun();
-        self.unit.rewind();
-        self.go_elsewhere();
-    }
-
-    /// Takes the unit's bytes from the client's buffer.
-    fn consume(&mut self, rx: &mut BytesMut) {
-        if self.unit.is_here() {
-            buffers::consume(rx, self.unit.end);
-            self.unit.end = 0;
-        }
     }
 }
