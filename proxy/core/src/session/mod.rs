@@ -1,19 +1,55 @@
 //! One client's session: bytes in from both sides, bytes and [`Step`]s out. Pure: no sockets, no
-//! clock, no pool.
+//! clock, no pool. What it does when is in [`state`].
 //!
-//! ```text
-//!          ┌────────────────────────── Gather ◄───────────────────────────┐
-//!   client │ a unit is complete          │ answered without a server      │
-//!          ▼                             ▼                                │
-//!       Acquire ──attach()──► Prepare ─► Replay ─► Dispatch ◄─► Compare ─► Run ─► Finish (Release)
-//!          ▲                       (settings)         │       (row types)
-//!          └───────────── runs again ◄── server_lost() ◄────────┤          Probe (pins), Release
-//!                                                               └──► SkipToSync, Ended
-//! ```
+//! # The contract with the driver
 //!
-//! Invariants: at most one unit is outstanding; a server is released only when the ledger is empty
-//! and its status is idle; a unit's bytes stay in the client's buffer until something of its answer
-//! is forwarded, so that until then it can be run again.
+//! The driver owns the sockets, the pool and the clock. It calls methods of four kinds:
+//!
+//! | kind | methods |
+//! |---|---|
+//! | events | bytes of the client at the end of `rx`; [`server_bytes`], [`server_lost`], [`client_ended`], [`end_stall`], [`end_linger`], [`end_with`] |
+//! | answers to a step | [`attach`] with [`set_ids`], or [`refuse`]; [`detach`]; [`canceled_client`] |
+//! | polls | [`advance`], [`poll_news`]; what is to be written, [`to_client`] and [`to_server`] |
+//! | getters | whatever takes `&self`; [`trim`], [`prod_client`] and [`disown`] touch nothing but buffers and the session's name on servers |
+//!
+//! In this order:
+//!
+//! 1. After each event and each answer: [`set_crowd`] if there is a server, then [`advance`], then [`poll_news`] until
+//!    there is none, then what the step says.
+//! 2. [`Step::Wait`]: write both buffers, wait for the next event.
+//! 3. [`Step::Acquire`]: [`attach`] or [`refuse`]. Events of the client's side may come before.
+//! 4. [`Step::Release`]: [`detach`], and give the server back as its [`Cleanup`] says. Nothing is outstanding at it.
+//! 5. [`Step::Cancel`]: [`canceled_client`].
+//! 6. [`Step::End`]: write what is left for the client and close. [`disown`] and [`detach`] for a server that there
+//!    still is.
+//! 7. A [`Fault`] of [`server_bytes`], like the end of the server's connection: close it, then [`server_lost`].
+//!
+//! `rx` belongs to the session as much as to the driver: only the session takes bytes from its head.
+//!
+//! # Invariants
+//!
+//! At most one unit is outstanding; a server is released only when the ledger is empty and its status is idle; a
+//! unit's bytes stay in the client's buffer until something of its answer is shown, so that until then it can run again.
+//!
+//! [`server_bytes`]: Session::server_bytes
+//! [`server_lost`]: Session::server_lost
+//! [`client_ended`]: Session::client_ended
+//! [`end_stall`]: Session::end_stall
+//! [`end_linger`]: Session::end_linger
+//! [`end_with`]: Session::end_with
+//! [`attach`]: Session::attach
+//! [`set_ids`]: Session::set_ids
+//! [`refuse`]: Session::refuse
+//! [`detach`]: Session::detach
+//! [`canceled_client`]: Session::canceled_client
+//! [`advance`]: Session::advance
+//! [`poll_news`]: Session::poll_news
+//! [`to_client`]: Session::to_client
+//! [`to_server`]: Session::to_server
+//! [`trim`]: Session::trim
+//! [`prod_client`]: Session::prod_client
+//! [`disown`]: Session::disown
+//! [`set_crowd`]: Session::set_crowd
 
 use std::rc::Rc;
 
