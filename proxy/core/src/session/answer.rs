@@ -124,13 +124,14 @@ impl Session {
 
     /// From here on the client sees the unit's answer.
     pub(super) fn show(&mut self) {
-        let Some(Run { answer: Answer::Withheld(kept), .. }) = self.state.run_mut() else { return };
+        let Some(Run { answer, .. }) = self.state.run_mut() else { return };
+        let Answer::Withheld(kept) = answer else { return };
         if self.to_client.is_empty() {
             mem::swap(&mut self.to_client, &mut kept.bytes);
         } else {
             self.to_client.put_slice(&kept.bytes);
         }
-        self.set_answer(Answer::Streaming);
+        self.spare.keep_answer(mem::take(answer));
     }
 
     /// Appends for the client, now or when the answer is no longer withheld.

@@ -42,10 +42,14 @@ impl Session {
         }
         self.end_opening();
         self.unit.reset(self.status);
-        self.go_gather();
-        if idle && self.kept.config.mode == Mode::Transaction && !self.start_probe() && self.pins.is_empty() {
-            self.go_attached(Stage::Releasing(Then::Gather));
+        let may_leave = idle && self.kept.config.mode == Mode::Transaction;
+        if may_leave && self.start_probe() {
+            return;
         }
+        if may_leave && self.pins.is_empty() {
+            return self.go_attached(Stage::Releasing(Then::Gather));
+        }
+        self.go_gather();
     }
 
     /// A text that changes the session was run to its end.

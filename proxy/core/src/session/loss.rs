@@ -78,7 +78,7 @@ impl Session {
     fn lose_unused(&mut self, state: State) {
         self.lose_ties();
         self.state = state;
-        if let Some(link) = self.leave_state_without_server() {
+        if let Some(link) = self.state.take_link() {
             self.drop_link(link);
         }
     }

@@ -63,7 +63,9 @@ impl Session {
             self.news.reruns = fewer;
             return Some(News::Rerun);
         }
-        let vacates = std::mem::take(&mut self.unit.vacates);
-        (!vacates.is_empty()).then_some(News::Vacate(vacates))
+        if self.unit.vacates.is_empty() {
+            return None;
+        }
+        Some(News::Vacate(std::mem::take(&mut self.unit.vacates)))
     }
 }

@@ -27,7 +27,9 @@ use super::run::Run;
 use super::{Ids, Need, ServedBy, ServerState, Session};
 
 /// What a session does, and the server that it has.
+// Looked at for each message: its tag is a byte of its own, not packed into what the variants hold.
 #[derive(Debug)]
+#[repr(u8)]
 pub(super) enum State {
     /// Reads a unit of the client, or waits for one. It has a server in a transaction, and while it is bound to one.
     Gathering(Option<Link>),
@@ -45,6 +47,7 @@ pub(super) enum State {
 
 /// How far a session with a server is.
 #[derive(Debug)]
+#[repr(u8)]
 pub(super) enum Stage {
     /// The server is looked at: it may need other settings for the unit at hand.
     Preparing,
@@ -133,6 +136,12 @@ impl Spare {
         self.withheld.as_ref().map_or(exchange, |withheld| withheld.room().max(exchange))
     }
 
+    fn keep_stage(&mut self, stage: Stage) {
+        if let Stage::Running(run) = stage {
+            self.keep_run(run);
+        }
+    }
+
     pub(super) fn keep_run(&mut self, mut run: Box<Run>) {
         self.keep_answer(mem::take(&mut run.answer));
         *run = Run::default();
@@ -170,6 +179,16 @@ impl State {
                 link.as_mut()
             }
             Self::Waiting(_) => None,
+        }
+    }
+
+    /// Takes the server away, where the state can be without.
+    pub(super) fn take_link(&mut self) -> Option<Link> {
+        match self {
+            Self::Gathering(link) | Self::Signalling(_, link) | Self::SkippingToSync(link) | Self::Ended(link) => {
+                link.take()
+            }
+            Self::Waiting(_) | Self::Attached(..) => None,
         }
     }
 
@@ -230,6 +249,8 @@ impl State {
     }
 }
 
+// A unit passes through half a dozen states in less than a microsecond: where the server stays, the state is changed in
+// its place, so that what was just written need not be read back to be moved.
 impl Session {
     /// Leaves the state at hand for another one. The server, if there is one.
     pub(super) fn leave_state(&mut self) -> Option<Link> {
@@ -239,9 +260,7 @@ impl Session {
             }
             State::Waiting(_) => None,
             State::Attached(link, stage) => {
-                if let Stage::Running(run) = stage {
-                    self.spare.keep_run(run);
-                }
+                self.spare.keep_stage(stage);
                 Some(link)
             }
         }
@@ -264,15 +283,17 @@ impl Session {
 
     /// The unit at hand goes to another server, once the one at hand, if any, is given back.
     pub(super) fn go_elsewhere(&mut self) {
-        self.state = match self.leave_state() {
-            Some(link) => State::Attached(link, Stage::Releasing(Then::Wait)),
-            None => State::Waiting(self.need()),
-        };
+        self.go_attached(Stage::Releasing(Then::Wait));
     }
 
     /// Has the server at hand do something. Without one the unit waits for it.
     pub(super) fn go_attached(&mut self, stage: Stage) {
-        self.state = match self.leave_state() {
+        if let State::Attached(_, at) = &mut self.state {
+            let before = mem::replace(at, stage);
+            return self.spare.keep_stage(before);
+        }
+        let link = self.state.take_link();
+        self.state = match link {
             Some(link) => State::Attached(link, stage),
             None => State::Waiting(self.need()),
         };
@@ -292,39 +313,33 @@ impl Session {
     /// Hands over the server asked for by [`Step::Acquire`](super::Step::Acquire).
     pub fn attach(&mut self, server: Box<ServerState>, served_by: ServedBy) {
         let exchange = self.spare.exchange.take().unwrap_or_default();
-        self.leave_state();
         self.state = State::Attached(Link { server, served_by, exchange }, Stage::Preparing);
     }
 
     /// Takes the server off, after [`Step::Release`](super::Step::Release) or when the client is gone.
     pub fn detach(&mut self) -> Option<Box<ServerState>> {
         let next = match &self.state {
-            State::Attached(_, Stage::Releasing(Then::Gather)) | State::Gathering(_) => State::Gathering(None),
-            State::Attached(_, Stage::Releasing(Then::Wait)) | State::Waiting(_) => State::Waiting(self.need()),
-            State::Attached(_, Stage::Releasing(Then::SkipToSync)) | State::SkippingToSync(_) => {
-                State::SkippingToSync(None)
+            State::Attached(_, Stage::Releasing(Then::Gather)) => State::Gathering(None),
+            State::Attached(_, Stage::Releasing(Then::Wait)) => State::Waiting(self.need()),
+            State::Attached(_, Stage::Releasing(Then::SkipToSync)) => State::SkippingToSync(None),
+            State::Attached(..) => State::Ended(None),
+            _ => {
+                let link = self.state.take_link()?;
+                return Some(self.drop_link(link));
             }
-            _ => State::Ended(None),
         };
-        let link = self.leave_state();
-        self.state = next;
-        let Link { server, exchange, .. } = link?;
-        self.spare.keep_exchange(exchange);
-        Some(server)
-    }
-
-    /// The server at hand, if any, is gone; the state stays. What needs a server has none of these states.
-    pub(super) fn leave_state_without_server(&mut self) -> Option<Link> {
-        match &mut self.state {
-            State::Gathering(link) | State::Signalling(_, link) | State::SkippingToSync(link) | State::Ended(link) => {
-                link.take()
+        match mem::replace(&mut self.state, next) {
+            State::Attached(link, stage) => {
+                self.spare.keep_stage(stage);
+                Some(self.drop_link(link))
             }
-            State::Waiting(_) | State::Attached(..) => None,
+            _ => None,
         }
     }
 
-    /// The server at hand is gone.
-    pub(super) fn drop_link(&mut self, link: Link) {
+    /// The session has the server no more.
+    pub(super) fn drop_link(&mut self, link: Link) -> Box<ServerState> {
         self.spare.keep_exchange(link.exchange);
+        link.server
     }
 }
