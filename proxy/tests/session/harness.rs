@@ -385,9 +385,11 @@ async fn admit(
                 let cancel = registry.register(false)?;
                 let mut out = BytesMut::new();
                 put_message(&mut out, b'R', |out| out.extend_from_slice(&[0; 4]));
+                let asked = startup.iter().find(|(name, _)| name == "client_encoding");
+                let encoding = asked.map_or("UTF8", |(_, value): &(String, String)| value.as_str());
                 let reported: Vec<_> = [
                     ("server_version", "15.0"),
-                    ("client_encoding", "UTF8"),
+                    ("client_encoding", encoding),
                     ("standard_conforming_strings", "on"),
                     ("integer_datetimes", "on"),
                 ]
