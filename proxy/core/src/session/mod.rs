@@ -19,7 +19,7 @@
 //! 2. [`Step::Wait`]: write both buffers, wait for the next event.
 //! 3. [`Step::Acquire`]: [`attach`] or [`refuse`]. Events of the client's side may come before.
 //! 4. [`Step::Release`]: [`detach`], and give the server back as its [`Cleanup`] says. Nothing is outstanding at it.
-//! 5. [`Step::Cancel`]: [`canceled_client`].
+//! 5. On [`Step::Cancel`]: [`canceled_client`].
 //! 6. [`Step::End`]: write what is left for the client and close. [`disown`] and [`detach`] for a server that there
 //!    still is.
 //! 7. A [`Fault`] of [`server_bytes`], like the end of the server's connection: close it, then [`server_lost`].

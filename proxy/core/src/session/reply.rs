@@ -254,11 +254,11 @@ impl Session {
             backend::ROW_DESCRIPTION | backend::NO_DATA => self.description(tag, body, shared),
             backend::PARAMETER_DESCRIPTION => {
                 let own = matches!(head, Expect::Compare(_) | Expect::Signature { .. });
-                if own || matches!(head, Expect::Describe { unnamed: Some(_) }) {
-                    if let Some(Link { exchange, .. }) = self.state.link_mut() {
-                        exchange.described.clear();
-                        exchange.described.extend_from_slice(body);
-                    }
+                if (own || matches!(head, Expect::Describe { unnamed: Some(_) }))
+                    && let Some(Link { exchange, .. }) = self.state.link_mut()
+                {
+                    exchange.described.clear();
+                    exchange.described.extend_from_slice(body);
                 }
                 if own { Fate::Swallow } else { Fate::Forward }
             }
