@@ -51,7 +51,8 @@ conformance: build ## PostgreSQL's own regression suite straight and through the
 	tests/conformance/fetch.sh target/conformance
 	target/debug/manatee-lab conformance
 
-suites: build ## test suites of others straight and through the proxy: SUITES="isolation"; default: all
+suites: build ## test suites of others straight and through the proxy: SUITES="isolation asyncpg"; default: all
+	@config/dev/install-suites.sh
 	target/debug/manatee-lab suites $(SUITES)
 
 equivalence: build ## random conversations, straight and through the proxy, for SECONDS, from SEED on; lists what differs

@@ -36,7 +36,11 @@ pub struct Suite {
 }
 
 /// In the order in which they are run.
-pub const SUITES: &[Suite] = &[Suite { name: "isolation", document: include_str!("../conformance/isolation.md") }];
+pub const SUITES: &[Suite] = &[
+    Suite { name: "isolation", document: include_str!("../conformance/isolation.md") },
+    Suite { name: "contrib", document: include_str!("../conformance/contrib.md") },
+    Suite { name: "asyncpg", document: include_str!("../conformance/asyncpg.md") },
+];
 
 /// What to run.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -15,7 +15,7 @@ selection="read-only-anomaly read-only-anomaly-2 read-write-unique simple-write-
     total-cash two-ids deadlock-simple deadlock-hard fk-contention fk-deadlock lock-update-delete
     insert-conflict-do-nothing insert-conflict-do-update insert-conflict-specconflict delete-abort-savept
     aborted-keyrevoke multixact-no-deadlock skip-locked nowait eval-plan-qual-trigger async-notify
-    create-trigger vacuum-conflict timeouts plpgsql-toast prepared-transactions-cic"
+    create-trigger vacuum-conflict plpgsql-toast prepared-transactions-cic"
 
 run() {
     cp -r "$folder/postgresql/isolation" "$results/work"
