@@ -66,6 +66,8 @@ pub(super) struct Client {
     unflushed: usize,
     /// After an error nothing is answered up to the next Sync.
     skipping: bool,
+    /// Extended messages without a Sync: their transaction goes on.
+    open: bool,
     status: u8,
     /// The connection was ended by the other side, or nothing came in time.
     pub(super) ended: bool,
@@ -89,6 +91,7 @@ impl Client {
             due: [Due::Ready].into(),
             unflushed: 0,
             skipping: false,
+            open: false,
             status: IDLE,
             ended: false,
         };
@@ -108,7 +111,7 @@ impl Client {
 
     /// Whether a server is needed for it right now, wherever it is.
     pub(super) fn holds(&self) -> bool {
-        !self.ended && (self.status != IDLE || self.skipping || !self.due.is_empty())
+        !self.ended && (self.status != IDLE || self.open || !self.due.is_empty())
     }
 
     fn write(&mut self, bytes: &[u8]) {
@@ -127,6 +130,13 @@ impl Client {
     }
 
     fn expect(&mut self, message: &Message) {
+        // A Query ends it too, unless it is skipped.
+        self.open = match message {
+            Message::Sync => false,
+            Message::Query(_) | Message::FunctionCall(..) => self.skipping,
+            Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) | Message::Terminate => self.open,
+            _ => true,
+        };
         let due: &[Due] = match message {
             Message::Sync => {
                 self.skipping = false;
