@@ -2,7 +2,7 @@
 //! the proxy. A new dependency that breaks none of this gets a line here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +82,67 @@ const ABOVE: &[(&str, &[&str])] = &[
     ("proxy/src/tls", &["admin", "cancel", "driver", "http", "pool", "relay", "server"]),
 ];
 
+/// Files that know each other in a circle, with the reason. No other may; whoever opens one takes it from here.
+const CIRCLES: &[(&str, &[&str])] = &[
+    // Settings are checked by those who render them; the rest is to be opened with `data/` beside `postgres/`.
+    (
+        "sitter/src",
+        &[
+            "postgres/conf",
+            "postgres/hba",
+            "postgres/inner",
+            "postgres/process",
+            "postgres/refused",
+            "postgres/replication_tls",
+            "postgres/session",
+            "postgres/settings",
+        ],
+    ),
+    // To be opened with `data/` beside `postgres/`.
+    (
+        "sitter/src",
+        &[
+            "postgres",
+            "postgres/apply",
+            "postgres/copy",
+            "postgres/feedback",
+            "postgres/guard",
+            "postgres/in_force",
+            "postgres/lifecycle",
+            "postgres/observe",
+            "postgres/same_wal",
+            "postgres/slots",
+            "rejoin",
+        ],
+    ),
+    // To be opened: plain data below what is judged by it.
+    (
+        "sitter/core/src",
+        &["machine/action", "machine/capacity", "machine/local", "machine/suspicion", "machine/view", "reason"],
+    ),
+    // `join` is asked for by several deciders.
+    ("sitter/core/src", &["machine/decide", "machine/first_setup", "machine/primary"]),
+    // A planted bug is part of a plan, and a plan brings a bug about.
+    ("sitter/core/src", &["sim/mutation", "sim/plan"]),
+    // The world passes itself to its parts.
+    ("sitter/core/src", &["sim/heartbeats", "sim/host", "sim/world"]),
+    // A shard is connected to, and its state read, by two halves of one step.
+    ("sitter/adm/src", &["cluster", "connect"]),
+    // To be opened: identity apart from the client that has it.
+    ("proxy/src", &["auth", "cancel", "upstream"]),
+    // To be opened: the console and a login know the process, which knows them.
+    ("proxy/src", &["admin", "auth/login", "server"]),
+    // Both halves of one queue.
+    ("proxy/src", &["pool/quota", "pool/server"]),
+    // Dispatch by statement, and what each kind of statement does.
+    ("proxy/core/src", &["route/parse", "route/settings", "route/transactions"]),
+    // A unit's states, each of which may become another.
+    ("proxy/core/src", &["session/answer", "session/run"]),
+    ("proxy/core/src", &["session/bound", "session/inject", "session/probe", "session/reply", "session/state"]),
+    // Parsing is validating.
+    ("shared/src", &["cluster", "invariants"]),
+];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("shared/ is in the repository").to_owned()
 }
@@ -117,7 +178,7 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
     for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "tests" && name != "bin") {
+            if path.file_name().is_some_and(|name| !name.to_string_lossy().ends_with("tests") && name != "bin") {
                 found.extend(sources(&path));
             }
         } else if path.extension().is_some_and(|extension| extension == "rs")
@@ -209,4 +270,140 @@ fn no_folder_uses_what_lies_above_it() {
             }
         }
     }
+}
+
+/// A module by its path within the crate.
+type Module = Vec<String>;
+
+fn module_of(source: &Path, file: &Path) -> Module {
+    let inside = file.strip_prefix(source).expect("below").with_extension("");
+    let mut parts: Module = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.last().is_some_and(|last| last == "mod" || last == "lib") {
+        parts.pop();
+    }
+    parts
+}
+
+/// The paths in one `use` tree: `a::{b, c::d}` has two.
+fn paths(tree: &str) -> Vec<String> {
+    let Some((before, inside)) = tree.split_once('{') else {
+        let path = tree.split(" as ").next().unwrap_or_default();
+        return vec![path.split_whitespace().collect()];
+    };
+    let inside = inside.rsplit_once('}').map_or(inside, |(inside, _)| inside);
+    let (mut depth, mut begin, mut parts) = (0, 0, Vec::new());
+    for (at, c) in inside.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&inside[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&inside[begin..]);
+    let parts = parts.into_iter().filter(|part| !part.trim().is_empty());
+    parts.flat_map(paths).map(|path| format!("{}{path}", before.trim())).collect()
+}
+
+/// The modules that a file's `use` lines name, other than those it lies in or that lie in it.
+fn uses(module: &Module, code: &str, all: &BTreeSet<Module>) -> BTreeSet<Module> {
+    let mut found = BTreeSet::new();
+    for statement in code.split(';') {
+        let Some((visibility, tree)) = statement.rsplit_once("use ") else { continue };
+        // A word in a text or a name that ends so is none.
+        if !visibility.ends_with(['\n', ' ']) && !visibility.is_empty() {
+            continue;
+        }
+        for path in paths(tree) {
+            let mut names: Vec<&str> = path.split("::").collect();
+            let mut from: Module = match names[0] {
+                "crate" => Vec::new(),
+                "super" | "self" => module.clone(),
+                _ => continue,
+            };
+            while matches!(names.first(), Some(&"crate" | &"super" | &"self")) {
+                if names.remove(0) == "super" {
+                    from.pop();
+                }
+            }
+            from.extend(names.into_iter().map(str::to_owned));
+            let known = (1..=from.len()).rev().map(|length| from[..length].to_vec()).find(|path| all.contains(path));
+            found.extend(known.filter(|known| !known.starts_with(module) && !module.starts_with(known)));
+        }
+    }
+    found
+}
+
+/// Circles: modules each of which comes to the other by `use`.
+fn circles(graph: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeSet<Vec<String>> {
+    let reached = |from: &Module| {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![from.clone()]);
+        while let Some(module) = next.pop() {
+            for used in graph.get(&module).into_iter().flatten() {
+                if seen.insert(used.clone()) {
+                    next.push(used.clone());
+                }
+            }
+        }
+        seen
+    };
+    let all: BTreeMap<&Module, BTreeSet<Module>> = graph.keys().map(|module| (module, reached(module))).collect();
+    let mut circles = BTreeSet::new();
+    for (module, reached) in &all {
+        if reached.contains(*module) {
+            let circle = reached.iter().filter(|other| all.get(other).is_some_and(|back| back.contains(*module)));
+            circles.insert(circle.map(|module| module.join("/")).collect());
+        }
+    }
+    circles
+}
+
+fn circles_of(source: &Path) -> BTreeSet<Vec<String>> {
+    let files = sources(source);
+    let all: BTreeSet<Module> = files.iter().map(|(path, _)| module_of(source, path)).collect();
+    let graph = files.iter().map(|(path, code)| {
+        let module = module_of(source, path);
+        let used = uses(&module, code, &all);
+        (module, used)
+    });
+    circles(&graph.collect())
+}
+
+#[test]
+fn no_files_know_each_other_in_a_circle() {
+    for source in ["shared/src", "sitter/core/src", "sitter/src", "sitter/adm/src", "proxy/core/src", "proxy/src"] {
+        let allowed: BTreeSet<Vec<String>> = CIRCLES
+            .iter()
+            .filter(|(of, _)| *of == source)
+            .map(|(_, files)| files.iter().map(|file| (*file).to_owned()).collect())
+            .collect();
+        assert_eq!(circles_of(&root().join(source)), allowed, "{source}: open it, or correct CIRCLES");
+    }
+}
+
+#[test]
+fn a_circle_is_found_in_every_form_of_use() {
+    let all: BTreeSet<Module> = [&["a"][..], &["a", "b"], &["c"], &["d"]]
+        .map(|path| path.iter().map(|part| (*part).to_owned()).collect())
+        .into();
+    let module = |path: &[&str]| path.iter().map(|part| (*part).to_owned()).collect::<Module>();
+    let found = |from: &[&str], code: &str| uses(&module(from), code, &all);
+    assert_eq!(
+        found(&["a", "b"], "use super::super::c::X;\npub(crate) use crate::d;"),
+        [module(&["c"]), module(&["d"])].into()
+    );
+    assert_eq!(
+        found(&["c"], "use crate::{\n    a::{self, b::{X, Y}},\n    d,\n};"),
+        [module(&["a"]), module(&["a", "b"]), module(&["d"])].into()
+    );
+    assert_eq!(found(&["a"], "use self::b::X;\nlet because = crate::c::X;"), BTreeSet::new(), "a child, and no use");
+    let graph = [
+        (module(&["c"]), [module(&["d"])].into()),
+        (module(&["d"]), [module(&["c"])].into()),
+        (module(&["a"]), [module(&["c"])].into()),
+    ];
+    assert_eq!(circles(&graph.into()), [vec!["c".to_owned(), "d".to_owned()]].into());
 }

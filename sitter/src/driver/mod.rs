@@ -40,7 +40,7 @@ use crate::machine::preempt::preempts;
 use crate::machine::readiness::{self, Need, Unready};
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
-use crate::machine::{returning, suspicion};
+use crate::machine::{followers, returning, suspicion};
 use crate::metrics::Metrics;
 use crate::postgres::Condition;
 use crate::reason::Reason;
@@ -328,7 +328,7 @@ impl Driver {
     fn publish(&mut self, view: &View, now: Instant) {
         let (decision, since) = &self.decided;
         let generation = view.zk.state.valid().map(|(_, state)| state.generation);
-        let suspects = suspicion::suspects(view);
+        let suspects = followers::suspects(view);
         let mut condition = self.parts.condition.borrow().clone();
         let refused = view.zk.refused.clone().map(|detail| Unready { need: Need::ZooKeeper, detail, kind: None });
         condition.unready.extend(refused);

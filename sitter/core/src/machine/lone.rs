@@ -14,8 +14,8 @@
 use manatee_shared::ids::PeerId;
 
 use super::action::Decision;
+use super::followers::{downstream, is_fit};
 use super::local::{PrimaryStatus, Synchronous};
-use super::replace::{downstream, is_fit};
 use super::situation::{Situation, wait};
 use crate::reason::Reason;
 

@@ -9,6 +9,7 @@ pub mod action;
 pub mod capacity;
 pub mod decide;
 pub mod failure;
+pub mod followers;
 pub mod local;
 pub mod preempt;
 pub mod readiness;

@@ -15,7 +15,7 @@ use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, St
 use super::replace;
 use super::situation::{Promotion, Situation, act, wait};
 use super::standby::restart_with_more;
-use super::{hand_over, lone, membership, returning, suspicion};
+use super::{followers, hand_over, lone, membership, returning, suspicion};
 use crate::reason::{Reason, SyncPlan};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
@@ -186,7 +186,7 @@ fn gate(situation: Situation<'_>, primary: &PrimaryStatus, synchronous: Synchron
     }
     let first = view.observed.first_flush;
     let has_everything = |peer: PeerId| {
-        let down = replace::downstream(primary, peer);
+        let down = followers::downstream(primary, peer);
         down.is_some_and(|down| down.streaming && first.is_some_and(|first| down.flush >= first))
     };
     let open = match synchronous {

@@ -16,17 +16,11 @@ use manatee_shared::cluster::{Peer, PromoteRole};
 use manatee_shared::ids::PeerId;
 
 use super::action::Decision;
-use super::local::{Downstream, PrimaryStatus, Synchronous};
+use super::followers::{SYNC_STALLED_MS, downstream, is_fit, is_slow, is_unready, sync_lost};
+use super::local::{PrimaryStatus, Synchronous};
 use super::situation::{Situation, wait};
-use super::suspicion::{self, NODE_GRACE_MS};
+use super::suspicion;
 use crate::reason::{Blocker, Reason, ReplaceCause, SyncCondition, SyncLoss, SyncPlan, SyncTrouble};
-
-/// A sync that its heartbeats show alive, but that does not follow, is replaced after this long (ms);
-/// and so is one that kept commits waiting for this long in all, if somebody is quicker.
-const SYNC_STALLED_MS: u64 = 5_000;
-
-/// A sync that says for this long (ms) that it could not take over is replaced, if somebody could.
-const UNREADY_MS: u64 = 10_000;
 
 /// Somebody is quicker than a slow sync if it was late for at most one of so many parts of its time.
 const QUICKER: u64 = 4;
@@ -95,12 +89,6 @@ fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, ask
     }
 }
 
-/// Whether `sync` says that a takeover would fail there.
-fn is_unready(situation: Situation<'_>, sync: PeerId) -> bool {
-    let unready_ms = situation.view.health.get(&sync).and_then(|health| health.unready_ms);
-    unready_ms.is_some_and(|unready_ms| unready_ms >= UNREADY_MS)
-}
-
 /// An async that is to replace a sync which is well but could not take over: only one that could.
 fn ready_instead(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<PeerId> {
     if !is_unready(situation, sync) || situation.state.is_frozen() {
@@ -120,20 +108,10 @@ fn begun(situation: Situation<'_>, sync: PeerId) -> Option<PeerId> {
     }
 }
 
-/// Whether `peer` kept commits waiting for this long (ms) lately. What it acknowledges it has, only
-/// late; a disk that takes seconds for each flush makes progress all the time.
-fn is_slow(situation: Situation<'_>, peer: PeerId, for_ms: u64) -> bool {
-    situation.view.observed.slow_ms.get(&peer).is_some_and(|slow_ms| *slow_ms >= for_ms)
-}
-
 /// The first async, if an operator wants it for the sync.
 fn asked_for(situation: Situation<'_>) -> Option<PeerId> {
     let first = situation.state.async_peers.first()?.id;
     (situation.promote_request() == Some((PromoteRole::Async, first))).then_some(first)
-}
-
-pub(super) fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downstream> {
-    primary.downstreams.iter().find(|down| down.peer == peer)
 }
 
 /// Whether every walsender shows that exactly `sync` is required. Each has a copy of its own of who
@@ -142,54 +120,6 @@ pub(super) fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downs
 /// two, and release commits without `sync`. So a new overlap begins only from there.
 pub(super) fn is_settled(primary: &PrimaryStatus, sync: PeerId) -> bool {
     primary.downstreams.iter().all(|down| down.sync_priority == u32::from(down.peer == sync))
-}
-
-/// Why the sync counts as lost for its primary. The primary needs nobody's agreement: a needless
-/// replacement is safe.
-fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<SyncTrouble> {
-    let view = situation.view;
-    let health = view.health.get(&sync).cloned().unwrap_or_default();
-    let suspect = suspicion::is_suspect(view, sync);
-    let heard = health.silent_ms.is_some() && !suspect;
-    let attached = downstream(primary, sync).is_some_and(|down| down.streaming);
-    let stalled_ms = view.observed.stalled_ms.get(&sync).copied().unwrap_or(0);
-    if heard && health.stopping {
-        return Some(SyncTrouble::Stopping);
-    }
-    let down_ms = health.postgres_down_ms.unwrap_or(0);
-    // One that still follows says so when it hangs or has no room: it will not follow for long.
-    let patience_ms = view.settings.restart_budget_ms * if attached { 2 } else { 1 };
-    if heard && down_ms > patience_ms {
-        return Some(SyncTrouble::PostgresDown);
-    }
-    if suspicion::is_missing(view, sync) {
-        let missing_ms = view.observed.missing_ms.get(&sync).copied().unwrap_or(0);
-        if !(heard && attached) || missing_ms >= NODE_GRACE_MS {
-            return Some(SyncTrouble::NodeGone);
-        }
-    }
-    if suspect && (!attached || stalled_ms >= suspicion::stream_patience_ms(view, sync)) {
-        return Some(SyncTrouble::Silent);
-    }
-    (stalled_ms >= SYNC_STALLED_MS).then_some(SyncTrouble::NotFollowing)
-}
-
-/// Whether the primary should tell the others that it finds its sync lost: asyncs behind it then
-/// come to follow the primary, which is what makes them fit to replace it.
-pub(super) fn finds_sync_lost(situation: Situation<'_>, primary: &PrimaryStatus) -> Option<PeerId> {
-    let sync = situation.sync()?;
-    let slow = is_slow(situation, sync, SYNC_STALLED_MS / 2);
-    let unready = is_unready(situation, sync);
-    (slow || unready || sync_lost(situation, primary, sync).is_some()).then_some(sync)
-}
-
-/// Whether `peer` follows from here closely enough to be waited for.
-pub(super) fn is_fit(situation: Situation<'_>, primary: &PrimaryStatus, peer: PeerId) -> bool {
-    let view = situation.view;
-    let stalled_ms = view.observed.stalled_ms.get(&peer).copied().unwrap_or(0);
-    downstream(primary, peer).is_some_and(|down| down.streaming)
-        && stalled_ms < view.settings.suspicion_timeout_ms
-        && suspicion::is_serving(view, peer)
 }
 
 /// Whether `peer` could serve soon after a takeover. One that could not is chosen only for want of another.

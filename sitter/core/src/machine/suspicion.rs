@@ -1,14 +1,10 @@
 //! Detection (design §3): who is gone, and by whose word. Suspicion may be wrong; that costs a
 //! failover, never data (rule 6).
 
-use std::collections::BTreeSet;
-
 use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Session;
 
 use super::local::{Server, StandbyStatus};
-use super::replace;
-use super::situation::Situation;
 use super::view::{PeerHealth, View};
 use crate::reason::TakeoverCause;
 
@@ -19,18 +15,6 @@ pub const NODE_GRACE_MS: u64 = 2_000;
 /// How long (ms) a takeover takes on a busy machine. The sync begins one this much before the budget
 /// for a restart in place is used up, so that writes return within the budget either way.
 const TAKEOVER_MS: u64 = 500;
-
-/// The peers that this one finds gone itself, by silence or refusal, and as primary also a sync
-/// that does not follow: what its heartbeat says.
-pub fn suspects(view: &View) -> BTreeSet<PeerId> {
-    let mut suspects: BTreeSet<_> = view.health.keys().copied().filter(|&peer| is_suspect(view, peer)).collect();
-    if let (Some((version, state)), Server::Primary(primary)) = (view.zk.state.valid(), &view.local.server)
-        && state.primary.id == view.me.id
-    {
-        suspects.extend(replace::finds_sync_lost(Situation { view, version, state }, primary));
-    }
-    suspects
-}
 
 /// Whether our own PostgreSQL is a primary, or a standby that streams: what our heartbeat says.
 pub fn streams(view: &View) -> bool {

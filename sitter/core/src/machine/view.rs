@@ -31,7 +31,7 @@ pub struct PeerHealth {
     pub unready_ms: Option<u64>,
     /// Its sitter says that it is stopping.
     pub stopping: bool,
-    /// It finds these peers gone itself ([`super::suspicion::suspects`] there).
+    /// It finds these peers gone itself ([`super::followers::suspects`] there).
     pub suspects: BTreeSet<PeerId>,
     /// Its data directory, as it says. Needed for the first setup and before it is listed: without
     /// it neither happens.

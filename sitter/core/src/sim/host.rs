@@ -18,7 +18,7 @@ use crate::machine::action::Action;
 use crate::machine::local::Local;
 use crate::machine::tracker::Tracker;
 use crate::machine::view::{InFlight, Observed, Settings, View};
-use crate::machine::{returning, suspicion};
+use crate::machine::{followers, returning, suspicion};
 use crate::reason::Reason;
 use crate::status::Heartbeat;
 
@@ -181,7 +181,7 @@ impl Sitter {
             stopping: self.stopping_since.is_some(),
             postgres_down_ms: view.observed.postgres_down_ms,
             unready_ms: None,
-            suspects: suspicion::suspects(view),
+            suspects: followers::suspects(view),
             data: Some(view.local.data.clone()),
             streaming: Some(suspicion::streams(view)),
             generation: view.zk.state.valid().map(|(_, state)| state.generation),

@@ -200,7 +200,7 @@ fn a_sync_that_is_not_ready_is_replaced_by_one_that_is() {
     waits(&view, "the sync");
     health(&mut view, 2).unready_ms = Some(10_000);
     // The asyncs hear of it, and come to follow the primary: only so are they seen to be fit.
-    assert!(crate::machine::suspicion::suspects(&view).contains(&id(2)));
+    assert!(crate::machine::followers::suspects(&view).contains(&id(2)));
     waits(&view, "is fit");
     primary(&mut view).downstreams = vec![downstream(2, 500, 1), downstream(3, 480, 0)];
     acts(&view, ServerAction::Configure(both()));
