@@ -19,7 +19,8 @@ use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::auth::{Identity, random};
+use crate::auth::identity::Identity;
+use crate::auth::secret::random;
 use crate::error::{ProxyError, Result};
 use crate::wire::startup::encode_cancel;
 

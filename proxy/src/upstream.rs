@@ -9,7 +9,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::auth::{Identity, Secret, nonce};
+use crate::auth::identity::Identity;
+use crate::auth::secret::{Secret, nonce};
 use crate::cancel::CancelTarget;
 use crate::error::{ProxyError, Result, ServerError};
 use crate::tls::servers::{ServerStream, Servers};

@@ -59,19 +59,21 @@ const NO_DATA: &[&str] = &["zk::client", "TopologyWatcher", "Coordination"];
 
 /// What a folder must not use: what lies above it.
 const ABOVE: &[(&str, &[&str])] = &[
-    ("sitter/core/src/machine", &["sim", "fence", "heartbeat"]),
-    ("sitter/core/src/reason", &["fence", "heartbeat", "sim"]),
+    ("sitter/core/src/machine", &["sim", "fence", "heartbeat", "status"]),
+    ("sitter/core/src/reason", &["fence", "heartbeat", "sim", "status"]),
+    ("sitter/core/src/status", &["fence", "heartbeat", "sim"]),
     ("sitter/core/src/heartbeat", &["sim", "fence"]),
     (
         "sitter/src/host",
-        &["api", "backup", "driver", "execute", "heartbeat", "postgres", "rejoin", "snapshotter", "storage"],
+        &["api", "data", "driver", "execute", "heartbeat", "postgres", "snapshotter", "storage", "supervise"],
     ),
-    ("sitter/src/backup", &["api", "driver", "execute", "heartbeat", "postgres", "rejoin", "snapshotter", "storage"]),
-    ("sitter/src/storage", &["api", "driver", "execute", "heartbeat", "postgres", "rejoin", "snapshotter"]),
-    ("sitter/src/postgres", &["api", "driver", "execute", "heartbeat", "snapshotter"]),
-    ("sitter/src/heartbeat", &["api", "backup", "driver", "execute", "postgres", "rejoin", "snapshotter", "storage"]),
-    ("sitter/src/execute", &["api", "driver", "heartbeat", "snapshotter"]),
-    ("sitter/src/driver", &["api", "backup", "rejoin", "snapshotter", "storage"]),
+    ("sitter/src/storage", &["api", "data", "driver", "execute", "heartbeat", "postgres", "snapshotter", "supervise"]),
+    ("sitter/src/postgres", &["api", "data", "driver", "execute", "heartbeat", "snapshotter", "storage", "supervise"]),
+    ("sitter/src/data", &["api", "driver", "execute", "heartbeat", "snapshotter", "supervise"]),
+    ("sitter/src/heartbeat", &["api", "data", "driver", "execute", "postgres", "snapshotter", "storage", "supervise"]),
+    ("sitter/src/execute", &["api", "driver", "heartbeat", "snapshotter", "supervise"]),
+    ("sitter/src/driver", &["api", "data", "snapshotter", "storage", "supervise"]),
+    ("sitter/src/api", &["execute", "heartbeat", "postgres", "snapshotter", "supervise"]),
     ("proxy/core/src/wire", &["route", "rules", "session", "topology"]),
     ("proxy/core/src/route", &["error", "rules", "session", "topology", "wire"]),
     ("proxy/core/src/rules", &["error", "route", "session", "topology", "wire"]),
@@ -84,53 +86,20 @@ const ABOVE: &[(&str, &[&str])] = &[
 
 /// Files that know each other in a circle, with the reason. No other may; whoever opens one takes it from here.
 const CIRCLES: &[(&str, &[&str])] = &[
-    // Settings are checked by those who render them; the rest is to be opened with `data/` beside `postgres/`.
-    (
-        "sitter/src",
-        &[
-            "postgres/conf",
-            "postgres/hba",
-            "postgres/inner",
-            "postgres/process",
-            "postgres/refused",
-            "postgres/replication_tls",
-            "postgres/session",
-            "postgres/settings",
-        ],
-    ),
-    // To be opened with `data/` beside `postgres/`.
-    (
-        "sitter/src",
-        &[
-            "postgres",
-            "postgres/apply",
-            "postgres/copy",
-            "postgres/feedback",
-            "postgres/guard",
-            "postgres/in_force",
-            "postgres/lifecycle",
-            "postgres/observe",
-            "postgres/same_wal",
-            "postgres/slots",
-            "rejoin",
-        ],
-    ),
+    // Settings are checked by those who render them.
+    ("sitter/src", &["postgres/conf", "postgres/hba", "postgres/replication_tls", "postgres/settings"]),
     // To be opened: plain data below what is judged by it.
     (
         "sitter/core/src",
         &["machine/action", "machine/capacity", "machine/local", "machine/suspicion", "machine/view", "reason"],
     ),
-    // `join` is asked for by several deciders.
-    ("sitter/core/src", &["machine/decide", "machine/first_setup", "machine/primary"]),
     // A planted bug is part of a plan, and a plan brings a bug about.
     ("sitter/core/src", &["sim/mutation", "sim/plan"]),
     // The world passes itself to its parts.
     ("sitter/core/src", &["sim/heartbeats", "sim/host", "sim/world"]),
     // A shard is connected to, and its state read, by two halves of one step.
     ("sitter/adm/src", &["cluster", "connect"]),
-    // To be opened: identity apart from the client that has it.
-    ("proxy/src", &["auth", "cancel", "upstream"]),
-    // To be opened: the console and a login know the process, which knows them.
+    // The console and a login know the process, which knows them.
     ("proxy/src", &["admin", "auth/login", "server"]),
     // Both halves of one queue.
     ("proxy/src", &["pool/quota", "pool/server"]),

@@ -2,8 +2,8 @@
 //! simulation, is the crate `manatee-sitter-core`.
 
 pub mod api;
-pub mod backup;
 pub mod config;
+pub mod data;
 pub mod driver;
 pub mod execute;
 pub mod heartbeat;
@@ -11,9 +11,9 @@ pub mod host;
 pub mod memory;
 pub mod metrics;
 pub mod postgres;
-pub mod rejoin;
 pub mod replay_limit;
 pub mod snapshotter;
 pub mod storage;
+pub mod supervise;
 
 pub use manatee_sitter_core::{machine, reason, status};

@@ -11,10 +11,10 @@ use manatee_shared::zk;
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics::{gauge, histogram};
 
+use crate::machine::action::Rung;
 use crate::machine::local::{Downstream, HorizonHolder, Local, Server};
 use crate::machine::readiness::Need;
 use crate::postgres::Condition;
-use crate::rejoin::Rung;
 
 const ROLE: &str = "manatee_role";
 const GENERATION: &str = "manatee_generation";

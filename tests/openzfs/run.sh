@@ -2,7 +2,7 @@
 # The conformance test of storage, and a bootstrap and a rollback rejoin with real servers, on genuine OpenZFS: in an
 # emulated Debian, because the host has no module. Needs root, network, and about 4 GB below target/openzfs; an hour the
 # first time on a slow machine, minutes later. Prints the verdict. OPENZFS_TESTS names other tests of the sitter's instead,
-# such as the whole ladder: rejoin::ladder::every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrupted.
+# such as the whole ladder: data::rejoin::ladder_tests::every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrupted.
 set -eu
 cd "$(dirname "$0")/../.."
 [ "$(id -u)" = 0 ] || { echo "make test-openzfs needs root" >&2; exit 1; }
@@ -10,7 +10,7 @@ place=$PWD/target/openzfs
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 # How long the guest may take, in seconds: everything is emulated.
 bound=${OPENZFS_BOUND:-7200}
-tests=${OPENZFS_TESTS:-storage::conformance::zfs_conforms rejoin::ladder::bootstraps_and_rolls_back}
+tests=${OPENZFS_TESTS:-storage::conformance::zfs_conforms data::rejoin::ladder_tests::bootstraps_and_rolls_back}
 mkdir -p "$place"
 
 missing=""

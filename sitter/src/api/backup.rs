@@ -1,4 +1,4 @@
-//! `POST /backup`: this peer's data for another one. See [`crate::backup`] for the protocol.
+//! `POST /backup`: this peer's data for another one. See [`crate::storage::types`] for the protocol.
 
 use std::io;
 use std::sync::Arc;
@@ -19,11 +19,10 @@ use tokio::sync::watch;
 use super::Api;
 use super::auth::problem;
 use super::fitness;
-use crate::backup::{Wish, headers};
 use crate::driver::status::Status;
+use crate::host::Error;
 use crate::metrics::{BACKUPS, SENT};
-use crate::postgres::Error;
-use crate::storage::zfs::stream::Outgoing;
+use crate::storage::types::{Outgoing, StreamRequest, headers};
 
 /// Streams that one peer serves at a time: more would only make each slower, and the peer itself.
 pub(super) const TRANSFERS: usize = 2;
@@ -32,36 +31,36 @@ pub(super) const TRANSFERS: usize = 2;
 /// it has received. Less than that waits in silence.
 const SETTLES: Duration = Duration::from_secs(20);
 
-pub(super) async fn backup(State(api): State<Api>, wish: Result<Json<Wish>, JsonRejection>) -> Response {
-    let wish = match wish {
-        Ok(Json(wish)) => wish,
+pub(super) async fn backup(State(api): State<Api>, request: Result<Json<StreamRequest>, JsonRejection>) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
         Err(rejection) => return problem(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
-    if let Some(reason) = fitness::problem(&api.now().0, &wish.system_identifier) {
+    if let Some(reason) = fitness::problem(&api.now().0, &request.system_identifier) {
         return problem(StatusCode::CONFLICT, reason);
     }
     let Ok(permit) = Arc::clone(&api.transfers).try_acquire_owned() else {
         return problem(StatusCode::SERVICE_UNAVAILABLE, format!("this peer serves {TRANSFERS} copies already"));
     };
-    let outgoing = match api.control.send(&wish).await {
+    let outgoing = match api.control.send(&request).await {
         Ok(Some(outgoing)) => outgoing,
         Ok(None) => {
             return problem(StatusCode::NOT_IMPLEMENTED, "this peer's storage has no snapshots: use pg_basebackup");
         }
         Err(error @ Error::NotResumable(_)) => return problem(StatusCode::GONE, error.to_string()),
         Err(error) => {
-            tracing::warn!(peer = %wish.peer, error = &error as &dyn std::error::Error, "a copy could not begin");
+            tracing::warn!(peer = %request.peer, error = &error as &dyn std::error::Error, "a copy could not begin");
             return problem(StatusCode::CONFLICT, error.to_string());
         }
     };
-    tracing::info!(peer = %wish.peer, snapshot = outgoing.snapshot.name, base = outgoing.base.as_ref().map(|base| &base.name),
+    tracing::info!(peer = %request.peer, snapshot = outgoing.snapshot.name, base = outgoing.base.as_ref().map(|base| &base.name),
         size = outgoing.size, "a peer copies our data");
     let headers = describe(&outgoing);
     let status = api.status.clone();
-    let system = wish.system_identifier.clone();
+    let system = request.system_identifier.clone();
     let end = futures_util::stream::once(still_fit(status, system));
     let sent = counter!(SENT);
-    let serving = Serving::begin(wish.peer.to_string());
+    let serving = Serving::begin(request.peer.to_string());
     let body = outgoing.stream.chain(end).inspect(move |piece| {
         // Dropped with the stream, and so at its end.
         let _held = (&permit, &serving);

@@ -25,8 +25,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use self::rebuild::Control;
-use crate::backup::progress::Progress;
 use crate::driver::status::{Check, Status};
+use crate::storage::progress::Progress;
 
 /// Renders the Prometheus page.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -40,7 +40,7 @@ pub struct Api {
     pub metrics: Metrics,
     /// Copies of data to this peer.
     pub progress: Progress,
-    /// What may be done to PostgreSQL.
+    /// What may be done to the data.
     pub control: Arc<dyn Control>,
     /// Shared secret of the shard; None refuses what needs it.
     pub token: Option<Secret>,

@@ -23,30 +23,30 @@ use serde::Serialize;
 
 use super::Api;
 use super::auth::problem;
-use crate::backup::Wish;
+use crate::data::LocalData;
 use crate::driver::status::Status;
-use crate::postgres::{Error, Postgres};
+use crate::host::Error;
 use crate::status::RestoreAnswer;
-use crate::storage::zfs::stream::Outgoing;
+use crate::storage::{Outgoing, StreamRequest};
 
-/// What the API may have done to the local PostgreSQL.
+/// What the API may have done to the local data.
 #[async_trait]
 pub trait Control: Send + Sync {
     /// Marks the local data as to be replaced by a full copy.
     async fn condemn(&self) -> Result<(), Error>;
 
     /// Begins to send the local data to a peer; None if the storage has no streams.
-    async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error>;
+    async fn send(&self, request: &StreamRequest) -> Result<Option<Outgoing>, Error>;
 }
 
 #[async_trait]
-impl Control for Postgres {
+impl Control for LocalData {
     async fn condemn(&self) -> Result<(), Error> {
         self.order_rebuild().await
     }
 
-    async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error> {
-        Postgres::send(self, wish).await
+    async fn send(&self, request: &StreamRequest) -> Result<Option<Outgoing>, Error> {
+        LocalData::send(self, request).await
     }
 }
 

@@ -8,11 +8,10 @@ use manatee_shared::cluster::{ClusterState, Peer, Role};
 use serde_json::Value;
 
 use super::*;
-use crate::backup::Wish;
-use crate::backup::progress::Begin;
-use crate::postgres::Error;
+use crate::host::Error;
 use crate::status::CopyMethod;
-use crate::storage::zfs::stream::Outgoing;
+use crate::storage::progress::Begin;
+use crate::storage::{Outgoing, StreamRequest};
 
 #[derive(Default)]
 struct Fake {
@@ -26,7 +25,7 @@ impl Control for Fake {
         Ok(())
     }
 
-    async fn send(&self, _: &Wish) -> Result<Option<Outgoing>, Error> {
+    async fn send(&self, _: &StreamRequest) -> Result<Option<Outgoing>, Error> {
         Ok(None)
     }
 }

@@ -7,15 +7,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Parser;
-use manatee_shared::config::{Secret, ZkSettings};
+use manatee_shared::config::Secret;
 use manatee_shared::service::Watchdog;
+use manatee_shared::zk::Coordination;
 use manatee_shared::zk::client::ZkCoordination;
-use manatee_shared::zk::{Coordination, Session, StateNode, View};
 use manatee_shared::{service, shutdown, telemetry};
 use manatee_sitter::api::{self, Api};
 use manatee_sitter::config::{Config, StorageKind, environment};
+use manatee_sitter::data::LocalData;
 use manatee_sitter::driver::{Driver, Parts};
 use manatee_sitter::execute::Executor;
 use manatee_sitter::heartbeat::Heartbeats;
@@ -24,21 +25,15 @@ use manatee_sitter::memory;
 use manatee_sitter::postgres::{self, Postgres};
 use manatee_sitter::replay_limit;
 use manatee_sitter::snapshotter::Snapshotter;
+use manatee_sitter::supervise::{self, End, Supervised, Task};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 /// Beyond `stop_timeout`, for what an orderly stop does besides stopping PostgreSQL.
 const STOP_SLACK: Duration = Duration::from_secs(20);
 
-/// Between two looks at data whose shard has lost its state.
-const SURVEY_PAUSE: Duration = Duration::from_secs(5);
-
 /// How long a port may still be held by the sitter that this one replaces.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How many session timeouts a sitter without data waits for ZooKeeper: longer than an ensemble
-/// takes to elect a leader.
-const NO_ZOOKEEPER_SESSIONS: u32 = 5;
 
 /// Keeps one host's PostgreSQL in the role that its shard gives it.
 #[derive(Parser)]
@@ -56,19 +51,10 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("manatee-sitter: {}", one_line(&problem));
+            eprintln!("manatee-sitter: {}", supervise::one_line(&problem));
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error with its causes in one line, without those that it has quoted already.
-fn one_line(problem: &anyhow::Error) -> String {
-    problem.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line {
-        line if line.is_empty() => cause,
-        line if line.contains(&cause) => line,
-        line => format!("{line}: {cause}"),
-    })
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -122,8 +108,9 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
 
     let stop = shutdown::on_signals().context("cannot listen for signals")?;
     let postgres = Arc::new(Postgres::new(settings, me.id)?);
+    let data = Arc::new(LocalData::new(postgres.clone(), &config.data()?));
     let listeners = bind(&config).await?;
-    let adopted = postgres.adopt().await.context("cannot take over what is in `peer.dir`")?;
+    let adopted = data.adopt().await.context("cannot take over what is in `peer.dir`")?;
     if !adopted {
         environment::check_postgres_port(SocketAddr::new(config.peer.ip, config.peer.pg_port))?;
     }
@@ -142,8 +129,9 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         zk: zk.clone(),
         local: postgres.local(),
         condition: postgres.condition(),
+        outside: data.outside(),
         heartbeats: Heartbeats::new(config.timing()),
-        execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone())),
+        execute: Arc::new(Executor::new(me, zk.clone(), postgres.clone(), data.clone())),
         newest_generation,
         standbys: postgres.standbys(),
         stop: stop.clone(),
@@ -154,40 +142,46 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
     let router = api::router(Api {
         status: status.clone(),
         metrics: Arc::new(move || rendering.render()),
-        progress: postgres.progress(),
-        control: postgres.clone(),
+        progress: data.progress(),
+        control: data.clone(),
         token,
         transfers: Api::transfers(),
     });
 
-    let snapshotter = Snapshotter::new(postgres.clone(), driver.status(), config.snapshotter());
-    let bound = config.postgres.stop_timeout + STOP_SLACK;
+    let snapshotter = Snapshotter::new(data.clone(), driver.status(), config.snapshotter());
+    let local = postgres.local();
     service::ready();
-    // Whatever ends first ends the process; what is dropped leaves PostgreSQL as it is.
-    let result = tokio::select! {
-        result = driver.run() => result.map_err(anyhow::Error::from),
-        result = serve_api(listeners, router) => Err(result),
-        () = telemetry::keep_up(prometheus, CancellationToken::new()) => Err(anyhow!("metrics upkeep has ended")),
-        problem = foreign_data(&*zk, &postgres) => Err(problem),
-        problem = no_zookeeper(&*zk, &postgres, &zookeeper) => Err(problem),
-        () = shutdown::told_to_leave() => {
+    let upkeep: Vec<(&'static str, Task)> = vec![
+        ("the upkeep of metrics", Box::pin(telemetry::keep_up(prometheus, CancellationToken::new()))),
+        ("the task that watches for a lost state", Box::pin(supervise::survey_when_lost(zk.clone(), data.clone()))),
+        ("the snapshotter", Box::pin(snapshotter.run())),
+        ("the memory of generations", Box::pin(memory::keep(config.peer.dir.clone(), status.clone()))),
+        ("the limit of replay", Box::pin(async move { match replay_limit::keep(postgres, status).await {} })),
+    ];
+    let supervised = Supervised {
+        driver: driver.run(),
+        api: supervise::serve_api(listeners, router),
+        foreign_data: supervise::foreign_data(zk.view(), local.clone()),
+        no_zookeeper: supervise::no_zookeeper(zk.view(), local, &zookeeper),
+        hangups: watch_hangups(path),
+        leave: shutdown::told_to_leave(),
+        upkeep,
+        stop,
+        stop_bound: config.postgres.stop_timeout + STOP_SLACK,
+    };
+    let result = match supervise::until_the_end(supervised, service::stopping).await {
+        End::Stopped => Ok(()),
+        End::Left => {
             info!("leaving, as told by SIGUSR2: PostgreSQL stays as it is for the next sitter");
             // Not even the session is closed: others are to notice nothing before the next one is here.
             std::process::exit(0);
         }
-        () = survey_when_lost(&*zk, &postgres) => Err(anyhow!("the task that watches for a lost state has ended")),
-        never = replay_limit::keep(postgres.clone(), status.clone()) => match never {},
-        () = memory::keep(config.peer.dir.clone(), status) => Err(anyhow!("the driver has ended")),
-        () = snapshotter.run() => Err(anyhow!("the snapshotter has ended")),
-        problem = watch_hangups(path) => Err(problem),
-        () = async { stop.cancelled().await; service::stopping(); tokio::time::sleep(bound).await } => {
-            Err(anyhow!("the stop took longer than {bound:?}: exiting, PostgreSQL is left as it is"))
-        }
+        End::Failed(problem) => Err(problem),
     };
     zk.close().await;
     match &result {
         Ok(()) => info!("stopped"),
-        Err(problem) => error!("{}", one_line(problem)),
+        Err(problem) => error!("{}", supervise::one_line(problem)),
     }
     result
 }
@@ -205,77 +199,6 @@ async fn bind(config: &Config) -> anyhow::Result<Vec<tokio::net::TcpListener>> {
     Ok(listeners)
 }
 
-/// Serves the API on all its ports; returns what ended it.
-async fn serve_api(listeners: Vec<tokio::net::TcpListener>, router: axum::Router) -> anyhow::Error {
-    let mut servers = tokio::task::JoinSet::new();
-    for listener in listeners {
-        servers.spawn(api::serve(listener, router.clone()));
-    }
-    match servers.join_next().await {
-        Some(Ok(Err(problem))) => anyhow::Error::from(problem).context("the API has failed"),
-        _ => anyhow!("the API has ended"),
-    }
-}
-
-/// Rule 10: returns once the shard is known to be another than the one our data is of.
-async fn foreign_data(zk: &dyn Coordination, postgres: &Postgres) -> anyhow::Error {
-    let mut view = zk.view();
-    let identifier = view
-        .wait_for(|view| view.session == Session::Connected)
-        .await
-        .map(|view| view.state.valid().and_then(|(_, state)| state.system_identifier.clone()));
-    let local = postgres.local().borrow().data.clone();
-    if let (Ok(Some(wanted)), Data::Present(found)) = (identifier, local)
-        && found.0 != wanted
-    {
-        return anyhow!(
-            "`peer.dir`: the data directory is of another shard (system identifier {}, this shard has {wanted}); \
-             correct `shard` or `peer.dir`, or move the data away",
-            found.0
-        );
-    }
-    std::future::pending().await
-}
-
-/// A sitter with data looks after its PostgreSQL without ZooKeeper for as long as it takes (rule 9).
-/// One without can do nothing: most likely its configuration is wrong. Returns once that is certain.
-async fn no_zookeeper(zk: &dyn Coordination, postgres: &Postgres, config: &ZkSettings) -> anyhow::Error {
-    let limit = config.session_timeout * NO_ZOOKEEPER_SESSIONS;
-    let mut view = zk.view();
-    let connected = view.wait_for(|view| view.session == Session::Connected);
-    // What it yields locks the view: nothing of it may be kept.
-    let in_time = tokio::time::timeout(limit, connected).await.is_ok();
-    if !in_time && postgres.local().borrow().data == Data::Absent {
-        return anyhow!(
-            "ZooKeeper at {} did not answer within {limit:?}, and there is no PostgreSQL here to look after; \
-             correct `zookeeper.servers`, or see that one of them runs and can be reached from this host",
-            config.servers.join(",")
-        );
-    }
-    std::future::pending().await
-}
-
-/// Once the cluster state turns out to be lost, finds out how far the data here goes, for the
-/// operator who restores it. A server that runs says so by itself.
-async fn survey_when_lost(zk: &dyn Coordination, postgres: &Postgres) {
-    let (mut view, mut local) = (zk.view(), postgres.local());
-    loop {
-        let lost = |view: &View| view.session == Session::Connected && view.state == StateNode::Absent;
-        if view.wait_for(lost).await.is_err() {
-            return;
-        }
-        if let Err(problem) = postgres.survey().await {
-            warn!("cannot tell how far the WAL here goes: {:#}", anyhow::Error::from(problem));
-        }
-        tokio::select! {
-            changed = local.changed() => if changed.is_err() { return },
-            changed = view.changed() => if changed.is_err() { return },
-        }
-        // What changes all the time is not looked at all the time.
-        tokio::time::sleep(SURVEY_PAUSE).await;
-    }
-}
-
 /// SIGHUP: takes over a changed configuration by starting this very process anew, in its place. PostgreSQL, which outlives
 /// sitters, goes on, and so does the session with ZooKeeper until the new one is there: as with SIGUSR2, nobody notices. What
 /// changes by reload is given to PostgreSQL by the new one at once; what needs a restart is shown as pending. A
@@ -288,7 +211,7 @@ async fn watch_hangups(path: &Path) -> anyhow::Error {
     loop {
         hangups.next().await;
         if let Err(problem) = prepare(path) {
-            error!("SIGHUP: the configuration stays as it was: {}", one_line(&problem));
+            error!("SIGHUP: the configuration stays as it was: {}", supervise::one_line(&problem));
             continue;
         }
         info!("SIGHUP: starting anew with the configuration as it is now; PostgreSQL goes on");

@@ -16,10 +16,12 @@ use manatee_shared::telemetry::LogSettings;
 use manatee_shared::tls::ServerTls;
 use serde::Deserialize;
 
+use crate::data::DataSettings;
 use crate::heartbeat::Timing;
 use crate::machine::view;
 use crate::postgres::{self, Secret};
 use crate::snapshotter;
+use crate::storage::StorageSettings;
 use crate::storage::zfs::command;
 
 /// The file.
@@ -475,14 +477,20 @@ impl Config {
         settings.log_bytes = from.log_size.bytes();
         settings.log_kept = from.log_kept;
         settings.stop_timeout = from.stop_timeout;
-        settings.isolated_kept = self.storage.isolated_kept;
-        settings.api_token = self.api_token()?;
-        if let (StorageKind::Zfs, Some(dataset)) = (self.storage.kind, &self.storage.dataset) {
-            let properties = self.storage.properties.iter();
-            let properties = properties.map(|(name, value)| (name.clone(), value.to_string())).collect();
-            settings.storage = postgres::StorageSettings::Zfs { dataset: dataset.clone(), properties };
-        }
         Ok(settings)
+    }
+
+    /// What the local data is told once. Reads the token's file.
+    pub fn data(&self) -> Result<DataSettings, ConfigError> {
+        let storage = match (self.storage.kind, &self.storage.dataset) {
+            (StorageKind::Zfs, Some(dataset)) => {
+                let properties = self.storage.properties.iter();
+                let properties = properties.map(|(name, value)| (name.clone(), value.to_string())).collect();
+                StorageSettings::Zfs { dataset: dataset.clone(), properties }
+            }
+            _ => StorageSettings::Directory,
+        };
+        Ok(DataSettings { storage, isolated_kept: self.storage.isolated_kept, api_token: self.api_token()? })
     }
 }
 

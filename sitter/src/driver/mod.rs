@@ -80,6 +80,8 @@ pub struct Parts {
     pub local: watch::Receiver<Local>,
     /// Its condition besides.
     pub condition: watch::Receiver<Condition>,
+    /// What of its data lies outside of the ZFS dataset.
+    pub outside: watch::Receiver<Option<String>>,
     /// The other peers.
     pub heartbeats: Heartbeats,
     /// Does the steps.
@@ -360,7 +362,7 @@ impl Driver {
                 .clone()
                 .map(|(breach, ended)| BreachStatus { breach, ago_ms: millis(now.saturating_duration_since(ended)) }),
             unready: condition.unready.clone(),
-            outside_of_dataset: condition.outside.clone(),
+            outside_of_dataset: self.parts.outside.borrow().clone(),
             horizon: condition.horizon.clone(),
             stopping: self.stopping.is_some(),
             older: returning::is_older(view),

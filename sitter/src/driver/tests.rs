@@ -76,6 +76,7 @@ fn start(failures: u32) -> Fixture {
         zk: Arc::new(zk),
         local: local.subscribe(),
         condition: watch::channel(crate::postgres::Condition::default()).1,
+        outside: watch::channel(None).1,
         heartbeats: Heartbeats::new(timing),
         execute: fake.clone(),
         newest_generation: None,

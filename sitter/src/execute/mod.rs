@@ -15,10 +15,12 @@ use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::zk::{Coordination, ZkError};
 pub use manatee_sitter_core::fence;
 
+use crate::data::LocalData;
+use crate::host::Error;
 use crate::machine::action::{Action, Rung};
 use crate::machine::failure::FailureKind;
 use crate::machine::local::SystemIdentifier;
-use crate::postgres::{self, Postgres};
+use crate::postgres::Postgres;
 
 /// How a step ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub enum Problem {
     Zk(#[from] ZkError),
     /// PostgreSQL.
     #[error("{0}")]
-    Postgres(#[from] postgres::Error),
+    Postgres(#[from] Error),
 }
 
 impl Problem {
@@ -65,12 +67,13 @@ pub struct Executor {
     me: Peer,
     zk: Arc<dyn Coordination>,
     postgres: Arc<Postgres>,
+    data: Arc<LocalData>,
 }
 
 impl Executor {
-    /// For this peer's PostgreSQL in this shard.
-    pub fn new(me: Peer, zk: Arc<dyn Coordination>, postgres: Arc<Postgres>) -> Self {
-        Self { me, zk, postgres }
+    /// For this peer's PostgreSQL and its data in this shard.
+    pub fn new(me: Peer, zk: Arc<dyn Coordination>, postgres: Arc<Postgres>, data: Arc<LocalData>) -> Self {
+        Self { me, zk, postgres, data }
     }
 }
 
@@ -89,7 +92,7 @@ impl Execute for Executor {
             Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
             Action::Shard(action) => shard::execute(&*self.zk, &self.me, action).await,
             Action::Server(action) => server::execute(&self.postgres, action).await,
-            Action::Data(action) => data::execute(&self.postgres, *action, may_roll_back).await,
+            Action::Data(action) => data::execute(&self.data, *action, may_roll_back).await,
         }
     }
 }

@@ -13,107 +13,18 @@
 //!    reload ends only after the checkpointer has read it;
 //! 5. detached: no WAL receiver, twice in a row.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
-use rustix::process::Signal;
 use tokio_postgres::Client;
 
-use super::conf::Name;
+use super::ask::{checkpoint, is_in_recovery, text, until};
+use super::conf::{self, Name};
 use super::error::Error;
 use super::inner::{Inner, Record};
-use super::{conf, files, guard, hba, observe, replay, session, slots};
+use super::render::{reload, render};
+use super::{clients, guard, replay, session, slots};
 use crate::machine::local::{Gate, Recovery, ServerConfig, Synchronous};
-
-/// Between two looks at something that takes milliseconds: part of every failover.
-const POLL: Duration = Duration::from_millis(2);
-/// A checkpoint of a busy server takes this long at most, or the change fails and is repeated.
-const CHECKPOINT: Duration = Duration::from_secs(300);
-
-/// The rendered files.
-pub(super) struct Rendered {
-    pub(super) id: String,
-    conf: String,
-    hba: String,
-    ident: String,
-}
-
-/// Renders the files for `config`.
-///
-/// The identity does not depend on the name: it changes under way, and is not the shard's business.
-pub(super) fn render(inner: &Inner, config: &ServerConfig, name: Name) -> Rendered {
-    let major = inner.version.parse().unwrap_or_default();
-    let own = conf::render(&inner.settings, major, inner.me, config, Name::Own);
-    let hba = hba::render(&inner.settings, config.gate);
-    let ident = hba::render_ident(&inner.settings.superuser, &inner.user.logins());
-    let id = conf::identity([own.as_str(), hba.as_str(), ident.as_str()]);
-    let conf = conf::render(&inner.settings, major, inner.me, config, name);
-    let conf = format!("{conf}{} = '{id}'\n", conf::CONFIG_ID);
-    Rendered { id, conf, hba, ident }
-}
-
-/// Writes them, and sees to it that PostgreSQL reads them last.
-pub(super) fn write(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
-    let (layout, user) = (&inner.layout, &inner.user);
-    write_passfile(inner)?;
-    files::replace_volatile(&layout.hba(), &rendered.hba, user)?;
-    files::replace_volatile(&layout.ident(), &rendered.ident, user)?;
-    files::replace_volatile(&layout.manatee_conf(), &rendered.conf, user)?;
-    keep_include(inner)?;
-    if clean_altered(inner)? {
-        files::make_durable(&layout.altered())?;
-    }
-    Ok(())
-}
-
-/// Sees to it that our settings are the last of `postgresql.conf`. Whether they were not.
-pub(super) fn keep_include(inner: &Inner) -> Result<bool, Error> {
-    let main = inner.layout.main_conf();
-    let text = match std::fs::read_to_string(&main) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(Error::io("read", &main)(error)),
-    };
-    let Some(text) = conf::with_include(&text) else { return Ok(false) };
-    files::replace(&main, &text, &inner.user)?;
-    Ok(true)
-}
-
-/// Removes from `postgresql.auto.conf`, which PostgreSQL reads last, what only Manatee may set. Whether there was any.
-pub(super) fn clean_altered(inner: &Inner) -> Result<bool, Error> {
-    let path = inner.layout.altered();
-    let written = || std::fs::metadata(&path).and_then(|file| Ok((file.ino(), file.len(), file.modified()?))).ok();
-    let before = written();
-    let cleaned = std::fs::read_to_string(&path).ok().and_then(|text| conf::without_owned(&text));
-    let Some((text, removed)) = cleaned else { return Ok(false) };
-    if written() != before {
-        // Another ALTER SYSTEM has just written it: that is not to be lost. The next look is near.
-        return Ok(true);
-    }
-    files::replace_at_once(&path, &text, &inner.user)?;
-    tracing::error!(
-        settings = removed.join(", "),
-        file = %path.display(),
-        "removed settings that only Manatee may change, or that give up acknowledged writes: somebody used ALTER SYSTEM"
-    );
-    Ok(true)
-}
-
-/// Writes them, and tells PostgreSQL to read them.
-pub(super) fn reload(inner: &Inner, rendered: &Rendered) -> Result<(), Error> {
-    write(inner, rendered)?;
-    inner.postmaster().ok_or(Error::NotAnswering)?.signal(Signal::HUP);
-    Ok(())
-}
-
-/// The replication role's password, for libpq (manual, section 34.16).
-pub(super) fn write_passfile(inner: &Inner) -> Result<(), Error> {
-    let password = inner.settings.replication_password.expose().replace('\\', "\\\\").replace(':', "\\:");
-    let text = format!("*:*:*:{}:{password}\n", super::REPLICATION_ROLE);
-    files::replace_volatile(&inner.layout.passfile(), &text, &inner.user)
-}
 
 /// Gives the running server `config` and confirms it. Repeating it is cheap.
 pub(super) async fn apply(inner: &Inner, config: &ServerConfig) -> Result<(), Error> {
@@ -181,37 +92,6 @@ pub(super) fn announce(inner: &Inner, config: &ServerConfig) -> Result<(), Error
     reload(inner, &rendered)
 }
 
-/// Repeats `done` every few milliseconds until it says so, for at most `bound`.
-pub(super) async fn until<F, R, T>(bound: Duration, what: &str, mut done: F) -> Result<T, Error>
-where
-    // Not AsyncFnMut: the compiler cannot show yet that the futures it makes are Send.
-    F: FnMut() -> R,
-    R: Future<Output = Result<Option<T>, Error>>,
-{
-    let begin = Instant::now();
-    let waiting = async {
-        loop {
-            if let Some(value) = done().await? {
-                return Ok(value);
-            }
-            // Later on, seldom: whatever takes this long is not part of a quick failover.
-            tokio::time::sleep(if begin.elapsed() < Duration::from_secs(2) { POLL } else { POLL * 20 }).await;
-        }
-    };
-    tokio::time::timeout(bound, waiting).await.map_err(|_| Error::Timeout { what: what.to_owned(), timeout: bound })?
-}
-
-/// First column of the only row, as text.
-pub(super) async fn text(session: &Client, sql: &str) -> Result<Option<String>, Error> {
-    let row = session.query_one(sql, &[]).await.map_err(Error::query("ask for a setting"))?;
-    row.try_get(0).map_err(Error::query("ask for a setting"))
-}
-
-pub(super) async fn is_in_recovery(session: &Client) -> Result<bool, Error> {
-    let row = session.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(Error::query("ask for the role"))?;
-    row.try_get(0).map_err(Error::query("ask for the role"))
-}
-
 async fn confirm_settings(
     inner: &Inner,
     session: &Client,
@@ -258,22 +138,13 @@ async fn close_gate(inner: &Inner, session: &Client) -> Result<(), Error> {
     // Accepted by the postmaster after it has read the new pg_hba.conf.
     drop(session::local(inner).await?);
     let what = "the end of client sessions";
-    until(inner.settings.confirm_timeout, what, || async {
-        Ok((observe::end_clients(session).await? == 0).then_some(()))
-    })
-    .await
+    until(inner.settings.confirm_timeout, what, || async { Ok((clients::end(session).await? == 0).then_some(())) })
+        .await
 }
 
 async fn checkpointer_knows(inner: &Inner) -> Result<(), Error> {
     let session = session::local(inner).await?;
     checkpoint(&session).await
-}
-
-/// An immediate checkpoint.
-pub(super) async fn checkpoint(session: &Client) -> Result<(), Error> {
-    let run = session.batch_execute("SET statement_timeout = 0; CHECKPOINT");
-    let timeout = Error::Timeout { what: "a checkpoint".to_owned(), timeout: CHECKPOINT };
-    tokio::time::timeout(CHECKPOINT, run).await.map_err(|_| timeout)?.map_err(Error::query("run a checkpoint"))
 }
 
 async fn confirm_walsenders(inner: &Inner, session: &Client, synchronous: &Synchronous) -> Result<(), Error> {

@@ -15,11 +15,9 @@ use tokio::task::JoinHandle;
 use super::capacity;
 use super::horizon;
 use super::inner::Inner;
-use super::settings::StorageSettings;
 use crate::machine::capacity::Override;
 use crate::machine::local::{Breach, Horizon};
 use crate::machine::readiness::Unready;
-use crate::storage::zfs;
 
 /// Between two looks at the disk.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -47,8 +45,6 @@ pub struct Condition {
     pub breach: Option<(Breach, Instant)>,
     /// What a takeover would need and what was tried lately without success (rule 11).
     pub unready: Vec<Unready>,
-    /// What of the data lies outside of the ZFS dataset: peers cannot be copied from here.
-    pub outside: Option<String>,
     /// Who keeps the oldest row versions.
     pub horizon: Option<Horizon>,
 }
@@ -65,7 +61,6 @@ pub(super) fn watch(inner: Arc<Inner>, condition: watch::Sender<Condition>) -> J
             look_at_breach(&inner, &condition);
             if turn == 0 {
                 look_at_settings(&inner, &condition).await;
-                look_at_extent(&inner, &condition).await;
                 look_at_horizon(&inner, &mut horizons, &condition).await;
             }
             tokio::time::sleep(PERIOD).await;
@@ -141,25 +136,6 @@ async fn look_at_settings(inner: &Inner, condition: &watch::Sender<Condition>) {
     });
     if changed && !names.is_empty() {
         tracing::warn!(settings = names.join(", "), "changed settings take effect when PostgreSQL is restarted");
-    }
-}
-
-/// On ZFS a tablespace is told as soon as it is there, not when a copy is needed.
-async fn look_at_extent(inner: &Inner, condition: &watch::Sender<Condition>) {
-    if inner.settings.storage == StorageSettings::Directory {
-        return;
-    }
-    let data = inner.layout.data();
-    // None where there is no data to look at.
-    let found = tokio::task::spawn_blocking(move || zfs::stream::outside(&data).ok().flatten()).await;
-    let outside = found.ok().flatten().map(str::to_owned);
-    let changed = condition.send_if_modified(|condition| {
-        let changed = condition.outside != outside;
-        condition.outside.clone_from(&outside);
-        changed
-    });
-    if let Some(what) = outside.filter(|_| changed) {
-        tracing::warn!("{what} lies outside of the ZFS dataset: no peer can be copied from here while it does");
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::clients::CLIENTS;
 use super::error::Error;
 use super::inner::Inner;
-use super::observe::CLIENTS;
 use super::session;
 
 /// Between two looks.

@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use super::error::Error;
 use super::settings::Settings;
-use super::{APPLICATION_NAME, apply};
+use super::{APPLICATION_NAME, ask};
 
 /// For all of it. The peer waits meanwhile, if it comes back just then.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ pub(super) async fn clear(settings: &Settings, me: PeerId, session: &Client, slo
     // From the very end: what is sent before we are gone is next to nothing.
     let end = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                ELSE pg_current_wal_flush_lsn() END::text";
-    let end = apply::text(session, end).await?.unwrap_or_default();
+    let end = ask::text(session, end).await?.unwrap_or_default();
     let path = settings.layout().socket(me.pg_port);
     let timeout = Error::Timeout { what: "to release an unused replication slot".to_owned(), timeout: LIMIT };
     let talking = async {

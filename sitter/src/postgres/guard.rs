@@ -24,12 +24,13 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
 use tokio::task::JoinHandle;
 
-use super::apply;
+use super::ask;
 use super::conf::{self, Name};
-use super::copy;
 use super::error::Error;
 use super::inner::{Inner, Record};
+use super::render;
 use super::same_wal::{self, Comparison};
+use super::source;
 use crate::machine::local::Recovery;
 
 /// An interruption of this length ends the trust: less than a stop, rewind and start take.
@@ -118,7 +119,7 @@ async fn carry_out(inner: &Inner, record: Record, change: Change) -> Result<(), 
         Change::Forget => false,
         Change::Trust { upstream, received } => {
             // Asked after `received` was seen: the answer can only be more than what it was then.
-            let facts = copy::ask_source(inner, upstream).await?;
+            let facts = source::ask_source(inner, upstream).await?;
             if !facts.is_certain || !facts.history.contains(facts.position, received) {
                 tracing::debug!(%upstream, %received, theirs = %facts.position, "the upstream does not have all our WAL");
                 return Ok(());
@@ -139,15 +140,15 @@ async fn carry_out(inner: &Inner, record: Record, change: Change) -> Result<(), 
         return Ok(());
     }
     let session = inner.session()?;
-    let rendered = apply::render(inner, &record.config, name(trusted));
+    let rendered = render::render(inner, &record.config, name(trusted));
     // Before it is in effect: a sitter that dies in between must not find trust that was revoked.
     if !trusted {
         inner.set_record(Record { trusted, ..record.clone() })?;
     }
-    apply::reload(inner, &rendered)?;
+    render::reload(inner, &rendered)?;
     let wanted = conf::primary_conninfo(&inner.settings, &record.config.recovery, inner.me, name(trusted));
-    let live = || apply::text(&session, "SELECT current_setting('primary_conninfo')");
-    apply::until(inner.settings.confirm_timeout, "the name to follow under", || async {
+    let live = || ask::text(&session, "SELECT current_setting('primary_conninfo')");
+    ask::until(inner.settings.confirm_timeout, "the name to follow under", || async {
         Ok((live().await?.as_deref() == Some(wanted.as_str())).then_some(()))
     })
     .await?;

@@ -1,8 +1,7 @@
 //! `pg_hba.conf` and `pg_ident.conf`, pure. The gate (rule 7) is the last part of the former.
 
-use super::session;
 use super::settings::Settings;
-use super::{PROXY_ROLE, REPLICATION_ROLE};
+use super::{DATABASES, PROXY_ROLE, REPLICATION_ROLE};
 use crate::machine::local::Gate;
 
 /// Name in a pg_hba.conf or pg_ident.conf, quoted so that no keyword is meant.
@@ -98,7 +97,7 @@ pub(super) fn render(settings: &Settings, gate: Gate) -> String {
     let is_required = settings.replication_tls.mode().is_required();
     let host = if is_required { "hostssl" } else { "host" };
     line(&format!("{host} replication {REPLICATION_ROLE} all scram-sha-256"));
-    line(&format!("{host} {} {REPLICATION_ROLE} all scram-sha-256", session::DATABASES.join(",")));
+    line(&format!("{host} {} {REPLICATION_ROLE} all scram-sha-256", DATABASES.join(",")));
     if is_required {
         // Nor by a line of the operator's.
         line(&format!("hostnossl all {REPLICATION_ROLE} all reject"));

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use super::error::Error;
 use super::inner::{Inner, Record};
-use super::{apply, conf, files};
+use super::{apply, conf, files, render};
 use crate::machine::local::Breach;
 
 /// Between two tries to put right what does not give way, such as an option of a postmaster started by hand.
@@ -150,8 +150,8 @@ async fn put_right(inner: &Inner, record: &Record, loosened: bool) -> Result<(),
     if inner.known().record.as_ref() != Some(record) {
         return Ok(());
     }
-    let cleaned = apply::clean_altered(inner)?;
-    let included = apply::keep_include(inner)?;
+    let cleaned = render::clean_altered(inner)?;
+    let included = render::keep_include(inner)?;
     if !cleaned && !included && !loosened {
         return Ok(());
     }

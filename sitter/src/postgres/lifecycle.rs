@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::error::Error;
 use super::inner::{Inner, Record};
 use super::process::{self, Postmaster};
-use super::{apply, capacity, control, files, guard, observe, replay, session, slots};
+use super::{apply, ask, capacity, control, files, guard, observe, render, replay, session, slots};
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Recovery, Server, ServerConfig, Synchronous};
 
@@ -26,7 +26,7 @@ const ORPHANS_PAUSE: Duration = Duration::from_millis(10);
 const KILLED: Duration = Duration::from_secs(5);
 
 /// Finds a running postmaster and what it was told last.
-pub(super) async fn adopt(inner: &Inner) -> Result<bool, Error> {
+pub(crate) async fn adopt(inner: &Inner) -> Result<bool, Error> {
     let record = inner.layout.record();
     match std::fs::read(&record) {
         Ok(bytes) => match serde_json::from_slice::<Record>(&bytes) {
@@ -76,10 +76,10 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     files::remove(&data.join("recovery.signal"))?;
     inner.make_folders()?;
     // What the upstream has become meanwhile is not known.
-    let rendered = apply::render(inner, config, guard::name(false));
+    let rendered = render::render(inner, config, guard::name(false));
     let record = |confirmed| Record { id: rendered.id.clone(), config: config.clone(), confirmed, trusted: false };
     inner.set_record(record(false))?;
-    apply::write(inner, &rendered)?;
+    render::write(inner, &rendered)?;
     // Before PostgreSQL runs: from now on the data is somebody's.
     files::remove(&inner.layout.fresh())?;
     for left_out in control::unused_on_top(&data) {
@@ -93,7 +93,7 @@ pub(crate) async fn start(inner: &Inner, config: &ServerConfig) -> Result<(), Er
     }
     // Every process began with these settings; only the slots are left.
     let session = inner.session()?;
-    let live = apply::text(&session, "SELECT current_setting('manatee.config_id', true)").await?;
+    let live = ask::text(&session, "SELECT current_setting('manatee.config_id', true)").await?;
     if live.as_deref() != Some(&rendered.id) {
         return Err(Error::NotApplied("postgresql.conf does not end with our include".to_owned()));
     }
@@ -160,7 +160,7 @@ pub(super) async fn promote(
     if config.recovery != Recovery::Primary {
         return Err(Error::NotApplied("a promotion makes a primary".to_owned()));
     }
-    if apply::is_in_recovery(&session).await? {
+    if ask::is_in_recovery(&session).await? {
         let record = inner.known().record.clone().filter(|record| record.confirmed);
         let ready = record.is_some_and(|record| {
             record.config.recovery == Recovery::Detached && record.config.synchronous == Synchronous::Impossible
@@ -177,8 +177,8 @@ pub(super) async fn promote(
         // Not waiting: PostgreSQL's own wait looks every 100 ms only.
         session.execute("SELECT pg_promote(false)", &[]).await.map_err(Error::query("promote"))?;
         apply::announce(inner, config)?;
-        let promoting = apply::until(inner.settings.promote_timeout, "the promotion", || async {
-            Ok((!apply::is_in_recovery(&session).await?).then_some(()))
+        let promoting = ask::until(inner.settings.promote_timeout, "the promotion", || async {
+            Ok((!ask::is_in_recovery(&session).await?).then_some(()))
         });
         // All that was received is replayed first. Either may be dropped: each look is whole by itself.
         tokio::select! {
@@ -225,7 +225,7 @@ fn checkpoint_in_background(inner: &Arc<Inner>) {
     // Bounded by the checkpoint's own timeout.
     tokio::spawn(async move {
         let done = match session::local(&inner).await {
-            Ok(session) => apply::checkpoint(&session).await,
+            Ok(session) => ask::checkpoint(&session).await,
             Err(error) => Err(error),
         };
         if let Err(error) = done {

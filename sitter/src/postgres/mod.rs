@@ -1,5 +1,5 @@
-//! The local PostgreSQL: its data directory, its process, its configuration and what it is seen
-//! to do.
+//! The local PostgreSQL: its process, its configuration and what it is seen to do. What makes and mends its data is
+//! `data`, beside it.
 //!
 //! The manager decides nothing. Each method of [`Postgres`] is one action of the sitter's machine;
 //! it may be dropped halfway and repeated. What PostgreSQL is, is told by [`Postgres::local`],
@@ -10,10 +10,11 @@
 //! nothing, and [`Postgres::adopt`] takes a running server over.
 
 mod apply;
+mod ask;
 mod capacity;
+mod clients;
 mod condition;
 mod conf;
-pub(crate) mod copy;
 pub mod drain;
 mod feedback;
 mod guard;
@@ -28,48 +29,44 @@ mod probe;
 mod process;
 mod refused;
 mod rehearsal;
+pub(crate) mod render;
 mod replay;
 mod replication_tls;
-mod roles;
+pub(crate) mod roles;
 pub(crate) mod same_wal;
 mod serverlog;
 pub(crate) mod session;
 pub mod settings;
-mod setup;
 mod slots;
-mod survey;
+pub(crate) mod source;
 mod walsender;
 
 use std::sync::Arc;
 
 use manatee_shared::ids::PeerId;
-use manatee_shared::lsn::{Timeline, WalPosition};
+use manatee_shared::lsn::Timeline;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use self::condition::Condition;
-use self::copy::Verdict;
 use self::inner::Inner;
 use self::observe::Observer;
 pub use self::refused::leave_out;
 pub use self::replication_tls::ReplicationTls;
-pub use self::settings::{Secret, Settings, StorageSettings};
-use crate::backup::Wish;
-use crate::backup::client::Client;
-use crate::backup::progress::Progress;
+pub use self::settings::{Secret, Settings};
 pub use crate::host::{Error, Layout, REPLICATION_ROLE};
 pub(crate) use crate::host::{control, error, files, osuser, tool};
 use crate::machine::action::StopMode;
 use crate::machine::capacity::Capacities;
 use crate::machine::local::{Data, Local, Obstacle, Server, ServerConfig, SystemIdentifier};
-use crate::rejoin::{self, Rejoined, Rung};
-use crate::storage::zfs::stream::Outgoing;
-use crate::storage::{Directory, Storage, Zfs, zfs};
 
 /// Role of the proxies: looks up verifiers, asks for roles and positions.
 pub const PROXY_ROLE: &str = "manatee_proxy";
 /// `application_name` of the sitter's own sessions.
 pub const APPLICATION_NAME: &str = "manatee-sitter";
+
+/// The databases that sessions are opened in: the second if the first refuses them. Every cluster has both.
+pub(crate) const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// Name of the physical replication slot that `peer` uses on whatever it follows.
 pub fn slot_name(peer: PeerId) -> String {
@@ -77,31 +74,10 @@ pub fn slot_name(peer: PeerId) -> String {
     format!("manatee_{id}")
 }
 
-/// What the settings say is to keep the data.
-fn storage(inner: &Inner, progress: &Progress) -> Box<dyn Storage> {
-    let settings = &inner.settings;
-    let (layout, bin_dir, user) = (inner.layout.clone(), settings.bin_dir.clone(), inner.user.clone());
-    match &settings.storage {
-        StorageSettings::Directory => Box::new(Directory::new(layout, bin_dir, user, progress.clone())),
-        StorageSettings::Zfs { dataset, properties } => Box::new(Zfs::new(zfs::Parts {
-            me: inner.me,
-            layout,
-            bin_dir,
-            user,
-            dataset: dataset.clone(),
-            properties: properties.clone(),
-            progress: progress.clone(),
-            client: Client::new(settings.api_token.clone()),
-        })),
-    }
-}
-
 /// The local PostgreSQL. One action at a time: a second one fails with [`Error::Busy`].
 #[derive(Debug)]
 pub struct Postgres {
     inner: Arc<Inner>,
-    storage: Box<dyn Storage>,
-    progress: Progress,
     /// Keeps [`Local`] current; ends with this object.
     observer: JoinHandle<()>,
     /// Kept current by `watching`.
@@ -137,14 +113,12 @@ impl Postgres {
             end: None,
         };
         let (inner, looks) = Inner::new(settings, me, local)?;
-        let progress = Progress::new();
-        let storage = storage(&inner, &progress);
         let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
         let (sender, condition) = watch::channel(Condition::default());
         let rehearsing = rehearsal::watch(Arc::clone(&inner), sender.clone());
         let watching = condition::watch(Arc::clone(&inner), sender);
         let slots = slots::watch(Arc::clone(&inner));
-        Ok(Self { inner, storage, progress, observer, condition, watching, rehearsing, slots })
+        Ok(Self { inner, observer, condition, watching, rehearsing, slots })
     }
 
     /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
@@ -155,11 +129,6 @@ impl Postgres {
     /// To be told the lowest of what the standbys of the shard run with: a primary is not started with more.
     pub fn standbys(&self) -> watch::Sender<Option<Capacities>> {
         self.inner.standbys.clone()
-    }
-
-    /// Copies of data to this peer.
-    pub fn progress(&self) -> Progress {
-        self.progress.clone()
     }
 
     /// Room on the disk, settings that wait for a restart, and who keeps old row versions.
@@ -182,15 +151,7 @@ impl Postgres {
     /// the configuration it was given. To be called once, first. Returns whether one was found.
     pub async fn adopt(&self) -> Result<bool, Error> {
         let _one = self.inner.begin().await?;
-        self.storage.attach().await?;
         lifecycle::adopt(&self.inner).await
-    }
-
-    /// Makes a new cluster with Manatee's roles, left stopped and [`Data::Fresh`]. Only without a
-    /// data directory that was ever in use.
-    pub async fn initialise(&self) -> Result<SystemIdentifier, Error> {
-        let _one = self.inner.begin().await?;
-        setup::initialise(&self.inner, self.storage.as_ref()).await
     }
 
     /// Starts the server. Returns when it answers queries with the configuration in effect, or,
@@ -226,61 +187,13 @@ impl Postgres {
         lifecycle::stop(&self.inner, mode).await
     }
 
-    /// Copies from `source` what is not here; ends with a standby's directory, stopped. What was there is
-    /// set aside. Without `may_roll_back` what was acknowledged here is never left out on the way.
-    pub async fn bootstrap(&self, source: PeerId, may_roll_back: bool) -> Result<Rung, Error> {
-        let _one = self.inner.begin().await?;
-        copy::bootstrap(&self.inner, self.storage.as_ref(), source, may_roll_back).await
-    }
-
-    /// Brings the data back in line with `source`, a primary, beginning with the rung `from`. Stops the
-    /// server; leaves a standby's directory, stopped, or one that is to be replaced by [`Self::bootstrap`].
-    pub async fn rejoin(
-        &self,
-        source: PeerId,
-        from: Rung,
-        init: Option<WalPosition>,
-        may_roll_back: bool,
-    ) -> Result<Rejoined, Error> {
-        let _one = self.inner.begin().await?;
-        let task = rejoin::Task { source, from, init, may_roll_back };
-        rejoin::rejoin(&self.inner, self.storage.as_ref(), task).await
-    }
-
-    /// Begins to send the data to a peer; None if the storage has no streams.
-    pub async fn send(&self, wish: &Wish) -> Result<Option<Outgoing>, Error> {
-        let Some(snapshots) = self.storage.snapshots() else { return Ok(None) };
-        let offer = snapshots.offer(wish).await?;
-        snapshots.send(offer).await.map(Some)
-    }
-
     /// Ends the sessions of readers that replay waits for just now, if it does.
     pub async fn clear_replay(&self) -> Result<Option<Obstacle>, Error> {
         replay::clear(&self.inner, &*self.inner.session()?).await
     }
 
-    /// What keeps the data, for its upkeep and for tests.
-    pub fn storage(&self) -> &dyn Storage {
-        self.storage.as_ref()
-    }
-
-    /// Finds out how far the WAL of a server goes that does not run, and shows it in [`Local`]. Reads only.
-    pub async fn survey(&self) -> Result<(), Error> {
-        survey::survey(&self.inner).await
-    }
-
-    /// Finds out where the WAL of a server ends that does not run, and shows it in [`Local::end`]. Reads only.
-    pub async fn survey_end(&self) -> Result<(), Error> {
-        let _one = self.inner.begin().await?;
-        survey::survey_end(&self.inner).await
-    }
-
-    /// An operator's order: what is here is to be replaced by a full copy of another peer's data.
-    /// Stops the server; from then on the data is [`Data::Incomplete`], also for the next sitter.
-    pub async fn order_rebuild(&self) -> Result<(), Error> {
-        let _one = self.inner.begin().await?;
-        copy::condemn(&self.inner, Verdict::Rebuild)?;
-        // Only now is the data looked at anew.
-        lifecycle::stop(&self.inner, StopMode::Fast).await
+    /// What actions and the observation share, for actions on the data.
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 }

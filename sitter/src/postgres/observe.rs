@@ -26,11 +26,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use super::apply;
 use super::capacity;
+use super::clients::{self, CLIENTS};
 use super::conf::{self, CONFIG_ID};
 use super::control;
-use super::error::Error;
 use super::files;
 use super::guard::{self, Guard};
 use super::in_force::InForce;
@@ -38,10 +37,10 @@ use super::inner::Inner;
 use super::logfile;
 use super::probe::Probe;
 use super::process::{self, Postmaster};
+use super::render;
 use super::replay;
 use super::serverlog::{self, Watcher};
 use super::session;
-use super::{PROXY_ROLE, REPLICATION_ROLE};
 use crate::host::failure;
 use crate::machine::capacity::{Capacities, Lack};
 use crate::machine::local::{
@@ -107,19 +106,6 @@ fn query() -> String {
 /// is dirty, flushes what asynchronous commits left, or replays. If one of them is stopped (SIGSTOP, a
 /// debugger that was left), no query shows it before it is too late.
 const VITAL: &str = "'checkpointer', 'walwriter', 'startup'";
-
-/// Sessions that a closed gate must not leave open: all but replication, the dedicated roles and
-/// whoever is on this host as the superuser (the only ones over the Unix socket).
-pub(super) const CLIENTS: &str = "backend_type = 'client backend' AND pid <> pg_backend_pid() \
-     AND usename NOT IN ('manatee_replication', 'manatee_proxy') AND client_addr IS NOT NULL";
-
-/// Ends them.
-pub(super) async fn end_clients(session: &Client) -> Result<u64, Error> {
-    debug_assert!(CLIENTS.contains(PROXY_ROLE) && CLIENTS.contains(REPLICATION_ROLE));
-    let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {CLIENTS}");
-    let rows = session.query(sql.as_str(), &[]).await.map_err(Error::query("end client sessions"))?;
-    Ok(rows.len() as u64)
-}
 
 /// One row of `pg_stat_replication`.
 #[derive(Deserialize)]
@@ -445,13 +431,13 @@ impl Observer {
         let record = self.inner.known().record.clone();
         if seen.clients > 0 && record.as_ref().is_some_and(|record| record.config.gate == Gate::Closed) {
             // Somebody was logging in while the gate closed.
-            match end_clients(session).await {
+            match clients::end(session).await {
                 Ok(ended) => tracing::info!(ended, "ended client sessions behind the closed gate"),
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the gate is not tight"),
             }
         }
         if let (None, Some(record)) = (self.memory.outdated, record.as_ref().filter(|record| record.confirmed)) {
-            let rendered = apply::render(&self.inner, &record.config, guard::name(record.trusted));
+            let rendered = render::render(&self.inner, &record.config, guard::name(record.trusted));
             self.memory.outdated = Some(rendered.id != record.id);
         }
         let (loosened, decided) = self.in_force.look(record.as_ref(), &seen.watched);

@@ -126,7 +126,7 @@ async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
 /// sitter's failed with, if none could be opened; and whether they may, as far as could be asked.
 async fn try_own_sessions(inner: &Inner) -> (Option<Error>, bool) {
     let (mut refused, mut opened, mut for_proxies) = (None, false, true);
-    for database in session::DATABASES {
+    for database in super::DATABASES {
         match session::local_in(inner, database).await {
             Ok(session) => match roles::are_allowed(&session, for_proxies).await {
                 Ok(true) => (opened, for_proxies) = (true, false),
@@ -144,7 +144,7 @@ async fn try_own_sessions(inner: &Inner) -> (Option<Error>, bool) {
 /// In sessions of their own, which are quiet about what they are told.
 async fn put_right(inner: &Inner, locked_out: &[OwnRole]) -> Result<(), Error> {
     let (mut locked_out, mut for_proxies) = (locked_out, true);
-    for database in session::DATABASES {
+    for database in super::DATABASES {
         match session::local_in(inner, database).await {
             Ok(session) => {
                 roles::put_right(&session, &inner.settings, locked_out, for_proxies).await?;

@@ -6,9 +6,8 @@ use postgres_protocol::password::scram_sha_256;
 use tokio_postgres::Client;
 
 use super::error::Error;
-use super::session::DATABASES;
 use super::settings::{Secret, Settings};
-use super::{PROXY_ROLE, REPLICATION_ROLE};
+use super::{DATABASES, PROXY_ROLE, REPLICATION_ROLE};
 
 /// Whose login it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +46,7 @@ fn verifier(secret: &Secret) -> String {
 }
 
 /// What makes the roles of a new cluster.
-pub(super) fn first_setup(settings: &Settings) -> Vec<String> {
+pub(crate) fn first_setup(settings: &Settings) -> Vec<String> {
     let mut sql: Vec<String> = [OwnRole::Replication, OwnRole::Proxy]
         .map(|role| {
             format!("CREATE ROLE {} {} PASSWORD '{}'", role.name(), role.options(), verifier(role.password(settings)))
@@ -68,7 +67,7 @@ fn connect(database: &str) -> String {
 }
 
 /// What the roles may do, in each of [`DATABASES`]: rights to functions are a database's own. May be repeated.
-pub(super) fn grants() -> Vec<String> {
+pub(crate) fn grants() -> Vec<String> {
     // What pg_rewind needs (manual, pg_rewind, Notes), and, for judging whether the WAL is still
     // there, the listing of pg_wal.
     let functions = [

@@ -12,9 +12,9 @@ use std::path::Path;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, WalPosition};
 
-use super::copy::SourceFacts;
 use super::error::Error;
 use super::inner::Inner;
+use super::source::SourceFacts;
 use super::{control, session};
 
 /// How much is compared: a page and more, so that records are among it whose like is nowhere else.

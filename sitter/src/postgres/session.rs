@@ -18,16 +18,13 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use super::error::Error;
 use super::inner::Inner;
 use super::walsender::AsWalsender;
-use super::{APPLICATION_NAME, PROXY_ROLE, REPLICATION_ROLE};
+use super::{APPLICATION_NAME, DATABASES, PROXY_ROLE, REPLICATION_ROLE};
 
 /// How long a connection to the local server may take.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long one to a peer may take. A login is half a dozen round trips, of which each may be 400 ms on a long line, and
 /// a packet more when one is lost (row 14).
 const CONNECT_PEER: Duration = Duration::from_secs(8);
-
-/// The databases that sessions are opened in: the second if the first refuses them. Every cluster has both.
-pub(super) const DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// What any role may set for its sessions: no setting of a role, a database or the cluster may delay them, redirect
 /// them, or make them fail.

@@ -5,7 +5,6 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use manatee_shared::config;
 use manatee_shared::ids::PeerId;
 
 use super::conf;
@@ -80,26 +79,6 @@ pub struct Settings {
     /// How long [`super::Postgres::start`] waits for an answer before it leaves the rest to the
     /// observation.
     pub start_wait: Duration,
-    /// What keeps the data.
-    pub storage: StorageSettings,
-    /// How many data sets set aside are kept by a healthy peer.
-    pub isolated_kept: usize,
-    /// Shared secret of the shard's sitters, for streams from other peers.
-    pub api_token: Option<config::Secret>,
-}
-
-/// What keeps the data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StorageSettings {
-    /// Plain folders.
-    Directory,
-    /// ZFS.
-    Zfs {
-        /// The dataset below which everything is.
-        dataset: String,
-        /// Its properties.
-        properties: BTreeMap<String, String>,
-    },
 }
 
 impl Settings {
@@ -130,9 +109,6 @@ impl Settings {
             confirm_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
             start_wait: Duration::from_secs(2),
-            storage: StorageSettings::Directory,
-            isolated_kept: 1,
-            api_token: None,
         }
     }
 

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 use tokio::sync::watch;
 
+use crate::data::LocalData;
 use crate::driver::status::{Check, Status};
-use crate::postgres::{Error, Postgres};
+use crate::host::Error;
 use crate::storage::{Destroyed, Snapshot, Storage};
 
 /// Between two looks at the peer's health.
@@ -73,7 +74,7 @@ pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Plan {
 
 /// The task; owns the upkeep of the storage.
 pub struct Snapshotter {
-    postgres: Arc<Postgres>,
+    data: Arc<LocalData>,
     status: watch::Receiver<Arc<Status>>,
     settings: Settings,
     metrics: Metrics,
@@ -114,8 +115,8 @@ impl Metrics {
 
 impl Snapshotter {
     /// For this peer.
-    pub fn new(postgres: Arc<Postgres>, status: watch::Receiver<Arc<Status>>, settings: Settings) -> Self {
-        Self { postgres, status, settings, metrics: Metrics::new() }
+    pub fn new(data: Arc<LocalData>, status: watch::Receiver<Arc<Status>>, settings: Settings) -> Self {
+        Self { data, status, settings, metrics: Metrics::new() }
     }
 
     /// Looks again and again; never ends.
@@ -152,7 +153,7 @@ impl Snapshotter {
     }
 
     fn storage(&self) -> &dyn Storage {
-        self.postgres.storage()
+        self.data.storage()
     }
 
     /// In the chain and serving or streaming, and nothing is being done to the data.

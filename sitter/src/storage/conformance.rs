@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use manatee_tests::zpool::Pool;
 
+use super::progress::Progress;
+use super::pull::Client;
 use super::*;
-use crate::backup::client::Client;
-use crate::backup::progress::Progress;
 use crate::host::Layout;
 use crate::host::osuser::OsUser;
 
@@ -148,7 +148,7 @@ async fn zfs_conforms() {
     assert_eq!(read(&layout.data()), "20");
 
     // What a copy is being made from stays, whoever wants it gone.
-    let wish = Wish {
+    let request = StreamRequest {
         peer: "10.0.0.2:5432:12345".parse().unwrap(),
         system_identifier: "1".to_owned(),
         snapshots: vec![],
@@ -156,11 +156,11 @@ async fn zfs_conforms() {
         open_zfs: false,
     };
     let snapshots = storage.snapshots().unwrap();
-    let offer = snapshots.offer(&wish).await.unwrap();
-    let snapshot = offer.snapshot.clone();
+    let stream = snapshots.send(&request).await.unwrap();
+    let snapshot = stream.snapshot.clone();
     assert_eq!(snapshots.destroy(&snapshot).await.unwrap(), Destroyed::InUse);
-    let second = snapshots.offer(&wish).await.unwrap();
-    drop((offer, second));
+    let second = snapshots.send(&request).await.unwrap();
+    drop((stream, second));
     let released = async {
         while snapshots.destroy(&snapshot).await.unwrap() == Destroyed::InUse {
             tokio::time::sleep(Duration::from_millis(20)).await;

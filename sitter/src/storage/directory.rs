@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+use super::progress::{Begin, Progress};
 use super::{Snapshots, Source, Storage, tablespaces};
-use crate::backup::progress::{Begin, Progress};
 use crate::host::osuser::OsUser;
 use crate::host::tool::Tool;
 use crate::host::{Error, Layout, REPLICATION_ROLE, files};

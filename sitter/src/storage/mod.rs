@@ -9,40 +9,22 @@
 #[cfg(test)]
 mod conformance;
 pub mod directory;
+pub mod progress;
+pub mod pull;
 mod tablespaces;
+pub mod types;
 pub mod zfs;
 
 use std::fmt::Debug;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use manatee_shared::ids::PeerId;
 
 pub use self::directory::Directory;
+pub use self::types::{Destroyed, Outgoing, Snapshot, Source, StorageSettings, StreamRequest};
 pub use self::zfs::Zfs;
-use self::zfs::stream::{Offer, Outgoing};
-pub use crate::backup::Snapshot;
-use crate::backup::Wish;
 use crate::host::Error;
-use crate::machine::local::SystemIdentifier;
 pub use crate::status::CopyMethod;
-
-/// What to copy, and from whom.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// The peer.
-    pub peer: PeerId,
-    /// Replication slot there that keeps the WAL which the copy will need.
-    pub slot: String,
-    /// The cluster that it must be a copy of.
-    pub system: SystemIdentifier,
-    /// Whether what is here may be built upon; else everything is copied.
-    pub incremental: bool,
-    /// Further parameters of libpq for its PostgreSQL.
-    pub conninfo: String,
-    /// Where its tablespaces are.
-    pub tablespaces: Vec<PathBuf>,
-}
 
 /// A kind of storage. Each method may be dropped halfway and repeated.
 #[async_trait]
@@ -73,15 +55,6 @@ pub trait Storage: Debug + Send + Sync {
     fn snapshots(&self) -> Option<&dyn Snapshots>;
 }
 
-/// Why a snapshot is not there any more, or still is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destroyed {
-    /// It is gone.
-    Gone,
-    /// A transfer, or data made from it, needs it.
-    InUse,
-}
-
 /// What storage with snapshots can do besides.
 #[async_trait]
 pub trait Snapshots: Send + Sync {
@@ -101,10 +74,6 @@ pub trait Snapshots: Send + Sync {
     /// Gives up what is staged.
     async fn unstage(&self) -> Result<(), Error>;
 
-    /// What can be sent of the data to a peer with this wish; takes a snapshot if need be, which stays as long
-    /// as the offer.
-    async fn offer(&self, wish: &Wish) -> Result<Offer, Error>;
-
-    /// Begins to send it.
-    async fn send(&self, offer: Offer) -> Result<Outgoing, Error>;
+    /// Begins to send what a peer asks for. Takes a snapshot if need be, which is kept as long as the stream.
+    async fn send(&self, request: &StreamRequest) -> Result<Outgoing, Error>;
 }

@@ -45,7 +45,7 @@ async fn alter_system_cannot_loosen_what_manatee_owns() {
     in_force(&primary, "synchronous_standby_names", &names).await;
     in_force(&primary, "synchronous_commit", "on").await;
     primary.until("the confirmation", |local| local.loosened.is_empty() && local.config.as_ref() == Some(&waits)).await;
-    let altered = std::fs::read_to_string(primary.data().join("postgresql.auto.conf")).unwrap();
+    let altered = std::fs::read_to_string(primary.data_dir().join("postgresql.auto.conf")).unwrap();
     assert!(altered.contains("work_mem") && !altered.contains("synchronous"), "{altered}");
     in_force(&primary, "work_mem", "5MB").await;
 
@@ -55,7 +55,7 @@ async fn alter_system_cannot_loosen_what_manatee_owns() {
     assert_eq!(setting(&primary, "fsync").await, "on");
     primary.sql("ALTER SYSTEM SET max_slot_wal_keep_size = 1").await;
     let begin = Instant::now();
-    while std::fs::read_to_string(primary.data().join("postgresql.auto.conf")).unwrap().contains("max_slot") {
+    while std::fs::read_to_string(primary.data_dir().join("postgresql.auto.conf")).unwrap().contains("max_slot") {
         assert!(begin.elapsed() < BOUND);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -83,7 +83,7 @@ async fn settings_after_our_include_do_not_stay() {
     let waits = config(Recovery::Primary, Synchronous::Peer(standby.id), &[standby.id]);
     primary.postgres.configure(&waits).await.unwrap();
     let names = setting(&primary, "synchronous_standby_names").await;
-    let main = primary.data().join("postgresql.conf");
+    let main = primary.data_dir().join("postgresql.conf");
     let text = std::fs::read_to_string(&main).unwrap();
     // Appended, and then without our file at all.
     for edited in [format!("{text}synchronous_standby_names = ''\n"), "work_mem = '6MB'\n".to_owned()] {
@@ -100,8 +100,8 @@ async fn settings_after_our_include_do_not_stay() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changed_in_the_sitters_configuration_is_applied_to_a_running_server() {
     let peer = TestPeer::new();
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     let alone = config(Recovery::Primary, Synchronous::Nobody, &[]);
     peer.postgres.start(&alone).await.unwrap();
     let mut settings = peer.settings.clone();

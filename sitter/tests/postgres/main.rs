@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline};
-use manatee_sitter::machine::action::StopMode;
+use manatee_sitter::data::Rejoined;
+use manatee_sitter::machine::action::{Rung, StopMode};
 use manatee_sitter::machine::local::{Data, Gate, Local, Recovery, Server, ServerConfig, Synchronous};
 use manatee_sitter::postgres::{Error, Postgres};
-use manatee_sitter::rejoin::{Rejoined, Rung};
 use tokio_postgres::NoTls;
 
 use self::peer::{SUPERUSER_PASSWORD, TestPeer};
@@ -55,13 +55,13 @@ async fn shard_of<const N: usize>(peer: impl Fn() -> TestPeer) -> (TestPeer, [Te
     let primary = peer();
     let standbys = std::array::from_fn(|_| peer());
     let ids: Vec<PeerId> = standbys.iter().map(|peer| peer.id).collect();
-    primary.postgres.adopt().await.unwrap();
-    primary.postgres.initialise().await.unwrap();
+    primary.data.adopt().await.unwrap();
+    primary.data.initialise().await.unwrap();
     let alone = config(Recovery::Primary, Synchronous::Nobody, &ids);
     primary.postgres.start(&alone).await.unwrap();
     for standby in &standbys {
-        standby.postgres.adopt().await.unwrap();
-        standby.postgres.bootstrap(primary.id, true).await.unwrap();
+        standby.data.adopt().await.unwrap();
+        standby.data.bootstrap(primary.id, true).await.unwrap();
         let others: Vec<PeerId> = ids.iter().copied().filter(|id| *id != standby.id).chain([primary.id]).collect();
         standby.postgres.start(&follow(&primary, &others)).await.unwrap();
         standby.streaming().await;
@@ -73,19 +73,19 @@ async fn shard_of<const N: usize>(peer: impl Fn() -> TestPeer) -> (TestPeer, [Te
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_setup_is_fresh_until_it_is_started() {
     let peer = TestPeer::new();
-    assert!(!peer.postgres.adopt().await.unwrap());
+    assert!(!peer.data.adopt().await.unwrap());
     assert_eq!(peer.local().data, Data::Absent);
     assert!(matches!(peer.postgres.start(&follow(&peer, &[])).await, Err(Error::DataNotFit(_))));
-    let system = peer.postgres.initialise().await.unwrap();
+    let system = peer.data.initialise().await.unwrap();
     assert_eq!(peer.local().data, Data::Fresh(system.clone()));
-    assert_eq!(peer.postgres.initialise().await.unwrap(), system, "may be repeated");
+    assert_eq!(peer.data.initialise().await.unwrap(), system, "may be repeated");
 
     let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
     peer.postgres.start(&config).await.unwrap();
     let local = peer.local();
     assert_eq!((local.data, local.config), (Data::Present(system.clone()), Some(config)));
     assert_eq!(peer.primary().flushed.timeline.0, 1);
-    assert!(matches!(peer.postgres.initialise().await, Err(Error::DataPresent)));
+    assert!(matches!(peer.data.initialise().await, Err(Error::DataPresent)));
 
     // What the proxy may, and may not, do.
     let proxy =
@@ -110,8 +110,8 @@ async fn first_setup_is_fresh_until_it_is_started() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crash_is_noticed_at_once_and_adoption_touches_nothing() {
     let peer = TestPeer::new();
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
     peer.postgres.start(&config).await.unwrap();
     let pid = peer.postgres.pid().expect("a process");
@@ -129,7 +129,7 @@ async fn crash_is_noticed_at_once_and_adoption_touches_nothing() {
     adopted.start(&config).await.unwrap();
     assert_eq!(adopted.pid(), Some(pid), "no second postmaster");
     // Nor by one that did not look before (H9).
-    let pid_file = peer.data().join("postmaster.pid");
+    let pid_file = peer.data_dir().join("postmaster.pid");
     let written = std::fs::read_to_string(&pid_file).unwrap();
     let blind = Postgres::new(peer.settings.clone(), peer.id).unwrap();
     blind.start(&config).await.unwrap();
@@ -156,11 +156,11 @@ async fn crash_is_noticed_at_once_and_adoption_touches_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pid_file_that_names_a_stranger_does_not_keep_it_from_starting() {
     let peer = TestPeer::new();
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
     peer.postgres.start(&config).await.unwrap();
-    let pid_file = peer.data().join("postmaster.pid");
+    let pid_file = peer.data_dir().join("postmaster.pid");
     let written = std::fs::read_to_string(&pid_file).unwrap();
     peer.postgres.stop(StopMode::Immediate).await.unwrap();
     let mut stranger = std::process::Command::new("sleep");
@@ -284,7 +284,7 @@ async fn take_over_and_rejoin(old: TestPeer, new: TestPeer, other: TestPeer) {
     other.until("the divergence", cannot).await;
     assert!(tokio::time::timeout(Duration::from_secs(2), &mut commit).await.is_err(), "acknowledged by nobody");
     assert_eq!(
-        other.postgres.rejoin(new.id, Rung::AsIs, Some(received), true).await.unwrap(),
+        other.data.rejoin(new.id, Rung::AsIs, Some(received), true).await.unwrap(),
         Rejoined::Held(Rung::Rewind)
     );
     other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
@@ -295,10 +295,7 @@ async fn take_over_and_rejoin(old: TestPeer, new: TestPeer, other: TestPeer) {
     let following = follow(&new, &[new.id, other.id]);
     old.postgres.start(&following).await.unwrap();
     old.until("the divergence", cannot).await;
-    assert_eq!(
-        old.postgres.rejoin(new.id, Rung::AsIs, Some(received), true).await.unwrap(),
-        Rejoined::Held(Rung::Rewind)
-    );
+    assert_eq!(old.data.rejoin(new.id, Rung::AsIs, Some(received), true).await.unwrap(), Rejoined::Held(Rung::Rewind));
     assert_eq!(old.local().server, Server::Down { crashed: false, standby: true });
     let as_primary = config(Recovery::Primary, Synchronous::Nobody, &[]);
     assert!(matches!(old.postgres.start(&as_primary).await, Err(Error::StandbyData)));
@@ -313,11 +310,11 @@ async fn take_over_and_rejoin(old: TestPeer, new: TestPeer, other: TestPeer) {
 
     // A standby that was merely stopped needs nothing; the forced copy works and keeps the old data.
     other.postgres.stop(StopMode::Fast).await.unwrap();
-    assert_eq!(other.postgres.rejoin(new.id, Rung::AsIs, None, true).await.unwrap(), Rejoined::Held(Rung::AsIs));
-    assert_eq!(other.postgres.rejoin(new.id, Rung::Copy, None, true).await.unwrap(), Rejoined::Condemned);
+    assert_eq!(other.data.rejoin(new.id, Rung::AsIs, None, true).await.unwrap(), Rejoined::Held(Rung::AsIs));
+    assert_eq!(other.data.rejoin(new.id, Rung::Copy, None, true).await.unwrap(), Rejoined::Condemned);
     assert_eq!(other.local().data, Data::Incomplete);
-    assert_eq!(other.postgres.bootstrap(new.id, true).await.unwrap(), Rung::Copy);
-    let restore = other.postgres.progress().restore().expect("a copy");
+    assert_eq!(other.data.bootstrap(new.id, true).await.unwrap(), Rung::Copy);
+    let restore = other.data.progress().restore().expect("a copy");
     assert!(restore.completed > 1 << 20 && restore.size == Some(restore.completed), "{restore:?}");
     assert_eq!(std::fs::read_dir(other.settings.layout().isolated()).unwrap().count(), 1);
     other.postgres.start(&follow(&new, &[old.id, new.id])).await.unwrap();
@@ -353,8 +350,8 @@ async fn closed_gate_ends_clients_and_keeps_them_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_postmaster_is_hung_and_can_be_ended() {
     let peer = TestPeer::new();
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     peer.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
     let pid = nix::unistd::Pid::from_raw(peer.postgres.pid().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
@@ -367,8 +364,8 @@ async fn stopped_postmaster_is_hung_and_can_be_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_checkpointer_is_hung_and_can_be_ended() {
     let peer = TestPeer::new();
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     peer.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
     let client = peer.client().await.unwrap();
     let row = client.query_one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'", &[]);
@@ -393,8 +390,8 @@ async fn owned_settings_can_not_be_taken_over() {
     let error = Postgres::new(settings, peer.id).unwrap_err();
     assert!(error.to_string().contains("bytes"), "{error}");
 
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     let config = config(Recovery::Primary, Synchronous::Nobody, &[]);
     peer.postgres.start(&config).await.unwrap();
     peer.sql("ALTER SYSTEM SET synchronous_standby_names = 'somebody'").await;

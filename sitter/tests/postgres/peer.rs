@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use manatee_shared::ids::PeerId;
+use manatee_sitter::data::{DataSettings, LocalData};
 use manatee_sitter::machine::local::{Local, PrimaryStatus, Server, StandbyStatus};
 use manatee_sitter::postgres::{Postgres, Secret, Settings};
 use tokio_postgres::{Client, NoTls};
@@ -15,7 +17,8 @@ pub(crate) const SUPERUSER_PASSWORD: &str = "correct horse";
 /// A peer: its manager, and a folder that goes with it. The server is killed at the end.
 pub(crate) struct TestPeer {
     pub(crate) id: PeerId,
-    pub(crate) postgres: Postgres,
+    pub(crate) postgres: Arc<Postgres>,
+    pub(crate) data: LocalData,
     pub(crate) settings: Settings,
     pub(crate) dir: tempfile::TempDir,
     /// Ends the server when this process is killed: it waits for the end of its input.
@@ -60,16 +63,17 @@ impl TestPeer {
             ..Settings::new(dir.path().join("p"), bin_dir, Secret::new("repl:pass\\word"), Secret::new("proxypass"))
         };
         change((&mut settings, id));
-        let postgres = Postgres::new(settings.clone(), id).unwrap();
+        let postgres = Arc::new(Postgres::new(settings.clone(), id).unwrap());
+        let data = LocalData::new(postgres.clone(), &DataSettings::default());
         let _watchman = watchman(dir.path());
-        Self { id, postgres, settings, dir, _watchman }
+        Self { id, postgres, data, settings, dir, _watchman }
     }
 
     pub(crate) fn local(&self) -> Local {
         self.postgres.local().borrow().clone()
     }
 
-    pub(crate) fn data(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.settings.layout().data()
     }
 
@@ -136,15 +140,15 @@ pub(crate) fn log(settings: &Settings) -> String {
 
 impl Drop for TestPeer {
     fn drop(&mut self) {
-        let pid_file = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let pid_file = std::fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
         let pid = pid_file.lines().next().and_then(|line| line.trim().parse().ok());
-        if let Some(pid) = pid.filter(|&pid: &i32| works_in(pid, &self.data())) {
+        if let Some(pid) = pid.filter(|&pid: &i32| works_in(pid, &self.data_dir())) {
             // SIGQUIT: children end with it.
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
             let deadline = Instant::now() + Duration::from_secs(5);
-            while works_in(pid.as_raw(), &self.data()) && Instant::now() < deadline {
+            while works_in(pid.as_raw(), &self.data_dir()) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

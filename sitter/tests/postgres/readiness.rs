@@ -96,8 +96,9 @@ async fn a_database_that_lets_nobody_in_stops_neither_restart_nor_rejoin_nor_tak
     standby.postgres.configure(&detached).await.unwrap();
     let alone = config(Recovery::Primary, Synchronous::Nobody, &[primary.id]);
     standby.postgres.promote(&alone, None).await.unwrap();
-    let rejoined = primary.postgres.rejoin(standby.id, manatee_sitter::rejoin::Rung::Rewind, None, true).await.unwrap();
-    assert!(matches!(rejoined, manatee_sitter::rejoin::Rejoined::Held(_)), "{rejoined:?}");
+    let rejoined =
+        primary.data.rejoin(standby.id, manatee_sitter::machine::action::Rung::Rewind, None, true).await.unwrap();
+    assert!(matches!(rejoined, manatee_sitter::data::Rejoined::Held(_)), "{rejoined:?}");
     primary.postgres.start(&follow(&standby, &[standby.id])).await.unwrap();
     primary.streaming().await;
     standby.followed_by(primary.id).await;
@@ -188,7 +189,7 @@ async fn what_would_fail_a_takeover_is_told_before() {
     let waits = config(Recovery::Primary, Synchronous::Peer(standby.id), &[standby.id]);
     primary.postgres.configure(&waits).await.unwrap();
     // A misspelt parameter, and a rule that is none.
-    let main = standby.data().join("postgresql.conf");
+    let main = standby.data_dir().join("postgresql.conf");
     let text = std::fs::read_to_string(&main).unwrap();
     std::fs::write(&main, format!("work_memm = '8MB'\n{text}")).unwrap();
     let found = unready(&standby.postgres, "the file", |unready| !unready.is_empty()).await;
@@ -210,8 +211,8 @@ async fn a_misspelt_parameter_is_left_out_and_told() {
         settings.parameters.insert("work_mem".into(), "eight".into());
         settings.parameters.insert("maintenance_work_mem".into(), "80MB".into());
     });
-    peer.postgres.adopt().await.unwrap();
-    peer.postgres.initialise().await.unwrap();
+    peer.data.adopt().await.unwrap();
+    peer.data.initialise().await.unwrap();
     let alone = config(Recovery::Primary, Synchronous::Nobody, &[]);
     peer.postgres.start(&alone).await.unwrap();
     // Also a change of role by reload.

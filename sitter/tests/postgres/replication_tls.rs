@@ -82,10 +82,10 @@ async fn replication_is_by_tls_and_with_the_right_servers_only() {
     // A peer that trusts another authority takes nothing from this one.
     let other = Authority::new();
     let stranger = TestPeer::with(|(settings, id)| other.equip(settings, id));
-    stranger.postgres.adopt().await.unwrap();
-    let error = stranger.postgres.bootstrap(primary.id, true).await.unwrap_err();
+    stranger.data.adopt().await.unwrap();
+    let error = stranger.data.bootstrap(primary.id, true).await.unwrap_err();
     assert!(error.to_string().contains(&format!("TLS with {}", primary.id)), "{error}");
-    assert!(!stranger.data().exists());
+    assert!(!stranger.data_dir().exists());
 
     // pg_rewind goes by it too.
     take_over_and_rejoin(primary, standby, third).await;

@@ -77,8 +77,8 @@ async fn whoever_keeps_the_oldest_transaction_is_named() {
     let primary = TestPeer::with(|(settings, _)| {
         settings.parameters.insert("max_prepared_transactions".into(), "2".into());
     });
-    primary.postgres.adopt().await.unwrap();
-    primary.postgres.initialise().await.unwrap();
+    primary.data.adopt().await.unwrap();
+    primary.data.initialise().await.unwrap();
     primary.postgres.start(&config(Recovery::Primary, Synchronous::Nobody, &[])).await.unwrap();
     let named = async |holder: HorizonHolder, name: &str| {
         let mut condition = primary.postgres.condition();

@@ -20,7 +20,7 @@ use super::action::{Action, ActionKind, Decision, ServerAction, ShardAction, Sto
 use super::local::{Data, Gate, Recovery, Server};
 use super::situation::{Situation, act, follow, is_outdated, is_registered, wait};
 use super::view::View;
-use super::{first_setup, primary, standby, stopping};
+use super::{first_setup, membership, primary, standby, stopping};
 use crate::reason::Reason;
 
 /// What to do next, from the newest view only. Called again whenever the view changes, also while
@@ -89,16 +89,7 @@ fn by_role(view: &View, version: Version, state: &Arc<ClusterState>) -> Decision
     if matches!(view.local.server, Server::Primary(_)) {
         return standby::not_primary(situation);
     }
-    join(view).unwrap_or_else(|| standby::decide(situation, role))
-}
-
-/// Announces ourselves, if we are not and can be.
-pub(super) fn join(view: &View) -> Option<Decision> {
-    let connected = view.zk.session == Session::Connected;
-    if connected && !is_registered(view) {
-        return Some(act(ShardAction::JoinElection, Reason::NotRegistered));
-    }
-    (connected && !view.observed.joined).then(|| act(ShardAction::JoinElection, Reason::RegisteredByEarlierProcess))
+    membership::join(view).unwrap_or_else(|| standby::decide(situation, role))
 }
 
 /// Takes no part in the shard: no PostgreSQL, no election node.

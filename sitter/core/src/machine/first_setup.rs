@@ -13,8 +13,8 @@ use manatee_shared::lsn::{Lsn, Timeline};
 use manatee_shared::zk::{ActivePeer, Over, Session};
 
 use super::action::{DataAction, Decision, ShardAction};
-use super::decide::join;
 use super::local::{Data, SystemIdentifier};
+use super::membership::join;
 use super::situation::{act, wait};
 use super::view::View;
 use crate::reason::Reason;

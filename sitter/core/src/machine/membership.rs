@@ -1,12 +1,15 @@
-//! What the primary writes within its generation: asyncs that come and go, deposed peers that are
-//! fit again, where its timeline began, and requests of operators that lapsed.
+//! Who takes part: each peer announces itself; the primary writes, within its generation, asyncs that come and go,
+//! deposed peers that are fit again, where its timeline began, and requests of operators that lapsed.
 
 use manatee_shared::cluster::{ClusterState, Peer, PromoteRole, Role};
 use manatee_shared::ids::PeerId;
+use manatee_shared::zk::Session;
 
+use super::action::{Decision, ShardAction};
 use super::local::{Data, PrimaryStatus};
-use super::situation::{Promotion, Situation};
+use super::situation::{Promotion, Situation, act, is_registered};
 use super::suspicion;
+use super::view::View;
 use crate::reason::{self, MembershipChange, Reason};
 
 /// The state as it should be, and what changes; None if nothing does.
@@ -104,4 +107,13 @@ fn drop_request(situation: Situation<'_>, state: &mut ClusterState, changes: &mu
         state.end_request();
         changes.push(MembershipChange::RequestRemoved);
     }
+}
+
+/// Announces ourselves, if we are not and can be.
+pub(super) fn join(view: &View) -> Option<Decision> {
+    let connected = view.zk.session == Session::Connected;
+    if connected && !is_registered(view) {
+        return Some(act(ShardAction::JoinElection, Reason::NotRegistered));
+    }
+    (connected && !view.observed.joined).then(|| act(ShardAction::JoinElection, Reason::RegisteredByEarlierProcess))
 }

@@ -10,8 +10,8 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Session;
 
 use super::action::{Decision, ServerAction, ShardAction, StopMode};
-use super::decide::join;
 use super::local::{Data, Gate, PrimaryStatus, Recovery, Server, ServerConfig, StandbyStatus, Synchronous};
+use super::membership::join;
 use super::replace;
 use super::situation::{Promotion, Situation, act, wait};
 use super::standby::restart_with_more;

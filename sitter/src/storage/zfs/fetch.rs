@@ -12,14 +12,13 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::command::PATH;
 use super::{Zfs, clean, stream};
-use crate::backup::Wish;
-use crate::backup::client::{Incoming, Refusal};
-use crate::backup::progress::Begin;
 use crate::host::osuser::OsUser;
 use crate::host::{Error, files};
 use crate::status::CopyMethod;
 use crate::storage::directory::base_backup;
-use crate::storage::{Source, Storage};
+use crate::storage::progress::Begin;
+use crate::storage::pull::{Incoming, Refusal};
+use crate::storage::{Source, Storage, StreamRequest};
 
 /// How long `zfs receive` may take to end once its input has: it writes out what it has, or, of a broken
 /// stream, what it needs to resume.
@@ -126,21 +125,21 @@ async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -
             snapshots = super::Snapshots::list(zfs).await.map_err(fail)?;
         }
     }
-    let wish = Wish {
+    let request = StreamRequest {
         peer: zfs.me,
         system_identifier: source.system.0.clone(),
         snapshots,
         resume,
         open_zfs: zfs.commands.is_open().await.map_err(fail)?,
     };
-    let incoming = zfs.client.pull(source.peer, &wish).await?;
+    let incoming = zfs.client.pull(source.peer, &request).await?;
     let method = match incoming.base {
         _ if resumes => CopyMethod::ZfsResumed,
         Some(_) => CopyMethod::ZfsIncremental,
         None => CopyMethod::ZfsFull,
     };
     if let Some(guid) = incoming.base {
-        let base = wish.snapshots.iter().find(|snapshot| snapshot.guid == guid);
+        let base = request.snapshots.iter().find(|snapshot| snapshot.guid == guid);
         let unknown =
             || Error::SourceNotFit { source_peer: source.peer, problem: "it builds upon what we lack".into() };
         let base = base.ok_or_else(unknown).map_err(fail)?;

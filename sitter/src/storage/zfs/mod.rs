@@ -30,11 +30,10 @@ use manatee_shared::ids::PeerId;
 use tokio::sync::Mutex;
 
 use self::command::{Commands, Dataset, is_needed, is_time};
-use self::stream::{Holds, Offer, Outgoing};
-use super::{CopyMethod, Destroyed, Snapshot, Snapshots, Source, Storage};
-use crate::backup::Wish;
-use crate::backup::client::Client;
-use crate::backup::progress::Progress;
+use self::stream::Holds;
+use super::progress::Progress;
+use super::pull::Client;
+use super::{CopyMethod, Destroyed, Outgoing, Snapshot, Snapshots, Source, Storage, StreamRequest};
 use crate::host::osuser::OsUser;
 use crate::host::{Error, Layout, files};
 
@@ -365,11 +364,7 @@ impl Snapshots for Zfs {
         self.unstage_all().await
     }
 
-    async fn offer(&self, wish: &Wish) -> Result<Offer, Error> {
-        stream::offer(self, wish).await
-    }
-
-    async fn send(&self, offer: Offer) -> Result<Outgoing, Error> {
-        stream::send(&self.commands, offer).await
+    async fn send(&self, request: &StreamRequest) -> Result<Outgoing, Error> {
+        stream::send(self, request).await
     }
 }

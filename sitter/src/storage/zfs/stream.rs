@@ -9,17 +9,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout};
 use tokio::sync::Mutex;
 
+use super::Zfs;
 use super::command::{Commands, PATH};
-use super::{Snapshot, Zfs};
-use crate::backup::Wish;
 use crate::host::Error;
 use crate::host::osuser::OsUser;
-use crate::storage::Snapshots;
+use crate::storage::{Outgoing, Snapshot, Snapshots, StreamRequest};
 
 /// The tag of our holds. zfs-fuse cannot list tags, so there is only this one.
 const TAG: &str = "manatee";
@@ -106,43 +104,36 @@ impl Drop for Hold {
 
 /// A stream that could be sent.
 #[derive(Debug)]
-pub struct Offer {
+struct Offer {
     /// What is sent.
-    pub dataset: String,
+    dataset: String,
     /// The snapshot that the other side will have.
-    pub snapshot: Snapshot,
+    snapshot: Snapshot,
     /// The one of theirs that it builds upon.
-    pub base: Option<Snapshot>,
+    base: Option<Snapshot>,
     /// Estimate of its bytes.
-    pub size: Option<u64>,
+    size: Option<u64>,
     /// `zfs send` and its options.
     arguments: Vec<String>,
     holds: Vec<Hold>,
 }
 
-/// A stream being sent. Dropping it ends `zfs send` and gives up the holds.
-pub struct Outgoing {
-    /// As in [`Offer`].
-    pub dataset: String,
-    /// As in [`Offer`].
-    pub snapshot: Snapshot,
-    /// As in [`Offer`].
-    pub base: Option<Snapshot>,
-    /// As in [`Offer`].
-    pub size: Option<u64>,
-    /// Its pieces; an error as the last one if it is not complete.
-    pub stream: BoxStream<'static, io::Result<Bytes>>,
+/// Begins to send what was asked for.
+pub(super) async fn send(zfs: &Zfs, request: &StreamRequest) -> Result<Outgoing, Error> {
+    let offer = offer(zfs, request).await?;
+    begin(&zfs.commands, offer)
 }
 
-pub(super) async fn offer(zfs: &Zfs, wish: &Wish) -> Result<Offer, Error> {
-    let open = wish.open_zfs && zfs.commands.is_open().await?;
+/// What can be sent, held.
+async fn offer(zfs: &Zfs, request: &StreamRequest) -> Result<Offer, Error> {
+    let open = request.open_zfs && zfs.commands.is_open().await?;
     check_extent(zfs)?;
-    if let Some(token) = &wish.resume {
+    if let Some(token) = &request.resume {
         return resume(zfs, token).await;
     }
     let data = zfs.data();
     let mine = zfs.commands.snapshots(&data).await?;
-    let theirs = |snapshot: &&Snapshot| wish.snapshots.iter().any(|their| their.guid == snapshot.guid);
+    let theirs = |snapshot: &&Snapshot| request.snapshots.iter().any(|their| their.guid == snapshot.guid);
     let base = mine.iter().rev().find(theirs).cloned();
     let mut holds = Vec::new();
     if let Some(base) = &base {
@@ -251,7 +242,7 @@ struct Pump {
     _holds: Vec<Hold>,
 }
 
-pub(super) async fn send(commands: &Commands, offer: Offer) -> Result<Outgoing, Error> {
+fn begin(commands: &Commands, offer: Offer) -> Result<Outgoing, Error> {
     let program = commands.program();
     let mut command = std::process::Command::new(&program);
     command.arg("send").args(&offer.arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C").current_dir("/");

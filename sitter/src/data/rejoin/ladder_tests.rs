@@ -16,7 +16,6 @@ use tokio::task::JoinHandle;
 
 use self::peer::{Peer, again};
 use super::*;
-use crate::postgres::StorageSettings;
 use crate::status::{CopyMethod, CopyState};
 
 /// Of a copy that is interrupted: several times what pipes and sockets hold, so that `zfs receive` has a good part of it,
@@ -26,7 +25,7 @@ const BEGUN_BYTES: u64 = 6 << 20;
 /// A primary with a table, and a standby copied from it.
 async fn shard(pool: &Pool) -> (Peer, Peer) {
     let (primary, standby) = (Peer::new(pool, Role::Primary).await, Peer::new(pool, Role::Async(0)).await);
-    again(|| primary.postgres.initialise()).await;
+    again(|| primary.data.initialise()).await;
     primary.start(Recovery::Primary, &[standby.id]).await;
     primary.sql("CREATE TABLE t AS SELECT g AS n FROM generate_series(1, 20000) g").await;
     assert_eq!(standby.bootstraps(&primary).await, Rung::Copy);
@@ -40,7 +39,7 @@ async fn rolls_back(other: &Peer, primary: &Peer) {
     let newest = other.snapshot().await;
     other.diverges(primary).await;
     assert_eq!(other.rejoins(primary, Rung::Rollback).await, Rejoined::Held(Rung::Rollback));
-    let list = other.postgres.storage().snapshots().unwrap().list().await.unwrap();
+    let list = other.data.storage().snapshots().unwrap().list().await.unwrap();
     assert!(list.contains(&newest), "{list:?}");
     other.follows(primary).await;
 }
@@ -49,9 +48,9 @@ async fn rolls_back(other: &Peer, primary: &Peer) {
 /// it was. Returns how many data sets are aside then.
 async fn is_rebuilt(pool: &Pool, other: &Peer, primary: &Peer) -> usize {
     let aside = other.aside();
-    other.postgres.order_rebuild().await.unwrap();
+    other.data.order_rebuild().await.unwrap();
     assert_eq!(other.postgres.local().borrow().data, Data::Incomplete);
-    let progress = other.postgres.progress();
+    let progress = other.data.progress();
     let uuid = progress.restore().map(|restore| restore.uuid);
     let begun = async {
         loop {
@@ -108,7 +107,7 @@ async fn every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrup
     // Rewind; what it overwrites is in a snapshot.
     other.diverges(&primary).await;
     assert_eq!(other.rejoins(&primary, Rung::AsIs).await, Rejoined::Held(Rung::Rewind));
-    let snapshots = other.postgres.storage().snapshots().unwrap();
+    let snapshots = other.data.storage().snapshots().unwrap();
     let overwritten = snapshots.list().await.unwrap().last().cloned().unwrap();
     assert!(overwritten.name > before.name);
     other.follows(&primary).await;
@@ -137,19 +136,19 @@ async fn every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrup
     let list = snapshots.list().await.unwrap();
     assert!(list.contains(&before), "{list:?}");
     other.diverges(&primary).await;
-    let as_sync = again(|| other.postgres.rejoin(primary.id, Rung::Rollback, None, false)).await;
+    let as_sync = again(|| other.data.rejoin(primary.id, Rung::Rollback, None, false)).await;
     assert_eq!(as_sync, Rejoined::Condemned);
     assert_eq!(other.postgres.local().borrow().data, Data::Incomplete);
 
     // What changed since the snapshot that both have; first from a source that breaks off, then from one that is not
     // fit, then from one that is.
     let (broken, served) = breaks_off(&primary).await;
-    assert!(other.postgres.storage().fetch(&broken).await.is_err());
+    assert!(other.data.storage().fetch(&broken).await.is_err());
     assert!(served.await.unwrap().contains("Bearer"), "it was asked with the token");
-    assert!(!other.postgres.progress().is_copying());
+    assert!(!other.data.progress().is_copying());
     primary.becomes(Role::Deposed).await;
     let refused = again(|| async {
-        match other.postgres.bootstrap(primary.id, true).await {
+        match other.data.bootstrap(primary.id, true).await {
             Ok(rung) => panic!("it was not refused: {rung:?}"),
             Err(Error::SourceNotFit { problem, .. }) => Ok(problem),
             Err(error) => Err(error),
@@ -165,8 +164,8 @@ async fn every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrup
     let kept = is_rebuilt(&pool, &other, &primary).await;
 
     // And the other way round: the standby gives as well.
-    assert_eq!(primary.postgres.storage().prune_aside(0).await.unwrap(), 0);
-    assert_eq!(other.postgres.storage().prune_aside(0).await.unwrap(), kept);
+    assert_eq!(primary.data.storage().prune_aside(0).await.unwrap(), 0);
+    assert_eq!(other.data.storage().prune_aside(0).await.unwrap(), kept);
     let third = Peer::new(&pool, Role::Unassigned).await;
     assert_eq!(third.bootstraps(&other).await, Rung::Copy);
     // As the machine gives every peer that is there one.
@@ -209,17 +208,14 @@ async fn breaks_off(primary: &Peer) -> (crate::storage::Source, JoinHandle<Strin
 async fn throughput_beside_a_raw_pipe() {
     let pool = Pool::for_test(20 << 10).expect("a pool");
     let primary = Peer::new(&pool, Role::Primary).await;
-    primary.postgres.initialise().await.unwrap();
+    primary.data.initialise().await.unwrap();
     primary.start(Recovery::Primary, &[]).await;
     // Random text does not compress.
     let rows = "CREATE TABLE t AS SELECT g AS n, string_agg(md5(random()::text || g), '') AS x \
                 FROM generate_series(1, 20000) g, generate_series(1, 200) GROUP BY g; CHECKPOINT";
     primary.sql(&format!("SET statement_timeout = 0; {rows}")).await;
     let snapshot = primary.snapshot().await;
-    let dataset = match &primary.settings.storage {
-        StorageSettings::Zfs { dataset, .. } => dataset.clone(),
-        StorageSettings::Directory => panic!("not on ZFS"),
-    };
+    let dataset = primary.dataset.clone();
     let mut ratios = Vec::new();
     for round in 0..5 {
         // Below a peer's dataset, so that it is stored as the other copy is: compressed, which costs more than the copy.
@@ -232,8 +228,8 @@ async fn throughput_beside_a_raw_pipe() {
         pool.zfs(&["destroy", "-r", &target]).unwrap();
 
         let other = Peer::new(&pool, Role::Unassigned).await;
-        other.postgres.bootstrap(primary.id, true).await.unwrap();
-        let restore = other.postgres.progress().restore().unwrap();
+        other.data.bootstrap(primary.id, true).await.unwrap();
+        let restore = other.data.progress().restore().unwrap();
         let api = restore.ended.unwrap().duration_since(restore.started).unsigned_abs();
         let mb = restore.completed as f64 / 1e6;
         let ratio = raw.as_secs_f64() / api.as_secs_f64();

@@ -7,7 +7,7 @@ use manatee_shared::config::Secret;
 use manatee_shared::ids::PeerId;
 use serde::Deserialize;
 
-use super::{Wish, headers};
+use super::types::{StreamRequest, headers};
 use crate::host::Error;
 
 /// How long a connection may take to be made.
@@ -62,14 +62,14 @@ impl Client {
     }
 
     /// Asks `source` for a stream.
-    pub(crate) async fn pull(&self, source: PeerId, wish: &Wish) -> Result<Incoming, Refusal> {
+    pub(crate) async fn pull(&self, source: PeerId, request: &StreamRequest) -> Result<Incoming, Refusal> {
         let not_fit = |problem: String| Refusal::NotFit(Error::SourceNotFit { source_peer: source, problem });
         let Some(http) = &self.http else { return Err(not_fit("no HTTP client could be made".to_owned())) };
         let Some(token) = &self.token else {
             return Err(not_fit("it gives its data only to those who know the token: set `api.token_file`".to_owned()));
         };
         let address = std::net::SocketAddr::new(source.ip, source.backup_port);
-        let request = http.post(format!("http://{address}/backup")).bearer_auth(token.expose()).json(wish);
+        let request = http.post(format!("http://{address}/backup")).bearer_auth(token.expose()).json(request);
         let response = match tokio::time::timeout(BEGIN, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(not_fit(describe(&error))),

@@ -17,10 +17,12 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::api::{self, Api};
+use crate::data::{DataSettings, LocalData};
 use crate::driver::status::Status;
 use crate::machine::local::{Local, Server};
-use crate::postgres::{Postgres, Secret, Settings, StorageSettings};
+use crate::postgres::{Postgres, Secret, Settings};
 use crate::status::{CopyMethod, CopyState};
+use crate::storage::StorageSettings;
 
 const TOKEN: &str = "a token of the shard's";
 /// How long whatever is waited for may take, in seconds: for machines that are slower than most.
@@ -72,7 +74,9 @@ fn known(id: PeerId, role: Role, local: &Local) -> Arc<Status> {
 pub(super) struct Peer {
     pub(super) id: PeerId,
     pub(super) postgres: Arc<Postgres>,
+    pub(super) data: Arc<LocalData>,
     pub(super) settings: Settings,
+    pub(super) dataset: String,
     role: watch::Sender<Role>,
     /// What its API knows of it.
     status: watch::Receiver<Arc<Status>>,
@@ -103,19 +107,21 @@ impl Peer {
             parameters: [("shared_buffers", "16MB"), ("wal_init_zero", "off"), ("wal_recycle", "off")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
-            storage: StorageSettings::Zfs {
-                dataset: format!("{}/peer{number}", pool.name()),
-                properties: properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-            },
-            api_token: Some(Token::new(TOKEN)),
             ..Settings::new(dir.path().join("p"), postgres_folder().unwrap(), Secret::new("repl"), Secret::new("proxy"))
         };
         std::fs::create_dir(&settings.dir).unwrap();
+        let dataset = format!("{}/peer{number}", pool.name());
+        let storage = StorageSettings::Zfs {
+            dataset: dataset.clone(),
+            properties: properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        };
+        let of_data = DataSettings { storage, api_token: Some(Token::new(TOKEN)), ..DataSettings::default() };
         let postgres = Arc::new(Postgres::new(settings.clone(), id).unwrap());
-        postgres.adopt().await.unwrap();
+        let data = Arc::new(LocalData::new(postgres.clone(), &of_data));
+        data.adopt().await.unwrap();
         let sender = watch::Sender::new(known(id, role, &postgres.local().borrow()));
         let (role, status) = (watch::Sender::new(role), sender.subscribe());
-        let mut peer = Self { id, postgres, settings, role, status, tasks: vec![], _dir: dir };
+        let mut peer = Self { id, postgres, data, settings, dataset, role, status, tasks: vec![], _dir: dir };
         peer.serve(listener, sender);
         peer
     }
@@ -125,8 +131,8 @@ impl Peer {
         let router = api::router(Api {
             status: self.status.clone(),
             metrics: Arc::new(String::new),
-            progress: self.postgres.progress(),
-            control: self.postgres.clone(),
+            progress: self.data.progress(),
+            control: self.data.clone(),
             token: Some(Token::new(TOKEN)),
             transfers: Api::transfers(),
         });
@@ -224,15 +230,15 @@ impl Peer {
     }
 
     pub(super) async fn rejoins(&self, primary: &Self, from: Rung) -> Rejoined {
-        again(|| self.postgres.rejoin(primary.id, from, None, true)).await
+        again(|| self.data.rejoin(primary.id, from, None, true)).await
     }
 
     pub(super) async fn bootstraps(&self, source: &Self) -> Rung {
-        again(|| self.postgres.bootstrap(source.id, true)).await
+        again(|| self.data.bootstrap(source.id, true)).await
     }
 
     pub(super) async fn snapshot(&self) -> crate::storage::Snapshot {
-        self.postgres.storage().snapshots().unwrap().take().await.unwrap()
+        self.data.storage().snapshots().unwrap().take().await.unwrap()
     }
 
     pub(super) fn aside(&self) -> usize {
@@ -240,7 +246,7 @@ impl Peer {
     }
 
     pub(super) fn method(&self) -> (CopyMethod, CopyState) {
-        let restore = self.postgres.progress().restore().expect("a copy");
+        let restore = self.data.progress().restore().expect("a copy");
         assert!(restore.completed > 0 && restore.rate > 0, "{restore:?}");
         (*restore.method.known().expect("one of ours"), restore.done)
     }

@@ -6,11 +6,10 @@
 
 use std::time::Duration;
 
-use super::error::Error;
-use super::inner::Inner;
-use super::session::DATABASES;
-use super::{control, files, roles};
+use crate::host::{Error, control, files};
 use crate::machine::local::{Data, SystemIdentifier};
+use crate::postgres::inner::Inner;
+use crate::postgres::{DATABASES, roles};
 use crate::storage::Storage;
 
 /// `initdb` takes about a second; a slow disk ten times that.

@@ -3,20 +3,25 @@
 //! A peer that needs data pulls it, over one authenticated HTTP connection, from the API of a peer
 //! that is fit to give it; nothing is ever dialled back.
 //!
-//! `POST /backup` (needs the token) with a [`Wish`] as JSON is answered by
+//! `POST /backup` (needs the token) with a [`StreamRequest`] as JSON is answered by
 //! - 200 and the stream of `zfs send`, with [`headers`] that say what it is. A body that ends without the
 //!   end that HTTP's framing gives it is a broken stream: the sender's failure is the receiver's.
 //! - 409: this peer is not fit to be copied, and why. 503: it serves as many as it may. Ask another.
 //! - 410: what was to be resumed is gone: begin anew.
 //! - 501: this peer's storage has no streams: use `pg_basebackup`.
 //!
-//! What operators see of a copy to this peer is in [`progress`].
+//! What operators see of a copy to this peer is in [`super::progress`].
 
-pub mod client;
-pub mod progress;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use manatee_shared::ids::PeerId;
 use serde::{Deserialize, Serialize};
+
+use crate::machine::local::SystemIdentifier;
 
 /// Names of the answer's headers.
 pub mod headers {
@@ -39,10 +44,10 @@ pub struct Snapshot {
     pub guid: u64,
 }
 
-/// What a peer asks another one for.
+/// A stream that a peer asks another one for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Wish {
+pub struct StreamRequest {
     /// Who asks.
     pub peer: PeerId,
     /// The cluster that it belongs to.
@@ -56,4 +61,59 @@ pub struct Wish {
     /// Its ZFS understands what OpenZFS 2.x adds to streams.
     #[serde(default)]
     pub open_zfs: bool,
+}
+
+/// What keeps the data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StorageSettings {
+    /// Plain folders.
+    #[default]
+    Directory,
+    /// ZFS.
+    Zfs {
+        /// The dataset below which everything is.
+        dataset: String,
+        /// Its properties.
+        properties: BTreeMap<String, String>,
+    },
+}
+
+/// What to copy, and from whom.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The peer.
+    pub peer: PeerId,
+    /// Replication slot there that keeps the WAL which the copy will need.
+    pub slot: String,
+    /// The cluster that it must be a copy of.
+    pub system: SystemIdentifier,
+    /// Whether what is here may be built upon; else everything is copied.
+    pub incremental: bool,
+    /// Further parameters of libpq for its PostgreSQL.
+    pub conninfo: String,
+    /// Where its tablespaces are.
+    pub tablespaces: Vec<PathBuf>,
+}
+
+/// Why a snapshot is not there any more, or still is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is gone.
+    Gone,
+    /// A transfer, or data made from it, needs it.
+    InUse,
+}
+
+/// A stream being sent. Dropping it ends that, and gives up what is held for it.
+pub struct Outgoing {
+    /// What is sent.
+    pub dataset: String,
+    /// The snapshot that the other side will have.
+    pub snapshot: Snapshot,
+    /// The one of theirs that it builds upon.
+    pub base: Option<Snapshot>,
+    /// Estimate of its bytes.
+    pub size: Option<u64>,
+    /// Its pieces; an error as the last one if it is not complete.
+    pub stream: BoxStream<'static, io::Result<Bytes>>,
 }

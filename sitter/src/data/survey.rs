@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use manatee_shared::lsn::{Lsn, WalPosition};
 
-use super::control;
-use super::error::Error;
-use super::inner::Inner;
+use super::rejoin;
+use crate::host::{Error, control};
 use crate::machine::local::{Data, EndOfWal, Server};
-use crate::rejoin;
+use crate::postgres::inner::Inner;
 
 /// How long reading the last record may take.
 const LIMIT: Duration = Duration::from_secs(30);

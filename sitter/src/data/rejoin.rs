@@ -15,7 +15,7 @@
 //! primary died before it was streamed again, the sync would still be found fit to take over.
 
 #[cfg(test)]
-mod ladder;
+mod ladder_tests;
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,14 +23,16 @@ use std::time::Duration;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 
-pub use crate::machine::action::Rung;
-use crate::machine::action::StopMode;
+use super::marker::{self, Verdict};
+use super::staged;
+use crate::host::control::{self, ClusterMode, ControlPositions};
+use crate::host::{Error, REPLICATION_ROLE, files};
+use crate::machine::action::{Rung, StopMode};
 use crate::machine::local::{Data, Gate, Recovery, ServerConfig, Synchronous};
-use crate::postgres::control::{self, ClusterMode, ControlPositions};
-use crate::postgres::copy::{SourceFacts, Verdict};
 use crate::postgres::inner::Inner;
 use crate::postgres::same_wal::{self, Comparison};
-use crate::postgres::{Error, REPLICATION_ROLE, copy, files, lifecycle, session};
+use crate::postgres::source::{self as sources, SourceFacts};
+use crate::postgres::{lifecycle, session};
 use crate::storage::Storage;
 
 /// How a rejoin ended.
@@ -54,23 +56,23 @@ const SILENCE: Duration = Duration::from_secs(300);
 
 /// What is to be rejoined to, and how.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Task {
+pub(super) struct Task {
     /// A primary.
-    pub(crate) source: PeerId,
+    pub(super) source: PeerId,
     /// The first rung to try.
-    pub(crate) from: Rung,
+    pub(super) from: Rung,
     /// What the source must hold.
-    pub(crate) init: Option<WalPosition>,
+    pub(super) init: Option<WalPosition>,
     /// Whether going back in time is allowed.
-    pub(crate) may_roll_back: bool,
+    pub(super) may_roll_back: bool,
 }
 
 /// Goes down the ladder until one rung holds.
-pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> Result<Rejoined, Error> {
+pub(super) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> Result<Rejoined, Error> {
     let Task { source, from, init, may_roll_back } = task;
     lifecycle::stop(inner, StopMode::Fast).await?;
     storage.attach().await?;
-    let facts = copy::ask_source(inner, source).await?;
+    let facts = sources::ask_source(inner, source).await?;
     let not_fit = |problem: String| Err(Error::SourceNotFit { source_peer: source, problem });
     if facts.in_recovery {
         return not_fit("it is not out of recovery".to_owned());
@@ -94,7 +96,7 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "could not rewind");
                     // A source that is gone proves nothing about the data.
-                    copy::ask_source(inner, source).await?;
+                    sources::ask_source(inner, source).await?;
                 }
             }
         }
@@ -103,14 +105,14 @@ pub(crate) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
         }
     }
     tracing::warn!(%source, "the data cannot be brought back in line: it is to be replaced");
-    copy::condemn(inner, Verdict::Diverged)?;
+    marker::condemn(inner, Verdict::Diverged)?;
     inner.refresh().await;
     Ok(Rejoined::Condemned)
 }
 
 /// Goes back to the newest snapshot from which the source can be followed; whether there was one. The data is
 /// set aside.
-pub(crate) async fn roll_back(
+pub(super) async fn roll_back(
     inner: &Inner,
     storage: &dyn Storage,
     source: PeerId,
@@ -133,7 +135,7 @@ pub(crate) async fn roll_back(
             continue;
         }
         tracing::info!(name, "going back to a snapshot from before the divergence");
-        copy::adopt_staged(inner, storage, "rolled-back").await?;
+        staged::adopt(inner, storage, "rolled-back").await?;
         return Ok(true);
     }
     snapshots.unstage().await?;
@@ -227,12 +229,12 @@ async fn positions(inner: &Inner, data: &Path) -> Result<ControlPositions, Error
 }
 
 /// Where recovery would begin: the data has everything before it.
-pub(crate) async fn redo(inner: &Inner, data: &Path) -> Result<WalPosition, Error> {
+pub(super) async fn redo(inner: &Inner, data: &Path) -> Result<WalPosition, Error> {
     Ok(positions(inner, data).await?.redo)
 }
 
 /// Where the last valid record of the local WAL begins, and the size of a segment.
-pub(crate) async fn last_record(inner: &Inner, data: &Path) -> Result<(WalPosition, u64), Error> {
+pub(super) async fn last_record(inner: &Inner, data: &Path) -> Result<(WalPosition, u64), Error> {
     let positions = positions(inner, data).await?;
     let segment_bytes = positions.segment_bytes;
     let mut last = scan(inner, data, positions.redo).await?;
@@ -281,7 +283,7 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         let taken = snapshots.take().await?;
         tracing::info!(name = taken.name, "took a snapshot before the rewind");
     }
-    copy::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
+    sources::wait_for_checkpoint(inner, source, facts, CHECKPOINT).await?;
     let database = session::database_of(inner, source).await?;
     let connection = format!(
         "host={} port={} user={REPLICATION_ROLE} dbname={database} application_name=manatee-rewind connect_timeout=10 \
@@ -291,7 +293,7 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         inner.settings.replication_tls.conninfo(),
     );
     // From its first write to its last the data is neither the old nor the new.
-    copy::condemn(inner, Verdict::Rewind)?;
+    marker::condemn(inner, Verdict::Rewind)?;
     let run = inner
         .tool("pg_rewind")
         .arg("--target-pgdata")

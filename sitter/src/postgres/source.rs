@@ -1,4 +1,4 @@
-//! A peer as a source of data: what it is, and a full copy of it.
+//! A peer as a source of data: what its PostgreSQL says of itself, and the slot there that keeps what we will need.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,10 +9,8 @@ use tokio_postgres::Client;
 
 use super::error::Error;
 use super::inner::Inner;
-use super::{apply, control, files, session, slot_name};
-use crate::machine::local::{Data, SystemIdentifier};
-use crate::rejoin::{self, Rung};
-use crate::storage::{CopyMethod, Source, Storage};
+use super::{ask, control, session, slot_name};
+use crate::machine::local::SystemIdentifier;
 
 /// What a source says of itself.
 #[derive(Debug)]
@@ -104,7 +102,7 @@ pub(crate) async fn wait_for_checkpoint(
 ) -> Result<(), Error> {
     let session = session::remote(inner, source).await?;
     let wanted = facts.position.timeline.0.to_string();
-    apply::until(bound, "the source's checkpoint on its timeline", || async {
+    ask::until(bound, "the source's checkpoint on its timeline", || async {
         let sql = "SELECT (pg_control_checkpoint()).timeline_id";
         let row = session::row(&session, sql, "ask for the source's timeline").await?;
         Ok((row.get(0) == Some(wanted.as_str())).then_some(()))
@@ -113,7 +111,7 @@ pub(crate) async fn wait_for_checkpoint(
 }
 
 /// Sees to it that the source keeps what we will need after the copy.
-async fn ensure_slot(inner: &Inner, source: PeerId) -> Result<String, Error> {
+pub(crate) async fn ensure_slot(inner: &Inner, source: PeerId) -> Result<String, Error> {
     let session = session::remote(inner, source).await?;
     let slot = slot_name(inner.me);
     // A slot's name is letters, digits and underscores.
@@ -128,110 +126,4 @@ async fn ensure_slot(inner: &Inner, source: PeerId) -> Result<String, Error> {
     );
     session::rows(&session, &make, "make our slot at the source").await?;
     Ok(slot)
-}
-
-/// Why data is to be replaced; kept in the marker beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// An operator wants a full copy.
-    Rebuild,
-    /// It is being rewound, or that was interrupted.
-    Rewind,
-    /// It cannot be brought back in line.
-    Diverged,
-}
-
-impl Verdict {
-    const ALL: [Self; 3] = [Self::Rebuild, Self::Rewind, Self::Diverged];
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Rebuild => "rebuild\n",
-            Self::Rewind => "pg_rewind\n",
-            Self::Diverged => "diverged\n",
-        }
-    }
-}
-
-/// Marks the data as to be replaced: it must not be started any more. Durable.
-pub(crate) fn condemn(inner: &Inner, verdict: Verdict) -> Result<(), Error> {
-    files::replace(&inner.layout.incomplete(), verdict.text(), &inner.user)
-}
-
-/// The marker's reason, if there is one that is known.
-fn verdict(inner: &Inner) -> Option<Verdict> {
-    let text = std::fs::read_to_string(inner.layout.incomplete()).ok()?;
-    Verdict::ALL.into_iter().find(|verdict| verdict.text() == text)
-}
-
-/// Replaces what is here, which must not be anybody's data, by a copy from `source`; what was here is set
-/// aside when the copy is complete. The lower rungs of the ladder ([`crate::rejoin`]), the cheapest first.
-pub(crate) async fn bootstrap(
-    inner: &Inner,
-    storage: &dyn Storage,
-    source: PeerId,
-    may_roll_back: bool,
-) -> Result<Rung, Error> {
-    if inner.postmaster().is_some() {
-        return Err(Error::Running);
-    }
-    inner.make_folders()?;
-    // What is not mounted looks like nothing.
-    storage.attach().await?;
-    match control::classify(&inner.layout, &inner.version) {
-        Data::Absent | Data::Incomplete | Data::Fresh(_) => {}
-        Data::Present(_) => {
-            inner.refresh().await;
-            return Err(Error::DataPresent);
-        }
-        Data::Unusable(problem) => return Err(Error::DataNotFit(problem)),
-    }
-    let verdict = verdict(inner);
-    apply::write_passfile(inner)?;
-    let facts = ask_source(inner, source).await?;
-    if may_roll_back && verdict == Some(Verdict::Rewind) {
-        if rejoin::roll_back(inner, storage, source, &facts).await? {
-            return Ok(Rung::Rollback);
-        }
-        // Another attempt must not undo the beginning of a copy by looking again.
-        condemn(inner, Verdict::Diverged)?;
-    }
-    let slot = ensure_slot(inner, source).await?;
-    // Otherwise copies that succeed without making this peer healthy would fill the disk.
-    storage.prune_aside(inner.settings.isolated_kept.max(1)).await?;
-    let wanted = Source {
-        peer: source,
-        slot,
-        system: facts.system,
-        incremental: verdict != Some(Verdict::Rebuild),
-        conninfo: inner.settings.replication_tls.conninfo(),
-        tablespaces: facts.tablespaces,
-    };
-    let method = storage.fetch(&wanted).await?;
-    let found = control::read_control(&inner.layout.staging())?.system;
-    if found != wanted.system {
-        return Err(Error::OtherSystem { found: found.0, expected: wanted.system.0 });
-    }
-    adopt_staged(inner, storage, "replaced").await?;
-    tracing::info!(%source, ?method, "the copy is complete");
-    Ok(match method {
-        CopyMethod::ZfsIncremental => Rung::Incremental,
-        CopyMethod::BaseBackup | CopyMethod::ZfsFull | CopyMethod::ZfsResumed => Rung::Copy,
-    })
-}
-
-/// Makes what is staged the data of a standby; what was the data is set aside.
-pub(crate) async fn adopt_staged(inner: &Inner, storage: &dyn Storage, why: &'static str) -> Result<(), Error> {
-    // Nobody must ever start this as a primary.
-    files::replace(&inner.layout.staging().join("standby.signal"), "", &inner.user)?;
-    storage.set_aside(why).await?;
-    files::remove(&inner.layout.incomplete())?;
-    files::remove(&inner.layout.fresh())?;
-    storage.publish().await?;
-    inner.known().crashed = false;
-    inner.known().unfit = None;
-    inner.known().last_position = None;
-    inner.known().end = None;
-    inner.refresh().await;
-    Ok(())
 }
