@@ -6,6 +6,8 @@ pub mod auth;
 pub mod cancel;
 pub mod catalog;
 pub mod config;
+pub mod context;
+pub mod crew;
 pub mod driver;
 pub mod http;
 pub mod metrics;

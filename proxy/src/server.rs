@@ -24,23 +24,21 @@ use tokio_util::task::TaskTracker;
 use arc_swap::ArcSwap;
 use manatee_shared::ids::ShardName;
 
-use crate::admin::{self, Console};
+use crate::admin::{self, console::Console};
 use crate::auth::{Admission, Client, Entrance, Gatekeeper, Opened, Policy, Progress, login, random};
 use crate::cancel::Registry;
 use crate::cancel::fleet::Fleet;
 use crate::config::Config;
+use crate::context::ProxyContext;
+use crate::crew::{Action, Crew, Order, Target};
 use crate::error::ProxyError;
-use crate::own_role::OwnRole;
-use crate::pool::control::Scope;
-use crate::pool::{HeldTotals, Worker};
+use crate::pool::Worker;
 use crate::shards::{self, Background, Shard, Shards};
-use crate::tls::servers::Servers;
 use crate::tls::{Certificates, ClientStream};
 use crate::topology::monitor;
 use crate::{driver, metrics, relay};
 
 pub mod background;
-pub mod crew;
 mod follow;
 pub mod listen;
 mod neighbours;
@@ -50,14 +48,10 @@ pub mod run;
 mod share;
 mod successor;
 
-use crew::{Action, Crew, Order, Target};
 use listen::{Accepted, Incoming};
 use pending::{Pending, Ticket};
 use share::settings;
 
-/// How long clients that are cut off at the end may take to hear of it, and how often it is looked whether they have.
-const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
-const GOODBYE_INTERVAL: Duration = Duration::from_millis(10);
 /// Accepted sockets that may wait for one thread.
 const MAX_WAITING: usize = 1024;
 /// Stack of a session thread: PostgreSQL's parser recurses.
@@ -65,62 +59,10 @@ const STACK_BYTES: usize = 16 * 1024 * 1024;
 /// How long opening a server connection may take within a session.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// What all threads share. Nothing in it is written on the hot path.
-pub struct Shared {
-    /// The configuration, as last read.
-    pub config: Arc<ArcSwap<Config>>,
-    /// What clients can reach.
-    pub shards: Arc<Shards>,
-    /// Logins.
-    pub gate: Gatekeeper,
-    /// TLS towards servers.
-    pub servers: Arc<Servers>,
-    /// The proxy's own role.
-    pub own: Arc<OwnRole>,
-    /// What consoles share.
-    pub console: Arc<Console>,
-    /// Cancelled when nobody new is let in any more.
-    pub closed: CancellationToken,
-    /// Cancelled when the proxy stops, `closed` before it: idle clients are sent away.
-    pub drain: CancellationToken,
-    /// Cancelled when a successor has the listeners: it alone answers HTTP from then on.
-    pub handed_over: CancellationToken,
-    /// What clients that wait for a primary take, in all shards.
-    pub held: Arc<HeldTotals>,
-    /// HTTP, which ends once the requests it has taken are answered.
-    pub answers: TaskTracker,
-    /// Connections, logins included.
-    connections: AtomicUsize,
-}
-
-impl Shared {
-    /// Connections, logins included.
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
-    }
-
-    /// The end: all clients that are still here are told so (57P01), whatever they are doing.
-    pub async fn send_everybody_away(&self) {
-        self.stop();
-        let everybody = Target { shard: None, scope: Scope::All };
-        self.console.crew().order(Action::Kill(everybody)).await;
-        let begun = Instant::now();
-        while self.connections() > 0 && begun.elapsed() < GOODBYE_LIMIT {
-            tokio::time::sleep(GOODBYE_INTERVAL).await;
-        }
-    }
-
-    /// Begins the end: nobody new is let in, idle clients are sent away.
-    pub fn stop(&self) {
-        self.closed.cancel();
-        self.drain.cancel();
-    }
-}
-
 /// A proxy put together, not yet running.
 pub struct Proxy {
     /// For the session threads.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ProxyContext>,
     /// The default shard's, for the background runtime.
     pub background: Background,
 }
@@ -145,7 +87,7 @@ impl Proxy {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let console = Arc::<Console>::default();
         let gate = Gatekeeper::new(config.clone(), shards.clone(), cancels, certificates, policy, console.clone())?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyContext {
             config,
             shards,
             gate,
@@ -173,12 +115,12 @@ struct Arrival {
 
 /// A connection's place in the counts, given back when dropped.
 struct Place {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     thread: Arc<AtomicUsize>,
 }
 
 impl Place {
-    fn take(shared: &Arc<Shared>, thread: &Arc<AtomicUsize>) -> Self {
+    fn take(shared: &Arc<ProxyContext>, thread: &Arc<AtomicUsize>) -> Self {
         shared.connections.fetch_add(1, Ordering::Relaxed);
         thread.fetch_add(1, Ordering::Relaxed);
         metrics::clients().increment(1.0);
@@ -205,7 +147,7 @@ impl Workers {
     ///
     /// # Errors
     /// When the operating system gives none.
-    pub fn start(shared: &Arc<Shared>) -> anyhow::Result<Self> {
+    pub fn start(shared: &Arc<ProxyContext>) -> anyhow::Result<Self> {
         let count = shared.config.load().worker_count();
         let mut members = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
@@ -236,7 +178,7 @@ impl Workers {
 
     /// Hands a connection to the thread with the fewest, or to another if that one is behind. Waits if
     /// all are: what is not accepted stays in the backlog, and nobody is turned away.
-    async fn hand_over(&self, shared: &Arc<Shared>, socket: Accepted, address: SocketAddr, entrance: Entrance) {
+    async fn hand_over(&self, shared: &Arc<ProxyContext>, socket: Accepted, address: SocketAddr, entrance: Entrance) {
         let mut threads: Vec<_> = self.threads.iter().collect();
         threads.sort_by_key(|(_, count)| count.load(Ordering::Relaxed));
         let with_room = threads.iter().find(|(sender, _)| sender.capacity() > 0);
@@ -258,7 +200,7 @@ fn runtime() -> std::io::Result<LocalRuntime> {
 struct Thread {
     /// Which of the threads it is, counted from 0.
     index: usize,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     workers: RefCell<BTreeMap<ShardName, Rc<Worker>>>,
     pending: Rc<Pending>,
     seed: u64,
@@ -302,7 +244,7 @@ impl Thread {
 /// The life of a session thread.
 async fn work(
     index: usize,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     mut arrivals: mpsc::Receiver<Arrival>,
     mut orders: mpsc::Receiver<Order>,
     seed: u64,
@@ -433,7 +375,7 @@ fn act(action: Action, index: usize, shard: &ShardName, worker: &Worker) -> usiz
 }
 
 /// Accepts until the proxy stops.
-pub async fn accept(listener: Incoming, entrance: Entrance, shared: Arc<Shared>, workers: Workers) {
+pub async fn accept(listener: Incoming, entrance: Entrance, shared: Arc<ProxyContext>, workers: Workers) {
     /// While there are no file descriptors to be had.
     const PAUSE: Duration = Duration::from_millis(50);
     // `accept` is cancel-safe: a connection not taken stays in the backlog.

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use manatee_proxy::auth::{Access, Policy};
 use manatee_proxy::config::Config;
+use manatee_proxy::context::ProxyContext;
 use manatee_proxy::own_role::OwnRole;
 use manatee_proxy::server::background::serve_http;
 use manatee_proxy::server::listen::{Address, Listener};
-use manatee_proxy::server::{Proxy, Shared, Workers, accept};
+use manatee_proxy::server::{Proxy, Workers, accept};
 use manatee_proxy::tls::Certificates;
 use manatee_proxy::tls::servers::Servers;
 use manatee_proxy::topology::monitor;
@@ -78,7 +79,7 @@ struct Bench {
     proxy: SocketAddr,
     http: SocketAddr,
     state: watch::Sender<Option<State>>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     workers: Workers,
     certificate: std::path::PathBuf,
     key: std::path::PathBuf,
@@ -176,7 +177,7 @@ struct Started {
     proxy: SocketAddr,
     http: SocketAddr,
     state: watch::Sender<Option<State>>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     workers: Workers,
     stop: CancellationToken,
 }

@@ -99,8 +99,6 @@ const CIRCLES: &[(&str, &[&str])] = &[
     ("sitter/core/src", &["sim/heartbeats", "sim/host", "sim/world"]),
     // A shard is connected to, and its state read, by two halves of one step.
     ("sitter/adm/src", &["cluster", "connect"]),
-    // The console and a login know the process, which knows them.
-    ("proxy/src", &["admin", "auth/login", "server"]),
     // Both halves of one queue.
     ("proxy/src", &["pool/quota", "pool/server"]),
     // Dispatch by statement, and what each kind of statement does.

@@ -5,27 +5,30 @@
 //! Stats users may look; admin users may do everything. Consoles are not counted as clients, so that
 //! a full proxy, or one that waits for its clients to leave, can still be talked to.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use manatee_shared::ids::ShardName;
-use tokio::sync::watch;
-
-use crate::config::{Admin, Config};
+use crate::config::Config;
+use crate::context::ProxyContext;
+use crate::crew::{Action, Target};
 use crate::error::SqlState;
 use crate::pool::control::Scope;
-use crate::server::Shared;
-use crate::server::crew::{Action, Crew, Target};
+use manatee_shared::ids::ShardName;
 
 pub mod command;
+pub mod console;
+pub mod rights;
 pub mod session;
 pub mod show;
 pub mod table;
+pub mod welcome;
 
-use command::{Command, Ending, HELP, Subject};
-use show::{Facts, Totals};
+use command::{Command, HELP, Subject};
+use console::lock;
+use rights::Rights;
+use show::Facts;
 use table::Table;
 
 /// Consoles at once.
@@ -35,50 +38,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Averages are over so long.
 pub const STATS_PERIOD: Duration = Duration::from_secs(60);
 
-/// What a console's user may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rights {
-    /// SHOW.
-    Look,
-    /// Everything.
-    Rule,
-}
-
-impl Rights {
-    /// Of this role, if any.
-    pub fn of(settings: &Admin, user: &str) -> Option<Self> {
-        let named = |list: &[String]| list.iter().any(|name| name == user);
-        if named(&settings.admin_users) {
-            Some(Self::Rule)
-        } else if named(&settings.stats_users) {
-            Some(Self::Look)
-        } else {
-            None
-        }
-    }
-}
-
-/// What all consoles share.
-pub struct Console {
-    crew: OnceLock<Crew>,
-    /// Databases whose transactions wait; None is all of them.
-    paused: Mutex<BTreeSet<Option<String>>>,
-    /// Databases that nobody new is let into.
-    disabled: Mutex<BTreeSet<String>>,
-    samples: Mutex<Samples>,
-    ending: watch::Sender<Option<Ending>>,
-    open: AtomicUsize,
-}
-
-/// The last two looks at the totals, for averages.
-#[derive(Default)]
-struct Samples {
-    last: Option<(Instant, Totals)>,
-    averages: Totals,
-}
-
 /// An open console, counted while it exists.
-pub struct OpenConsole(Arc<Shared>);
+pub struct OpenConsole(Arc<ProxyContext>);
 
 impl Drop for OpenConsole {
     fn drop(&mut self) {
@@ -99,48 +60,8 @@ pub enum Outcome {
     Refused(SqlState, String),
 }
 
-impl Default for Console {
-    fn default() -> Self {
-        Self {
-            crew: OnceLock::new(),
-            paused: Mutex::default(),
-            disabled: Mutex::default(),
-            samples: Mutex::default(),
-            ending: watch::channel(None).0,
-            open: AtomicUsize::new(0),
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds these locks can panic half-way through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Console {
-    /// Says who the session threads are. Once.
-    pub fn set_crew(&self, crew: Crew) {
-        let _ = self.crew.set(crew);
-    }
-
-    /// The session threads; none before they are started.
-    pub fn crew(&self) -> Crew {
-        self.crew.get().cloned().unwrap_or_default()
-    }
-
-    /// Whether clients of this database are refused.
-    pub fn is_disabled(&self, database: &str) -> bool {
-        lock(&self.disabled).contains(database)
-    }
-
-    /// Tells how an administrator wants the proxy to end.
-    pub fn ending(&self) -> watch::Receiver<Option<Ending>> {
-        self.ending.subscribe()
-    }
-}
-
 /// Opens a console, if there are not too many.
-pub fn open(shared: &Arc<Shared>) -> Option<OpenConsole> {
+pub fn open(shared: &Arc<ProxyContext>) -> Option<OpenConsole> {
     if shared.console.open.fetch_add(1, Ordering::Relaxed) < MAX_CONSOLES {
         return Some(OpenConsole(shared.clone()));
     }
@@ -149,7 +70,7 @@ pub fn open(shared: &Arc<Shared>) -> Option<OpenConsole> {
 }
 
 /// Looks at the totals every [`STATS_PERIOD`]. Never ends by itself; may be dropped at any time.
-pub async fn sample(shared: Arc<Shared>) {
+pub async fn sample(shared: Arc<ProxyContext>) {
     let mut ticks = tokio::time::interval(STATS_PERIOD);
     loop {
         ticks.tick().await;
@@ -172,7 +93,7 @@ pub async fn sample(shared: Arc<Shared>) {
 }
 
 /// What the tables need beside the reports.
-fn facts(shared: &Shared, reports: &show::Reports) -> Facts {
+fn facts(shared: &ProxyContext, reports: &show::Reports) -> Facts {
     let config = shared.config.load();
     let clients: usize = reports
         .iter()
@@ -193,7 +114,7 @@ fn facts(shared: &Shared, reports: &show::Reports) -> Facts {
 }
 
 /// Does what was asked for. May be dropped at any time: what was begun is done all the same.
-pub async fn execute(command: Command, rights: Rights, shared: &Arc<Shared>) -> Outcome {
+pub async fn execute(command: Command, rights: Rights, shared: &Arc<ProxyContext>) -> Outcome {
     if rights != Rights::Rule && !matches!(command, Command::Show(_) | Command::Help | Command::ClientSetting) {
         return Outcome::Refused(SqlState::INSUFFICIENT_PRIVILEGE, "admin access needed".to_owned());
     }
@@ -246,7 +167,7 @@ fn refused(problem: String) -> Outcome {
     Outcome::Refused(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, problem)
 }
 
-async fn pause(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+async fn pause(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome {
     if let Err(refusal) = shared.find_database(database.as_deref()).await {
         return refusal;
     }
@@ -265,7 +186,7 @@ async fn pause(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
     Outcome::Done("PAUSE")
 }
 
-async fn resume(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+async fn resume(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome {
     let was = {
         let mut paused = lock(&shared.console.paused);
         match &database {
@@ -281,7 +202,7 @@ async fn resume(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
     }
 }
 
-async fn kill(database: String, shared: &Arc<Shared>) -> Outcome {
+async fn kill(database: String, shared: &Arc<ProxyContext>) -> Outcome {
     if let Err(refusal) = shared.find_database(Some(&database)).await {
         return refusal;
     }
@@ -296,7 +217,7 @@ async fn kill(database: String, shared: &Arc<Shared>) -> Outcome {
     Outcome::Done("KILL")
 }
 
-async fn wait_close(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
+async fn wait_close(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome {
     if let Err(refusal) = shared.find_database(database.as_deref()).await {
         return refusal;
     }
@@ -309,7 +230,7 @@ async fn wait_close(database: Option<String>, shared: &Arc<Shared>) -> Outcome {
     Outcome::Done("WAIT_CLOSE")
 }
 
-async fn show_subject(subject: Subject, shared: &Arc<Shared>) -> Table {
+async fn show_subject(subject: Subject, shared: &Arc<ProxyContext>) -> Table {
     let everybody = matches!(subject, Subject::Clients | Subject::Servers | Subject::Sockets | Subject::ActiveSockets);
     let reports = match subject {
         Subject::Config | Subject::Version | Subject::Mem => Vec::new(),
@@ -350,7 +271,7 @@ fn aliases(config: &Config) -> BTreeMap<(ShardName, String), String> {
 }
 
 /// Which sessions a database's name means: as the tables show it.
-impl Shared {
+impl ProxyContext {
     /// Whether there is a database of this name: a typing error must not look like an order that was carried out.
     async fn find_database(&self, name: Option<&str>) -> Result<(), Outcome> {
         let Some(name) = name else { return Ok(()) };

@@ -8,12 +8,12 @@ use bytes::{Buf as _, BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::command::{self, Command, Subject};
+use super::rights::Rights;
 use super::table::{Column, put_description, put_rows};
-use super::{Outcome, Rights, execute};
+use super::{Outcome, execute};
+use crate::context::ProxyContext;
 use crate::error::{SqlState, encode_response};
-use crate::server::Shared;
 use crate::wire::backend::{self, TxStatus};
-use crate::wire::startup::{Authentication, encode_backend_key};
 use crate::wire::{HEADER_BYTES, Header, complete, put_message, take_cstr};
 
 /// Longest message of an administrator.
@@ -21,31 +21,8 @@ const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Statements and portals kept.
 const MAX_KEPT: usize = 64;
 
-/// Settings a console reports, as PgBouncer's does.
-const PARAMETERS: [(&str, &str); 8] = [
-    ("server_version", concat!(env!("CARGO_PKG_VERSION"), "/manatee")),
-    ("client_encoding", "UTF8"),
-    ("server_encoding", "UTF8"),
-    ("DateStyle", "ISO"),
-    ("TimeZone", "UTC"),
-    ("standard_conforming_strings", "on"),
-    ("integer_datetimes", "on"),
-    ("is_superuser", "on"),
-];
-
-/// Appends what a console is told once it has logged in.
-pub fn welcome(out: &mut BytesMut) {
-    Authentication::Ok.encode(out);
-    for (name, value) in PARAMETERS {
-        backend::put_parameter_status(out, name.as_bytes(), value.as_bytes());
-    }
-    // Nothing that a console runs can be cancelled.
-    encode_backend_key(out, 0, &[0; 4]);
-    backend::put_ready(out, TxStatus::Idle);
-}
-
-/// Serves one until it leaves. [`welcome`] has been sent.
-pub async fn serve<S>(mut stream: S, rights: Rights, shared: Arc<Shared>)
+/// Serves one until it leaves. [`super::welcome`] has been sent.
+pub async fn serve<S>(mut stream: S, rights: Rights, shared: Arc<ProxyContext>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -74,7 +51,7 @@ struct Portal {
 
 struct Session {
     rights: Rights,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     statements: HashMap<Vec<u8>, Vec<Command>>,
     portals: HashMap<Vec<u8>, Portal>,
     /// After an error in the extended protocol, up to Sync.

@@ -24,7 +24,9 @@ use super::secret::{Md5Hash, Secret, nonce, random};
 use super::usermap::UserMaps;
 use super::verifier::{DatabaseAccess, Role, Stored};
 use super::{Client, Entrance};
-use crate::admin::{self, Console, Rights};
+use crate::admin::console::Console;
+use crate::admin::rights::Rights;
+use crate::admin::welcome::welcome;
 use crate::cancel::Registry;
 use crate::config::{Auth, Config};
 use crate::error::{ProxyError, Result};
@@ -409,7 +411,7 @@ impl Entering<'_> {
             let Some(rights) = Rights::of(&config.admin, &startup.user) else {
                 return Err(ProxyError::NotAllowed(format!("role \"{}\" may not use the console", startup.user)));
             };
-            admin::session::welcome(&mut out);
+            welcome(&mut out);
             send(stream, &out).await?;
             return Ok(Guest::Console(rights));
         }

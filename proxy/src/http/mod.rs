@@ -13,7 +13,7 @@ use manatee_shared::ids::ShardName;
 use manatee_shared::telemetry::PrometheusHandle;
 use serde_json::{Value, json};
 
-use crate::server::Shared;
+use crate::context::ProxyContext;
 use crate::shards::Shard;
 use crate::topology::Snapshot;
 
@@ -24,7 +24,7 @@ mod exposition;
 #[derive(Clone)]
 pub struct Sources {
     /// The proxy.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ProxyContext>,
     /// Metrics.
     pub metrics: PrometheusHandle,
 }
@@ -81,7 +81,7 @@ struct Which {
 
 impl Which {
     /// The one that is named, or the default one.
-    fn find(&self, shared: &Shared) -> Option<Arc<Shard>> {
+    fn find(&self, shared: &ProxyContext) -> Option<Arc<Shard>> {
         let name = match &self.shard {
             Some(name) => name.parse().ok()?,
             None => shared.config.load().shard.name.clone(),

@@ -7,13 +7,13 @@ use manatee_shared::telemetry::{PrometheusHandle, keep_up};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use crate::context::ProxyContext;
 use crate::http;
 
 /// Serves `/metrics` and the others until `stop`.
 pub async fn serve_http(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) {
@@ -26,7 +26,7 @@ pub async fn serve_http(
 }
 
 /// Reloads at every SIGHUP.
-pub async fn follow_hangups(shared: Arc<Shared>) {
+pub async fn follow_hangups(shared: Arc<ProxyContext>) {
     let mut hangups = match Hangups::listen() {
         Ok(hangups) => hangups,
         Err(error) => return tracing::error!(%error, "cannot listen for SIGHUP"),

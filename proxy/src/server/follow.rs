@@ -8,8 +8,8 @@ use manatee_shared::ids::ShardName;
 use manatee_shared::topology::TopologyWatcher;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use crate::config::Config;
+use crate::context::ProxyContext;
 use crate::shards;
 use crate::topology::monitor;
 
@@ -25,7 +25,7 @@ fn named(config: &Config) -> BTreeSet<ShardName> {
 
 /// Adds shards until `stop`. `first` is the default shard's watcher: it is asked for names.
 pub(super) async fn follow_shards(
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     own: monitor::Settings,
     first: TopologyWatcher,
     stop: CancellationToken,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use manatee_shared::ids::ShardName;
 
-use super::crew::{Action, Target};
-use crate::admin::Console;
+use crate::admin::console::Console;
+use crate::crew::{Action, Target};
 use crate::pool::control::Scope;
 use crate::room::{Scarce, Threads};
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use manatee_shared::config;
 
-use super::Shared;
-use super::crew::Action;
 use crate::auth::Policy;
 use crate::config::Config;
+use crate::context::ProxyContext;
+use crate::crew::Action;
 use crate::tls::servers::Servers;
 
-impl Shared {
+impl ProxyContext {
     /// Takes over what can change without a restart, and says what cannot. All or nothing: on an
     /// error the old configuration stays in use.
     ///

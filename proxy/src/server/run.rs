@@ -19,11 +19,12 @@ use super::background::{follow_hangups, serve_http};
 use super::follow::follow_shards;
 use super::listen::{Address, ListenError, Listener};
 use super::successor::Successor;
-use super::{Proxy, Shared, Workers, accept};
+use super::{Proxy, Workers, accept};
 use crate::admin;
 use crate::admin::command::Ending;
 use crate::auth::{Access, Entrance};
 use crate::cancel::fleet::serve_neighbours;
+use crate::context::ProxyContext;
 use crate::shards::Background;
 
 /// How long transactions may go on after SIGTERM or a hand-over.
@@ -128,7 +129,7 @@ fn give_up(problem: &dyn std::fmt::Display) -> ! {
 /// Accepts clients.
 struct Sessions {
     listeners: Vec<(Listener, Entrance)>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     workers: Workers,
     /// Tells the service manager that the listeners are open.
     ready: fn(),
@@ -201,7 +202,7 @@ impl Service for Sessions {
 struct Beside {
     http: Option<Listener>,
     parts: Mutex<Option<(Background, PrometheusHandle)>>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
 }
 
 #[async_trait]
@@ -255,7 +256,7 @@ impl Service for Beside {
 
 /// Which end was asked for. The drain is ours: pingora would sleep through all of it.
 struct Signals {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyContext>,
     /// What SIGUSR2 starts; None without an upgrade socket.
     successor: Option<Successor>,
 }

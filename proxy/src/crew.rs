@@ -51,7 +51,7 @@ pub enum Action {
 }
 
 /// An order, and where its answer goes.
-pub(super) enum Order {
+pub(crate) enum Order {
     /// What there is, by shard.
     Report { all: bool, reply: oneshot::Sender<Vec<(ShardName, Report)>> },
     /// An action.
@@ -66,12 +66,12 @@ pub struct Crew {
 
 impl Crew {
     /// Of these threads.
-    pub(super) fn new(members: Vec<mpsc::Sender<Order>>) -> Self {
+    pub(crate) fn new(members: Vec<mpsc::Sender<Order>>) -> Self {
         Self { members: members.into() }
     }
 
     /// A thread's place for orders.
-    pub(super) fn channel() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
+    pub(crate) fn channel() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
         mpsc::channel(MAX_ORDERS)
     }
 
