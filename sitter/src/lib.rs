@@ -8,8 +8,9 @@ pub mod driver;
 pub mod execute;
 pub mod heartbeat;
 pub mod host;
-pub mod memory;
+
 pub mod metrics;
+pub mod newest_generation;
 pub mod postgres;
 pub mod replay_limit;
 pub mod snapshotter;

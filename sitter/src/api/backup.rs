@@ -60,7 +60,7 @@ pub(super) async fn backup(State(api): State<Api>, request: Result<Json<StreamRe
     let system = request.system_identifier.clone();
     let end = futures_util::stream::once(still_fit(status, system));
     let sent = counter!(SENT);
-    let serving = Serving::begin(request.peer.to_string());
+    let serving = ServingGuard::begin(request.peer.to_string());
     let body = outgoing.stream.chain(end).inspect(move |piece| {
         // Dropped with the stream, and so at its end.
         let _held = (&permit, &serving);
@@ -106,18 +106,18 @@ fn describe(outgoing: &Outgoing) -> HeaderMap {
 }
 
 /// Counts a transfer while it lives.
-struct Serving {
+struct ServingGuard {
     peer: String,
 }
 
-impl Serving {
+impl ServingGuard {
     fn begin(peer: String) -> Self {
         gauge!(BACKUPS).increment(1.0);
         Self { peer }
     }
 }
 
-impl Drop for Serving {
+impl Drop for ServingGuard {
     fn drop(&mut self) {
         gauge!(BACKUPS).decrement(1.0);
         tracing::info!(peer = self.peer, "the copy of our data has ended");

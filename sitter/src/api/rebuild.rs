@@ -33,7 +33,7 @@ use crate::storage::{Outgoing, StreamRequest};
 #[async_trait]
 pub trait Control: Send + Sync {
     /// Marks the local data as to be replaced by a full copy.
-    async fn condemn(&self) -> Result<(), Error>;
+    async fn mark_for_replacement(&self) -> Result<(), Error>;
 
     /// Begins to send the local data to a peer; None if the storage has no streams.
     async fn send(&self, request: &StreamRequest) -> Result<Option<Outgoing>, Error>;
@@ -41,7 +41,7 @@ pub trait Control: Send + Sync {
 
 #[async_trait]
 impl Control for LocalData {
-    async fn condemn(&self) -> Result<(), Error> {
+    async fn mark_for_replacement(&self) -> Result<(), Error> {
         self.order_rebuild().await
     }
 
@@ -65,7 +65,7 @@ pub(super) async fn rebuild(State(api): State<Api>) -> Response {
         return problem(StatusCode::CONFLICT, reason);
     }
     tracing::warn!("an operator ordered a rebuild of this peer's data");
-    match Arc::clone(&api.control).condemn().await {
+    match Arc::clone(&api.control).mark_for_replacement().await {
         Ok(()) => (StatusCode::ACCEPTED, Json(Accepted { accepted: true })).into_response(),
         Err(error @ Error::Busy) => problem(StatusCode::SERVICE_UNAVAILABLE, format!("{error}; try again")),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

@@ -15,13 +15,13 @@ use crate::storage::{Outgoing, StreamRequest};
 
 #[derive(Default)]
 struct Fake {
-    condemned: AtomicU32,
+    marked: AtomicU32,
 }
 
 #[async_trait]
 impl Control for Fake {
-    async fn condemn(&self) -> Result<(), Error> {
-        self.condemned.fetch_add(1, Ordering::SeqCst);
+    async fn mark_for_replacement(&self) -> Result<(), Error> {
+        self.marked.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -97,9 +97,9 @@ async fn what_changes_data_needs_the_token() {
         assert_eq!(server.post("/rebuild", token).await.0, 401, "{token:?}");
         assert_eq!(server.post("/backup", token).await.0, 401, "{token:?}");
     }
-    assert_eq!(server.fake.condemned.load(Ordering::SeqCst) + open.fake.condemned.load(Ordering::SeqCst), 0);
+    assert_eq!(server.fake.marked.load(Ordering::SeqCst) + open.fake.marked.load(Ordering::SeqCst), 0);
     assert_eq!(server.post("/rebuild", Some("s3cret")).await.0, 202);
-    assert_eq!(server.fake.condemned.load(Ordering::SeqCst), 1);
+    assert_eq!(server.fake.marked.load(Ordering::SeqCst), 1);
     let reports = reqwest::get(format!("{}/restore", server.url)).await.unwrap();
     assert_eq!(reports.json::<Value>().await.unwrap(), serde_json::json!({ "restore": null }));
 }
@@ -123,6 +123,6 @@ async fn only_a_peer_that_is_not_needed_is_rebuilt() {
     let copying = server.progress.begin(begin);
     refused("already").await;
     drop(copying);
-    assert_eq!(server.fake.condemned.load(Ordering::SeqCst), 0);
+    assert_eq!(server.fake.marked.load(Ordering::SeqCst), 0);
     assert_eq!(server.post("/rebuild", Some("s3cret")).await.0, 202);
 }

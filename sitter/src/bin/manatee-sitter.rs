@@ -21,7 +21,7 @@ use manatee_sitter::driver::{Driver, Parts};
 use manatee_sitter::execute::Executor;
 use manatee_sitter::heartbeat::Heartbeats;
 use manatee_sitter::machine::local::Data;
-use manatee_sitter::memory;
+use manatee_sitter::newest_generation;
 use manatee_sitter::postgres::{self, Postgres};
 use manatee_sitter::replay_limit;
 use manatee_sitter::snapshotter::Snapshotter;
@@ -119,7 +119,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
     }
 
     // In a statement of its own: what is borrowed of `local` locks it, and the driver looks at it as well.
-    let newest_generation = memory::recall(&config.peer.dir, &postgres.local().borrow().data);
+    let newest_generation = newest_generation::recall(&config.peer.dir, &postgres.local().borrow().data);
     let zookeeper = config.zookeeper.clone();
     let zk = Arc::new(ZkCoordination::connect(&zookeeper, &config.shard)?);
     let driver = Driver::new(Parts {
@@ -155,7 +155,7 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         ("the upkeep of metrics", Box::pin(telemetry::keep_up(prometheus, CancellationToken::new()))),
         ("the task that watches for a lost state", Box::pin(supervise::survey_when_lost(zk.clone(), data.clone()))),
         ("the snapshotter", Box::pin(snapshotter.run())),
-        ("the memory of generations", Box::pin(memory::keep(config.peer.dir.clone(), status.clone()))),
+        ("the memory of generations", Box::pin(newest_generation::keep(config.peer.dir.clone(), status.clone()))),
         ("the limit of replay", Box::pin(async move { match replay_limit::keep(postgres, status).await {} })),
     ];
     let supervised = Supervised {

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use crate::data::DataSettings;
 use crate::heartbeat::Timing;
 use crate::machine::view;
-use crate::postgres::{self, Secret};
+use crate::postgres;
 use crate::snapshotter;
 use crate::storage::StorageSettings;
 use crate::storage::zfs::command;
@@ -452,7 +452,7 @@ impl Config {
 
     /// Settings of the PostgreSQL manager; reads the secrets.
     pub fn postgres(&self, bin_dir: PathBuf) -> Result<postgres::Settings, ConfigError> {
-        let read = |path: &Path| config::read_secret(path).map(|secret| Secret::new(secret.expose()));
+        let read = config::read_secret;
         let from = &self.postgres;
         let (replication, proxy) = (read(&from.replication_password_file)?, read(&from.proxy_password_file)?);
         let mut settings = postgres::Settings::new(self.peer.dir.clone(), bin_dir, replication, proxy);

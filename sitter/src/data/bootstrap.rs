@@ -2,7 +2,7 @@
 
 use manatee_shared::ids::PeerId;
 
-use super::marker::{self, Verdict};
+use super::marker::{self, MarkerReason};
 use super::{rejoin, staged};
 use crate::host::{Error, control};
 use crate::machine::action::Rung;
@@ -43,12 +43,12 @@ pub(super) async fn bootstrap(inner: &Inner, storage: &dyn Storage, task: Task) 
     let verdict = marker::verdict(inner);
     render::write_passfile(inner)?;
     let facts = sources::ask_source(inner, source).await?;
-    if may_roll_back && verdict == Some(Verdict::Rewind) {
+    if may_roll_back && verdict == Some(MarkerReason::Rewind) {
         if rejoin::roll_back(inner, storage, source, &facts).await? {
             return Ok(Rung::Rollback);
         }
         // Another attempt must not undo the beginning of a copy by looking again.
-        marker::condemn(inner, Verdict::Diverged)?;
+        marker::mark_for_replacement(inner, MarkerReason::Diverged)?;
     }
     let slot = sources::ensure_slot(inner, source).await?;
     // Otherwise copies that succeed without making this peer healthy would fill the disk.
@@ -57,7 +57,7 @@ pub(super) async fn bootstrap(inner: &Inner, storage: &dyn Storage, task: Task) 
         peer: source,
         slot,
         system: facts.system,
-        incremental: verdict != Some(Verdict::Rebuild),
+        incremental: verdict != Some(MarkerReason::Rebuild),
         conninfo: inner.settings.replication_tls.conninfo(),
         tablespaces: facts.tablespaces,
     };

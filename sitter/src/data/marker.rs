@@ -5,7 +5,7 @@ use crate::postgres::inner::Inner;
 
 /// Why data is to be replaced; kept in the marker beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum MarkerReason {
     /// An operator wants a full copy.
     Rebuild,
     /// It is being rewound, or that was interrupted.
@@ -14,7 +14,7 @@ pub(super) enum Verdict {
     Diverged,
 }
 
-impl Verdict {
+impl MarkerReason {
     const ALL: [Self; 3] = [Self::Rebuild, Self::Rewind, Self::Diverged];
 
     fn text(self) -> &'static str {
@@ -27,12 +27,12 @@ impl Verdict {
 }
 
 /// Marks the data as to be replaced: it must not be started any more. Durable.
-pub(super) fn condemn(inner: &Inner, verdict: Verdict) -> Result<(), Error> {
+pub(super) fn mark_for_replacement(inner: &Inner, verdict: MarkerReason) -> Result<(), Error> {
     files::replace(&inner.layout.incomplete(), verdict.text(), &inner.user)
 }
 
 /// The marker's reason, if there is one that is known.
-pub(super) fn verdict(inner: &Inner) -> Option<Verdict> {
+pub(super) fn verdict(inner: &Inner) -> Option<MarkerReason> {
     let text = std::fs::read_to_string(inner.layout.incomplete()).ok()?;
-    Verdict::ALL.into_iter().find(|verdict| verdict.text() == text)
+    MarkerReason::ALL.into_iter().find(|verdict| verdict.text() == text)
 }

@@ -19,7 +19,7 @@ use manatee_shared::lsn::WalPosition;
 use tokio::sync::watch;
 
 use self::extent::Extent;
-use self::marker::Verdict;
+use self::marker::MarkerReason;
 pub use self::rejoin::Rejoined;
 use crate::host::Error;
 use crate::machine::action::{Rung, StopMode};
@@ -171,7 +171,7 @@ impl LocalData {
     /// Stops the server; from then on the data is [`crate::machine::local::Data::Incomplete`], also for the next sitter.
     pub async fn order_rebuild(&self) -> Result<(), Error> {
         let _one = self.inner().begin().await?;
-        marker::condemn(self.inner(), Verdict::Rebuild)?;
+        marker::mark_for_replacement(self.inner(), MarkerReason::Rebuild)?;
         // Only now is the data looked at anew.
         lifecycle::stop(self.inner(), StopMode::Fast).await
     }

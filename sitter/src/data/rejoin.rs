@@ -8,7 +8,7 @@
 //! Each rung is judged before it is tried: whether the data lies on the source's history, and whether the
 //! source still has the WAL that is missing here. One that fails or is interrupted leads to the next: a
 //! rewind that has begun to write leaves a marker, with which the data is never started, and the snapshot
-//! that was taken before it. When no rung of a rejoin holds, the data is *condemned*: the same
+//! that was taken before it. When no rung of a rejoin holds, the data is *marked*: the same
 //! marker, upon which the machine chooses a source and bootstraps. PostgreSQL is stopped throughout.
 //!
 //! A sync never goes back to a snapshot: the snapshot lacks what the sync has acknowledged since, and if the
@@ -23,7 +23,7 @@ use std::time::Duration;
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, Timeline, TimelineHistory, WalPosition};
 
-use super::marker::{self, Verdict};
+use super::marker::{self, MarkerReason};
 use super::staged;
 use crate::host::control::{self, ClusterMode, ControlPositions};
 use crate::host::{Error, REPLICATION_ROLE, files};
@@ -41,7 +41,7 @@ pub enum Rejoined {
     /// The data is in line.
     Held(Rung),
     /// It can only be replaced, and is marked so.
-    Condemned,
+    NeedsCopy,
 }
 
 /// How long the source's first checkpoint after its promotion is waited for (`pg_rewind` needs it).
@@ -105,9 +105,9 @@ pub(super) async fn rejoin(inner: &Inner, storage: &dyn Storage, task: Task) -> 
         }
     }
     tracing::warn!(%source, "the data cannot be brought back in line: it is to be replaced");
-    marker::condemn(inner, Verdict::Diverged)?;
+    marker::mark_for_replacement(inner, MarkerReason::Diverged)?;
     inner.refresh().await;
-    Ok(Rejoined::Condemned)
+    Ok(Rejoined::NeedsCopy)
 }
 
 /// Goes back to the newest snapshot from which the source can be followed; whether there was one. The data is
@@ -293,7 +293,7 @@ async fn rewind(inner: &Inner, storage: &dyn Storage, source: PeerId, facts: &So
         inner.settings.replication_tls.conninfo(),
     );
     // From its first write to its last the data is neither the old nor the new.
-    marker::condemn(inner, Verdict::Rewind)?;
+    marker::mark_for_replacement(inner, MarkerReason::Rewind)?;
     let run = inner
         .tool("pg_rewind")
         .arg("--target-pgdata")

@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 use self::running::{Ended, Running};
 use self::status::Status;
 use self::takeover::TakeoverClock;
-use crate::execute::{Execute, Outcome, Problem};
+use crate::execute::{Execute, StepOutcome, StepProblem};
 use crate::heartbeat::Heartbeats;
 use crate::machine::action::{Action, ActionKind, Decision, ShardAction};
 use crate::machine::capacity::{self, Capacities};
@@ -298,14 +298,14 @@ impl Driver {
             Ok(outcome) => {
                 info!(action, took_ms, "done");
                 self.metrics.acted(action, "done");
-                if let Outcome::Rejoined(rung) = outcome {
+                if let StepOutcome::Rejoined(rung) = outcome {
                     self.metrics.rejoined(*rung);
                 }
                 self.takeover.ended(self.parts.me.id, &ended, &self.metrics);
                 None
             }
             Err(problem) => {
-                if let (Action::Shard(ShardAction::WriteState { .. }), Problem::Zk(ZkError::Unknown(_))) =
+                if let (Action::Shard(ShardAction::WriteState { .. }), StepProblem::Zk(ZkError::Unknown(_))) =
                     (&ended.action, problem)
                 {
                     self.uncertain_write = true;

@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::Fatal;
-use crate::execute::{Execute, Outcome, Problem};
+use crate::execute::{Execute, StepOutcome, StepProblem};
 use crate::machine::action::Action;
 
 /// An action in a task of its own. Dropping it abandons the action.
 pub(super) struct Running {
     pub(super) action: Action,
     pub(super) began: Instant,
-    task: JoinHandle<Result<Outcome, Problem>>,
+    task: JoinHandle<Result<StepOutcome, StepProblem>>,
 }
 
 /// How an action ended.
 pub(super) struct Ended {
     pub(super) action: Action,
     pub(super) took: Duration,
-    pub(super) result: Result<Outcome, Problem>,
+    pub(super) result: Result<StepOutcome, StepProblem>,
 }
 
 impl Running {

@@ -23,12 +23,12 @@ struct Fake {
 
 #[async_trait]
 impl Execute for Fake {
-    async fn execute(&self, action: &Action) -> Result<Outcome, Problem> {
+    async fn execute(&self, action: &Action) -> Result<StepOutcome, StepProblem> {
         {
             let mut failures = self.failures.lock().unwrap();
             if *failures > 0 {
                 *failures -= 1;
-                return Err(Problem::Zk(ZkError::Refused("as told".to_owned())));
+                return Err(StepProblem::Zk(ZkError::Refused("as told".to_owned())));
             }
         }
         self.done.lock().unwrap().push(action.kind());
@@ -37,7 +37,7 @@ impl Execute for Fake {
             Action::Shard(ShardAction::LeaveElection) => self.zk.leave().await?,
             _ => {}
         }
-        Ok(Outcome::Done)
+        Ok(StepOutcome::Done)
     }
 }
 

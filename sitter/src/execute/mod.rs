@@ -24,7 +24,7 @@ use crate::postgres::Postgres;
 
 /// How a step ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StepOutcome {
     /// It is done.
     Done,
     /// Data was brought back in line in this way.
@@ -33,7 +33,7 @@ pub enum Outcome {
 
 /// Why a step did not succeed.
 #[derive(Debug, thiserror::Error)]
-pub enum Problem {
+pub enum StepProblem {
     /// The newest state no longer gives this peer the right to it.
     #[error(transparent)]
     Fenced(#[from] fence::Fenced),
@@ -45,7 +45,7 @@ pub enum Problem {
     Postgres(#[from] Error),
 }
 
-impl Problem {
+impl StepProblem {
     /// What kind of failure this is, where an operator can do something about it.
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
@@ -59,7 +59,7 @@ impl Problem {
 #[async_trait]
 pub trait Execute: Send + Sync + 'static {
     /// Does one step.
-    async fn execute(&self, action: &Action) -> Result<Outcome, Problem>;
+    async fn execute(&self, action: &Action) -> Result<StepOutcome, StepProblem>;
 }
 
 /// The real executor.
@@ -79,7 +79,7 @@ impl Executor {
 
 #[async_trait]
 impl Execute for Executor {
-    async fn execute(&self, action: &Action) -> Result<Outcome, Problem> {
+    async fn execute(&self, action: &Action) -> Result<StepOutcome, StepProblem> {
         let may_roll_back = {
             let zk = self.zk.view();
             let zk = zk.borrow();
@@ -89,7 +89,7 @@ impl Execute for Executor {
             zk.state.valid().is_some_and(|(_, state)| state.role_of(self.me.id) != Role::Sync)
         };
         match action {
-            Action::Wait { .. } | Action::Exit => Ok(Outcome::Done),
+            Action::Wait { .. } | Action::Exit => Ok(StepOutcome::Done),
             Action::Shard(action) => shard::execute(&*self.zk, &self.me, action).await,
             Action::Server(action) => server::execute(&self.postgres, action).await,
             Action::Data(action) => data::execute(&self.data, *action, may_roll_back).await,

@@ -1,11 +1,11 @@
 //! Steps on the PostgreSQL server.
 
-use super::{Outcome, Problem};
+use super::{StepOutcome, StepProblem};
 use crate::machine::action::ServerAction;
 use crate::postgres::Postgres;
 
 /// Does one.
-pub(super) async fn execute(postgres: &Postgres, action: &ServerAction) -> Result<Outcome, Problem> {
+pub(super) async fn execute(postgres: &Postgres, action: &ServerAction) -> Result<StepOutcome, StepProblem> {
     match action {
         ServerAction::Start(config) => postgres.start(config).await?,
         ServerAction::Configure(config) => postgres.configure(config).await?,
@@ -13,5 +13,5 @@ pub(super) async fn execute(postgres: &Postgres, action: &ServerAction) -> Resul
         ServerAction::Promote { config, timeline } => postgres.promote(config, *timeline).await?,
         ServerAction::Drain { .. } => postgres.drain().await?,
     }
-    Ok(Outcome::Done)
+    Ok(StepOutcome::Done)
 }

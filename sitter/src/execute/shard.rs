@@ -6,7 +6,7 @@ use std::time::Duration;
 use manatee_shared::cluster::{ClusterState, Peer};
 use manatee_shared::zk::{Coordination, Over, StateNode, View, ZkError};
 
-use super::{Outcome, Problem};
+use super::{StepOutcome, StepProblem};
 use crate::machine::action::ShardAction;
 
 /// How long our own view may lag behind what we did. Deciding from an older one is harmless (the
@@ -14,7 +14,11 @@ use crate::machine::action::ShardAction;
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Does one.
-pub(super) async fn execute(zk: &dyn Coordination, me: &Peer, action: &ShardAction) -> Result<Outcome, Problem> {
+pub(super) async fn execute(
+    zk: &dyn Coordination,
+    me: &Peer,
+    action: &ShardAction,
+) -> Result<StepOutcome, StepProblem> {
     match action {
         ShardAction::WriteState { over, state } => write(zk, *over, state).await?,
         ShardAction::JoinElection => {
@@ -26,7 +30,7 @@ pub(super) async fn execute(zk: &dyn Coordination, me: &Peer, action: &ShardActi
             seen(zk, |view| !view.active.contains_key(&me.id)).await;
         }
     }
-    Ok(Outcome::Done)
+    Ok(StepOutcome::Done)
 }
 
 /// Writes a state and waits until our own view shows it or a newer one.

@@ -1,10 +1,10 @@
 //! What the PostgreSQL manager is told once, and the folders that follow from it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use manatee_shared::config::Secret;
 use manatee_shared::ids::PeerId;
 
 use super::conf;
@@ -12,30 +12,6 @@ use super::error::Error;
 use super::hba;
 use super::replication_tls::ReplicationTls;
 pub use crate::host::Layout;
-
-/// A password. Shown nowhere: its `Debug` is a placeholder and there is no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the text, without the line end that files usually have.
-    pub fn new(text: impl Into<String>) -> Self {
-        let mut text = text.into();
-        text.truncate(text.trim_end_matches(['\n', '\r']).len());
-        Self(text)
-    }
-
-    /// The text itself, for writing it to a protected file or deriving a verifier.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
 
 /// Settings of the PostgreSQL manager, from the sitter's configuration.
 #[derive(Clone, Debug)]

@@ -41,7 +41,7 @@ pub struct Settings {
 
 /// What to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct Upkeep {
     /// Take a snapshot.
     pub take: bool,
     /// Destroy these, in this order.
@@ -52,10 +52,10 @@ pub struct Plan {
 
 /// What to do about `existing` snapshots, the oldest first, at `now_ms` since 1970, on a healthy peer. One more
 /// than is kept may exist for the moment between the two.
-pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Plan {
+pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Upkeep {
     if settings.kept == 0 {
         // Copies leave some all the same; the newest stays for the next copy to build upon.
-        return Plan {
+        return Upkeep {
             take: false,
             destroy: existing.iter().take(existing.len().saturating_sub(1)).cloned().collect(),
             again: LIST,
@@ -69,7 +69,7 @@ pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Plan {
     let surplus = (existing.len() + usize::from(take)).saturating_sub(settings.kept);
     let next_ms = newest.filter(|_| !take).unwrap_or(now_ms).saturating_add(interval_ms);
     let again = Duration::from_millis(u64::try_from(next_ms - now_ms).unwrap_or(0)).clamp(LOOK, LIST);
-    Plan { take, destroy: existing.iter().take(surplus).cloned().collect(), again }
+    Upkeep { take, destroy: existing.iter().take(surplus).cloned().collect(), again }
 }
 
 /// The task; owns the upkeep of the storage.
@@ -167,7 +167,7 @@ impl Snapshotter {
     async fn snapshots(&self) -> Result<Duration, Error> {
         let Some(snapshots) = self.storage().snapshots() else { return Ok(LIST) };
         let existing = snapshots.list().await?;
-        let Plan { take, destroy, again } = plan(&existing, jiff::Timestamp::now().as_millisecond(), &self.settings);
+        let Upkeep { take, destroy, again } = plan(&existing, jiff::Timestamp::now().as_millisecond(), &self.settings);
         self.metrics.show(&existing);
         // Listing took time, in which things may have changed.
         if !take && destroy.is_empty() {
@@ -221,7 +221,7 @@ mod tests {
             assert_eq!(found.destroy, existing[..destroyed], "the oldest go");
         }
         let (none, existing) = (Settings { kept: 0, ..settings }, snapshots(&[1, 2, 3]));
-        assert_eq!(plan(&existing, now, &none), Plan { take: false, destroy: existing[..2].to_vec(), again: LIST });
-        assert_eq!(plan(&[], now, &none), Plan { again: LIST, ..Plan::default() });
+        assert_eq!(plan(&existing, now, &none), Upkeep { take: false, destroy: existing[..2].to_vec(), again: LIST });
+        assert_eq!(plan(&[], now, &none), Upkeep { again: LIST, ..Upkeep::default() });
     }
 }

@@ -1,8 +1,8 @@
 //! How far a copy of data to this peer has come: kept in one place for the log, the metrics,
 //! `GET /restore` and, through that, `manatee-adm rebuild`.
 //!
-//! One copy at a time. [`Progress`] is shared; whoever copies holds a [`Copying`], and dropping that
-//! without [`Copying::done`] records a failure, so that an abandoned copy never looks alive.
+//! One copy at a time. [`Progress`] is shared; whoever copies holds a [`CopyGuard`], and dropping that
+//! without [`CopyGuard::done`] records a failure, so that an abandoned copy never looks alive.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -136,7 +136,7 @@ impl Progress {
     }
 
     /// A copy begins; what was told of the last one is forgotten.
-    pub(crate) fn begin(&self, begin: Begin) -> Copying {
+    pub(crate) fn begin(&self, begin: Begin) -> CopyGuard {
         let now = Instant::now();
         let mut inner = self.lock();
         inner.attempts += 1;
@@ -163,7 +163,7 @@ impl Progress {
         self.active.set(1.0);
         inner.current = Some(Current { restore, began: now, samples: VecDeque::from([(now, 0)]), logged: now });
         drop(inner);
-        Copying { progress: self.clone(), ended: false }
+        CopyGuard { progress: self.clone(), ended: false }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -179,12 +179,12 @@ fn as_f64(bytes: u64) -> f64 {
 
 /// A copy under way.
 #[derive(Debug)]
-pub(crate) struct Copying {
+pub(crate) struct CopyGuard {
     progress: Progress,
     ended: bool,
 }
 
-impl Copying {
+impl CopyGuard {
     /// So many bytes have come in all.
     pub(crate) fn completed(&self, bytes: u64) {
         let mut inner = self.progress.lock();
@@ -232,7 +232,7 @@ impl Copying {
     }
 }
 
-impl Drop for Copying {
+impl Drop for CopyGuard {
     fn drop(&mut self) {
         self.end(CopyState::Failed, Some("abandoned".to_owned()));
     }

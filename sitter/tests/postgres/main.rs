@@ -311,7 +311,7 @@ async fn take_over_and_rejoin(old: TestPeer, new: TestPeer, other: TestPeer) {
     // A standby that was merely stopped needs nothing; the forced copy works and keeps the old data.
     other.postgres.stop(StopMode::Fast).await.unwrap();
     assert_eq!(other.data.rejoin(new.id, Rung::AsIs, None, true).await.unwrap(), Rejoined::Held(Rung::AsIs));
-    assert_eq!(other.data.rejoin(new.id, Rung::Copy, None, true).await.unwrap(), Rejoined::Condemned);
+    assert_eq!(other.data.rejoin(new.id, Rung::Copy, None, true).await.unwrap(), Rejoined::NeedsCopy);
     assert_eq!(other.local().data, Data::Incomplete);
     assert_eq!(other.data.bootstrap(new.id, true).await.unwrap(), Rung::Copy);
     let restore = other.data.progress().restore().expect("a copy");

@@ -4,7 +4,7 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::zk::StateNode;
 use manatee_shared::zk::client::Unreachable;
 
-use super::{Finding, Matter, Report};
+use super::{Finding, Impact, Report};
 use crate::backfill::{Candidate, candidates, plan};
 use crate::cluster::Answer;
 use crate::evidence::Evidence;
@@ -24,8 +24,8 @@ pub(super) fn without_zookeeper(shard: &str, problem: &Unreachable, local: Optio
     match local {
         Some((id, Ok(status))) => findings.push(
             Finding::new(
-                Matter::Note,
-                format!("the sitter {id} answers: its PostgreSQL is {}", server_told(&status.local.server)),
+                Impact::Note,
+                format!("the sitter {id} answers: its PostgreSQL is {}", server_label(&status.local.server)),
             )
             .why(match status.unready.iter().find(|unready| unready.need == Need::ZooKeeper) {
                 Some(refused) => format!("{}; {}", refused.detail, said(&status)),
@@ -34,7 +34,7 @@ pub(super) fn without_zookeeper(shard: &str, problem: &Unreachable, local: Optio
             .next("ask other sitters for theirs: curl http://HOST:BACKUP_PORT/status"),
         ),
         Some((id, Err(problem))) => findings.push(
-            Finding::new(Matter::Degrades, format!("the sitter {id} does not answer either")).why(problem).next(
+            Finding::new(Impact::Degrades, format!("the sitter {id} does not answer either")).why(problem).next(
                 format!(
                     "on {}: systemctl status manatee-sitter; a sitter that is started now adopts its PostgreSQL",
                     id.ip
@@ -47,7 +47,7 @@ pub(super) fn without_zookeeper(shard: &str, problem: &Unreachable, local: Optio
 }
 
 fn away(problem: &Unreachable) -> Finding {
-    Finding::new(Matter::StopsFailover, "ZooKeeper does not answer")
+    Finding::new(Impact::StopsFailover, "ZooKeeper does not answer")
         .why(problem.to_string())
         .risk(
             "nothing: every peer keeps its role, reads and writes go on while primary and sync reach each other; \
@@ -57,7 +57,7 @@ fn away(problem: &Unreachable) -> Finding {
 }
 
 fn denied(problem: &Unreachable) -> Finding {
-    Finding::new(Matter::StopsFailover, "ZooKeeper does not let manatee-adm read the shard")
+    Finding::new(Impact::StopsFailover, "ZooKeeper does not let manatee-adm read the shard")
         .why(problem.to_string())
         .risk(
             "nothing that was acknowledged; but if the sitters are refused as well, every peer keeps its role, and no peer \
@@ -70,7 +70,7 @@ fn denied(problem: &Unreachable) -> Finding {
 }
 
 /// What a PostgreSQL is, in a word or two.
-pub(super) fn server_told(server: &Server) -> &'static str {
+pub(super) fn server_label(server: &Server) -> &'static str {
     match server {
         Server::Down { crashed: true, .. } => "down after a crash",
         Server::Down { crashed: false, .. } => "down",
@@ -90,7 +90,7 @@ pub(super) fn said(status: &SitterStatus) -> String {
 pub(super) fn without_state(evidence: &Evidence) -> Report {
     let found = match &evidence.view.state {
         StateNode::Corrupt { problem, .. } => vec![
-            Finding::new(Matter::StopsFailover, "the state in ZooKeeper cannot be used")
+            Finding::new(Impact::StopsFailover, "the state in ZooKeeper cannot be used")
                 .why(problem.clone())
                 .risk("nothing: every peer keeps its role, but no peer that is lost meanwhile is replaced")
                 .next(format!(
@@ -137,7 +137,7 @@ fn lost(evidence: &Evidence) -> Finding {
         Ok(found) => found.iter().map(Candidate::told).collect::<Vec<_>>().join("; "),
         Err(problem) => problem,
     };
-    Finding::new(Matter::StopsFailover, what)
+    Finding::new(Impact::StopsFailover, what)
         .why(why)
         .risk(
             "nothing, as long as the peer that is made primary has everything: the one that acknowledges writes now, \
@@ -176,7 +176,7 @@ fn not_set_up(evidence: &Evidence) -> Vec<Finding> {
         "wait a moment; if nothing happens, see the logs of the sitters"
     };
     vec![
-        Finding::new(Matter::StopsWrites, format!("the shard has no state yet; {registered} peers are registered"))
+        Finding::new(Impact::StopsWrites, format!("the shard has no state yet; {registered} peers are registered"))
             .why(waiting.join("; "))
             .risk("nothing: there is no data yet")
             .next(next),

@@ -36,7 +36,7 @@ pub struct Arguments {
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Matter {
+pub enum Impact {
     /// Writes are acknowledged that are lost with one host.
     LosesWrites,
     /// Writes are not acknowledged because of it.
@@ -49,8 +49,8 @@ pub enum Matter {
     Note,
 }
 
-impl Matter {
-    fn told(self) -> &'static str {
+impl Impact {
+    fn label(self) -> &'static str {
         match self {
             Self::LosesWrites => "may lose writes",
             Self::StopsWrites => "stops writes",
@@ -65,7 +65,8 @@ impl Matter {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// How much it matters.
-    pub matter: Matter,
+    #[serde(rename = "matter")]
+    pub impact: Impact,
     /// What it is.
     pub what: String,
     /// Why, as far as anybody says.
@@ -78,8 +79,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(matter: Matter, what: impl Into<String>) -> Self {
-        Self { matter, what: what.into(), why: None, risk: NOTHING_LOST.to_owned(), next: String::new() }
+    fn new(impact: Impact, what: impl Into<String>) -> Self {
+        Self { impact, what: what.into(), why: None, risk: NOTHING_LOST.to_owned(), next: String::new() }
     }
 
     fn why(mut self, why: impl Into<String>) -> Self {
@@ -115,7 +116,7 @@ pub struct Report {
 
 impl Report {
     fn new(shard: &str, writable: Option<bool>, summary: String, mut findings: Vec<Finding>) -> Self {
-        findings.sort_by_key(|finding| finding.matter);
+        findings.sort_by_key(|finding| finding.impact);
         Self { shard: shard.to_owned(), writable, summary, findings }
     }
 
@@ -123,7 +124,7 @@ impl Report {
     pub fn text(&self) -> String {
         let mut text = format!("shard {}: {}\n", self.shard, self.summary);
         for (number, finding) in (1..).zip(&self.findings) {
-            text.push_str(&format!("\n{number}. {} ({})\n", finding.what, finding.matter.told()));
+            text.push_str(&format!("\n{number}. {} ({})\n", finding.what, finding.impact.label()));
             let why = finding.why.iter().map(|why| ("why", why));
             for (name, value) in why.chain([("at risk", &finding.risk), ("next", &finding.next)]) {
                 text.push_str(&format!("   {:9}{value}\n", format!("{name}:")));
@@ -153,7 +154,7 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
     } else {
         print(&report.text())?;
     }
-    let healthy = report.findings.iter().all(|finding| finding.matter == Matter::Note) && report.writable == Some(true);
+    let healthy = report.findings.iter().all(|finding| finding.impact == Impact::Note) && report.writable == Some(true);
     Ok(if healthy { Outcome::Fine } else { Outcome::Found })
 }
 
@@ -161,16 +162,16 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
 async fn local(config: Option<std::path::PathBuf>) -> anyhow::Result<Option<(PeerId, Answer)>> {
     #[derive(Deserialize)]
     struct SitterConfig {
-        peer: PeerId3,
+        peer: PeerAddress,
     }
     #[derive(Deserialize)]
-    struct PeerId3 {
+    struct PeerAddress {
         ip: std::net::IpAddr,
         pg_port: u16,
         backup_port: u16,
     }
     let Some(path) = config else { return Ok(None) };
-    let SitterConfig { peer: PeerId3 { ip, pg_port, backup_port } } =
+    let SitterConfig { peer: PeerAddress { ip, pg_port, backup_port } } =
         config::load(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let answers = ask_all([PeerId { ip, pg_port, backup_port }].into_iter()).await?;
     Ok(answers.into_iter().next())
@@ -185,15 +186,15 @@ pub fn explain(evidence: &Evidence) -> Report {
     }
     findings.extend(peer::unlisted(&cluster));
     let writable = is_writable(&cluster);
-    let worst = findings.iter().map(|finding| finding.matter).min();
+    let worst = findings.iter().map(|finding| finding.impact).min();
     let summary = match (writable, worst) {
-        (Some(true), Some(Matter::LosesWrites)) => {
+        (Some(true), Some(Impact::LosesWrites)) => {
             "writes are acknowledged, but NOT all of them safely: some are lost with the primary's host"
         }
-        (Some(true), None | Some(Matter::Note)) => {
+        (Some(true), None | Some(Impact::Note)) => {
             "healthy: writes are acknowledged, and the loss of any one peer is survived"
         }
-        (Some(true), Some(Matter::Degrades)) => "writes are acknowledged, with less redundancy than there should be",
+        (Some(true), Some(Impact::Degrades)) => "writes are acknowledged, with less redundancy than there should be",
         (Some(true), Some(_)) => "writes are acknowledged, but the loss of one more peer may stop them",
         (Some(false), _) => "writes are NOT acknowledged",
         (None, _) => "write availability unknown: the primary's sitter does not answer",

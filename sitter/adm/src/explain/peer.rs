@@ -3,14 +3,14 @@
 use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::zk::Session;
 
-use super::lost::{said, server_told};
-use super::{Finding, Matter};
+use super::lost::{said, server_label};
+use super::{Finding, Impact};
 use crate::cluster::Cluster;
 use crate::machine::action::ActionKind;
 use crate::machine::failure::FailureKind;
 use crate::machine::local::{Data, Gate, HorizonHolder, Obstacle, PrimaryStatus, Replay, Server, StandbyStatus};
 use crate::machine::readiness::{Need, Unready};
-use crate::machine::situation::has_beginning;
+use crate::machine::situation::contains_init_wal;
 use crate::reason::{BlockerCode, ReasonCode};
 use crate::report::SitterStatus;
 
@@ -67,17 +67,17 @@ impl Subject<'_> {
     }
 
     /// How much the loss of this peer's part matters.
-    fn matter(&self) -> Matter {
+    fn impact(&self) -> Impact {
         match self.role {
-            Role::Primary | Role::Sync => Matter::StopsWrites,
+            Role::Primary | Role::Sync => Impact::StopsWrites,
             // The first async is what lets the sync take over.
-            Role::Async(0) => Matter::StopsFailover,
-            Role::Async(_) | Role::Deposed | Role::Unassigned => Matter::Degrades,
+            Role::Async(0) => Impact::StopsFailover,
+            Role::Async(_) | Role::Deposed | Role::Unassigned => Impact::Degrades,
         }
     }
 
     fn finding(&self, what: impl std::fmt::Display) -> Finding {
-        Finding::new(self.matter(), format!("{} {what}", self.title())).risk(self.risk())
+        Finding::new(self.impact(), format!("{} {what}", self.title())).risk(self.risk())
     }
 
     fn risk(&self) -> &'static str {
@@ -99,7 +99,7 @@ impl Subject<'_> {
         let ip = &self.peer.ip;
         if self.registered() && self.streams_on() {
             return Finding::new(
-                Matter::StopsFailover,
+                Impact::StopsFailover,
                 format!("the sitter of {} does not answer; its PostgreSQL goes on", self.title()),
             )
             .why(format!("{problem}; WAL still streams between primary and sync"))
@@ -184,9 +184,9 @@ impl Subject<'_> {
         } else {
             super::NOTHING_LOST
         };
-        let matter = if unsafe_now { Matter::LosesWrites } else { Matter::StopsFailover };
+        let impact = if unsafe_now { Impact::LosesWrites } else { Impact::StopsFailover };
         Some(
-            Finding::new(matter, format!("{} runs with settings that only Manatee may change", self.title()))
+            Finding::new(impact, format!("{} runs with settings that only Manatee may change", self.title()))
                 .why(format!("{}: somebody used ALTER SYSTEM, or changed a file or an option", loosened.join("; ")))
                 .risk(risk)
                 .next(format!(
@@ -202,7 +202,7 @@ impl Subject<'_> {
         let first = status.weak_commits.first().filter(|_| self.role == Role::Primary)?;
         let reset = first.rsplit_once(" SET ").map_or(first.as_str(), |(statement, _)| statement);
         Some(
-            Finding::new(Matter::LosesWrites, "commits of some roles or databases do not wait for the sync")
+            Finding::new(Impact::LosesWrites, "commits of some roles or databases do not wait for the sync")
                 .why(format!("somebody chose that: {}", status.weak_commits.join("; ")))
                 .risk("what these sessions commit, if the primary's host is lost; nothing else")
                 .next(format!("if that is not wanted: `{reset} RESET synchronous_commit`")),
@@ -221,10 +221,10 @@ impl Subject<'_> {
         told.map(|unready| {
             if unready.need == Need::Parameters {
                 let what = format!("{} leaves out settings that PostgreSQL refuses", self.title());
-                return Finding::new(Matter::Degrades, what).why(unready.detail.clone()).next(self.make_ready(unready));
+                return Finding::new(Impact::Degrades, what).why(unready.detail.clone()).next(self.make_ready(unready));
             }
             let finding = Finding::new(
-                Matter::StopsFailover,
+                Impact::StopsFailover,
                 format!("{} is not ready for a takeover: {} failed", self.title(), unready.need),
             );
             finding
@@ -257,7 +257,7 @@ impl Subject<'_> {
             )
         };
         let why = format!("it runs with {}: {why}", told.join("; "));
-        Some(Finding::new(Matter::Degrades, format!("{} {what}", self.title())).why(why).next(next))
+        Some(Finding::new(Impact::Degrades, format!("{} {what}", self.title())).why(why).next(next))
     }
 
     fn make_ready(&self, unready: &Unready) -> String {
@@ -306,7 +306,7 @@ impl Subject<'_> {
         let breach = status.breach.as_ref().filter(|_| status.local.loosened.is_empty())?;
         Some(
             Finding::new(
-                Matter::Note,
+                Impact::Note,
                 format!(
                     "{} ran for {} ms, until {} s ago, with settings that only Manatee may change",
                     self.title(),
@@ -345,7 +345,7 @@ impl Subject<'_> {
                 ))
             }
             Data::Absent | Data::Incomplete if self.role == Role::Primary => {
-                Finding::new(Matter::StopsWrites, format!("{} has lost its data", self.title()))
+                Finding::new(Impact::StopsWrites, format!("{} has lost its data", self.title()))
                     .why(said(status))
                     .risk("nothing, while the sync has its own")
                     .next("wait: the sync takes over; if it does not, see the blocking reason under the sync")
@@ -408,7 +408,7 @@ impl Subject<'_> {
     }
 
     fn down(&self, status: &SitterStatus, server: &Server) -> Finding {
-        let told = server_told(server);
+        let told = server_label(server);
         let finding = self.finding(format_args!("has a PostgreSQL that is {told}")).why(with_failure(status));
         let kind = status.last_failure.as_ref().and_then(|failure| failure.kind);
         match kind.and_then(|kind| remedy(kind, self.peer)) {
@@ -466,13 +466,13 @@ impl Subject<'_> {
             findings.push(self.not_streaming(status, upstream));
         } else if status.local.config.as_ref().is_some_and(|config| config.gate == Gate::Closed) {
             findings.push(
-                Finding::new(Matter::Degrades, format!("{} lets no readers in yet", self.title()))
+                Finding::new(Impact::Degrades, format!("{} lets no readers in yet", self.title()))
                     .why("it does not yet show everything that was acknowledged before this generation")
                     .next("wait: the gate opens by itself"),
             );
         }
         findings.extend(self.replay(standby));
-        if self.role == Role::Sync && !has_beginning(&self.cluster.state, standby) {
+        if self.role == Role::Sync && !contains_init_wal(&self.cluster.state, standby) {
             findings.push(self.behind(standby));
         }
         findings.extend(self.failure(status).filter(|_| findings.is_empty()));
@@ -518,11 +518,11 @@ impl Subject<'_> {
                  on the primary",
                 short.setting.name()
             );
-            return Some(Finding::new(Matter::StopsFailover, what).why(why).next(next));
+            return Some(Finding::new(Impact::StopsFailover, what).why(why).next(next));
         }
         if paused {
             return Some(
-                Finding::new(Matter::Degrades, format!("{} has its replay paused", self.title()))
+                Finding::new(Impact::Degrades, format!("{} has its replay paused", self.title()))
                     .why(format!("pg_wal_replay_pause() was called there; {behind} bytes of WAL wait; {takeover}"))
                     .next(format!("on {ip}: SELECT pg_wal_replay_resume()")),
             );
@@ -535,7 +535,7 @@ impl Subject<'_> {
         };
         let seconds = waits_ms / 1000;
         Some(
-            Finding::new(Matter::Degrades, format!("the replay of {} waits for a reader", self.title()))
+            Finding::new(Impact::Degrades, format!("the replay of {} waits for a reader", self.title()))
                 .why(format!("a session has had {holder} for {seconds} s; {behind} bytes of WAL wait; {takeover}"))
                 .next(format!(
                     "wait: it ends with that session, or after max_standby_streaming_delay; on {ip}, see pg_stat_activity"
@@ -548,7 +548,7 @@ impl Subject<'_> {
         let has = standby
             .received
             .map_or("an unknown position".to_owned(), |at| format!("{} on timeline {}", at.lsn, at.timeline));
-        let finding = Finding::new(Matter::StopsFailover, format!("{} may not take over", self.title())).why(format!(
+        let finding = Finding::new(Impact::StopsFailover, format!("{} may not take over", self.title())).why(format!(
             "it has {has}; the generation began at {}, and before that were acknowledged writes that it lacks",
             self.cluster.state.init_wal
         ));
@@ -570,7 +570,7 @@ impl Subject<'_> {
             .unwrap_or_else(|| "its sitter tries again; its log says more".to_owned());
         Some(
             Finding::new(
-                Matter::Degrades,
+                Impact::Degrades,
                 format!("{} fails to {}", self.title(), failure.action.to_string().replace('-', " ")),
             )
             .why(with_failure(status))
@@ -600,7 +600,7 @@ impl Subject<'_> {
             _ => "bring back the primary",
         };
         Some(
-            Finding::new(Matter::StopsWrites, format!("{} does not take over", self.title()))
+            Finding::new(Impact::StopsWrites, format!("{} does not take over", self.title()))
                 .why(decision.reason.clone())
                 .risk("nothing that was acknowledged; writes wait")
                 .next(next),
@@ -612,7 +612,7 @@ impl Subject<'_> {
         let status = self.cluster.answers.get(&self.peer.id)?.as_ref().ok()?;
         let outside = status.outside_of_dataset.as_ref()?;
         Some(
-            Finding::new(Matter::Degrades, format!("no peer can be copied from {}", self.title()))
+            Finding::new(Impact::Degrades, format!("no peer can be copied from {}", self.title()))
                 .why(format!("{outside} lies outside of the ZFS dataset, and a snapshot does not hold it"))
                 .next(
                     "move what is in the tablespace back (ALTER TABLE … SET TABLESPACE pg_default) and DROP TABLESPACE; \
@@ -647,7 +647,7 @@ impl Subject<'_> {
         };
         let (minutes, age) = (horizon.held_ms / 60_000, horizon.age_transactions);
         Some(
-            Finding::new(Matter::Degrades, format!("VACUUM removes nothing recent on {}: tables grow", self.title()))
+            Finding::new(Impact::Degrades, format!("VACUUM removes nothing recent on {}: tables grow", self.title()))
                 .why(format!("{holder} has kept old row versions for {minutes} minutes, {age} transactions ago"))
                 .next(next),
         )
@@ -670,8 +670,8 @@ impl Subject<'_> {
         } else {
             "wait: the primary takes it in"
         };
-        let matter = if state.one_node_write_mode { Matter::Note } else { Matter::Degrades };
-        Finding::new(matter, format!("{} is registered, but not in the chain", self.title()))
+        let impact = if state.one_node_write_mode { Impact::Note } else { Impact::Degrades };
+        Finding::new(impact, format!("{} is registered, but not in the chain", self.title()))
             .why(with_failure(status))
             .next(next)
     }

@@ -2,7 +2,7 @@
 
 use manatee_shared::cluster::{ClusterState, Promote, Role};
 
-use super::{Finding, Matter};
+use super::{Finding, Impact};
 use crate::cluster::Cluster;
 use crate::evidence::Evidence;
 use crate::freeze;
@@ -32,7 +32,7 @@ fn outdated(evidence: &Evidence, state: &ClusterState) -> Option<Finding> {
         .filter(|(_, seen)| *seen > state.generation)?;
     Some(
         Finding::new(
-            Matter::StopsFailover,
+            Impact::StopsFailover,
             format!("the state in ZooKeeper is an old one: generation {}, after {seen}", state.generation),
         )
         .why(format!(
@@ -57,7 +57,7 @@ fn frozen(cluster: &Cluster) -> Option<Finding> {
     let told = freeze::told(&cluster.state)?;
     let restored = cluster.state.is_restored();
     let due = due(cluster);
-    let matter = if due.is_some() { Matter::StopsWrites } else { Matter::StopsFailover };
+    let impact = if due.is_some() { Impact::StopsWrites } else { Impact::StopsFailover };
     let next = match (&due, restored) {
         (Some(_), _) => "`manatee-adm unfreeze`: what is due then happens at once, and once",
         (None, true) => "check the roles with `manatee-adm show`, then `manatee-adm unfreeze`",
@@ -65,7 +65,7 @@ fn frozen(cluster: &Cluster) -> Option<Finding> {
     };
     let why = due.map_or(told.clone(), |due| format!("{told}; waiting for its end: {due}"));
     Some(
-        Finding::new(matter, "the shard is frozen: no role changes, whatever happens")
+        Finding::new(impact, "the shard is frozen: no role changes, whatever happens")
             .why(why)
             .risk("nothing that was acknowledged; but if primary or sync are lost, writes stop until the freeze ends")
             .next(next),
@@ -76,7 +76,7 @@ fn no_async(cluster: &Cluster) -> Finding {
     let role = |id| cluster.state.role_of(id);
     let registered = cluster.view.active.values().find(|active| role(active.peer.id) == Role::Unassigned);
     if let Some(active) = registered {
-        return Finding::new(Matter::Degrades, format!("there is no async yet: {} is registered", active.peer.zone_id))
+        return Finding::new(Impact::Degrades, format!("there is no async yet: {} is registered", active.peer.zone_id))
             .why("the primary takes it in; if the primary is lost before, the sync takes over with it as its sync")
             .risk("nothing that was acknowledged")
             .next("wait; if it stays so, look at the primary below");
@@ -89,7 +89,7 @@ fn no_async(cluster: &Cluster) -> Finding {
     } else {
         format!("bring back {}: see below", deposed.join(", "))
     };
-    Finding::new(Matter::StopsFailover, "there is no async, so nobody can replace a lost primary or sync")
+    Finding::new(Impact::StopsFailover, "there is no async, so nobody can replace a lost primary or sync")
         .why("the sync takes over only if an async can become its sync (a lone primary would acknowledge what exists once)")
         .risk("nothing that was acknowledged; but if primary or sync are lost, writes stop")
         .next(next)
@@ -103,7 +103,7 @@ fn one_node_write(cluster: &Cluster) -> Finding {
         && !status.settings.one_node_write_mode
         && status.local.config.as_ref().is_none_or(|config| config.synchronous == Synchronous::Impossible)
     {
-        return Finding::new(Matter::StopsWrites, "one-node-write mode, but the primary is not configured for it")
+        return Finding::new(Impact::StopsWrites, "one-node-write mode, but the primary is not configured for it")
             .why(format!("the configuration of the sitter of {name} does not have `one_node_write_mode = true`"))
             .risk(alone)
             .next("set that and restart the sitter; or leave the mode with `manatee-adm set-onwm -m off`");
@@ -117,13 +117,13 @@ fn one_node_write(cluster: &Cluster) -> Finding {
             let names: Vec<_> = others.iter().map(|active| active.peer.zone_id.as_str()).collect();
             format!("wait until {} has copied the data and follows; see below", names.join(" or "))
         };
-        return Finding::new(Matter::StopsFailover, "one-node-write mode ends as soon as another peer follows")
+        return Finding::new(Impact::StopsFailover, "one-node-write mode ends as soon as another peer follows")
             .why("an operator asked for it with `manatee-adm set-onwm -m off`")
             .risk(alone)
             .next(next);
     }
     Finding::new(
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         format!("one-node-write mode: {name} accepts writes alone, the others stay out"),
     )
     .why(freeze::told(&cluster.state).unwrap_or_default())
@@ -140,7 +140,7 @@ fn promotion(cluster: &Cluster, promote: &Promote) -> Finding {
         Some(super::lost::said(status))
     };
     if expired {
-        return Finding::new(Matter::Note, format!("a request to promote {name} has expired"))
+        return Finding::new(Impact::Note, format!("a request to promote {name} has expired"))
             .why("nobody could act on it in time; the primary removes it, but has not")
             .next("`manatee-adm clear-promote`");
     }
@@ -148,7 +148,7 @@ fn promotion(cluster: &Cluster, promote: &Promote) -> Finding {
         manatee_shared::cluster::PromoteRole::Sync => promote.id,
         manatee_shared::cluster::PromoteRole::Async => cluster.state.primary.id,
     };
-    Finding::new(Matter::Note, format!("a promotion of {name} is pending until {:.0}", promote.expire_time))
+    Finding::new(Impact::Note, format!("a promotion of {name} is pending until {:.0}", promote.expire_time))
         .why(reason(actor).unwrap_or_default())
         .next("wait, or take it back with `manatee-adm clear-promote`")
 }

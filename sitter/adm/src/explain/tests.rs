@@ -83,17 +83,17 @@ fn gate(evidence: &mut Evidence, number: u8, gate: Gate) {
 
 /// The finding about `what`, with its parts as one text.
 #[track_caller]
-fn finding(evidence: &Evidence, what: &str) -> (Matter, String) {
+fn finding(evidence: &Evidence, what: &str) -> (Impact, String) {
     let report = explain(evidence);
     let found = report.findings.iter().find(|finding| finding.what.contains(what));
     let Some(found) = found else { panic!("nothing about `{what}`:\n{}", report.text()) };
-    (found.matter, format!("{} | {} | {}", found.why.clone().unwrap_or_default(), found.risk, found.next))
+    (found.impact, format!("{} | {} | {}", found.why.clone().unwrap_or_default(), found.risk, found.next))
 }
 
 #[track_caller]
-fn finds(evidence: &Evidence, what: &str, matter: Matter, words: &[&str]) {
+fn finds(evidence: &Evidence, what: &str, impact: Impact, words: &[&str]) {
     let (found, text) = finding(evidence, what);
-    assert_eq!(found, matter, "{what}");
+    assert_eq!(found, impact, "{what}");
     for word in words {
         assert!(text.contains(word), "`{word}` is not in: {text}");
     }
@@ -139,7 +139,7 @@ fn frozen() {
     finds(
         &evidence,
         "is frozen",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &["2026-01-01T00:00:00Z: move", "`manatee-adm unfreeze`, when"],
     );
     gone(&mut evidence, 1);
@@ -149,8 +149,8 @@ fn frozen() {
         "the primary's election node is gone; no takeover: the shard is frozen",
         BlockerCode::Frozen,
     );
-    finds(&evidence, "is frozen", Matter::StopsWrites, &["waiting for its end: the primary's", "at once, and once"]);
-    finds(&evidence, "does not take over", Matter::StopsWrites, &["`manatee-adm unfreeze`; or"]);
+    finds(&evidence, "is frozen", Impact::StopsWrites, &["waiting for its end: the primary's", "at once, and once"]);
+    finds(&evidence, "does not take over", Impact::StopsWrites, &["`manatee-adm unfreeze`; or"]);
     assert_eq!(explain(&evidence).writable, None);
 }
 
@@ -159,9 +159,9 @@ fn no_async() {
     let mut evidence = evidence();
     change(&mut evidence, |state| state.async_peers.clear());
     evidence.view.active.remove(&peer(3).id);
-    finds(&evidence, "there is no async", Matter::StopsFailover, &["start another peer"]);
+    finds(&evidence, "there is no async", Impact::StopsFailover, &["start another peer"]);
     change(&mut evidence, |state| state.deposed = vec![peer(3)]);
-    finds(&evidence, "there is no async", Matter::StopsFailover, &["bring back 09957297"]);
+    finds(&evidence, "there is no async", Impact::StopsFailover, &["bring back 09957297"]);
     gone(&mut evidence, 1);
     is_blocked(
         &mut evidence,
@@ -169,7 +169,7 @@ fn no_async() {
         "the primary is suspected by several peers: it is silent; no takeover: no async is alive to become the sync",
         BlockerCode::NoAsync,
     );
-    finds(&evidence, "does not take over", Matter::StopsWrites, &["bring back the primary or any other peer"]);
+    finds(&evidence, "does not take over", Impact::StopsWrites, &["bring back the primary or any other peer"]);
 }
 
 #[test]
@@ -182,13 +182,13 @@ fn the_sync_lacks_what_the_generation_began_with() {
             .map(|lsn| manatee_shared::lsn::WalPosition { timeline: manatee_shared::lsn::Timeline(1), lsn })
             .unwrap(),
     );
-    finds(&evidence, "may not take over", Matter::StopsFailover, &["nothing, while the primary lives", "caught up"]);
+    finds(&evidence, "may not take over", Impact::StopsFailover, &["nothing, while the primary lives", "caught up"]);
     standby_of(&mut evidence, 2).streaming = false;
     gone(&mut evidence, 1);
     finds(
         &evidence,
         "may not take over",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &[
             "acknowledged writes, if the data of bb348824",
             "began at 0/071FEDF8",
@@ -202,13 +202,13 @@ fn the_sync_lacks_what_the_generation_began_with() {
 fn a_lost_state() {
     let mut lost = evidence();
     lost.view.state = StateNode::Absent;
-    finds(&lost, "not its history", Matter::StopsFailover, &["it makes bb348824-97cd-4c37-9f47-e07bc3e7af53 primary"]);
+    finds(&lost, "not its history", Impact::StopsFailover, &["it makes bb348824-97cd-4c37-9f47-e07bc3e7af53 primary"]);
     let mut wiped = lost.clone();
     (wiped.last, wiped.view.has_history) = (None, Some(false));
     finds(
         &wiped,
         "state and history are gone",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &[
             "bb348824-97cd-4c37-9f47-e07bc3e7af53 is at 0/671FEDF8 on timeline 1",
             "not registered are not looked at",
@@ -217,14 +217,14 @@ fn a_lost_state() {
     );
     let mut corrupt = evidence();
     corrupt.view.state = StateNode::Corrupt { version: 4, problem: "expected value".to_owned() };
-    finds(&corrupt, "cannot be used", Matter::StopsFailover, &["expected value", "zk-state", "state-backfill"]);
+    finds(&corrupt, "cannot be used", Impact::StopsFailover, &["expected value", "zk-state", "state-backfill"]);
     status(&mut corrupt, 1).newest_generation = Some(9);
     let mut old = evidence();
     status(&mut old, 3).newest_generation = Some(9);
     finds(
         &old,
         "is an old one: generation 3, after 9",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &["do not obey the old state", "state-backfill"],
     );
 }
@@ -237,7 +237,7 @@ fn not_set_up_yet() {
     evidence.answers.retain(|id, _| *id == peer(1).id);
     status(&mut evidence, 1).local.data = Data::Absent;
     says(&mut evidence, 1, "waiting for another");
-    finds(&evidence, "no state yet; 1 peers", Matter::StopsWrites, &["waiting for another", "at least two peers"]);
+    finds(&evidence, "no state yet; 1 peers", Impact::StopsWrites, &["waiting for another", "at least two peers"]);
     assert_eq!(explain(&evidence).writable, Some(false));
 }
 
@@ -282,10 +282,10 @@ fn a_peer_that_zookeeper_refuses_is_told_once() {
     let mut evidence = evidence();
     status(&mut evidence, 2).unready = vec![unauthorized()];
     let words = ["not authorized", "zookeeper.auth_file", "cdrwa"];
-    finds(&evidence, "is not ready for a takeover: its rights in ZooKeeper", Matter::StopsFailover, &words);
+    finds(&evidence, "is not ready for a takeover: its rights in ZooKeeper", Impact::StopsFailover, &words);
     assert!(!explain(&evidence).summary.contains("healthy"));
     evidence.view.active.remove(&peer(2).id);
-    finds(&evidence, "not registered", Matter::StopsWrites, &words);
+    finds(&evidence, "not registered", Impact::StopsWrites, &words);
     let told = explain(&evidence).text();
     assert_eq!(told.matches("not authorized").count(), 1, "{told}");
 }
@@ -298,7 +298,7 @@ fn sessions_and_registrations() {
     finds(
         &evidence,
         "not registered",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &["session with ZooKeeper is disconnected", "from 10.0.0.3 to ZooKeeper"],
     );
     evidence.answers.insert(peer(2).id, Err("timed out".to_owned()));
@@ -306,18 +306,18 @@ fn sessions_and_registrations() {
     finds(
         &evidence,
         "does not answer; its PostgreSQL goes on",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &["timed out", "WAL still streams", "http://10.0.0.2:12345"],
     );
     detach_sync(&mut evidence);
     finds(
         &evidence,
         "is registered, but its sitter does not answer",
-        Matter::StopsWrites,
+        Impact::StopsWrites,
         &["timed out", "http://10.0.0.2:12345"],
     );
     status(&mut evidence, 3).stopping = true;
-    finds(&evidence, "being stopped", Matter::StopsFailover, &["start it again"]);
+    finds(&evidence, "being stopped", Impact::StopsFailover, &["start it again"]);
 }
 
 #[test]
@@ -327,16 +327,16 @@ fn data_that_is_not_the_shards() {
     finds(
         &evidence,
         "data of another cluster",
-        Matter::StopsFailover,
+        Impact::StopsFailover,
         &["identifier is 8, the shard's is 7", "move its data directory away"],
     );
     status(&mut evidence, 3).local.data = Data::Unusable("PostgreSQL 14".to_owned());
-    finds(&evidence, "cannot be used", Matter::StopsFailover, &["PostgreSQL 14"]);
+    finds(&evidence, "cannot be used", Impact::StopsFailover, &["PostgreSQL 14"]);
     status(&mut evidence, 3).local.data = Data::Incomplete;
     status(&mut evidence, 3).in_flight = Some(ActionKind::Bootstrap.into());
-    finds(&evidence, "is copying its data", Matter::StopsFailover, &["wait until the copy is done"]);
+    finds(&evidence, "is copying its data", Impact::StopsFailover, &["wait until the copy is done"]);
     status(&mut evidence, 1).local.data = Data::Absent;
-    finds(&evidence, "has lost its data", Matter::StopsWrites, &["the sync takes over"]);
+    finds(&evidence, "has lost its data", Impact::StopsWrites, &["the sync takes over"]);
 }
 
 #[test]
@@ -344,11 +344,11 @@ fn gates() {
     let mut evidence = evidence();
     gate(&mut evidence, 1, Gate::Closed);
     says(&mut evidence, 1, "the gate is closed until the sync has everything");
-    finds(&evidence, "lets no clients in", Matter::StopsWrites, &["opens by itself"]);
+    finds(&evidence, "lets no clients in", Impact::StopsWrites, &["opens by itself"]);
     assert_eq!(explain(&evidence).writable, Some(false));
     gate(&mut evidence, 1, Gate::Open);
     gate(&mut evidence, 3, Gate::Closed);
-    finds(&evidence, "lets no readers in yet", Matter::Degrades, &["does not yet show"]);
+    finds(&evidence, "lets no readers in yet", Impact::Degrades, &["does not yet show"]);
     assert_eq!(explain(&evidence).writable, Some(true));
 }
 
@@ -360,16 +360,16 @@ fn deposed_peers() {
     let down = Server::Down { crashed: false, standby: false };
     evidence.answers.insert(peer(4).id, answer(down));
     says(&mut evidence, 4, "rejoining");
-    finds(&evidence, "is deposed", Matter::Degrades, &["its sitter says: rejoining", "returns as async by itself"]);
+    finds(&evidence, "is deposed", Impact::Degrades, &["its sitter says: rejoining", "returns as async by itself"]);
     failed(&mut evidence, 4, "pg_rewind: could not open file: No space left on device", Some(FailureKind::DiskFull));
-    finds(&evidence, "is deposed", Matter::Degrades, &["failed 3 times: pg_rewind", "free disk space on 10.0.0.4"]);
+    finds(&evidence, "is deposed", Impact::Degrades, &["failed 3 times: pg_rewind", "free disk space on 10.0.0.4"]);
     failed(&mut evidence, 4, "something else", None);
-    finds(&evidence, "is deposed", Matter::Degrades, &["on 10.0.0.4: `manatee-adm rebuild`"]);
+    finds(&evidence, "is deposed", Impact::Degrades, &["on 10.0.0.4: `manatee-adm rebuild`"]);
     status(&mut evidence, 4).settings.manual_rejoin = true;
     status(&mut evidence, 4).last_failure = None;
-    finds(&evidence, "is deposed", Matter::Degrades, &["`manatee-adm rebuild`"]);
+    finds(&evidence, "is deposed", Impact::Degrades, &["`manatee-adm rebuild`"]);
     gone(&mut evidence, 4);
-    finds(&evidence, "peer4 is gone", Matter::Degrades, &["`manatee-adm reap`"]);
+    finds(&evidence, "peer4 is gone", Impact::Degrades, &["`manatee-adm reap`"]);
 }
 
 #[test]
@@ -380,13 +380,13 @@ fn a_postgresql_that_does_not_run() {
     finds(
         &evidence,
         "down after a crash",
-        Matter::StopsWrites,
+        Impact::StopsWrites,
         &["start failed 3 times", "free disk space on 10.0.0.1"],
     );
     failed(&mut evidence, 1, "exited with 1", None);
-    finds(&evidence, "down after a crash", Matter::StopsWrites, &["PostgreSQL's log"]);
+    finds(&evidence, "down after a crash", Impact::StopsWrites, &["PostgreSQL's log"]);
     status(&mut evidence, 3).local.server = Server::Hung { for_ms: 20_000 };
-    finds(&evidence, "that is not answering", Matter::StopsFailover, &["its sitter starts it"]);
+    finds(&evidence, "that is not answering", Impact::StopsFailover, &["its sitter starts it"]);
 }
 
 #[test]
@@ -406,14 +406,14 @@ fn standbys_that_do_not_follow() {
     ] {
         let upstream = Unready { need: Need::Upstream, detail: detail.to_owned(), kind };
         status(&mut evidence, 3).unready = Some(upstream).filter(|_| !detail.is_empty()).into_iter().collect();
-        finds(&evidence, "does not stream from a376df2b", Matter::StopsFailover, &[detail, words]);
+        finds(&evidence, "does not stream from a376df2b", Impact::StopsFailover, &[detail, words]);
         let (_, text) = finding(&evidence, "does not stream from a376df2b");
         assert_eq!(text.contains("network"), detail.contains("No route"), "{text}");
     }
     standby_of(&mut evidence, 3).cannot_follow = Some("forked off".to_owned());
-    finds(&evidence, "cannot follow a376df2b", Matter::StopsFailover, &["forked off", "brings the data back in line"]);
+    finds(&evidence, "cannot follow a376df2b", Impact::StopsFailover, &["forked off", "brings the data back in line"]);
     status(&mut evidence, 3).settings.manual_rejoin = true;
-    finds(&evidence, "cannot follow a376df2b", Matter::StopsFailover, &["on 10.0.0.3: `manatee-adm rebuild`"]);
+    finds(&evidence, "cannot follow a376df2b", Impact::StopsFailover, &["on 10.0.0.3: `manatee-adm rebuild`"]);
 }
 
 #[test]
@@ -425,16 +425,16 @@ fn one_node_write_mode() {
         state.async_peers.clear();
     });
     gate(&mut evidence, 1, Gate::Open);
-    finds(&evidence, "not configured for it", Matter::StopsWrites, &["`one_node_write_mode = true`"]);
+    finds(&evidence, "not configured for it", Impact::StopsWrites, &["`one_node_write_mode = true`"]);
     let status = status(&mut evidence, 1);
     status.settings.one_node_write_mode = true;
     status.local.config.as_mut().unwrap().synchronous = Synchronous::Nobody;
-    finds(&evidence, "accepts writes alone", Matter::StopsFailover, &["exists once", "set-onwm -m off"]);
+    finds(&evidence, "accepts writes alone", Impact::StopsFailover, &["exists once", "set-onwm -m off"]);
     assert_eq!(explain(&evidence).writable, Some(true));
     assert!(explain(&evidence).findings.iter().all(|finding| !finding.what.contains("is frozen")));
-    finds(&evidence, "not in the chain", Matter::Note, &["after `manatee-adm set-onwm -m off`"]);
+    finds(&evidence, "not in the chain", Impact::Note, &["after `manatee-adm set-onwm -m off`"]);
     change(&mut evidence, |state| state.set_leaves_one_node_write_mode(true));
-    finds(&evidence, "ends as soon as", Matter::StopsFailover, &["wait until a376df2b"]);
+    finds(&evidence, "ends as soon as", Impact::StopsFailover, &["wait until a376df2b"]);
 }
 
 #[test]
@@ -449,9 +449,9 @@ fn requests_to_promote() {
     };
     change(&mut evidence, |state| state.promote = Some(request(30)));
     says(&mut evidence, 2, "an operator asked for it; no takeover: received less");
-    finds(&evidence, "is pending until", Matter::Note, &["received less", "clear-promote"]);
+    finds(&evidence, "is pending until", Impact::Note, &["received less", "clear-promote"]);
     change(&mut evidence, |state| state.promote = Some(request(-1)));
-    finds(&evidence, "has expired", Matter::Note, &["clear-promote"]);
+    finds(&evidence, "has expired", Impact::Note, &["clear-promote"]);
 }
 
 #[test]
@@ -460,7 +460,7 @@ fn json_has_the_same() {
     gone(&mut evidence, 3);
     let json = serde_json::to_value(explain(&evidence)).unwrap();
     assert_eq!((&json["shard"], &json["writable"]), (&"1.moray".into(), &true.into()));
-    assert_eq!(json["findings"][0]["matter"], "stops-failover");
+    assert_eq!(json["findings"][0]["impact"], "stops-failover");
     for key in ["what", "why", "risk", "next"] {
         assert!(json["findings"][0][key].is_string(), "{key}");
     }
@@ -475,7 +475,7 @@ fn settings_that_were_loosened_put_writes_at_risk() {
     finds(
         &evidence,
         "only Manatee may change",
-        Matter::LosesWrites,
+        Impact::LosesWrites,
         &["synchronous_standby_names is ''", "on this host alone", "pg_settings"],
     );
     let report = explain(&evidence);
@@ -483,7 +483,7 @@ fn settings_that_were_loosened_put_writes_at_risk() {
     assert!(report.summary.contains("NOT all of them safely"), "{}", report.summary);
     assert!(!report.text().contains("at risk: nothing"), "{}", report.text());
     status(&mut evidence, 1).local.loosened = vec!["restart_after_crash is 'on'".to_owned()];
-    finds(&evidence, "only Manatee may change", Matter::StopsFailover, &["nothing that was acknowledged"]);
+    finds(&evidence, "only Manatee may change", Impact::StopsFailover, &["nothing that was acknowledged"]);
 }
 
 #[test]
@@ -492,7 +492,7 @@ fn settings_that_were_put_right_are_told_for_a_while() {
     let settings = vec!["fsync is 'off'".to_owned()];
     let breach = BreachStatus { breach: Breach { settings, lasted_ms: 80 }, ago_ms: 5_000 };
     status(&mut evidence, 1).breach = Some(breach);
-    finds(&evidence, "ran for 80 ms, until 5 s ago", Matter::Note, &["fsync is 'off'", "put them right"]);
+    finds(&evidence, "ran for 80 ms, until 5 s ago", Impact::Note, &["fsync is 'off'", "put them right"]);
 }
 
 #[test]
@@ -502,7 +502,7 @@ fn roles_whose_commits_do_not_wait_are_named_with_the_remedy() {
     finds(
         &evidence,
         "do not wait for the sync",
-        Matter::LosesWrites,
+        Impact::LosesWrites,
         &["ALTER ROLE app SET", "`ALTER ROLE app RESET synchronous_commit`"],
     );
 }
@@ -527,7 +527,7 @@ fn a_peer_that_could_not_take_over_is_never_healthy() {
     ] {
         let mut evidence = evidence();
         status(&mut evidence, 2).unready = vec![Unready { need, detail: detail.to_owned(), kind: None }];
-        finds(&evidence, "is not ready for a takeover", Matter::StopsFailover, &[detail, words, "next failover"]);
+        finds(&evidence, "is not ready for a takeover", Impact::StopsFailover, &[detail, words, "next failover"]);
         assert!(!explain(&evidence).summary.contains("healthy"), "{need:?}");
     }
 }
@@ -581,7 +581,7 @@ fn a_change_that_goes_through_the_shard_in_the_wrong_order_is_told_with_the_righ
     standby_of(&mut evidence, 2).replay = Replay { paused: true, short_of, ..Replay::default() };
     let detail = "max_connections = 100 is lower than its primary's 200";
     status(&mut evidence, 2).unready = vec![Unready { need: Need::Replay, detail: detail.to_owned(), kind: None }];
-    finds(&evidence, "has less than its primary", Matter::StopsFailover, &[detail, "restarts PostgreSQL"]);
+    finds(&evidence, "has less than its primary", Impact::StopsFailover, &[detail, "restarts PostgreSQL"]);
     for (runs, what, next) in [
         (200, "less than its primary has", "lower it on the primary first"),
         (50, "a higher setting yet", "on the standbys"),
@@ -589,7 +589,7 @@ fn a_change_that_goes_through_the_shard_in_the_wrong_order_is_told_with_the_righ
         let mut evidence = self::evidence();
         status(&mut evidence, 2).overridden = vec![Override { setting, runs, configured: 100 }];
         status(&mut evidence, 2).unready = vec![Unready { need: Need::Capacities, detail: String::new(), kind: None }];
-        finds(&evidence, what, Matter::Degrades, &["instead of the configured 100", next]);
+        finds(&evidence, what, Impact::Degrades, &["instead of the configured 100", next]);
     }
 }
 
@@ -605,7 +605,7 @@ fn what_keeps_a_server_from_starting_has_its_remedy() {
         let mut evidence = evidence();
         status(&mut evidence, 2).local.server = Server::Down { crashed: true, standby: true };
         failed(&mut evidence, 2, problem, kind);
-        finds(&evidence, "down after a crash", Matter::StopsWrites, &[problem, words]);
+        finds(&evidence, "down after a crash", Impact::StopsWrites, &[problem, words]);
     }
 }
 

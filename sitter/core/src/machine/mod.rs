@@ -21,8 +21,9 @@ pub mod view;
 
 mod first_setup;
 mod hand_over;
-mod lone;
+
 mod membership;
+mod one_node_write;
 mod primary;
 mod replace;
 mod standby;

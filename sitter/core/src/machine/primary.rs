@@ -15,7 +15,7 @@ use super::membership::join;
 use super::replace;
 use super::situation::{Promotion, Situation, act, wait};
 use super::standby::restart_with_more;
-use super::{followers, hand_over, lone, membership, returning, suspicion};
+use super::{followers, hand_over, membership, one_node_write, returning, suspicion};
 use crate::reason::{Reason, SyncPlan};
 
 /// A hung PostgreSQL that nobody can take over from is restarted after this long (ms).
@@ -141,7 +141,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
             desired.synchronous = both;
         }
     }
-    let coming = lone::coming_sync(situation, primary);
+    let coming = one_node_write::coming_sync(situation, primary);
     if let Some(new) = coming {
         desired.synchronous = Synchronous::Peer(new);
     }
@@ -163,7 +163,7 @@ fn running(situation: Situation<'_>, primary: &PrimaryStatus) -> Decision {
         return wait(Reason::ReplacementSettles(plan));
     }
     if let Some(new) = coming {
-        return lone::leave(situation, primary, new);
+        return one_node_write::leave(situation, primary, new);
     }
     if let Some(decision) = hand_over::prepare(situation) {
         return decision;

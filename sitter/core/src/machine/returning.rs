@@ -154,14 +154,14 @@ fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
         // An operator has decided that it goes on from where it is, alone.
         return None;
     }
-    let has_beginning = match Promotion::of(state) {
+    let contains_init_wal = match Promotion::of(state) {
         Some(Promotion { at: Some(at), .. }) => end.contains(at),
         // init_wal may lie inside a record, where no history of ours comes by.
         Some(promotion) if end.position.timeline == promotion.timeline => true,
         // Also of one that somebody promoted by hand before it was promoted.
         _ => state.init_position().map_or(end.position.lsn >= state.init_wal, |init| end.contains(init)),
     };
-    if !has_beginning {
+    if !contains_init_wal {
         return Some(Shortfall::EndsBefore(end.position));
     }
     beyond(situation, end)

@@ -71,7 +71,7 @@ impl Promotion {
 
 /// Whether `standby` has on disk everything that was acknowledged before the generation of `state`, on the path that
 /// the generation's primary is on: its sync may take over then (rule 4).
-pub fn has_beginning(state: &ClusterState, standby: &StandbyStatus) -> bool {
+pub fn contains_init_wal(state: &ClusterState, standby: &StandbyStatus) -> bool {
     let Some(received) = standby.received else { return false };
     let contains = |wanted| standby.history.contains(received, wanted);
     let promoted_at = Promotion::of(state).and_then(|promotion| promotion.at);
@@ -153,7 +153,7 @@ impl<'a> Situation<'a> {
     /// Whether `standby` has on disk everything that was acknowledged before this generation
     /// (rule 4), on the path that the generation's primary is on.
     pub(super) fn is_caught_up(&self, standby: &StandbyStatus) -> bool {
-        has_beginning(self.state, standby)
+        contains_init_wal(self.state, standby)
     }
 
     /// A peer of this shard that has seen a later generation than this state's: either the change is about

@@ -14,7 +14,7 @@ use super::postgres::{Process, number, peer_id};
 use super::world::{SESSION_MS, World};
 use crate::machine::action::{Action, ShardAction};
 use crate::machine::local::{Data, Server, Synchronous};
-use crate::machine::situation::{Promotion, TIMELINES_APART, has_beginning};
+use crate::machine::situation::{Promotion, TIMELINES_APART, contains_init_wal};
 
 /// How often disks are saved, and how many times.
 const SAVED_EVERY_MS: u64 = 500;
@@ -385,7 +385,7 @@ impl World {
         // The sync could not take over from this generation yet, or not before it has streamed again.
         let sync = state.sync_peer.as_ref().map(|sync| number(sync.id)).filter(|sync| *sync != host);
         let sync = sync.map(|sync| self.hosts[sync].postgres.observe(self.now));
-        let able = matches!(&sync, Some(Server::Standby(standby)) if has_beginning(state, standby));
+        let able = matches!(&sync, Some(Server::Standby(standby)) if contains_init_wal(state, standby));
         let behind = number(state.primary.id) == host && !able;
         let alone = takes_over || behind || others().any(|other| is_by_hand(other) || other.promotes.is_some());
         if lost.is_none() || alone || !is_prefix || !all_have_more || !others().any(has_all) {

@@ -131,13 +131,13 @@ async fn every_rung_holds_on_real_divergence_and_leads_to_the_next_when_interrup
     assert_eq!(other.aside(), 1, "what diverged is set aside");
     other.follows(&primary).await;
 
-    // Rollback by itself. A sync must not: it is condemned instead.
+    // Rollback by itself. A sync must not: it is marked instead.
     rolls_back(&other, &primary).await;
     let list = snapshots.list().await.unwrap();
     assert!(list.contains(&before), "{list:?}");
     other.diverges(&primary).await;
     let as_sync = again(|| other.data.rejoin(primary.id, Rung::Rollback, None, false)).await;
-    assert_eq!(as_sync, Rejoined::Condemned);
+    assert_eq!(as_sync, Rejoined::NeedsCopy);
     assert_eq!(other.postgres.local().borrow().data, Data::Incomplete);
 
     // What changed since the snapshot that both have; first from a source that breaks off, then from one that is not

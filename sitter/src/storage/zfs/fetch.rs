@@ -37,13 +37,13 @@ struct Transfer {
 }
 
 /// The right to receive, for as long as anybody has a clone of it.
-type Turn = Arc<OwnedMutexGuard<()>>;
+type StagingGuard = Arc<OwnedMutexGuard<()>>;
 
 /// `zfs receive`. Dropping this ends it, in the background: one that is killed still writes out what it has taken, and
 /// moves the point to resume from, before it is gone. Its turn lasts until then.
 struct Receiver {
     child: Option<Child>,
-    turn: Turn,
+    turn: StagingGuard,
 }
 
 impl Drop for Receiver {
@@ -114,7 +114,7 @@ async fn resumable(zfs: &Zfs, source: &Source) -> Result<Option<String>, Error> 
     Ok(properties.remove("receive_resume_token"))
 }
 
-async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &Turn) -> Result<CopyMethod, Refusal> {
+async fn pull(zfs: &Zfs, source: &Source, resume: Option<String>, turn: &StagingGuard) -> Result<CopyMethod, Refusal> {
     let resumes = resume.is_some();
     let fail = Refusal::NotFit;
     let mut snapshots = Vec::new();
@@ -173,7 +173,7 @@ async fn receive(
     source: PeerId,
     mut incoming: Incoming,
     method: CopyMethod,
-    turn: &Turn,
+    turn: &StagingGuard,
 ) -> Result<(), Error> {
     let copying = zfs.progress.begin(Begin {
         source,
@@ -196,7 +196,7 @@ async fn receive(
 }
 
 /// From the network into `zfs receive`. Dropping this ends it.
-async fn pump(zfs: &Zfs, incoming: &mut Incoming, turn: &Turn, completed: impl Fn(u64)) -> Result<(), Error> {
+async fn pump(zfs: &Zfs, incoming: &mut Incoming, turn: &StagingGuard, completed: impl Fn(u64)) -> Result<(), Error> {
     let program = zfs.commands.program();
     let open = zfs.commands.is_open().await?;
     let mut command = std::process::Command::new(&program);

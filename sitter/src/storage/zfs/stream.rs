@@ -45,7 +45,7 @@ pub(crate) struct Holds {
 
 /// A snapshot is held as long as this lives.
 #[derive(Debug)]
-struct Hold {
+struct HoldGuard {
     holds: Holds,
     snapshot: String,
 }
@@ -55,7 +55,7 @@ impl Holds {
         Self { commands, counts: Arc::default() }
     }
 
-    async fn hold(&self, snapshot: &str) -> Result<Hold, Error> {
+    async fn hold(&self, snapshot: &str) -> Result<HoldGuard, Error> {
         let mut counts = self.counts.lock().await;
         let count = counts.entry(snapshot.to_owned()).or_default();
         if *count == 0 {
@@ -67,7 +67,7 @@ impl Holds {
             }
         }
         *count += 1;
-        Ok(Hold { holds: self.clone(), snapshot: snapshot.to_owned() })
+        Ok(HoldGuard { holds: self.clone(), snapshot: snapshot.to_owned() })
     }
 
     /// Gives up the hold of a process before us.
@@ -92,7 +92,7 @@ impl Holds {
     }
 }
 
-impl Drop for Hold {
+impl Drop for HoldGuard {
     fn drop(&mut self) {
         let (holds, snapshot) = (self.holds.clone(), std::mem::take(&mut self.snapshot));
         // Without a runtime the process ends, and the next start releases it.
@@ -115,7 +115,7 @@ struct Offer {
     size: Option<u64>,
     /// `zfs send` and its options.
     arguments: Vec<String>,
-    holds: Vec<Hold>,
+    holds: Vec<HoldGuard>,
 }
 
 /// Begins to send what was asked for.
@@ -239,7 +239,7 @@ struct Pump {
     stdout: ChildStdout,
     said: tokio::task::JoinHandle<String>,
     buffer: BytesMut,
-    _holds: Vec<Hold>,
+    _holds: Vec<HoldGuard>,
 }
 
 fn begin(commands: &Commands, offer: Offer) -> Result<Outgoing, Error> {
