@@ -11,10 +11,10 @@ use tokio_util::task::TaskTracker;
 use crate::admin::console::Console;
 use crate::auth::Gatekeeper;
 use crate::config::Config;
-use crate::crew::{Action, Target};
 use crate::own_role::OwnRole;
 use crate::pool::HeldTotals;
 use crate::pool::control::Scope;
+use crate::session_threads::{SessionTarget, ThreadAction};
 use crate::shards::Shards;
 use crate::tls::servers::Servers;
 
@@ -58,8 +58,8 @@ impl ProxyContext {
     /// The end: all clients that are still here are told so (57P01), whatever they are doing.
     pub async fn send_everybody_away(&self) {
         self.stop();
-        let everybody = Target { shard: None, scope: Scope::All };
-        self.console.crew().order(Action::Kill(everybody)).await;
+        let everybody = SessionTarget { shard: None, scope: Scope::All };
+        self.console.threads().order(ThreadAction::Kill(everybody)).await;
         let begun = Instant::now();
         while self.connections() > 0 && begun.elapsed() < GOODBYE_LIMIT {
             tokio::time::sleep(GOODBYE_INTERVAL).await;

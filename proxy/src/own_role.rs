@@ -75,7 +75,7 @@ impl OwnRole {
         }
     }
 
-    /// The passwords to try, the likeliest first.
+    /// The passwords to try, the candidate_nodes first.
     pub(crate) fn attempts(&self) -> impl Iterator<Item = Attempt> {
         let passwords = self.passwords.load_full();
         let (first, count) = (passwords.accepted.load(Ordering::Relaxed), passwords.all.len());

@@ -25,31 +25,31 @@ use arc_swap::ArcSwap;
 use manatee_shared::ids::ShardName;
 
 use crate::admin::{self, console::Console};
-use crate::auth::{Admission, Client, Entrance, Gatekeeper, Opened, Policy, Progress, login, random};
+use crate::auth::{Admission, Client, Gatekeeper, ListenerRole, Opened, Policy, Progress, login, random};
 use crate::cancel::Registry;
 use crate::cancel::fleet::Fleet;
 use crate::config::Config;
 use crate::context::ProxyContext;
-use crate::crew::{Action, Crew, Order, Target};
 use crate::error::ProxyError;
 use crate::pool::Worker;
+use crate::session_threads::{SessionTarget, SessionThreads, ThreadAction, ThreadCommand};
 use crate::shards::{self, Background, Shard, Shards};
 use crate::tls::{Certificates, ClientStream};
 use crate::topology::monitor;
 use crate::{driver, metrics, relay};
 
 pub mod background;
-mod follow;
 pub mod listen;
+mod login_queue;
 mod neighbours;
-mod pending;
 mod reload;
 pub mod run;
+mod shard_discovery;
 mod share;
 mod successor;
 
 use listen::{Accepted, Incoming};
-use pending::{Pending, Ticket};
+use login_queue::{LoginQueue, LoginSlotGuard};
 use share::settings;
 
 /// Accepted sockets that may wait for one thread.
@@ -109,7 +109,7 @@ impl Proxy {
 struct Arrival {
     socket: Accepted,
     address: SocketAddr,
-    entrance: Entrance,
+    entrance: ListenerRole,
     place: Place,
 }
 
@@ -153,7 +153,7 @@ impl Workers {
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let (sender, arrivals) = mpsc::channel(MAX_WAITING);
-            let (member, orders) = Crew::channel();
+            let (member, orders) = SessionThreads::channel();
             members.push(member);
             let seed = u64::from_ne_bytes(random()?);
             let shared = shared.clone();
@@ -172,13 +172,19 @@ impl Workers {
             is_built.recv()??;
             threads.push((sender, Arc::new(AtomicUsize::new(0))));
         }
-        shared.console.set_crew(Crew::new(members));
+        shared.console.set_threads(SessionThreads::new(members));
         Ok(Self { threads: threads.into() })
     }
 
     /// Hands a connection to the thread with the fewest, or to another if that one is behind. Waits if
     /// all are: what is not accepted stays in the backlog, and nobody is turned away.
-    async fn hand_over(&self, shared: &Arc<ProxyContext>, socket: Accepted, address: SocketAddr, entrance: Entrance) {
+    async fn hand_over(
+        &self,
+        shared: &Arc<ProxyContext>,
+        socket: Accepted,
+        address: SocketAddr,
+        entrance: ListenerRole,
+    ) {
         let mut threads: Vec<_> = self.threads.iter().collect();
         threads.sort_by_key(|(_, count)| count.load(Ordering::Relaxed));
         let with_room = threads.iter().find(|(sender, _)| sender.capacity() > 0);
@@ -202,7 +208,7 @@ struct Thread {
     index: usize,
     shared: Arc<ProxyContext>,
     workers: RefCell<BTreeMap<ShardName, Rc<Worker>>>,
-    pending: Rc<Pending>,
+    pending: Rc<LoginQueue>,
     seed: u64,
 }
 
@@ -222,7 +228,7 @@ impl Thread {
         );
         let threads = neighbours::ThreadsOf { console: self.shared.console.clone(), shard: shard.name.clone() };
         let threads = Arc::new(threads);
-        shard.greetings.join(threads.clone());
+        shard.parameters.join(threads.clone());
         worker.join(threads, self.shared.held.clone());
         let maintenance = tokio::task::spawn_local(worker.clone().maintain());
         tokio::task::spawn_local(async move {
@@ -246,7 +252,7 @@ async fn work(
     index: usize,
     shared: Arc<ProxyContext>,
     mut arrivals: mpsc::Receiver<Arrival>,
-    mut orders: mpsc::Receiver<Order>,
+    mut orders: mpsc::Receiver<ThreadCommand>,
     seed: u64,
 ) {
     let thread = Rc::new(Thread { index, shared, workers: RefCell::default(), pending: Rc::default(), seed });
@@ -267,20 +273,20 @@ async fn work(
                 Some(arrival) => waiting = Some(arrival),
                 None => return,
             },
-            () = thread.pending.room(most), if waiting.is_some() => {
+            () = thread.pending.wait_for_slot(most), if waiting.is_some() => {
                 if let Some(arrival) = waiting.take() {
                     let ticket = thread.pending.enter(Instant::now());
                     tokio::task::spawn_local(receive(arrival, ticket, thread.clone()));
                 }
             }
-            Some(order) = orders.recv() => obey(order, index, &thread.workers.borrow()),
+            Some(order) = orders.recv() => handle_command(order, index, &thread.workers.borrow()),
         }
     }
 }
 
 /// Takes one connection from its first byte to its end; a session goes on by itself, for a login takes
 /// more memory than an idle client should have.
-async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
+async fn receive(arrival: Arrival, ticket: LoginSlotGuard, thread: Rc<Thread>) {
     let Arrival { socket, address, entrance, place } = arrival;
     let socket = match socket {
         Accepted::Tcp(socket) => TcpStream::from_std(socket).map(ClientStream::Plain),
@@ -295,7 +301,7 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
         ticket.set_silent(true);
         let progress = |progress| match progress {
             Progress::Spoke => ticket.set_silent(false),
-            Progress::Judged => ticket.settle(),
+            Progress::Judged => ticket.release(),
         };
         // Dropping a login closes its connection; nothing outlives it.
         tokio::select! {
@@ -341,33 +347,33 @@ async fn receive(arrival: Arrival, ticket: Ticket, thread: Rc<Thread>) {
 }
 
 /// Carries out what the thread is told.
-fn obey(order: Order, index: usize, workers: &BTreeMap<ShardName, Rc<Worker>>) {
+fn handle_command(order: ThreadCommand, index: usize, workers: &BTreeMap<ShardName, Rc<Worker>>) {
     // Whoever asked may not wait any more.
     match order {
-        Order::Report { all, reply } => {
+        ThreadCommand::Report { all, reply } => {
             let report =
                 |(shard, worker): (&ShardName, &Rc<Worker>)| (shard.clone(), worker.report(all, Instant::now()));
             let _ = reply.send(workers.iter().map(report).collect());
         }
-        Order::Do(action, reply) => {
-            let done = workers.iter().map(|(shard, worker)| act(action.clone(), index, shard, worker));
+        ThreadCommand::Do(action, reply) => {
+            let done = workers.iter().map(|(shard, worker)| apply_action(action.clone(), index, shard, worker));
             let _ = reply.send(done.sum());
         }
     }
 }
 
-fn act(action: Action, index: usize, shard: &ShardName, worker: &Worker) -> usize {
-    let meant = |target: &Target| target.shard.as_ref().is_none_or(|wanted| wanted == shard);
+fn apply_action(action: ThreadAction, index: usize, shard: &ShardName, worker: &Worker) -> usize {
+    let meant = |target: &SessionTarget| target.shard.as_ref().is_none_or(|wanted| wanted == shard);
     match action {
-        Action::Pause(target) if meant(&target) => worker.pause(&target.scope),
-        Action::Resume(target) if meant(&target) => return usize::from(worker.resume(&target.scope)),
-        Action::Release(target) if meant(&target) => return worker.close_idle_and_count_used(&target.scope),
-        Action::CountUsed(target, age) if meant(&target) => return worker.count_used(&target.scope, age),
-        Action::Reconnect(target) if meant(&target) => worker.reconnect(&target.scope),
-        Action::Kill(target) if meant(&target) => worker.kill(&target.scope),
-        Action::KillClient(id) => return usize::from(worker.kill_client(id)),
-        Action::MakeRoom(wanted, scarce) if wanted == *shard => return usize::from(worker.close_idlest(&scarce)),
-        Action::Reconfigure(config) => worker.reconfigure(settings(&config, index)),
+        ThreadAction::Pause(target) if meant(&target) => worker.pause(&target.scope),
+        ThreadAction::Resume(target) if meant(&target) => return usize::from(worker.resume(&target.scope)),
+        ThreadAction::Release(target) if meant(&target) => return worker.close_idle_and_count_used(&target.scope),
+        ThreadAction::CountUsed(target, age) if meant(&target) => return worker.count_used(&target.scope, age),
+        ThreadAction::Reconnect(target) if meant(&target) => worker.reconnect(&target.scope),
+        ThreadAction::Kill(target) if meant(&target) => worker.kill(&target.scope),
+        ThreadAction::KillClient(id) => return usize::from(worker.kill_client(id)),
+        ThreadAction::MakeRoom(wanted, scarce) if wanted == *shard => return usize::from(worker.close_idlest(&scarce)),
+        ThreadAction::Reconfigure(config) => worker.reconfigure(settings(&config, index)),
         // Another shard's.
         _ => {}
     }
@@ -375,7 +381,7 @@ fn act(action: Action, index: usize, shard: &ShardName, worker: &Worker) -> usiz
 }
 
 /// Accepts until the proxy stops.
-pub async fn accept(listener: Incoming, entrance: Entrance, shared: Arc<ProxyContext>, workers: Workers) {
+pub async fn accept(listener: Incoming, entrance: ListenerRole, shared: Arc<ProxyContext>, workers: Workers) {
     /// While there are no file descriptors to be had.
     const PAUSE: Duration = Duration::from_millis(50);
     // `accept` is cancel-safe: a connection not taken stays in the backlog.

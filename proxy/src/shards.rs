@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::verifier::{self, Verifiers};
-use crate::auth::{Greetings, Keys};
+use crate::auth::{Keys, ParameterCache};
 use crate::catalog;
 use crate::metrics;
 use crate::pool::Catalogs;
@@ -40,7 +40,7 @@ pub struct Shard {
     /// With which secrets servers are persuaded.
     pub keys: Keys,
     /// What its clients are told when they connect.
-    pub greetings: Greetings,
+    pub parameters: ParameterCache,
     /// Functions of its databases.
     pub catalogs: Arc<dyn Catalogs>,
     own: monitor::Settings,
@@ -93,7 +93,7 @@ pub fn prepare(own: monitor::Settings, max_age: Duration) -> (Arc<Shard>, Backgr
     metrics::own_login_failures(own.shard.as_str()).increment(0);
     let shard = Arc::new(Shard {
         name: own.shard.clone(),
-        greetings: Greetings::new(topology.clone(), own.servers.clone()),
+        parameters: ParameterCache::new(topology.clone(), own.servers.clone()),
         topology,
         verifiers,
         keys: Keys::default(),

@@ -9,11 +9,11 @@ use tokio::sync::watch;
 
 use super::command::Ending;
 use super::show::Totals;
-use crate::crew::Crew;
+use crate::session_threads::SessionThreads;
 
 /// What all consoles share.
 pub struct Console {
-    crew: OnceLock<Crew>,
+    threads: OnceLock<SessionThreads>,
     /// Databases whose transactions wait; None is all of them.
     pub(super) paused: Mutex<BTreeSet<Option<String>>>,
     /// Databases that nobody new is let into.
@@ -33,7 +33,7 @@ pub(super) struct Samples {
 impl Default for Console {
     fn default() -> Self {
         Self {
-            crew: OnceLock::new(),
+            threads: OnceLock::new(),
             paused: Mutex::default(),
             disabled: Mutex::default(),
             samples: Mutex::default(),
@@ -50,13 +50,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Console {
     /// Says who the session threads are. Once.
-    pub fn set_crew(&self, crew: Crew) {
-        let _ = self.crew.set(crew);
+    pub fn set_threads(&self, threads: SessionThreads) {
+        let _ = self.threads.set(threads);
     }
 
     /// The session threads; none before they are started.
-    pub fn crew(&self) -> Crew {
-        self.crew.get().cloned().unwrap_or_default()
+    pub fn threads(&self) -> SessionThreads {
+        self.threads.get().cloned().unwrap_or_default()
     }
 
     /// Whether clients of this database are refused.

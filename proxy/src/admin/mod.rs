@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::Config;
 use crate::context::ProxyContext;
-use crate::crew::{Action, Target};
 use crate::error::SqlState;
 use crate::pool::control::Scope;
+use crate::session_threads::{SessionTarget, ThreadAction};
 use manatee_shared::ids::ShardName;
 
 pub mod command;
@@ -74,7 +74,7 @@ pub async fn sample(shared: Arc<ProxyContext>) {
     let mut ticks = tokio::time::interval(STATS_PERIOD);
     loop {
         ticks.tick().await;
-        let reports = shared.console.crew().report(false).await;
+        let reports = shared.console.threads().report(false).await;
         let now = Instant::now();
         let totals = show::totals(&reports, &facts(&shared, &reports));
         let mut samples = lock(&shared.console.samples);
@@ -129,7 +129,7 @@ pub async fn execute(command: Command, rights: Rights, shared: &Arc<ProxyContext
         Command::Pause(database) => pause(database, shared).await,
         Command::Resume(database) => resume(database, shared).await,
         Command::Kill(database) => kill(database, shared).await,
-        Command::KillClient(id) => match shared.console.crew().order(Action::KillClient(id)).await {
+        Command::KillClient(id) => match shared.console.threads().order(ThreadAction::KillClient(id)).await {
             0 => refused(format!("client {id} not found")),
             _ => Outcome::Done("KILL_CLIENT"),
         },
@@ -148,7 +148,7 @@ pub async fn execute(command: Command, rights: Rights, shared: &Arc<ProxyContext
             if let Err(refusal) = shared.find_database(database.as_deref()).await {
                 return refusal;
             }
-            shared.console.crew().order(Action::Reconnect(shared.target(database.as_deref()))).await;
+            shared.console.threads().order(ThreadAction::Reconnect(shared.target(database.as_deref()))).await;
             Outcome::Done("RECONNECT")
         }
         Command::WaitClose(database) => wait_close(database, shared).await,
@@ -175,9 +175,9 @@ async fn pause(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome 
         return refused("already suspended/paused".to_owned());
     }
     let target = shared.target(database.as_deref());
-    let crew = shared.console.crew();
-    crew.order(Action::Pause(target.clone())).await;
-    while crew.order(Action::Release(target.clone())).await > 0 {
+    let threads = shared.console.threads();
+    threads.order(ThreadAction::Pause(target.clone())).await;
+    while threads.order(ThreadAction::Release(target.clone())).await > 0 {
         tokio::time::sleep(LOOK_EVERY).await;
         if !lock(&shared.console.paused).contains(&database) {
             return refused("resumed before everything was paused".to_owned());
@@ -194,7 +194,7 @@ async fn resume(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome
             None => !std::mem::take(&mut *paused).is_empty(),
         }
     };
-    shared.console.crew().order(Action::Resume(shared.target(database.as_deref()))).await;
+    shared.console.threads().order(ThreadAction::Resume(shared.target(database.as_deref()))).await;
     match (was, database) {
         (true, _) => Outcome::Done("RESUME"),
         (false, None) => refused("pooler is not paused/suspended".to_owned()),
@@ -207,11 +207,11 @@ async fn kill(database: String, shared: &Arc<ProxyContext>) -> Outcome {
         return refusal;
     }
     let target = shared.target(Some(&database));
-    let crew = shared.console.crew();
+    let threads = shared.console.threads();
     lock(&shared.console.paused).insert(Some(database));
-    crew.order(Action::Pause(target.clone())).await;
-    crew.order(Action::Kill(target.clone())).await;
-    while crew.order(Action::Release(target.clone())).await > 0 {
+    threads.order(ThreadAction::Pause(target.clone())).await;
+    threads.order(ThreadAction::Kill(target.clone())).await;
+    while threads.order(ThreadAction::Release(target.clone())).await > 0 {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Outcome::Done("KILL")
@@ -224,7 +224,7 @@ async fn wait_close(database: Option<String>, shared: &Arc<ProxyContext>) -> Out
     let target = shared.target(database.as_deref());
     let begun = Instant::now();
     // Those that were open when it was asked; younger ones do not matter.
-    while shared.console.crew().order(Action::CountUsed(target.clone(), begun.elapsed())).await > 0 {
+    while shared.console.threads().order(ThreadAction::CountUsed(target.clone(), begun.elapsed())).await > 0 {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Outcome::Done("WAIT_CLOSE")
@@ -234,7 +234,7 @@ async fn show_subject(subject: Subject, shared: &Arc<ProxyContext>) -> Table {
     let everybody = matches!(subject, Subject::Clients | Subject::Servers | Subject::Sockets | Subject::ActiveSockets);
     let reports = match subject {
         Subject::Config | Subject::Version | Subject::Mem => Vec::new(),
-        _ => shared.console.crew().report(everybody).await,
+        _ => shared.console.threads().report(everybody).await,
     };
     let facts = facts(shared, &reports);
     let averages = || lock(&shared.console.samples).averages.clone();
@@ -275,10 +275,10 @@ impl ProxyContext {
     /// Whether there is a database of this name: a typing error must not look like an order that was carried out.
     async fn find_database(&self, name: Option<&str>) -> Result<(), Outcome> {
         let Some(name) = name else { return Ok(()) };
-        let Target { shard: Some(shard), scope: Scope::Database(database) } = self.target(Some(name)) else {
+        let SessionTarget { shard: Some(shard), scope: Scope::Database(database) } = self.target(Some(name)) else {
             return Ok(());
         };
-        let reports = self.console.crew().report(false).await;
+        let reports = self.console.threads().report(false).await;
         let is_used = reports
             .iter()
             .any(|(of, report)| *of == shard && report.pools.iter().any(|pool| *pool.database == *database));
@@ -294,8 +294,8 @@ impl ProxyContext {
         }
     }
 
-    pub(crate) fn target(&self, database: Option<&str>) -> Target {
-        let Some(name) = database else { return Target { shard: None, scope: Scope::All } };
+    pub(crate) fn target(&self, database: Option<&str>) -> SessionTarget {
+        let Some(name) = database else { return SessionTarget { shard: None, scope: Scope::All } };
         let config = self.config.load();
         let (shard, database) = if let Some(mapped) = config.databases.get(name) {
             (mapped.shard.clone(), mapped.database.clone().unwrap_or_else(|| name.to_owned()))
@@ -303,6 +303,6 @@ impl ProxyContext {
             let split = name.split_once('/').and_then(|(shard, rest)| Some((shard.parse().ok()?, rest.to_owned())));
             split.unwrap_or_else(|| (config.shard.name.clone(), name.to_owned()))
         };
-        Target { shard: Some(shard), scope: Scope::Database(database) }
+        SessionTarget { shard: Some(shard), scope: Scope::Database(database) }
     }
 }

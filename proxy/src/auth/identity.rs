@@ -41,14 +41,14 @@ impl Hash for Identity {
 
 /// What is settled by where a client connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entrance {
+pub struct ListenerRole {
     /// What it asks for.
     pub access: Access,
     /// The shard, if it is one's own.
     pub shard: Option<ShardName>,
 }
 
-impl From<Access> for Entrance {
+impl From<Access> for ListenerRole {
     /// Into any shard.
     fn from(access: Access) -> Self {
         Self { access, shard: None }

@@ -15,15 +15,15 @@ use manatee_shared::tls::ALPN;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
+use super::client_limits::{ClientLimits, ClientMaxima, ClientSlotGuard};
 use super::failures::{Failures, Limit};
-use super::greeting::Greeting;
 use super::hba::{ClientCertificate, Method, Origin, Verdict};
-use super::places::{Most, Places, Taken};
+use super::login_parameters::LoginParameters;
 use super::policy::Policy;
 use super::secret::{Md5Hash, Secret, nonce, random};
 use super::usermap::UserMaps;
 use super::verifier::{DatabaseAccess, Role, Stored};
-use super::{Client, Entrance};
+use super::{Client, ListenerRole};
 use crate::admin::console::Console;
 use crate::admin::rights::Rights;
 use crate::admin::welcome::welcome;
@@ -61,7 +61,7 @@ pub struct Gatekeeper {
     policy: ArcSwap<Policy>,
     failures: Mutex<Failures>,
     delayed: AtomicUsize,
-    places: Arc<Places>,
+    client_limits: Arc<ClientLimits>,
     console: Arc<Console>,
     mock_secret: [u8; 32],
 }
@@ -71,7 +71,7 @@ pub struct Gatekeeper {
 #[allow(clippy::large_enum_variant, reason = "one for each login, never in bulk")]
 pub enum Admission {
     /// A session begins.
-    Session(ClientStream, Client, Entered),
+    Session(ClientStream, Client, ShardMembership),
     /// A console begins.
     Console(ClientStream, Rights),
     /// Nothing more to do: a cancel request, or the other side left.
@@ -97,14 +97,14 @@ impl Gatekeeper {
             policy: ArcSwap::from_pointee(policy),
             failures: Mutex::default(),
             delayed: AtomicUsize::new(0),
-            places: Arc::default(),
+            client_limits: Arc::default(),
             console,
             mock_secret: random()?,
         })
     }
 
     /// Other users, rules and maps from now on.
-    pub fn follow(&self, policy: Policy) {
+    pub fn replace_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
     }
 
@@ -135,7 +135,7 @@ pub enum Progress {
 pub async fn login(
     socket: ClientStream,
     address: SocketAddr,
-    entrance: Entrance,
+    entrance: ListenerRole,
     gate: &Gatekeeper,
     progress: &dyn Fn(Progress),
 ) -> Result<Admission> {
@@ -143,7 +143,7 @@ pub async fn login(
     let deadline = Instant::now() + limit;
     // What is kept back is for telling the client why.
     let reserve = FAREWELL.min(limit / 2);
-    let mut entering = Entering { address, entrance, gate, progress, deadline: deadline - reserve };
+    let mut entering = LoginAttempt { address, entrance, gate, progress, deadline: deadline - reserve };
     // Dropping a login closes the connection; nothing outlives it.
     match tokio::time::timeout_at(deadline.into(), attempt(socket, &mut entering)).await {
         Ok(result) => result,
@@ -151,7 +151,7 @@ pub async fn login(
     }
 }
 
-async fn attempt(mut socket: ClientStream, entering: &mut Entering<'_>) -> Result<Admission> {
+async fn attempt(mut socket: ClientStream, entering: &mut LoginAttempt<'_>) -> Result<Admission> {
     let gate = entering.gate;
     if let ClientStream::Plain(socket) = &socket {
         crate::upstream::tune(socket).map_err(ProxyError::ClientGone)?;
@@ -183,8 +183,8 @@ async fn attempt(mut socket: ClientStream, entering: &mut Entering<'_>) -> Resul
         Request::Startup(startup) => startup,
     };
     match entering.enter(&mut stream, startup).await {
-        Ok(Guest::Client(client, entered)) => Ok(Admission::Session(stream, client, entered)),
-        Ok(Guest::Console(rights)) => Ok(Admission::Console(stream, rights)),
+        Ok(LoggedIn::Client(client, entered)) => Ok(Admission::Session(stream, client, entered)),
+        Ok(LoggedIn::Console(rights)) => Ok(Admission::Console(stream, rights)),
         Err(error) => Err(farewell(Some(stream), error).await),
     }
 }
@@ -352,17 +352,17 @@ async fn read_rest(stream: &mut ClientStream, count: usize) -> Result<Vec<u8>> {
 }
 
 /// Where a client has got to; to be kept as long as it is there.
-pub struct Entered {
+pub struct ShardMembership {
     /// Its shard.
     pub shard: Arc<Shard>,
-    _taken: Taken,
+    _taken: ClientSlotGuard,
 }
 
 /// Who has logged in.
 // One per connection and moved at once: no use in boxing.
 #[allow(clippy::large_enum_variant, reason = "one for each login, never in bulk")]
-enum Guest {
-    Client(Client, Entered),
+enum LoggedIn {
+    Client(Client, ShardMembership),
     Console(Rights),
 }
 
@@ -384,16 +384,16 @@ impl Drop for Delayed<'_> {
 }
 
 /// A login whose startup message is known.
-struct Entering<'a> {
+struct LoginAttempt<'a> {
     address: SocketAddr,
-    entrance: Entrance,
+    entrance: ListenerRole,
     gate: &'a Gatekeeper,
     progress: &'a dyn Fn(Progress),
     deadline: Instant,
 }
 
-impl Entering<'_> {
-    async fn enter(&self, stream: &mut ClientStream, mut startup: Startup) -> Result<Guest> {
+impl LoginAttempt<'_> {
+    async fn enter(&self, stream: &mut ClientStream, mut startup: Startup) -> Result<LoggedIn> {
         let config = self.gate.config.load_full();
         let replication = startup.replication;
         let for_console = config.admin.is_console(&startup.database) && replication == Replication::No;
@@ -413,7 +413,7 @@ impl Entering<'_> {
             };
             welcome(&mut out);
             send(stream, &out).await?;
-            return Ok(Guest::Console(rights));
+            return Ok(LoggedIn::Console(rights));
         }
         if self.gate.console.is_disabled(&asked.database) {
             return Err(ProxyError::DatabaseDisabled(asked.database));
@@ -434,7 +434,7 @@ impl Entering<'_> {
         let has_long_key = startup.spoken_minor() >= 2;
         let (user, database): (Arc<str>, Arc<str>) = (startup.user.into(), startup.database.into());
         let any = |most: u32| (most > 0).then_some(most);
-        let most = Most {
+        let most = ClientMaxima {
             of_all: Some(config.pool.max_clients),
             of_role: [any(config.pool.max_clients_per_user), proved.connection_limit].into_iter().flatten().min(),
             of_database: [
@@ -445,12 +445,12 @@ impl Entering<'_> {
             .flatten()
             .min(),
         };
-        let taken = self.gate.places.take(&shard.name, &user, &database, most)?;
+        let taken = self.gate.client_limits.take(&shard.name, &user, &database, most)?;
         let identity = shard.keys.identity(user, database, proved.role, proved.secret);
-        let (greetings, access) = (&shard.greetings, self.entrance.access);
-        let Greeting { parameters, opened } = match replication {
-            Replication::No => greetings.greet(&identity, &startup.settings, access, self.deadline).await?,
-            _ => greetings.relay(&identity, &startup.settings, replication, access, self.deadline).await?,
+        let (parameters, access) = (&shard.parameters, self.entrance.access);
+        let LoginParameters { parameters, opened } = match replication {
+            Replication::No => parameters.parameters_for(&identity, &startup.settings, access, self.deadline).await?,
+            _ => parameters.relay(&identity, &startup.settings, replication, access, self.deadline).await?,
         };
         let cancel = self.gate.cancels.register(has_long_key)?;
         Authentication::Ok.encode(&mut out);
@@ -471,7 +471,7 @@ impl Entering<'_> {
             cancel,
             opened,
         };
-        Ok(Guest::Client(client, Entered { shard, _taken: taken }))
+        Ok(LoggedIn::Client(client, ShardMembership { shard, _taken: taken }))
     }
 
     /// The shard that the client means, by where it connected to, by what it says, or by the database;

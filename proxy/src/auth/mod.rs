@@ -1,12 +1,12 @@
 //! Who a client is, and with which secret servers are persuaded of it.
 
 pub mod client;
+mod client_limits;
 pub(crate) mod failures;
-pub(crate) mod greeting;
 pub mod identity;
 mod keyring;
 mod login;
-mod places;
+pub(crate) mod login_parameters;
 mod policy;
 mod rules;
 pub mod secret;
@@ -17,11 +17,11 @@ pub use manatee_proxy_core::rules::{hba, usermap};
 pub use manatee_proxy_core::terms::Access;
 
 pub use client::{Client, Opened};
-pub use greeting::{Greetings, check_name};
-pub use identity::{Entrance, Identity};
+pub use client_limits::ClientSlotGuard;
+pub use identity::{Identity, ListenerRole};
 pub use keyring::{Keyring, Keys};
-pub use login::{Admission, Entered, Gatekeeper, Progress, login};
-pub use places::Taken;
+pub use login::{Admission, Gatekeeper, Progress, ShardMembership, login};
+pub use login_parameters::{ParameterCache, check_name};
 pub use policy::{Policy, PolicyError};
 pub use rules::RulesError;
 pub use secret::{Md5Hash, Secret, nonce, random};

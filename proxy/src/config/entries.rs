@@ -14,7 +14,7 @@ const REQUIRED: [&str; 4] = ["auth.password_file", "listen.address", "shard.name
 /// Times that cannot be configured, for the record.
 const FIXED: [(&str, Duration); 8] = [
     ("fixed.server_connect_timeout", crate::server::CONNECT_LIMIT),
-    ("fixed.login_parameters_max_age", crate::auth::greeting::MAX_AGE),
+    ("fixed.login_parameters_max_age", crate::auth::login_parameters::MAX_AGE),
     ("fixed.failed_login_max_delay", crate::auth::failures::MAX_DELAY),
     ("fixed.role_lookup_timeout", crate::auth::verifier::ANSWER_LIMIT),
     ("fixed.node_connect_timeout", crate::topology::monitor::CONNECT_LIMIT),

@@ -52,7 +52,7 @@ pub fn router(sources: Sources) -> Router {
 
 /// The recorder's metrics, the session threads' and the process'.
 async fn metrics(State(sources): State<Sources>) -> impl IntoResponse {
-    let reports = sources.shared.console.crew().report(false).await;
+    let reports = sources.shared.console.threads().report(false).await;
     let mut text = sources.metrics.render();
     text.push_str(&exposition::sessions(&reports));
     let shards = sources.shared.shards.all();
@@ -141,7 +141,7 @@ async fn topology(State(sources): State<Sources>, Query(which): Query<Which>, he
 /// What the status page shows.
 async fn status(sources: &Sources) -> Value {
     let shared = &sources.shared;
-    let reports = shared.console.crew().report(false).await;
+    let reports = shared.console.threads().report(false).await;
     let pools = || reports.iter().flat_map(|(_, report)| &report.pools);
     let nodes = pools().flat_map(|pool| &pool.nodes);
     let shards: Vec<Value> =

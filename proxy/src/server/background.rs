@@ -26,7 +26,7 @@ pub async fn serve_http(
 }
 
 /// Reloads at every SIGHUP.
-pub async fn follow_hangups(shared: Arc<ProxyContext>) {
+pub async fn reload_on_hangup(shared: Arc<ProxyContext>) {
     let mut hangups = match Hangups::listen() {
         Ok(hangups) => hangups,
         Err(error) => return tracing::error!(%error, "cannot listen for SIGHUP"),

@@ -6,9 +6,9 @@ use futures_util::future::BoxFuture;
 use manatee_shared::ids::ShardName;
 
 use crate::admin::console::Console;
-use crate::crew::{Action, Target};
 use crate::pool::control::Scope;
 use crate::room::{Scarce, Threads};
+use crate::session_threads::{SessionTarget, ThreadAction};
 
 /// All session threads. They are known to the console once all are started.
 pub(super) struct ThreadsOf {
@@ -18,15 +18,15 @@ pub(super) struct ThreadsOf {
 
 impl Threads for ThreadsOf {
     fn release(&self, database: Box<str>) -> BoxFuture<'static, ()> {
-        let target = Target { shard: Some(self.shard.clone()), scope: Scope::Database(database.into()) };
-        let crew = self.console.crew();
+        let target = SessionTarget { shard: Some(self.shard.clone()), scope: Scope::Database(database.into()) };
+        let threads = self.console.threads();
         Box::pin(async move {
-            crew.order(Action::Release(target)).await;
+            threads.order(ThreadAction::Release(target)).await;
         })
     }
 
     fn make_room(&self, scarce: Scarce) -> BoxFuture<'static, usize> {
-        let (crew, shard) = (self.console.crew(), self.shard.clone());
-        Box::pin(async move { crew.order(Action::MakeRoom(shard, scarce)).await })
+        let (threads, shard) = (self.console.threads(), self.shard.clone());
+        Box::pin(async move { threads.order(ThreadAction::MakeRoom(shard, scarce)).await })
     }
 }

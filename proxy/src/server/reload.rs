@@ -7,7 +7,7 @@ use manatee_shared::config;
 use crate::auth::Policy;
 use crate::config::Config;
 use crate::context::ProxyContext;
-use crate::crew::Action;
+use crate::session_threads::ThreadAction;
 use crate::tls::servers::Servers;
 
 impl ProxyContext {
@@ -29,9 +29,9 @@ impl ProxyContext {
                     }
                 }
                 self.config.store(new.clone());
-                self.console.crew().order(Action::Reconfigure(new.clone())).await;
+                self.console.threads().order(ThreadAction::Reconfigure(new.clone())).await;
                 for shard in self.shards.all() {
-                    // Beside: an unreachable node must not hold the answer up. Bounded by its own limits.
+                    // BackgroundService: an unreachable node must not hold the answer up. Bounded by its own limits.
                     tokio::spawn(async move { shard.prove_own_login().await });
                 }
                 tracing::info!("reloaded");
@@ -65,7 +65,7 @@ impl ProxyContext {
         for shard in self.shards.all() {
             shard.keys.replace_passwords(|user| policy.users.password(user));
         }
-        self.gate.follow(policy);
+        self.gate.replace_policy(policy);
         self.servers.replace(servers);
         self.gate.certificates().replace(certificates);
         Ok(Arc::new(new))

@@ -15,14 +15,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::background::{follow_hangups, serve_http};
-use super::follow::follow_shards;
+use super::background::{reload_on_hangup, serve_http};
 use super::listen::{Address, ListenError, Listener};
+use super::shard_discovery::discover_shards;
 use super::successor::Successor;
 use super::{Proxy, Workers, accept};
 use crate::admin;
 use crate::admin::command::Ending;
-use crate::auth::{Access, Entrance};
+use crate::auth::{Access, ListenerRole};
 use crate::cancel::fleet::serve_neighbours;
 use crate::context::ProxyContext;
 use crate::shards::Background;
@@ -45,7 +45,7 @@ pub enum Start {
 
 /// The listeners of a proxy.
 pub struct Listeners {
-    sessions: Vec<(Listener, Entrance)>,
+    sessions: Vec<(Listener, ListenerRole)>,
     http: Option<Listener>,
 }
 
@@ -71,7 +71,7 @@ impl Listeners {
             sessions.push((prepare("listen.unix_directory", Address::Unix(path))?, Access::ReadWrite.into()));
         }
         for listen in &listen.shards {
-            let entrance = Entrance { access: listen.access, shard: Some(listen.shard.clone()) };
+            let entrance = ListenerRole { access: listen.access, shard: Some(listen.shard.clone()) };
             sessions.push((tcp("listen.shards", listen.address)?, entrance));
         }
         let http = listen.http.map(|address| tcp("listen.http", address)).transpose()?;
@@ -110,7 +110,7 @@ pub fn run(
         Start::TakeOver => service::ready_as_successor,
     };
     server.add_service(Sessions { listeners: listeners.sessions, shared: shared.clone(), workers, ready });
-    server.add_service(Beside {
+    server.add_service(BackgroundService {
         http: listeners.http,
         parts: Mutex::new(Some((background, metrics))),
         shared: shared.clone(),
@@ -128,7 +128,7 @@ fn give_up(problem: &dyn std::fmt::Display) -> ! {
 
 /// Accepts clients.
 struct Sessions {
-    listeners: Vec<(Listener, Entrance)>,
+    listeners: Vec<(Listener, ListenerRole)>,
     shared: Arc<ProxyContext>,
     workers: Workers,
     /// Tells the service manager that the listeners are open.
@@ -199,14 +199,14 @@ impl Service for Sessions {
 }
 
 /// Everything beside the sessions.
-struct Beside {
+struct BackgroundService {
     http: Option<Listener>,
     parts: Mutex<Option<(Background, PrometheusHandle)>>,
     shared: Arc<ProxyContext>,
 }
 
 #[async_trait]
-impl Service for Beside {
+impl Service for BackgroundService {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((background, metrics)) = parts else { return };
@@ -216,7 +216,7 @@ impl Service for Beside {
             Err(error) => give_up(&error),
         };
         let stop = CancellationToken::new();
-        tokio::spawn(follow_hangups(self.shared.clone()));
+        tokio::spawn(reload_on_hangup(self.shared.clone()));
         tokio::spawn(admin::sample(self.shared.clone()));
         tokio::spawn(serve_neighbours(self.shared.gate.cancels().clone()));
         if let Some(http) = &mut self.http {
@@ -230,7 +230,7 @@ impl Service for Beside {
             }
         }
         let (state, own) = (watcher.topology(), background.settings().clone());
-        tokio::spawn(follow_shards(self.shared.clone(), own, watcher, stop.clone()));
+        tokio::spawn(discover_shards(self.shared.clone(), own, watcher, stop.clone()));
         // Sessions that are being drained still need to know who is primary: this goes on to the end.
         tokio::select! {
             () = background.run(state, stop.clone()) => {}

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use manatee_proxy::auth::{Access, Entrance};
+use manatee_proxy::auth::{Access, ListenerRole};
 use manatee_proxy::server::accept;
 use manatee_proxy::server::listen::{Address, Listener};
 use manatee_proxy::shards;
@@ -53,7 +53,7 @@ pub(crate) async fn two_shards(bench: &Bench) {
     let any = Address::Tcp("127.0.0.1:0".parse().expect("address"));
     let listener = Listener::bind("listen.shards", any).expect("bind").open(None).expect("open");
     let address = listener.local_addr().expect("address");
-    let entrance = Entrance { access: Access::ReadWrite, shard: Some(name) };
+    let entrance = ListenerRole { access: Access::ReadWrite, shard: Some(name) };
     tokio::spawn(accept(listener, entrance, bench.shared.clone(), bench.workers.clone()));
     let mut config = bench.client("alice", "secret");
     let mut by_address = tokio_postgres::Config::new();

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// How long somebody may take to say anything while others wait: a client does so as soon as it is connected.
-const SILENCE: Duration = Duration::from_secs(1);
+const FIRST_BYTE_BUDGET: Duration = Duration::from_secs(1);
 /// How long a login may take while others wait. The hosts of many clients that come back at once are busy: each
 /// login costs a client some thousand hashes.
-const ENOUGH: Duration = Duration::from_secs(5);
+const LOGIN_BUDGET: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Login {
@@ -32,27 +32,27 @@ struct Login {
 impl Login {
     /// When it has had long enough.
     fn until(&self) -> Instant {
-        self.since + if self.is_silent.get() { SILENCE } else { ENOUGH }
+        self.since + if self.is_silent.get() { FIRST_BYTE_BUDGET } else { LOGIN_BUDGET }
     }
 }
 
 /// The logins, oldest first. Of one thread.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct LoginQueue {
     queue: RefCell<VecDeque<Rc<Login>>>,
     /// A place was given up.
     freed: Notify,
 }
 
 /// A login's place; given up when dropped.
-pub(super) struct Ticket {
-    pending: Rc<Pending>,
+pub(super) struct LoginSlotGuard {
+    pending: Rc<LoginQueue>,
     login: Rc<Login>,
 }
 
-impl Pending {
+impl LoginQueue {
     /// Waits until there are fewer than `most`. May be dropped at any time.
-    pub(super) async fn room(&self, most: usize) {
+    pub(super) async fn wait_for_slot(&self, most: usize) {
         while let Err(until) = self.make_room(most, Instant::now()) {
             // Ready or not, it is looked at again.
             let _ = tokio::time::timeout_at(until.into(), self.freed.notified()).await;
@@ -74,14 +74,14 @@ impl Pending {
     }
 
     /// Takes a place.
-    pub(super) fn enter(self: &Rc<Self>, now: Instant) -> Ticket {
+    pub(super) fn enter(self: &Rc<Self>, now: Instant) -> LoginSlotGuard {
         let login = Rc::new(Login { since: now, is_silent: Cell::new(false), evicted: Notify::new() });
         self.queue.borrow_mut().push_back(login.clone());
-        Ticket { pending: self.clone(), login }
+        LoginSlotGuard { pending: self.clone(), login }
     }
 }
 
-impl Ticket {
+impl LoginSlotGuard {
     /// Until the place is needed.
     pub(super) async fn evicted(&self) {
         self.login.evicted.notified().await;
@@ -93,7 +93,7 @@ impl Ticket {
     }
 
     /// Gives the place up: the client is known, and nobody makes it leave any more.
-    pub(super) fn settle(&self) {
+    pub(super) fn release(&self) {
         // Logins end about in the order they began: near the front.
         let mut queue = self.pending.queue.borrow_mut();
         if let Some(index) = queue.iter().position(|other| Rc::ptr_eq(other, &self.login)) {
@@ -103,9 +103,9 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for LoginSlotGuard {
     fn drop(&mut self) {
-        self.settle();
+        self.release();
     }
 }
 
@@ -113,40 +113,40 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
-    async fn is_evicted(ticket: &Ticket) -> bool {
+    async fn is_evicted(ticket: &LoginSlotGuard) -> bool {
         tokio::time::timeout(Duration::from_millis(1), ticket.evicted()).await.is_ok()
     }
 
     #[tokio::test]
     async fn the_silent_leave_before_those_who_speak() {
-        let (pending, begin) = (Rc::new(Pending::default()), Instant::now());
-        let tickets: Vec<Ticket> = (0..3).map(|_| pending.enter(begin)).collect();
+        let (pending, begin) = (Rc::new(LoginQueue::default()), Instant::now());
+        let tickets: Vec<LoginSlotGuard> = (0..3).map(|_| pending.enter(begin)).collect();
         // Nobody has had a chance to speak yet: the next one waits.
-        assert_eq!(pending.make_room(3, begin), Err(begin + ENOUGH));
+        assert_eq!(pending.make_room(3, begin), Err(begin + LOGIN_BUDGET));
         for ticket in &tickets {
             ticket.set_silent(true);
         }
         tickets[0].set_silent(false);
-        assert_eq!(pending.make_room(3, begin), Err(begin + SILENCE));
-        assert_eq!(pending.make_room(3, begin + SILENCE), Ok(()));
+        assert_eq!(pending.make_room(3, begin), Err(begin + FIRST_BYTE_BUDGET));
+        assert_eq!(pending.make_room(3, begin + FIRST_BYTE_BUDGET), Ok(()));
         assert!(is_evicted(&tickets[1]).await, "the oldest of the silent");
         assert!(!is_evicted(&tickets[0]).await && !is_evicted(&tickets[2]).await);
-        let _fourth = pending.enter(begin + SILENCE);
-        assert_eq!(pending.make_room(3, begin + ENOUGH), Ok(()));
+        let _fourth = pending.enter(begin + FIRST_BYTE_BUDGET);
+        assert_eq!(pending.make_room(3, begin + LOGIN_BUDGET), Ok(()));
         assert!(is_evicted(&tickets[0]).await, "the oldest of all");
     }
 
     #[tokio::test]
     async fn whoever_is_known_stays_and_makes_room() {
-        let (pending, begin) = (Rc::new(Pending::default()), Instant::now());
+        let (pending, begin) = (Rc::new(LoginQueue::default()), Instant::now());
         let [first, second] = [pending.enter(begin), pending.enter(begin)];
-        let next = pending.room(2);
+        let next = pending.wait_for_slot(2);
         tokio::pin!(next);
         assert!(tokio::time::timeout(Duration::from_millis(1), &mut next).await.is_err(), "it waits");
-        first.settle();
+        first.release();
         next.await;
         let third = pending.enter(begin);
-        assert_eq!(pending.make_room(2, begin + ENOUGH), Ok(()));
+        assert_eq!(pending.make_room(2, begin + LOGIN_BUDGET), Ok(()));
         assert!(is_evicted(&second).await && !is_evicted(&first).await && !is_evicted(&third).await);
         drop((second, third));
         assert!(pending.queue.borrow().is_empty());

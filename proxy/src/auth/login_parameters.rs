@@ -16,9 +16,9 @@ use crate::topology::{Node, Snapshot, Topology};
 use crate::upstream::{Upstream, connect};
 use crate::wire::startup::Replication;
 
-/// Greetings remembered at most.
+/// ParameterCache remembered at most.
 const MAX_ENTRIES: usize = 10_000;
-/// How long a greeting is believed.
+/// How long a login_parameters is believed.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(30);
 /// Longest wait for one server to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What was learned.
-pub struct Greeting {
+pub struct LoginParameters {
     /// ParameterStatus values for the client.
     pub parameters: Vec<(String, String)>,
     /// The connection it was learned from, if it is of use.
@@ -36,8 +36,8 @@ pub struct Greeting {
 /// User, database, and the settings a server has to judge.
 type Key = (Arc<str>, Arc<str>, Vec<(String, String)>);
 
-/// Remembers greetings. Shared by all threads; not on the hot path.
-pub struct Greetings {
+/// Remembers login parameters. Shared by all threads; not on the hot path.
+pub struct ParameterCache {
     topology: Topology,
     threads: OnceLock<Arc<dyn Threads>>,
     servers: Arc<Servers>,
@@ -45,7 +45,7 @@ pub struct Greetings {
     remembered: Mutex<HashMap<Key, (Instant, Arc<Vec<(String, String)>>)>>,
 }
 
-impl Greetings {
+impl ParameterCache {
     /// Empty. Entries are believed for [`MAX_AGE`], and for longer while no server is reachable.
     pub fn new(topology: Topology, servers: Arc<Servers>) -> Self {
         Self { topology, servers, threads: OnceLock::new(), remembered: Mutex::default() }
@@ -60,29 +60,32 @@ impl Greetings {
     ///
     /// # Errors
     /// The server's own, if one refuses; [`ProxyError::HoldTimeout`] if none is ready until `deadline`.
-    pub async fn greet(
+    pub async fn parameters_for(
         &self,
         identity: &Identity,
         settings: &[(String, String)],
         access: Access,
         deadline: Instant,
-    ) -> Result<Greeting> {
+    ) -> Result<LoginParameters> {
         let (known, judged): (Vec<_>, Vec<_>) = settings.iter().cloned().partition(is_known);
         let key = (identity.user.clone(), identity.database.clone(), judged);
         let remembered = self.lock().get(&key).cloned();
         if let Some((learned, parameters)) = &remembered
             && learned.elapsed() <= MAX_AGE
         {
-            return Ok(Greeting { parameters: addressed(parameters, &known, access), opened: Opened::Nothing });
+            return Ok(LoginParameters {
+                parameters: with_client_settings(parameters, &known, access),
+                opened: Opened::Nothing,
+            });
         }
-        let nodes = |snapshot: &Snapshot| likeliest(snapshot, access);
+        let nodes = |snapshot: &Snapshot| candidate_nodes(snapshot, access);
         let waits = if remembered.is_some() { Waits::Never } else { Waits::ForReady };
         let upstream = match self.open(identity, &key.2, &nodes, |_| true, deadline, waits).await {
             Ok(upstream) => upstream,
             Err(error) => match remembered {
                 Some((_, parameters)) if error.is_server_unready() || matches!(error, ProxyError::HoldTimeout(_)) => {
-                    return Ok(Greeting {
-                        parameters: addressed(&parameters, &known, access),
+                    return Ok(LoginParameters {
+                        parameters: with_client_settings(&parameters, &known, access),
                         opened: Opened::Nothing,
                     });
                 }
@@ -92,14 +95,14 @@ impl Greetings {
         let parameters = Arc::new(upstream.parameters.clone());
         let opened = if key.2.is_empty() { Opened::ForAll(upstream) } else { Opened::Nothing };
         self.remember(key, parameters.clone());
-        Ok(Greeting { parameters: addressed(&parameters, &known, access), opened })
+        Ok(LoginParameters { parameters: with_client_settings(&parameters, &known, access), opened })
     }
 
     /// Opens a connection that replicates, for its client alone: to the primary, or to a standby for who came
     /// to a read-only address.
     ///
     /// # Errors
-    /// As [`Greetings::greet`].
+    /// As [`ParameterCache::parameters_for`].
     pub async fn relay(
         &self,
         identity: &Identity,
@@ -107,7 +110,7 @@ impl Greetings {
         replication: Replication,
         access: Access,
         deadline: Instant,
-    ) -> Result<Greeting> {
+    ) -> Result<LoginParameters> {
         let kind = replication.value().map(|value| ("replication".to_owned(), value.to_owned()));
         let settings: Vec<_> = settings.iter().cloned().chain(kind).collect();
         let from_standby = access == Access::ReadOnly;
@@ -120,7 +123,7 @@ impl Greetings {
         let upstream = self.open(identity, &settings, &nodes, fits, deadline, Waits::UnlessRefused).await?;
         // However the name was come by: asked for, or the role's default.
         check_name(upstream.parameter("application_name").unwrap_or_default())?;
-        Ok(Greeting { parameters: upstream.parameters.clone(), opened: Opened::Relay(upstream) })
+        Ok(LoginParameters { parameters: upstream.parameters.clone(), opened: Opened::Relay(upstream) })
     }
 
     /// Opens a connection to the first of the `nodes` that takes one and `fits`.
@@ -191,8 +194,8 @@ fn is_refusal(error: &ProxyError) -> bool {
     matches!(error, ProxyError::Server { error, .. } if error.code == SqlState::INVALID_AUTHORIZATION)
 }
 
-/// Wherever a connection can be had, the likeliest to be used first.
-fn likeliest(snapshot: &Snapshot, access: Access) -> Vec<Node> {
+/// Wherever a connection can be had, the candidate_nodes to be used first.
+fn candidate_nodes(snapshot: &Snapshot, access: Access) -> Vec<Node> {
     let standbys = snapshot.standbys.iter().map(|standby| standby.node);
     let mut nodes: Vec<Node> = snapshot.primary().into_iter().chain(standbys).collect();
     if access == Access::ReadOnly {
@@ -212,7 +215,11 @@ fn is_utf8(encoding: &str) -> bool {
 }
 
 /// The parameters as this client must see them.
-fn addressed(parameters: &[(String, String)], known: &[(String, String)], access: Access) -> Vec<(String, String)> {
+fn with_client_settings(
+    parameters: &[(String, String)],
+    known: &[(String, String)],
+    access: Access,
+) -> Vec<(String, String)> {
     let mut parameters = parameters.to_vec();
     let version = parameters.iter().find(|(name, _)| name == "server_version");
     let major = version.and_then(|(_, version)| version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
@@ -284,15 +291,15 @@ mod tests {
         let server =
             [pair("in_hot_standby", "on"), pair("application_name", "x"), pair("client_encoding", "SQL_ASCII")];
         let known = [pair("application_name", "psql\n"), pair("client_encoding", "utf-8")];
-        let seen = addressed(&server, &known, Access::ReadWrite);
+        let seen = with_client_settings(&server, &known, Access::ReadWrite);
         assert_eq!(
             seen,
             [pair("in_hot_standby", "off"), pair("application_name", "psql\\x0a"), pair("client_encoding", "UTF8")]
         );
-        assert_eq!(addressed(&server, &[], Access::ReadOnly)[0].1, "on");
+        assert_eq!(with_client_settings(&server, &[], Access::ReadOnly)[0].1, "on");
         let named = |version: &str| {
             let server = [pair("server_version", version), pair("application_name", "x")];
-            addressed(&server, &[pair("application_name", "caf\u{e9}")], Access::ReadWrite)[1].1.clone()
+            with_client_settings(&server, &[pair("application_name", "caf\u{e9}")], Access::ReadWrite)[1].1.clone()
         };
         assert_eq!(named("15.14 (Debian 15.14-0+deb12u1)"), "caf??");
         assert_eq!(named("16beta1"), "caf\\xc3\\xa9");

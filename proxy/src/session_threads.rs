@@ -19,7 +19,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which shard's sessions, and which of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct SessionTarget {
     /// All shards if none.
     pub shard: Option<ShardName>,
     /// Which databases.
@@ -28,19 +28,19 @@ pub struct Target {
 
 /// What a thread is to do. Each answers with a number.
 #[derive(Clone, Debug)]
-pub enum Action {
+pub enum ThreadAction {
     /// Keep new transactions waiting.
-    Pause(Target),
+    Pause(SessionTarget),
     /// The end of a pause; answers 1 if there was one.
-    Resume(Target),
+    Resume(SessionTarget),
     /// Close what is idle; answers how many servers sessions have.
-    Release(Target),
+    Release(SessionTarget),
     /// Answers how many servers are in use that are older than this.
-    CountUsed(Target, Duration),
+    CountUsed(SessionTarget, Duration),
     /// Have servers replaced once they are free.
-    Reconnect(Target),
+    Reconnect(SessionTarget),
     /// End clients and servers.
-    Kill(Target),
+    Kill(SessionTarget),
     /// End one client; answers 1 if it was there.
     KillClient(u32),
     /// Close the server that has been idle for longest, where a server has no connection left to give; answers 1 if
@@ -51,41 +51,41 @@ pub enum Action {
 }
 
 /// An order, and where its answer goes.
-pub(crate) enum Order {
+pub(crate) enum ThreadCommand {
     /// What there is, by shard.
     Report { all: bool, reply: oneshot::Sender<Vec<(ShardName, Report)>> },
     /// An action.
-    Do(Action, oneshot::Sender<usize>),
+    Do(ThreadAction, oneshot::Sender<usize>),
 }
 
 /// All session threads, as those who give orders see them.
 #[derive(Clone, Default)]
-pub struct Crew {
-    members: Arc<[mpsc::Sender<Order>]>,
+pub struct SessionThreads {
+    members: Arc<[mpsc::Sender<ThreadCommand>]>,
 }
 
-impl Crew {
+impl SessionThreads {
     /// Of these threads.
-    pub(crate) fn new(members: Vec<mpsc::Sender<Order>>) -> Self {
+    pub(crate) fn new(members: Vec<mpsc::Sender<ThreadCommand>>) -> Self {
         Self { members: members.into() }
     }
 
     /// A thread's place for orders.
-    pub(crate) fn channel() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
+    pub(crate) fn channel() -> (mpsc::Sender<ThreadCommand>, mpsc::Receiver<ThreadCommand>) {
         mpsc::channel(MAX_ORDERS)
     }
 
     /// What all threads have, by shard and thread. `all`: with every client and server.
     pub async fn report(&self, all: bool) -> Vec<(ShardName, Report)> {
-        self.ask(|reply| Order::Report { all, reply }).await.into_iter().flatten().collect()
+        self.ask(|reply| ThreadCommand::Report { all, reply }).await.into_iter().flatten().collect()
     }
 
     /// Has all threads do it; the sum of their answers.
-    pub async fn order(&self, action: Action) -> usize {
-        self.ask(|reply| Order::Do(action.clone(), reply)).await.into_iter().sum()
+    pub async fn order(&self, action: ThreadAction) -> usize {
+        self.ask(|reply| ThreadCommand::Do(action.clone(), reply)).await.into_iter().sum()
     }
 
-    async fn ask<T>(&self, order: impl Fn(oneshot::Sender<T>) -> Order) -> Vec<T> {
+    async fn ask<T>(&self, order: impl Fn(oneshot::Sender<T>) -> ThreadCommand) -> Vec<T> {
         let deadline = tokio::time::Instant::now() + ANSWER_LIMIT;
         let mut replies = Vec::with_capacity(self.members.len());
         for member in self.members.iter() {

@@ -24,7 +24,7 @@ fn named(config: &Config) -> BTreeSet<ShardName> {
 }
 
 /// Adds shards until `stop`. `first` is the default shard's watcher: it is asked for names.
-pub(super) async fn follow_shards(
+pub(super) async fn discover_shards(
     shared: Arc<ProxyContext>,
     own: monitor::Settings,
     first: TopologyWatcher,

@@ -17,7 +17,7 @@ enum Key {
 
 /// The counts. Shared by all threads; touched at login and at the end only.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub(super) struct ClientLimits {
     taken: Mutex<Counts>,
 }
 
@@ -27,16 +27,16 @@ struct Counts {
     of: HashMap<Arc<Key>, u32>,
 }
 
-/// A client's places; given back when dropped. All clients that are counted alike have the same keys.
+/// A client's client_limits; given back when dropped. All clients that are counted alike have the same keys.
 #[derive(Debug)]
-pub struct Taken {
-    places: Arc<Places>,
+pub struct ClientSlotGuard {
+    client_limits: Arc<ClientLimits>,
     keys: [Arc<Key>; 2],
 }
 
 /// Limits for one client; None: any number.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Most {
+pub(super) struct ClientMaxima {
     /// Clients altogether.
     pub(super) of_all: Option<usize>,
     /// Clients of its role.
@@ -45,8 +45,8 @@ pub(super) struct Most {
     pub(super) of_database: Option<u32>,
 }
 
-impl Places {
-    /// Takes a client's places, if there are any left.
+impl ClientLimits {
+    /// Takes a client's client_limits, if there are any left.
     ///
     /// # Errors
     /// [`ProxyError::TooManyClients`], [`ProxyError::TooManyOf`] as PostgreSQL says it.
@@ -55,8 +55,8 @@ impl Places {
         shard: &ShardName,
         role: &Arc<str>,
         database: &Arc<str>,
-        most: Most,
-    ) -> Result<Taken> {
+        most: ClientMaxima,
+    ) -> Result<ClientSlotGuard> {
         let keys = [Key::Role(shard.clone(), role.clone()), Key::Database(shard.clone(), database.clone())];
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if most.of_all.is_some_and(|most| taken.all >= most) {
@@ -77,13 +77,13 @@ impl Places {
             key
         });
         taken.all += 1;
-        Ok(Taken { places: self.clone(), keys })
+        Ok(ClientSlotGuard { client_limits: self.clone(), keys })
     }
 }
 
-impl Drop for Taken {
+impl Drop for ClientSlotGuard {
     fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.client_limits.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all = taken.all.saturating_sub(1);
         for key in &self.keys {
             match taken.of.get_mut(key) {
@@ -100,20 +100,23 @@ mod tests {
 
     #[test]
     fn places_are_counted_and_given_back() {
-        let places = Arc::new(Places::default());
+        let client_limits = Arc::new(ClientLimits::default());
         let (alice, app): (Arc<str>, Arc<str>) = ("alice".into(), "app".into());
         let demo: ShardName = "demo".parse().expect("name");
-        let two = Most { of_role: Some(2), of_database: Some(3), of_all: None };
-        let first = places.take(&demo, &alice, &app, two).expect("one");
-        let _second = places.take(&demo, &alice, &app, two).expect("two");
-        let refused = places.take(&demo, &alice, &app, two).expect_err("three");
+        let two = ClientMaxima { of_role: Some(2), of_database: Some(3), of_all: None };
+        let first = client_limits.take(&demo, &alice, &app, two).expect("one");
+        let _second = client_limits.take(&demo, &alice, &app, two).expect("two");
+        let refused = client_limits.take(&demo, &alice, &app, two).expect_err("three");
         assert_eq!(refused.to_string(), "too many connections for role \"alice\"");
-        let _bob = places.take(&demo, &"bob".into(), &app, two).expect("another role");
-        assert!(places.take(&demo, &"carol".into(), &app, two).is_err(), "the database is full");
+        let _bob = client_limits.take(&demo, &"bob".into(), &app, two).expect("another role");
+        assert!(client_limits.take(&demo, &"carol".into(), &app, two).is_err(), "the database is full");
         drop(first);
-        let _again = places.take(&demo, &alice, &app, Most::default()).expect("given back");
-        let full = Most { of_all: Some(3), ..Most::default() };
-        assert!(matches!(places.take(&demo, &"dave".into(), &"other".into(), full), Err(ProxyError::TooManyClients)));
-        assert_eq!(places.taken.lock().expect("lock").of.len(), 3);
+        let _again = client_limits.take(&demo, &alice, &app, ClientMaxima::default()).expect("given back");
+        let full = ClientMaxima { of_all: Some(3), ..ClientMaxima::default() };
+        assert!(matches!(
+            client_limits.take(&demo, &"dave".into(), &"other".into(), full),
+            Err(ProxyError::TooManyClients)
+        ));
+        assert_eq!(client_limits.taken.lock().expect("lock").of.len(), 3);
     }
 }
