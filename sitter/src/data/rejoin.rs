@@ -35,7 +35,7 @@ use crate::postgres::source::{self as sources, SourceFacts};
 use crate::postgres::{lifecycle, session};
 use crate::storage::Storage;
 
-/// How a rejoin ended.
+/// End of a rejoin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejoined {
     /// The data is in line.
@@ -44,24 +44,24 @@ pub enum Rejoined {
     NeedsCopy,
 }
 
-/// How long the source's first checkpoint after its promotion is waited for (`pg_rewind` needs it).
+/// Longest wait for the source's first checkpoint after its promotion (`pg_rewind` needs it).
 const CHECKPOINT: Duration = Duration::from_secs(60);
-/// How long reading the end of the local WAL may take; it is at most what lies between two checkpoints.
+/// Longest time for reading the end of the local WAL; it is at most what lies between two checkpoints.
 const WALDUMP: Duration = Duration::from_secs(120);
 
-/// How long `pg_rewind` may tell no progress. While it copies it tells some each second; before that it reads the local WAL
-/// and lists files, which takes minutes only where there is very much. A source that stalls with its connection intact is
-/// noticed by nothing else.
+/// Longest time for `pg_rewind` to tell no progress. While it copies it tells some each second; before that it reads
+/// the local WAL and lists files, which takes minutes only where there is very much. A source that stalls with its
+/// connection intact is noticed by nothing else.
 const SILENCE: Duration = Duration::from_secs(300);
 
-/// What is to be rejoined to, and how.
+/// Task of a rejoin: the source, and the way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Task {
     /// A primary.
     pub(super) source: PeerId,
     /// The first rung to try.
     pub(super) from: Rung,
-    /// What the source must hold.
+    /// Position that the source must hold.
     pub(super) init: Option<WalPosition>,
     /// Whether going back in time is allowed.
     pub(super) may_roll_back: bool,
@@ -142,7 +142,7 @@ pub(super) async fn roll_back(
     Ok(false)
 }
 
-/// Whatever was done, the directory is a standby's.
+/// Finishes a rejoin: after every rung the directory is a standby's.
 async fn finish(inner: &Inner, rung: Rung) -> Result<Rejoined, Error> {
     files::replace(&inner.layout.data().join("standby.signal"), "", &inner.user)?;
     files::remove(&inner.layout.incomplete())?;
@@ -172,7 +172,7 @@ fn has_segment(names: &[String], position: Lsn, segment_bytes: u64) -> bool {
     names.iter().any(|name| name.len() == wanted.len() && name.get(8..) == wanted.get(8..))
 }
 
-/// How data stands to a source.
+/// Relation of data to a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Judgement {
     /// It can stream from there as it is.
@@ -185,8 +185,8 @@ enum Judgement {
 
 /// An error is about the source, not about the data.
 async fn judge(inner: &Inner, data: &Path, source: PeerId, facts: &SourceFacts) -> Result<Judgement, Error> {
-    let judgement = match last_record(inner, data).await {
-        Ok((last, segment_bytes)) => {
+    let judgement = match wal_end(inner, data).await {
+        Ok(WalEnd { last, segment_bytes, .. }) => {
             let mut on_path = lies_on(&facts.history, facts.position, last);
             // Not allowed to look is no reason against.
             let has_wal = facts.wal.as_ref().is_none_or(|names| has_segment(names, last.lsn, segment_bytes));
@@ -213,7 +213,8 @@ async fn judge(inner: &Inner, data: &Path, source: PeerId, facts: &SourceFacts) 
     Ok(judgement)
 }
 
-/// Where the header of the record that begins at `record` ends, which has its checksum, or its segment if that comes first.
+/// End of the header of the record that begins at `record`, which has its checksum, or of its segment if that comes
+/// first.
 fn end_of_header(record: Lsn, segment_bytes: u64) -> Lsn {
     /// `SizeOfXLogRecord` (xlogrecord.h).
     const HEADER_BYTES: u64 = 24;
@@ -221,23 +222,33 @@ fn end_of_header(record: Lsn, segment_bytes: u64) -> Lsn {
     Lsn((record.0 + HEADER_BYTES).min(segment_end))
 }
 
-/// What pg_control says of positions.
+/// Positions according to pg_control.
 async fn positions(inner: &Inner, data: &Path) -> Result<ControlPositions, Error> {
     let output = inner.tool("pg_controldata").arg(data).run(&inner.user).await?;
     control::parse_controldata(&output.stdout)
         .ok_or_else(|| Error::DataNotFit("pg_controldata says nothing of positions".to_owned()))
 }
 
-/// Where recovery would begin: the data has everything before it.
+/// Begin of a recovery: the data has everything before it.
 pub(super) async fn redo(inner: &Inner, data: &Path) -> Result<WalPosition, Error> {
     Ok(positions(inner, data).await?.redo)
 }
 
-/// Where the last valid record of the local WAL begins, and the size of a segment.
-pub(super) async fn last_record(inner: &Inner, data: &Path) -> Result<(WalPosition, u64), Error> {
+/// End of the local WAL.
+pub(super) struct WalEnd {
+    /// Begin of the last valid record.
+    pub(super) last: WalPosition,
+    /// Message of `pg_waldump` about what follows it.
+    pub(super) message: String,
+    /// Size of a segment, in bytes.
+    pub(super) segment_bytes: u64,
+}
+
+/// Finds the end of the local WAL: on the newest timeline that was written.
+pub(super) async fn wal_end(inner: &Inner, data: &Path) -> Result<WalEnd, Error> {
     let positions = positions(inner, data).await?;
     let segment_bytes = positions.segment_bytes;
-    let mut last = scan(inner, data, positions.redo).await?;
+    let (mut last, mut message) = scan(inner, data, positions.redo).await?;
     // The WAL goes on on newer timelines if they were followed since the last checkpoint. Bounded:
     // each round reaches a newer one.
     for _ in 0..16 {
@@ -245,17 +256,17 @@ pub(super) async fn last_record(inner: &Inner, data: &Path) -> Result<(WalPositi
         let begin = control::read_history(data, newest).0.last().map(|left| left.lsn);
         let Some(begin) = begin.filter(|_| newest != last.timeline) else { break };
         match scan(inner, data, WalPosition { timeline: newest, lsn: begin }).await {
-            Ok(found) => last = found,
+            Ok(found) => (last, message) = found,
             // Nothing valid on it: it was prepared, not used.
             Err(_) => break,
         }
     }
-    Ok((last, segment_bytes))
+    Ok(WalEnd { last, message, segment_bytes })
 }
 
 /// The beginning of the last valid record at or after `from`, which `pg_waldump` names when it
-/// comes to the end of what is valid.
-async fn scan(inner: &Inner, data: &Path, from: WalPosition) -> Result<WalPosition, Error> {
+/// comes to the end of what is valid, and its message.
+async fn scan(inner: &Inner, data: &Path, from: WalPosition) -> Result<(WalPosition, String), Error> {
     let output = inner
         .tool("pg_waldump")
         .arg("--stats")
@@ -268,7 +279,7 @@ async fn scan(inner: &Inner, data: &Path, from: WalPosition) -> Result<WalPositi
         .await?;
     let lsn = parse_last_record(&output.stderr)
         .ok_or_else(|| Error::DataNotFit(format!("no end of WAL found after {from}: {}", output.stderr.trim())))?;
-    Ok(WalPosition { timeline: from.timeline, lsn })
+    Ok((WalPosition { timeline: from.timeline, lsn }, output.stderr))
 }
 
 /// `pg_waldump: error: error in WAL record at 0/5000028: invalid record length at …`.

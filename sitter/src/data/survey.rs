@@ -1,17 +1,12 @@
-//! How far the WAL of a server goes that does not run: for an operator who has to choose a primary
+//! End of the WAL of a server that does not run: for an operator who has to choose a primary
 //! after the cluster state was lost (rule 8). Only reads.
-
-use std::time::Duration;
 
 use manatee_shared::lsn::{Lsn, WalPosition};
 
-use super::rejoin;
+use super::rejoin::{self, WalEnd};
 use crate::host::{Error, control};
 use crate::machine::local::{Data, EndOfWal, Server};
 use crate::postgres::inner::Inner;
-
-/// How long reading the last record may take.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// Takes note of the end of the local WAL, unless the server runs or it is known already.
 pub(super) async fn survey(inner: &Inner) -> Result<(), Error> {
@@ -56,23 +51,13 @@ pub(super) async fn survey_end(inner: &Inner) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where recovery will come to its end: after the last record that is whole, or at the end of what is there of one
+/// End of recovery: after the last record that is whole, or at the end of what is there of one
 /// that is not. A walsender sends the beginning of a record that spans pages before the rest is written, and
 /// PostgreSQL goes on behind such a piece (`missingContrecPtr` in xlogrecovery.c), so it counts.
 async fn end_of_wal(inner: &Inner) -> Result<WalPosition, Error> {
-    let (last, segment_bytes) = rejoin::last_record(inner, &inner.layout.data()).await?;
-    let output = inner
-        .tool("pg_waldump")
-        .arg("--stats")
-        .arg("--path")
-        .arg(inner.layout.data().join("pg_wal"))
-        .arg(format!("--timeline={}", last.timeline))
-        .arg(format!("--start={}", last.lsn))
-        .timeout(LIMIT)
-        .run_any(&inner.user)
-        .await?;
+    let WalEnd { last, message, segment_bytes } = rejoin::wal_end(inner, &inner.layout.data()).await?;
     // Where its end is not said, its beginning is still a position that is certainly there.
-    let lsn = parse_end(&output.stderr, segment_bytes).filter(|end| *end > last.lsn).unwrap_or(last.lsn);
+    let lsn = parse_end(&message, segment_bytes).filter(|end| *end > last.lsn).unwrap_or(last.lsn);
     Ok(WalPosition { lsn, ..last })
 }
 
