@@ -15,8 +15,8 @@ pub enum Command {
     Resume(Option<String>),
     /// Read configuration, passwords, rules and certificates again.
     Reload,
-    /// Drop all connections of a database, and keep new transactions waiting.
-    Kill(String),
+    /// Drop all connections of a database, or of all, and keep new transactions waiting.
+    Kill(Option<String>),
     /// Drop one client, by its process id.
     KillClient(u32),
     /// Refuse new clients of a database.
@@ -41,9 +41,12 @@ pub enum Subject {
     Clients,
     Config,
     Databases,
+    DnsHosts,
+    DnsZones,
     Lists,
     Mem,
     Nodes,
+    Peers,
     Pools,
     Servers,
     Sockets,
@@ -69,14 +72,17 @@ pub enum Ending {
 }
 
 /// What can be shown, by name.
-const SUBJECTS: [(&str, Subject); 18] = [
+const SUBJECTS: [(&str, Subject); 21] = [
     ("ACTIVE_SOCKETS", Subject::ActiveSockets),
     ("CLIENTS", Subject::Clients),
     ("CONFIG", Subject::Config),
     ("DATABASES", Subject::Databases),
+    ("DNS_HOSTS", Subject::DnsHosts),
+    ("DNS_ZONES", Subject::DnsZones),
     ("LISTS", Subject::Lists),
     ("MEM", Subject::Mem),
     ("NODES", Subject::Nodes),
+    ("PEERS", Subject::Peers),
     ("POOLS", Subject::Pools),
     ("SERVERS", Subject::Servers),
     ("SOCKETS", Subject::Sockets),
@@ -93,7 +99,7 @@ const SUBJECTS: [(&str, Subject); 18] = [
 /// What `SHOW HELP` says.
 pub const HELP: &str = "
 \tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
-\tSHOW TOPOLOGY|NODES|LISTS|MEM|STATE|SOCKETS|ACTIVE_SOCKETS
+\tSHOW TOPOLOGY|NODES|PEERS|LISTS|MEM|STATE|SOCKETS|ACTIVE_SOCKETS|DNS_HOSTS|DNS_ZONES
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
 \tRELOAD
 \tPAUSE [<db>]
@@ -102,7 +108,7 @@ pub const HELP: &str = "
 \tENABLE <db>
 \tRECONNECT [<db>]
 \tWAIT_CLOSE [<db>]
-\tKILL <db>
+\tKILL [<db>]
 \tKILL_CLIENT <client_id>
 \tSHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]";
 
@@ -197,7 +203,7 @@ fn parse_one(words: &[String]) -> Result<Command, CommandError> {
         ("RECONNECT", database) => Command::Reconnect(database.cloned()),
         ("WAIT_CLOSE", database) => Command::WaitClose(database.cloned()),
         ("RELOAD", None) => Command::Reload,
-        ("KILL", _) => Command::Kill(database("KILL")?),
+        ("KILL", database) => Command::Kill(database.cloned()),
         ("DISABLE", _) => Command::Disable(database("DISABLE")?),
         ("ENABLE", _) => Command::Enable(database("ENABLE")?),
         ("KILL_CLIENT", Some(id)) => Command::KillClient(id.parse().map_err(|_| CommandError::NotAClient(id.clone()))?),
@@ -245,7 +251,8 @@ mod tests {
             ("", Command::Empty),
             ("PAUSE", Command::Pause(None)),
             ("pause \"My ;\"\"db\"", Command::Pause(Some("My ;\"db".to_owned()))),
-            ("KILL App;", Command::Kill("App".to_owned())),
+            ("KILL App;", Command::Kill(Some("App".to_owned()))),
+            ("KILL", Command::Kill(None)),
             ("SHUTDOWN wait_for_clients", Command::Shutdown(Ending::WaitForClients)),
             ("KILL_CLIENT 17", Command::KillClient(17)),
             ("SET extra_float_digits = 3", Command::ClientSetting),

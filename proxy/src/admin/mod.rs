@@ -84,7 +84,7 @@ pub async fn sample(shared: Arc<ProxyContext>) {
                 .iter()
                 .map(|(database, after)| {
                     let before = before.get(database).copied().unwrap_or_default();
-                    (database.clone(), show::averages(&before, after, between))
+                    (database.clone(), show::averages(before, *after, between))
                 })
                 .collect();
         }
@@ -104,7 +104,8 @@ fn facts(shared: &ProxyContext, reports: &show::Reports) -> Facts {
         logging_in: shared.connections().saturating_sub(clients),
         disabled: lock(&shared.console.disabled).clone(),
         paused: lock(&shared.console.paused).clone(),
-        max_clients: config.pool.max_clients,
+        limits: config.pool.clone(),
+        peers: config.fleet.peers().into_iter().collect(),
         threads: config.worker_count(),
         default_shard: config.shard.name.clone(),
         aliases: aliases(&config),
@@ -202,13 +203,13 @@ async fn resume(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome
     }
 }
 
-async fn kill(database: String, shared: &Arc<ProxyContext>) -> Outcome {
-    if let Err(refusal) = shared.find_database(Some(&database)).await {
+async fn kill(database: Option<String>, shared: &Arc<ProxyContext>) -> Outcome {
+    if let Err(refusal) = shared.find_database(database.as_deref()).await {
         return refusal;
     }
-    let target = shared.target(Some(&database));
+    let target = shared.target(database.as_deref());
     let threads = shared.console.threads();
-    lock(&shared.console.paused).insert(Some(database));
+    lock(&shared.console.paused).insert(database);
     threads.order(ThreadAction::Pause(target.clone())).await;
     threads.order(ThreadAction::Kill(target.clone())).await;
     while threads.order(ThreadAction::Release(target.clone())).await > 0 {
@@ -233,7 +234,7 @@ async fn wait_close(database: Option<String>, shared: &Arc<ProxyContext>) -> Out
 async fn show_subject(subject: Subject, shared: &Arc<ProxyContext>) -> Table {
     let everybody = matches!(subject, Subject::Clients | Subject::Servers | Subject::Sockets | Subject::ActiveSockets);
     let reports = match subject {
-        Subject::Config | Subject::Version | Subject::Mem => Vec::new(),
+        Subject::Config | Subject::Version | Subject::Mem | Subject::DnsHosts | Subject::DnsZones => Vec::new(),
         _ => shared.console.threads().report(everybody).await,
     };
     let facts = facts(shared, &reports);
@@ -243,7 +244,7 @@ async fn show_subject(subject: Subject, shared: &Arc<ProxyContext>) -> Table {
         Subject::ActiveSockets => show::sockets(&reports, &facts, now, true),
         Subject::Clients => show::clients(&reports, &facts),
         Subject::Config => show::config(shared.config.load().entries()),
-        Subject::Databases => show::databases(&reports, &facts, shared.config.load().pool.size),
+        Subject::Databases => show::databases(&reports, &facts),
         Subject::Lists => show::lists(&reports, &facts),
         Subject::Mem => show::memory(),
         Subject::Nodes => show::nodes(&reports, &facts),
@@ -256,7 +257,10 @@ async fn show_subject(subject: Subject, shared: &Arc<ProxyContext>) -> Table {
         Subject::StatsTotals => show::stats_of(&show::totals(&reports, &facts)),
         Subject::Topology => show::topology(&facts),
         Subject::Totals => show::all_totals(&show::totals(&reports, &facts), &averages()),
-        Subject::Users => show::users(&reports),
+        Subject::Peers => show::peers(&facts),
+        Subject::DnsHosts => show::dns_hosts(),
+        Subject::DnsZones => show::dns_zones(),
+        Subject::Users => show::users(&reports, &facts),
         Subject::Version => show::version(),
     }
 }

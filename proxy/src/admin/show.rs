@@ -2,14 +2,16 @@
 //! it has them, so that its tools work; what it has not comes after, or in tables of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use manatee_shared::ids::{PeerId, ShardName};
 
 use super::table::{Column, Field, Table, int4, int8, row, text};
+use crate::config;
 use crate::pool::Mode;
-use crate::pool::census::{PoolReport, Report};
+use crate::pool::census::{Counts, PoolReport, Report};
 use crate::topology::Snapshot;
 
 /// Reports of all threads, with the shard each is about.
@@ -24,8 +26,10 @@ pub struct Facts {
     pub disabled: BTreeSet<String>,
     /// Databases whose transactions wait; all of them if it contains None.
     pub paused: BTreeSet<Option<String>>,
-    /// `pool.max_clients`
-    pub max_clients: usize,
+    /// `[pool]`
+    pub limits: config::Pool,
+    /// `fleet.peers`, by number.
+    pub peers: BTreeMap<u32, SocketAddr>,
     /// Threads.
     pub threads: usize,
     /// The shard whose databases go by their own name.
@@ -64,7 +68,9 @@ struct Pool {
     opening: usize,
     size: usize,
     bound: usize,
-    counted: [u64; 8],
+    canceled_in_use: usize,
+    canceled_idle: usize,
+    counted: Counts,
 }
 
 impl Pool {
@@ -79,9 +85,9 @@ impl Pool {
             self.opening += node.opening;
             self.size += node.size;
         }
-        for (mine, theirs) in self.counted.iter_mut().zip(report.counted) {
-            *mine += theirs;
-        }
+        self.canceled_in_use += report.canceled_in_use;
+        self.canceled_idle += report.canceled_idle;
+        self.counted += report.counted;
     }
 }
 
@@ -135,6 +141,7 @@ const POOLS: &[Column] = &[
     int8("maxwait"),
     int8("maxwait_us"),
     text("pool_mode"),
+    text("load_balance_hosts"),
     int8("cl_bound"),
 ];
 
@@ -151,16 +158,17 @@ pub fn pools(reports: &Reports, facts: &Facts) -> Table {
             pool.waiting,
             0_u8,
             0_u8,
-            pool.in_use,
+            pool.in_use.saturating_sub(pool.canceled_in_use),
             0_u8,
-            0_u8,
-            pool.idle,
+            pool.canceled_in_use + pool.canceled_idle,
+            pool.idle.saturating_sub(pool.canceled_idle),
             0_u8,
             0_u8,
             pool.opening,
             wait,
             wait_us,
             mode,
+            None::<String>,
             pool.bound,
         ]
     });
@@ -223,6 +231,7 @@ const STATS: &[Column] = &[
     int8("total_xact_time"),
     int8("total_query_time"),
     int8("total_wait_time"),
+    int8("total_client_login_count"),
     int8("avg_server_assignment_count"),
     int8("avg_xact_count"),
     int8("avg_query_count"),
@@ -231,6 +240,7 @@ const STATS: &[Column] = &[
     int8("avg_xact_time"),
     int8("avg_query_time"),
     int8("avg_wait_time"),
+    int8("avg_client_login_count"),
 ];
 
 const STATS_TOTALS: &[Column] = &[
@@ -243,10 +253,26 @@ const STATS_TOTALS: &[Column] = &[
     int8("xact_time"),
     int8("query_time"),
     int8("wait_time"),
+    int8("client_login_count"),
 ];
 
-/// Totals of each database, in the order of the columns of `SHOW STATS_TOTALS`.
-pub type Totals = BTreeMap<String, [u64; 8]>;
+/// Totals of each database.
+pub type Totals = BTreeMap<String, Counts>;
+
+/// Numbers in the order of the columns of `SHOW STATS_TOTALS`.
+fn numbers(counts: Counts) -> [u64; 9] {
+    [
+        counts.assignments,
+        counts.transactions,
+        counts.queries,
+        counts.received,
+        counts.sent,
+        counts.transaction_us,
+        counts.query_us,
+        counts.wait_us,
+        counts.logins,
+    ]
+}
 
 /// Adds up each database.
 pub fn totals(reports: &Reports, facts: &Facts) -> Totals {
@@ -255,40 +281,31 @@ pub fn totals(reports: &Reports, facts: &Facts) -> Totals {
 }
 
 /// What happened between two looks: per second, and per transaction or query for the times.
-pub fn averages(before: &[u64; 8], after: &[u64; 8], between: Duration) -> [u64; 8] {
-    let mut grown = *after;
-    for (grown, before) in grown.iter_mut().zip(before) {
-        *grown = grown.saturating_sub(*before);
-    }
+pub fn averages(before: Counts, after: Counts, between: Duration) -> Counts {
+    let grown = after.since(before);
     let seconds = between.as_secs_f64().max(1e-3);
     let per_second = |count: u64| (count as f64 / seconds) as u64;
-    let [assignments, transactions, queries, received, sent, transaction_us, query_us, wait_us] = grown;
-    [
-        per_second(assignments),
-        per_second(transactions),
-        per_second(queries),
-        per_second(received),
-        per_second(sent),
-        transaction_us.checked_div(transactions).unwrap_or(0),
-        query_us.checked_div(queries).unwrap_or(0),
-        per_second(wait_us),
-    ]
+    Counts {
+        transaction_us: grown.transaction_us.checked_div(grown.transactions).unwrap_or(0),
+        query_us: grown.query_us.checked_div(grown.queries).unwrap_or(0),
+        ..grown.with(grown, |count, _| per_second(count))
+    }
 }
 
 /// `SHOW STATS`
 pub fn stats(totals: &Totals, averages: &Totals) -> Table {
     let rows = totals.iter().map(|(database, totals)| {
         let averages = averages.get(database).copied().unwrap_or_default();
-        let numbers = totals.iter().copied().chain(averages).map(|number| Some(number.to_string()));
+        let numbers = numbers(*totals).into_iter().chain(numbers(averages)).map(|number| Some(number.to_string()));
         std::iter::once(Some(database.clone())).chain(numbers).collect()
     });
     Table { columns: STATS, rows: rows.collect() }
 }
 
 /// `SHOW STATS_TOTALS`, `SHOW STATS_AVERAGES`
-pub fn stats_of(numbers: &Totals) -> Table {
-    let rows = numbers.iter().map(|(database, numbers)| {
-        let numbers = numbers.iter().map(|number| Some(number.to_string()));
+pub fn stats_of(totals: &Totals) -> Table {
+    let rows = totals.iter().map(|(database, totals)| {
+        let numbers = numbers(*totals).into_iter().map(|number| Some(number.to_string()));
         std::iter::once(Some(database.clone())).chain(numbers).collect()
     });
     Table { columns: STATS_TOTALS, rows: rows.collect() }
@@ -296,17 +313,16 @@ pub fn stats_of(numbers: &Totals) -> Table {
 
 /// `SHOW TOTALS`
 pub fn all_totals(totals: &Totals, averages: &Totals) -> Table {
-    let sum = |numbers: &Totals| {
-        numbers.values().fold([0_u64; 8], |mut sum, one| {
-            sum.iter_mut().zip(one).for_each(|(sum, one)| *sum += one);
-            sum
-        })
+    let sum = |totals: &Totals| {
+        let sum = totals.values().fold(Counts::default(), |sum, one| sum.with(*one, u64::wrapping_add));
+        numbers(sum)
     };
     let numbers = sum(totals).into_iter().chain(sum(averages));
     let rows = STATS.iter().skip(1).zip(numbers).map(|(column, number)| row![column.name, number]);
     Table { columns: const { &[text("name"), int8("value")] }, rows: rows.collect() }
 }
 
+/// PgBouncer's order since 1.24; `reserve_pool` is its name for `reserve_pool_size` before that.
 const DATABASES: &[Column] = &[
     text("name"),
     text("host"),
@@ -315,18 +331,22 @@ const DATABASES: &[Column] = &[
     text("force_user"),
     int4("pool_size"),
     int4("min_pool_size"),
-    int4("reserve_pool"),
+    int4("reserve_pool_size"),
+    int4("server_lifetime"),
     text("pool_mode"),
+    text("load_balance_hosts"),
     int4("max_connections"),
     int4("current_connections"),
+    int4("max_client_connections"),
+    int4("current_client_connections"),
     int4("paused"),
     int4("disabled"),
+    int4("reserve_pool"),
     text("shard"),
-    int4("current_client_connections"),
 ];
 
 /// `SHOW DATABASES`: those used since the start. `host` is the primary's.
-pub fn databases(reports: &Reports, facts: &Facts, pool_size: usize) -> Table {
+pub fn databases(reports: &Reports, facts: &Facts) -> Table {
     let mut known: BTreeMap<(ShardName, String), Pool> = BTreeMap::new();
     for (shard, report) in reports {
         for pool in &report.pools {
@@ -334,6 +354,7 @@ pub fn databases(reports: &Reports, facts: &Facts, pool_size: usize) -> Table {
         }
     }
     let mode = mode_of(reports);
+    let limits = &facts.limits;
     let rows = known.into_iter().map(|((shard, database), pool)| {
         let primary = facts.shards.iter().find(|(name, _)| *name == shard).and_then(|(_, snapshot)| snapshot.primary());
         let name = facts.database(&shard, &database);
@@ -344,16 +365,20 @@ pub fn databases(reports: &Reports, facts: &Facts, pool_size: usize) -> Table {
             primary.map_or(0, |node| node.address.port()),
             database,
             None::<String>,
-            pool_size,
+            limits.size,
             0_u8,
             0_u8,
+            limits.server_lifetime.as_secs(),
             mode,
-            0_u8,
+            None::<String>,
+            limits.max_servers_per_database,
             pool.in_use + pool.idle + pool.opening,
+            limits.max_clients_per_database,
+            pool.active + pool.waiting,
             paused,
             disabled,
+            0_u8,
             shard.to_string(),
-            pool.active + pool.waiting,
         ]
     });
     Table { columns: DATABASES, rows: rows.collect() }
@@ -363,6 +388,7 @@ const SOCKETS: &[Column] = &[
     text("type"),
     text("user"),
     text("database"),
+    text("replication"),
     text("state"),
     text("addr"),
     int4("port"),
@@ -382,6 +408,9 @@ const SOCKETS: &[Column] = &[
     int8("id"),
 ];
 
+/// Clients that replicate are relayed, not pooled: they are in none of these tables.
+const NO_REPLICATION: &str = "none";
+
 /// `SHOW CLIENTS`: `id` is the process id the client was told, `link` that of its server.
 pub fn clients(reports: &Reports, facts: &Facts) -> Table {
     let clients = reports.iter().flat_map(|(shard, report)| report.clients.iter().map(move |client| (shard, client)));
@@ -396,6 +425,7 @@ pub fn clients(reports: &Reports, facts: &Facts) -> Table {
             "C",
             client.facts.identity.user.to_string(),
             facts.database(shard, &client.facts.identity.database),
+            NO_REPLICATION,
             state,
             // As Incoming::accept says it.
             if client.facts.address.port() == 0 { "unix".to_owned() } else { client.facts.address.ip().to_string() },
@@ -412,7 +442,7 @@ pub fn clients(reports: &Reports, facts: &Facts) -> Table {
             None::<u32>,
             client.facts.tls.unwrap_or_default(),
             client.facts.application.to_string(),
-            0_u8,
+            None::<u32>,
             client.facts.id,
         ]
     });
@@ -432,6 +462,7 @@ pub fn servers(reports: &Reports, facts: &Facts, now: SystemTime) -> Table {
             "S",
             server.user.to_string(),
             facts.database(shard, &server.database),
+            NO_REPLICATION,
             state,
             server.node.address.ip().to_string(),
             server.node.address.port(),
@@ -447,7 +478,7 @@ pub fn servers(reports: &Reports, facts: &Facts, now: SystemTime) -> Table {
             server.pid,
             "",
             "",
-            0_u8,
+            None::<u32>,
             server.pid,
         ]
     });
@@ -459,7 +490,7 @@ pub fn sockets(reports: &Reports, facts: &Facts, now: SystemTime, active: bool) 
     let mut rows = clients(reports, facts).rows;
     rows.extend(servers(reports, facts, now).rows);
     let idle: Field = Some("idle".to_owned());
-    rows.retain(|row| !active || row.get(3) != Some(&idle));
+    rows.retain(|row| !active || row.get(4) != Some(&idle));
     Table { columns: SOCKETS, rows }
 }
 
@@ -473,8 +504,9 @@ pub fn lists(reports: &Reports, facts: &Facts) -> Table {
     let rows = [
         ("databases", databases.len()),
         ("users", users.len()),
+        ("peers", facts.peers.len()),
         ("pools", pools.len()),
-        ("free_clients", facts.max_clients.saturating_sub(used)),
+        ("free_clients", facts.limits.max_clients.saturating_sub(used)),
         ("used_clients", used),
         ("login_clients", facts.logging_in),
         ("free_servers", sum(|pool| pool.idle)),
@@ -488,17 +520,55 @@ pub fn lists(reports: &Reports, facts: &Facts) -> Table {
     Table { columns: const { &[text("list"), int4("items")] }, rows: rows.collect() }
 }
 
-const USERS: &[Column] =
-    &[text("name"), text("pool_mode"), int4("current_connections"), int4("current_client_connections")];
+const USERS: &[Column] = &[
+    text("name"),
+    text("pool_size"),
+    text("reserve_pool_size"),
+    text("pool_mode"),
+    int4("max_user_connections"),
+    int4("current_connections"),
+    int4("max_user_client_connections"),
+    int4("current_client_connections"),
+];
 
 /// `SHOW USERS`: those seen since the start.
-pub fn users(reports: &Reports) -> Table {
+pub fn users(reports: &Reports, facts: &Facts) -> Table {
     let pools = pools_by(reports, |_, pool| (pool.user.to_string(), String::new()));
     let mode = mode_of(reports);
-    let rows = pools
-        .into_iter()
-        .map(|((user, _), pool)| row![user, mode, pool.in_use + pool.idle + pool.opening, pool.active + pool.waiting]);
+    let limits = &facts.limits;
+    let rows = pools.into_iter().map(|((user, _), pool)| {
+        row![
+            user,
+            None::<String>,
+            None::<String>,
+            mode,
+            limits.max_servers_per_user,
+            pool.in_use + pool.idle + pool.opening,
+            limits.max_clients_per_user,
+            pool.active + pool.waiting,
+        ]
+    });
     Table { columns: USERS, rows: rows.collect() }
+}
+
+/// `SHOW PEERS`: the other proxies of the fleet. A cancel request is handed over on a connection of its own, without a pool.
+pub fn peers(facts: &Facts) -> Table {
+    let rows = facts
+        .peers
+        .iter()
+        .map(|(number, address)| row![*number, address.ip().to_string(), address.port(), None::<u32>]);
+    let columns = const { &[int4("peer_id"), text("host"), int4("port"), int4("pool_size")] };
+    Table { columns, rows: rows.collect() }
+}
+
+/// `SHOW DNS_HOSTS`: none, as nodes are known by their addresses.
+pub fn dns_hosts() -> Table {
+    Table { columns: const { &[text("hostname"), int8("ttl"), text("addrs")] }, rows: Vec::new() }
+}
+
+/// `SHOW DNS_ZONES`: none, as nodes are known by their addresses.
+pub fn dns_zones() -> Table {
+    Table { columns: const { &[text("zonename"), int8("serial"), int4("count")] }, rows: Vec::new() }
 }
 
 /// `SHOW STATE`

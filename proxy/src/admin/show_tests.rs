@@ -1,5 +1,5 @@
 use super::*;
-use crate::pool::census::{Histogram, NodeReport};
+use crate::pool::census::{Counts, Histogram, NodeReport};
 use crate::topology::Node;
 
 /// Headings of PgBouncer 1.18 (Debian 12), as it printed them.
@@ -27,12 +27,30 @@ const PGBOUNCER: [(&str, &str); 9] = [
     ("MEM", "name|size|used|free|memtotal"),
 ];
 
+/// Headings of PgBouncer 1.25 in its order, as its documentation has them.
+const PGBOUNCER_NOW: [(&str, &str); 4] = [
+    (
+        "DATABASES",
+        "name|host|port|database|force_user|pool_size|min_pool_size|reserve_pool_size|server_lifetime|pool_mode|load_balance_hosts|max_connections|current_connections|max_client_connections|current_client_connections|paused|disabled",
+    ),
+    (
+        "CLIENTS",
+        "type|user|database|replication|state|addr|port|local_addr|local_port|connect_time|request_time|wait|wait_us|close_needed|ptr|link|remote_pid|tls|application_name|prepared_statements|id",
+    ),
+    (
+        "USERS",
+        "name|pool_size|reserve_pool_size|pool_mode|max_user_connections|current_connections|max_user_client_connections|current_client_connections",
+    ),
+    ("PEERS", "peer_id|host|port|pool_size"),
+];
+
 fn facts() -> Facts {
     Facts {
         logging_in: 1,
         disabled: BTreeSet::new(),
         paused: [Some("app".to_owned())].into(),
-        max_clients: 100,
+        limits: config::Pool { max_clients: 100, ..config::Pool::default() },
+        peers: [(2, "10.0.0.9:6432".parse().expect("address"))].into(),
         threads: 2,
         default_shard: "demo".parse().expect("name"),
         aliases: BTreeMap::new(),
@@ -51,13 +69,15 @@ fn report(user: &str, node: u8, counted: u64) -> Report {
         longest_wait: Duration::from_micros(1_500_000),
         clients_bound: 1,
         bound_by: Default::default(),
-        counted: [counted; 8],
+        canceled_in_use: 1,
+        canceled_idle: 0,
+        counted: Counts { queries: counted, logins: counted, ..Counts::default() },
         nodes: vec![NodeReport { node, size: 10, in_use: 2, idle: 3, opening: 1 }],
     };
     Report {
         mode: Mode::Transaction,
         pools: vec![pool],
-        departed: [0; 8],
+        departed: Counts::default(),
         clients: Vec::new(),
         servers: Vec::new(),
         held: 0,
@@ -90,10 +110,10 @@ fn pgbouncers_columns_are_all_there() {
             "STATS" => stats(&totals, &Totals::new()),
             "STATS_TOTALS" => stats_of(&totals),
             "POOLS" => pools(&reports, &facts),
-            "DATABASES" => databases(&reports, &facts, 40),
+            "DATABASES" => databases(&reports, &facts),
             "CLIENTS" => clients(&reports, &facts),
             "LISTS" => lists(&reports, &facts),
-            "USERS" => users(&reports),
+            "USERS" => users(&reports, &facts),
             "VERSION" => version(),
             _ => memory(),
         };
@@ -108,6 +128,49 @@ fn pgbouncers_columns_are_all_there() {
 }
 
 #[test]
+fn columns_come_in_the_order_of_todays_pgbouncer() {
+    let (reports, facts) = (reports(), facts());
+    for (subject, headings) in PGBOUNCER_NOW {
+        let table = match subject {
+            "DATABASES" => databases(&reports, &facts),
+            "CLIENTS" => clients(&reports, &facts),
+            "USERS" => users(&reports, &facts),
+            _ => peers(&facts),
+        };
+        let names: Vec<&str> = table.columns.iter().map(|column| column.name).collect();
+        let wanted: Vec<&str> = headings.split('|').collect();
+        assert_eq!(names[..wanted.len()], wanted, "SHOW {subject}");
+    }
+    assert_eq!(peers(&facts).rows, [row![2_u32, "10.0.0.9", 6432_u16, None::<u32>]]);
+}
+
+#[test]
+fn limits_are_those_of_the_configuration() {
+    let pool = config::Pool {
+        max_servers_per_user: 7,
+        max_servers_per_database: 8,
+        max_clients_per_user: 9,
+        max_clients_per_database: 11,
+        ..config::Pool::default()
+    };
+    let (reports, facts) = (reports(), Facts { limits: pool, ..facts() });
+    let databases = databases(&reports, &facts);
+    assert_eq!(
+        ["max_connections", "max_client_connections", "server_lifetime"].map(|name| field(&databases, 0, name)),
+        ["8", "11", "3600"]
+    );
+    let users = users(&reports, &facts);
+    assert_eq!(["max_user_connections", "max_user_client_connections"].map(|name| field(&users, 0, name)), ["7", "9"]);
+}
+
+#[test]
+fn servers_with_a_cancel_under_way_are_neither_active_nor_idle() {
+    let pools = pools(&reports(), &facts());
+    // Two threads with two servers in use and three idle each; one of each thread is being cancelled.
+    assert_eq!(["sv_active", "sv_being_canceled", "sv_idle"].map(|name| field(&pools, 0, name)), ["2", "2", "6"]);
+}
+
+#[test]
 fn threads_and_nodes_are_added_up() {
     let (reports, facts) = (reports(), facts());
     let pools = pools(&reports, &facts);
@@ -119,8 +182,8 @@ fn threads_and_nodes_are_added_up() {
     assert_eq!((field(&pools, 0, "maxwait"), field(&pools, 0, "maxwait_us")), ("1", "500000"));
     assert_eq!(field(&pools, 2, "database"), "other/app");
     let totals = totals(&reports, &facts);
-    assert_eq!(totals["app"], [13; 8]);
-    let databases = databases(&reports, &facts, 40);
+    assert_eq!(totals["app"], Counts { queries: 13, logins: 13, ..Counts::default() });
+    let databases = databases(&reports, &facts);
     assert_eq!((field(&databases, 0, "paused"), field(&databases, 1, "paused")), ("1", "0"));
     let lists = lists(&reports, &facts);
     assert_eq!(lists.rows[0], row!["databases", 2_u8]);
@@ -129,10 +192,31 @@ fn threads_and_nodes_are_added_up() {
 
 #[test]
 fn averages_are_per_second_or_per_query() {
-    let before = [0; 8];
-    let after = [20, 10, 40, 1000, 2000, 5000, 8000, 600];
-    assert_eq!(averages(&before, &after, Duration::from_secs(2)), [10, 5, 20, 500, 1000, 500, 200, 300]);
-    assert_eq!(averages(&after, &before, Duration::ZERO), [0; 8], "a restart of the counters is no burst");
+    let before = Counts::default();
+    let after = Counts {
+        assignments: 20,
+        transactions: 10,
+        queries: 40,
+        received: 1000,
+        sent: 2000,
+        transaction_us: 5000,
+        query_us: 8000,
+        wait_us: 600,
+        logins: 4,
+    };
+    let expected = Counts {
+        assignments: 10,
+        transactions: 5,
+        queries: 20,
+        received: 500,
+        sent: 1000,
+        transaction_us: 500,
+        query_us: 200,
+        wait_us: 300,
+        logins: 2,
+    };
+    assert_eq!(averages(before, after, Duration::from_secs(2)), expected);
+    assert_eq!(averages(after, before, Duration::ZERO), Counts::default(), "a restart of the counters is no burst");
 }
 
 #[test]

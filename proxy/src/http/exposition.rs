@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use manatee_shared::ids::ShardName;
 
-use crate::pool::census::{BUCKETS_US, Histogram, Report};
+use crate::pool::census::{BUCKETS_US, Counts, Histogram, Report};
 use crate::session::bound::CAUSES;
 use crate::topology::{Snapshot, Standby};
 
@@ -18,7 +18,7 @@ const MICROS: f64 = 1e-6;
 /// One shard's sums over all threads.
 #[derive(Default)]
 struct Sums {
-    counted: [u64; 8],
+    counted: Counts,
     active: usize,
     waiting: usize,
     longest_wait_s: f64,
@@ -35,9 +35,9 @@ fn sums(reports: &[(ShardName, Report)]) -> BTreeMap<String, Sums> {
         sums.on_primary.add(&report.on_primary);
         sums.on_standby.add(&report.on_standby);
         // They were counted before: a counter never goes back.
-        sums.counted.iter_mut().zip(report.departed).for_each(|(sum, one)| *sum += one);
+        sums.counted += report.departed;
         for pool in &report.pools {
-            sums.counted.iter_mut().zip(pool.counted).for_each(|(sum, one)| *sum += one);
+            sums.counted += pool.counted;
             sums.active += pool.clients_active;
             sums.waiting += pool.clients_waiting;
             sums.bound_by.iter_mut().zip(pool.bound_by).for_each(|(sum, one)| *sum += one);
@@ -112,19 +112,46 @@ pub(super) fn standbys(shards: &[(ShardName, Arc<Snapshot>)]) -> String {
 pub(super) fn sessions(reports: &[(ShardName, Report)]) -> String {
     let shards = sums(reports);
     let mut out = String::new();
-    let counters: [(&'static str, usize, f64, &str); 7] = [
-        ("manatee_proxy_server_assignments_total", 0, 1.0, "Times a client was given a server connection"),
-        ("manatee_proxy_queries_total", 2, 1.0, "Requests answered: each Query, and each series up to Sync"),
-        ("manatee_proxy_received_bytes_total", 3, 1.0, "Bytes received from clients"),
-        ("manatee_proxy_sent_bytes_total", 4, 1.0, "Bytes received from servers, for clients"),
-        ("manatee_proxy_transaction_seconds_total", 5, MICROS, "Time that clients had server connections"),
-        ("manatee_proxy_query_busy_seconds_total", 6, MICROS, "Time that requests were under way at servers"),
-        ("manatee_proxy_client_wait_seconds_total", 7, MICROS, "Time that clients waited for a server connection"),
+    type Count = fn(&Counts) -> u64;
+    let counters: [(&'static str, Count, f64, &str); 8] = [
+        (
+            "manatee_proxy_server_assignments_total",
+            |counts| counts.assignments,
+            1.0,
+            "Times a client was given a server connection",
+        ),
+        (
+            "manatee_proxy_queries_total",
+            |counts| counts.queries,
+            1.0,
+            "Requests answered: each Query, and each series up to Sync",
+        ),
+        ("manatee_proxy_received_bytes_total", |counts| counts.received, 1.0, "Bytes received from clients"),
+        ("manatee_proxy_sent_bytes_total", |counts| counts.sent, 1.0, "Bytes received from servers, for clients"),
+        (
+            "manatee_proxy_transaction_seconds_total",
+            |counts| counts.transaction_us,
+            MICROS,
+            "Time that clients had server connections",
+        ),
+        (
+            "manatee_proxy_query_busy_seconds_total",
+            |counts| counts.query_us,
+            MICROS,
+            "Time that requests were under way at servers",
+        ),
+        (
+            "manatee_proxy_client_wait_seconds_total",
+            |counts| counts.wait_us,
+            MICROS,
+            "Time that clients waited for a server connection",
+        ),
+        ("manatee_proxy_client_logins_total", |counts| counts.logins, 1.0, "Logins of clients"),
     ];
-    for (name, index, factor, help) in counters {
+    for (name, count, factor, help) in counters {
         let mut metric = Metric::new(&mut out, name, "counter", help);
         for (shard, sums) in &shards {
-            metric.sample("", &[("shard", shard)], sums.counted[index] as f64 * factor);
+            metric.sample("", &[("shard", shard)], count(&sums.counted) as f64 * factor);
         }
     }
     let mut metric = Metric::new(
@@ -238,13 +265,15 @@ mod tests {
             longest_wait: Duration::from_millis(250),
             clients_bound: 1,
             bound_by: std::array::from_fn(|cause| usize::from(cause == 2)),
-            counted: [1, 2, 3, 4, 5, 6_000_000, 7, 8],
+            canceled_in_use: 0,
+            canceled_idle: 0,
+            counted: Counts { queries: 3, transaction_us: 6_000_000, ..Counts::default() },
             nodes: vec![NodeReport { node, size: 10, in_use: 1, idle: 2, opening: 0 }],
         };
         let report = Report {
             mode: Mode::Transaction,
             pools: vec![pool],
-            departed: [0, 0, 1, 0, 0, 0, 0, 0],
+            departed: Counts { queries: 1, ..Counts::default() },
             clients: Vec::new(),
             servers: Vec::new(),
             held: 0,

@@ -41,6 +41,51 @@ pub struct Tally {
     pub query_us: Cell<u64>,
     /// Time that clients waited for a server.
     pub wait_us: Cell<u64>,
+    /// Logins.
+    pub logins: Cell<u64>,
+}
+
+/// A [`Tally`] at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "as in Tally")]
+pub struct Counts {
+    pub assignments: u64,
+    pub transactions: u64,
+    pub queries: u64,
+    pub received: u64,
+    pub sent: u64,
+    pub transaction_us: u64,
+    pub query_us: u64,
+    pub wait_us: u64,
+    pub logins: u64,
+}
+
+impl Counts {
+    /// Applies `f` to each count and its like in `other`.
+    pub fn with(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            assignments: f(self.assignments, other.assignments),
+            transactions: f(self.transactions, other.transactions),
+            queries: f(self.queries, other.queries),
+            received: f(self.received, other.received),
+            sent: f(self.sent, other.sent),
+            transaction_us: f(self.transaction_us, other.transaction_us),
+            query_us: f(self.query_us, other.query_us),
+            wait_us: f(self.wait_us, other.wait_us),
+            logins: f(self.logins, other.logins),
+        }
+    }
+
+    /// Growth since `before`; 0 for counts that began anew meanwhile.
+    pub fn since(self, before: Self) -> Self {
+        self.with(before, u64::saturating_sub)
+    }
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        *self = self.with(other, u64::wrapping_add);
+    }
 }
 
 /// Adds to a counter.
@@ -222,8 +267,12 @@ pub struct PoolReport {
     pub clients_bound: usize,
     /// The same by each of [`CAUSES`]; some are bound by several.
     pub bound_by: [usize; CAUSES.len()],
-    /// The counters, in the order of [`Tally`].
-    pub counted: [u64; 8],
+    /// Server connections in use with a cancel request under way to them.
+    pub canceled_in_use: usize,
+    /// The same of those that wait to be used.
+    pub canceled_idle: usize,
+    /// The counters.
+    pub counted: Counts,
     /// Per node.
     pub nodes: Vec<NodeReport>,
 }
@@ -280,8 +329,8 @@ pub struct Report {
     pub mode: Mode,
     /// By role and database.
     pub pools: Vec<PoolReport>,
-    /// Counters of databases that do not exist any more, in the order of [`Tally`].
-    pub departed: [u64; 8],
+    /// Counters of databases that do not exist any more.
+    pub departed: Counts,
     /// Clients; empty unless asked for.
     pub clients: Vec<ClientReport>,
     /// Server connections; empty unless asked for.
@@ -313,6 +362,7 @@ impl Worker {
         let identity = client.identity.clone();
         let key = (identity.user.clone(), identity.database.clone());
         let tally = self.tallies.borrow_mut().entry(key).or_default().clone();
+        add(&tally.logins, 1);
         let application = client.startup.iter().find(|(name, _)| name.eq_ignore_ascii_case("application_name"));
         let present = Rc::new(Present {
             facts: ClientFacts {
@@ -392,6 +442,8 @@ impl Worker {
                 longest_wait: Duration::ZERO,
                 clients_bound: 0,
                 bound_by: [0; CAUSES.len()],
+                canceled_in_use: 0,
+                canceled_idle: 0,
                 counted: tally.read(),
                 nodes: Vec::new(),
             })
@@ -414,10 +466,16 @@ impl Worker {
         for (_, server) in self.in_use.borrow().iter() {
             if let Some(index) = find(&server.client.facts.identity) {
                 *used.entry((index, server.node)).or_default() += 1;
+                if let Some(report) = reports.get_mut(index).filter(|_| server.cancel.is_cancel_in_flight()) {
+                    report.canceled_in_use += 1;
+                }
             }
         }
         for ((identity, node), pool) in self.pools.borrow().iter() {
             let Some(index) = find(identity) else { continue };
+            if let Some(report) = reports.get_mut(index) {
+                pool.each_idle(|server| report.canceled_idle += usize::from(server.cancel.is_cancel_in_flight()));
+            }
             let (idle, open, _) = pool.counts();
             let in_use = used.get(&(index, *node)).copied().unwrap_or(0);
             let opening = open.saturating_sub(idle + in_use);
@@ -498,25 +556,29 @@ impl Present {
 impl Tally {
     /// Adds another one's numbers.
     pub(super) fn add(&self, other: &Self) {
-        for (mine, theirs) in self.cells().into_iter().zip(other.cells()) {
-            add(mine, theirs.get());
+        let other = other.read();
+        add(&self.assignments, other.assignments);
+        add(&self.transactions, other.transactions);
+        add(&self.queries, other.queries);
+        add(&self.received, other.received);
+        add(&self.sent, other.sent);
+        add(&self.transaction_us, other.transaction_us);
+        add(&self.query_us, other.query_us);
+        add(&self.wait_us, other.wait_us);
+        add(&self.logins, other.logins);
+    }
+
+    fn read(&self) -> Counts {
+        Counts {
+            assignments: self.assignments.get(),
+            transactions: self.transactions.get(),
+            queries: self.queries.get(),
+            received: self.received.get(),
+            sent: self.sent.get(),
+            transaction_us: self.transaction_us.get(),
+            query_us: self.query_us.get(),
+            wait_us: self.wait_us.get(),
+            logins: self.logins.get(),
         }
-    }
-
-    fn cells(&self) -> [&Cell<u64>; 8] {
-        [
-            &self.assignments,
-            &self.transactions,
-            &self.queries,
-            &self.received,
-            &self.sent,
-            &self.transaction_us,
-            &self.query_us,
-            &self.wait_us,
-        ]
-    }
-
-    fn read(&self) -> [u64; 8] {
-        self.cells().map(Cell::get)
     }
 }
