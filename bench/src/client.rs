@@ -14,10 +14,10 @@ use manatee_tests::lab::APP;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long a login, or an answer, may take.
+/// Longest time for a login, or an answer.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Who logs in, and where.
+/// Account and address of a login.
 #[derive(Clone, Debug)]
 pub struct Dialer {
     address: SocketAddr,

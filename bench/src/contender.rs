@@ -1,4 +1,4 @@
-//! Who is measured: each a process of its own with a configuration written here, in front of the
+//! Contenders that are measured: each a process of its own with a configuration written here, in front of the
 //! same shard.
 
 use std::ffi::OsString;
@@ -27,10 +27,10 @@ const PGPOOL_CHILDREN: u32 = 70;
 const MAX_CLIENTS: u32 = 12_000;
 /// Above this, those that need one server connection per client are not asked.
 const MAX_UNPOOLED: u32 = 64;
-/// How long one may take to answer its first client.
+/// Longest time until the first client of one is answered.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// What can be measured.
+/// Contenders that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
 pub enum Kind {
     /// The primary itself.
@@ -97,7 +97,7 @@ impl Kind {
     }
 }
 
-/// Where the programs are that are not Debian's, and how those that can be told are run.
+/// Places of the programs that are not Debian's, and the command lines of those that can be told theirs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// `manatee-proxy`, release build.
@@ -117,13 +117,13 @@ pub struct Programs {
 /// One that is measured, running. Killed when dropped.
 #[derive(Debug)]
 pub struct Contender {
-    /// Who.
+    /// Kind of contender.
     pub kind: Kind,
-    /// Where.
+    /// Its address.
     pub address: Address,
     /// For messages.
     log: PathBuf,
-    /// What it says of its version, if asked.
+    /// Version it reports, if asked.
     pub version: String,
     process: Option<Process>,
     /// A second PgBouncer that pools by session, where the version has no prepared statements
@@ -162,7 +162,7 @@ impl Contender {
         Ok(contender)
     }
 
-    /// Where this load is to be sent.
+    /// Address to send this load to.
     pub fn address_for(&self, load: Load) -> Address {
         match &self.by_session {
             Some(second) if load.workload == Workload::Prepared => second.address,
@@ -211,7 +211,7 @@ fn has_prepared_statements(version: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 21)
 }
 
-/// What starting one needs.
+/// Requirements for starting one.
 struct Setup<'a> {
     kind: Kind,
     shard: &'a Shard,

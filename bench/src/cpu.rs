@@ -1,4 +1,4 @@
-//! What other processes use, from the kernel's accounting: CPU time and memory of a process with
+//! Use of resources by other processes, from the kernel's accounting: CPU time and memory of a process with
 //! all its descendants (Pgpool-II is a hundred processes).
 
 use std::collections::{HashMap, HashSet};
@@ -34,7 +34,7 @@ pub fn memory_bytes(pid: u32) -> Result<u64> {
     Ok(sum_of_family(pid, of_process)? * 1024)
 }
 
-/// How many connections to one of `servers` process `pid` has.
+/// Number of connections that process `pid` has to one of `servers`.
 pub fn connections(pid: u32, servers: &[SocketAddr]) -> Result<usize> {
     let mut wanted: Vec<String> = Vec::new();
     for server in servers {

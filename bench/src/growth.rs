@@ -1,4 +1,4 @@
-//! How CPU per query and memory of manatee-proxy grow with what there is more of: nothing may grow
+//! Growth of manatee-proxy's CPU per query and memory with what there is more of: nothing may grow
 //! faster than it does.
 
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::shard::Shard;
 const CLIENTS: [u32; 5] = [0, 10, 100, 1000, 10_000];
 const POOL_SIZES: [u32; 4] = [1, 4, 16, 60];
 const STATEMENTS: [u32; 5] = [1, 10, 100, 1000, 10_000];
-/// Of which all but one are copies of the state of that one: the same servers under other names.
+/// Shards, all but one of which are copies of the state of that one: the same servers under other names.
 const SHARDS: [u32; 4] = [1, 10, 30, 100];
 /// Nodes of each.
 const NODES: usize = 3;
@@ -65,7 +65,7 @@ pub async fn run(shard: &Shard, programs: &Programs, report: &mut Report, second
     shards(shard, programs, report, seconds).await
 }
 
-/// What the proxy costs that follows many shards, one of which is used.
+/// Cost of a proxy that follows many shards, one of which is used.
 async fn shards(shard: &Shard, programs: &Programs, report: &mut Report, seconds: u32) -> Result<()> {
     let programs = Programs { all_shards: true, ..programs.clone() };
     let mut there_are = 1;

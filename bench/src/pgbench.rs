@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use crate::{cpu, quantile};
 
-/// What is run.
+/// Workloads of pgbench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Workload {
@@ -52,7 +52,7 @@ impl Workload {
 /// The load of one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Load {
-    /// What is run.
+    /// Workload to run.
     pub workload: Workload,
     /// Concurrent clients.
     pub clients: u32,
@@ -60,7 +60,7 @@ pub struct Load {
     pub tls: bool,
 }
 
-/// How to run pgbench.
+/// Command line of pgbench.
 #[derive(Clone, Debug)]
 pub struct Pgbench {
     /// Folder of PostgreSQL's programs.
@@ -76,10 +76,10 @@ pub struct Pgbench {
 /// All of a round that does not count, logins above all, may take this many seconds.
 const LOGIN_LIMIT_S: u32 = 90;
 
-/// Where a round runs.
+/// Target of a round.
 #[derive(Clone, Copy, Debug)]
 pub struct Address {
-    /// Where it listens.
+    /// Address it listens at.
     pub at: SocketAddr,
     /// Process that is charged for it, with its descendants.
     pub pid: Option<u32>,

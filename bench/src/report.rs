@@ -1,4 +1,4 @@
-//! What came out: figures with their rounds, as tables for people and as JSON.
+//! Results: figures with their rounds, as tables for people and as JSON.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use crate::median;
 pub struct Report {
     /// Command line.
     pub command: String,
-    /// When it began, UTC.
+    /// Begin of the run, UTC.
     pub date: String,
     /// Processors and kernel.
     pub machine: String,
@@ -27,15 +27,15 @@ pub struct Report {
 /// One figure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
-    /// What was run: `simple`, `login`, `failover power-off`.
+    /// Workload: `simple`, `login`, `failover power-off`.
     pub workload: String,
-    /// How many clients; or what else the workload was varied by.
+    /// Number of clients; or the other quantity that the workload was varied by.
     pub clients: u32,
     /// Clients used TLS.
     pub tls: bool,
-    /// Who was measured.
+    /// Contender that was measured.
     pub target: String,
-    /// What was measured, with its unit: `cpu_us`.
+    /// Quantity that was measured, with its unit: `cpu_us`.
     pub metric: String,
     /// Of the rounds.
     pub median: f64,
@@ -56,16 +56,16 @@ pub struct Goal {
     pub met: bool,
 }
 
-/// What a figure is of.
+/// Subject of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Of<'a> {
-    /// What was run.
+    /// Workload.
     pub workload: &'a str,
-    /// How many clients.
+    /// Number of clients.
     pub clients: u32,
     /// Clients used TLS.
     pub tls: bool,
-    /// Who was measured.
+    /// Contender that was measured.
     pub target: &'a str,
 }
 
@@ -143,7 +143,7 @@ impl Report {
 }
 
 impl Figure {
-    /// What it is of.
+    /// Its subject.
     pub fn of(&self) -> Of<'_> {
         Of { workload: &self.workload, clients: self.clients, tls: self.tls, target: &self.target }
     }

@@ -34,13 +34,13 @@ const SALT: &[u8; 16] = b"manatee's bench.";
 pub struct Shard {
     /// The lab.
     pub lab: Lab,
-    /// Where PostgreSQL listens: primary, sync, async.
+    /// Addresses of PostgreSQL: primary, sync, async.
     pub nodes: Vec<SocketAddr>,
     /// Ready to run pgbench as [`APP`].
     pub pgbench: Pgbench,
-    /// What pg_authid has of [`APP`].
+    /// Verifier of [`APP`] in pg_authid.
     pub verifier: String,
-    /// What it logs in with.
+    /// Secret it logs in with.
     pub secret: Secret,
 }
 

@@ -35,10 +35,10 @@ const MAX_IN_FLIGHT: u32 = 256;
 const MAX_FORWARDED: u32 = 64;
 /// Longest wait for a server to take a cancel.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
-/// How often it is looked whether the cancels under way to a server have been taken.
+/// Interval of looking whether the cancels under way to a server have been taken.
 const LANDING_PAUSE: Duration = Duration::from_millis(2);
 
-/// Where and with which key a server connection's request is cancelled. One per server
+/// Address and key for cancelling a server connection's request. One per server
 /// connection; the pool keeps it beside the connection.
 #[derive(Debug)]
 pub struct CancelTarget {
@@ -117,7 +117,7 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct State {
-    /// In whose name the client is connected, once it has logged in.
+    /// Role of the client, once it has logged in.
     owner: Option<Arc<Identity>>,
     aim: Aim,
 }
@@ -321,14 +321,14 @@ impl ServerFlight {
 /// A client's entry in the registry; dropping it removes the entry.
 #[derive(Debug)]
 pub struct Registration {
-    /// What the client was told in BackendKeyData.
+    /// Process id in the BackendKeyData of the client.
     pub pid: u32,
     entry: Arc<Entry>,
     registry: Arc<Registry>,
 }
 
 impl Registration {
-    /// What the client was told in BackendKeyData.
+    /// Secret in the BackendKeyData of the client.
     pub fn secret(&self) -> &[u8] {
         self.entry.secret.bytes()
     }

@@ -24,7 +24,7 @@ use crate::route::volatility::{CATALOG_SIGNATURE_SQL, CATALOG_SQL};
 use crate::topology::monitor::{ConnectError, Settings};
 use crate::topology::{Node, Topology};
 
-/// How old what is known may be.
+/// Age up to which what is known is used.
 pub const RELOAD_EVERY: Duration = Duration::from_secs(30);
 /// After a failure it is tried again this soon, and then after twice the time, up to [`RELOAD_EVERY`].
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -33,7 +33,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// Databases followed at most; sessions of more than that use the primary only.
 const MAX_DATABASES: usize = 256;
 
-/// Where one database's catalog is, once it has been read.
+/// Place of one database's catalog, once it has been read.
 type Slot = ArcSwapOption<Catalog>;
 
 /// All databases' catalogs. Shared by all threads; asked once per database and thread.
@@ -117,7 +117,7 @@ pub async fn serve(
     tasks.wait().await;
 }
 
-/// Why a catalog could not be read.
+/// Reason why a catalog could not be read.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
     #[error("no node can be asked")]
@@ -209,7 +209,7 @@ fn is_no_such_database(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&tokio_postgres::error::SqlState::INVALID_CATALOG_NAME)
 }
 
-/// What `node` says; no catalog if it has the same signature as before.
+/// Reads the catalog from `node`; none if it has the same signature as before.
 async fn read_from(settings: &Settings, node: Node, database: &str, before: &str) -> Result<Known, ConnectError> {
     let (client, driver) = settings.connect_to(node, database).await?;
     let result = async {

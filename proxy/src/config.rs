@@ -40,9 +40,9 @@ settings! {
         /// Session threads; 0: one per core.
         #[serde(default)]
         pub workers: usize => Reload::Restart,
-        /// Where clients connect.
+        /// Addresses for clients.
         pub listen: Listen => Reload::ByKey(Listen::RELOAD),
-        /// How to reach ZooKeeper.
+        /// Connection to ZooKeeper.
         pub zookeeper: ZkSettings => Reload::Restart,
         /// The default shard.
         pub shard: Shard => Reload::ByKey(Shard::RELOAD),
@@ -52,7 +52,7 @@ settings! {
         /// Databases by the names clients use, where those say which shard is meant.
         #[serde(default)]
         pub databases: BTreeMap<String, Database> => Reload::Live,
-        /// How clients are authenticated.
+        /// Authentication of clients.
         pub auth: Auth => Reload::ByKey(Auth::RELOAD),
         /// TLS towards clients.
         #[serde(default)]
@@ -63,10 +63,10 @@ settings! {
         /// Server connections.
         #[serde(default)]
         pub pool: Pool => Reload::ByKey(Pool::RELOAD),
-        /// Where statements go.
+        /// Routing of statements.
         #[serde(default)]
         pub routing: Routing => Reload::ByKey(Routing::RELOAD),
-        /// What happens while there is no primary.
+        /// Treatment of clients while there is no primary.
         #[serde(default)]
         pub hold: Hold => Reload::ByKey(Hold::RELOAD),
         /// The other proxies.
@@ -99,7 +99,7 @@ settings! {
         pub proxy_protocol_from: Vec<Network> => Reload::Live,
         /// `/metrics`, `/healthz`, `/readyz`, `/topology`.
         pub http: Option<SocketAddr> => Reload::Restart,
-        /// How long clients may stay with a process that has handed its listeners over.
+        /// Longest stay of clients with a process that has handed its listeners over.
         #[serde(default = "seconds::<60>", with = "humantime_serde")]
         pub upgrade_drain: Duration => Reload::Live,
         /// Addresses of single shards.
@@ -151,11 +151,11 @@ pub struct Database {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenShard {
-    /// Where clients connect.
+    /// Address for clients.
     pub address: SocketAddr,
     /// Their shard.
     pub shard: ShardName,
-    /// What they ask for.
+    /// Access they ask for.
     #[serde(default)]
     pub access: Access,
 }
@@ -185,10 +185,10 @@ settings! {
         /// One of them is forgiven after this.
         #[serde(default = "seconds::<3>", with = "humantime_serde")]
         pub failure_forgiven_after: Duration => Reload::Live,
-        /// How long what is known of a role may be used while no server can be asked.
+        /// Age up to which what is known of a role may be used while no server can be asked.
         #[serde(default = "seconds::<600>", with = "humantime_serde")]
         pub verifier_max_age: Duration => Reload::Restart,
-        /// How long a client may take to log in.
+        /// Longest time for a client's login.
         #[serde(default = "seconds::<30>", with = "humantime_serde")]
         pub login_timeout: Duration => Reload::Live,
     }
@@ -217,7 +217,7 @@ settings! {
     #[derive(Clone, Debug, Deserialize, Serialize)]
     #[serde(deny_unknown_fields, default)]
     pub struct Pool {
-        /// When server connections go back.
+        /// Moment at which server connections go back.
         pub mode: Mode => Reload::Restart,
         /// Server connections per user, database and node, shared among the session threads.
         pub size: usize => Reload::Live,
@@ -236,7 +236,7 @@ settings! {
         pub max_clients_per_user: u32 => Reload::Live,
         /// Clients of one database at most; 0: any number.
         pub max_clients_per_database: u32 => Reload::Live,
-        /// How long a transaction may wait for a server connection.
+        /// Longest wait of a transaction for a server connection.
         #[serde(with = "humantime_serde")]
         pub query_wait_timeout: Duration => Reload::Live,
         /// Server connections idle for longer are closed.
@@ -279,7 +279,7 @@ settings! {
         /// A standby further behind serves nothing.
         #[serde(with = "humantime_serde")]
         pub max_lag: Duration => Reload::Restart,
-        /// How often each node is asked.
+        /// Interval of asking each node.
         #[serde(with = "humantime_serde")]
         pub poll_interval: Duration => Reload::Restart,
     }
@@ -301,10 +301,10 @@ settings! {
     #[derive(Clone, Debug, Deserialize, Serialize)]
     #[serde(deny_unknown_fields, default)]
     pub struct Hold {
-        /// How long a transaction may wait for a primary.
+        /// Longest wait of a transaction for a primary.
         #[serde(with = "humantime_serde")]
         pub timeout: Duration => Reload::Live,
-        /// How long one of a read-only address may wait for a standby, while none is fit.
+        /// Longest wait of one of a read-only address for a standby, while none is fit.
         #[serde(with = "humantime_serde")]
         pub standby_timeout: Duration => Reload::Live,
         /// Clients that may wait, in the whole process.
@@ -332,7 +332,7 @@ settings! {
     pub struct Fleet {
         /// This proxy's number, each its own; 0: alone.
         pub number: u32 => Reload::Restart,
-        /// Where clients connect to the others, by number.
+        /// Addresses of the other proxies for clients, by number.
         pub peers: BTreeMap<String, SocketAddr> => Reload::Restart,
     }
 }
@@ -450,7 +450,7 @@ impl Config {
         }
     }
 
-    /// What of it makes no sense: the key and what to do.
+    /// Checks that it makes sense. Errors: the key and the remedy.
     fn check(&self) -> Result<(), (String, String)> {
         let fail = |key: &str, problem: &str| Err((key.to_owned(), problem.to_owned()));
         self.zookeeper.check().map_err(|(key, problem)| (format!("zookeeper.{key}"), problem))?;

@@ -1,4 +1,4 @@
-//! What all parts of the process share.
+//! Context that all parts of the process share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,14 +18,14 @@ use crate::session_threads::{SessionTarget, ThreadAction};
 use crate::shards::Shards;
 use crate::tls::servers::Servers;
 
-/// How long clients that are cut off at the end may take to hear of it, and how often it is looked whether they have.
+/// Longest time for clients that are cut off at the end to hear of it, and the interval of looking whether they have.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 const GOODBYE_INTERVAL: Duration = Duration::from_millis(10);
-/// What all threads share. Nothing in it is written on the hot path.
+/// State that all threads share. Nothing in it is written on the hot path.
 pub struct ProxyContext {
     /// The configuration, as last read.
     pub config: Arc<ArcSwap<Config>>,
-    /// What clients can reach.
+    /// Shards that clients can reach.
     pub shards: Arc<Shards>,
     /// Logins.
     pub gate: Gatekeeper,
@@ -33,7 +33,7 @@ pub struct ProxyContext {
     pub servers: Arc<Servers>,
     /// The proxy's own role.
     pub own: Arc<OwnRole>,
-    /// What consoles share.
+    /// State that consoles share.
     pub console: Arc<Console>,
     /// Cancelled when nobody new is let in any more.
     pub closed: CancellationToken,
@@ -41,7 +41,7 @@ pub struct ProxyContext {
     pub drain: CancellationToken,
     /// Cancelled when a successor has the listeners: it alone answers HTTP from then on.
     pub handed_over: CancellationToken,
-    /// What clients that wait for a primary take, in all shards.
+    /// Totals of the clients that wait for a primary, in all shards.
     pub held: Arc<HeldTotals>,
     /// HTTP, which ends once the requests it has taken are answered.
     pub answers: TaskTracker,

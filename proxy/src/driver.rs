@@ -41,14 +41,14 @@ use sockets::{poll_fill, poll_write};
 const BACKLOG_BYTES: usize = 256 << 10;
 /// Read from a client whose last unit is still running.
 const READ_AHEAD_BYTES: usize = 64 << 10;
-/// How long the last words to a client may take.
+/// Longest time for the last words to a client.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long an idle client keeps its server because it may ask for its own sequence values, as it does right
+/// Time for which an idle client keeps its server because it may ask for its own sequence values, as it does right
 /// after it has made some.
 const LINGER: Duration = Duration::from_millis(200);
 /// A node that was taken for the primary and is a standby: the topology will say so soon.
 const MISTAKEN_PAUSE: Duration = Duration::from_millis(50);
-/// How long a client may keep back the end of a unit before what there is of it is sent, to the primary and for
+/// Time for which a client may keep back the end of a unit before what there is of it is sent, to the primary and for
 /// good: clients that want to wait for its end write it in one piece or soon after. Longer than a lost packet
 /// takes to be sent again in one place.
 const STALL: Duration = Duration::from_millis(50);
@@ -84,7 +84,7 @@ where
 
 struct Driver<S> {
     stream: S,
-    /// What its session keeps while it is idle; nobody's while it is awake.
+    /// State of its session while it is idle; nobody's while it is awake.
     kept: Kept,
     server: Option<Box<Server>>,
     shared: Rc<RefCell<Shared>>,
@@ -95,13 +95,13 @@ struct Driver<S> {
     waited_in_vain: bool,
     /// Its place in the list of clients, and its counters.
     seat: Seat,
-    /// When the event at hand came, once somebody has asked: the clock is read as seldom as will do.
+    /// Arrival of the event at hand, once somebody has asked: the clock is read as seldom as will do.
     moment: Option<Instant>,
     /// Bytes were written to the client's stream and not flushed (TLS keeps them otherwise).
     flush: bool,
     /// The last read from the client brought a buffer full.
     long: bool,
-    /// What a cancel request is for, as was last said to the registry.
+    /// Aim of a cancel request, as the registry was told last.
     aim: CancelAim,
     /// Runs while the client has begun a unit and does not end it.
     stall: Option<Pin<Box<Sleep>>>,
@@ -109,7 +109,7 @@ struct Driver<S> {
     parting: Option<Box<Parting>>,
 }
 
-/// What has happened.
+/// Event that has happened.
 enum Event {
     /// Bytes of the client came.
     Client,
@@ -133,7 +133,7 @@ enum Event {
     Ending(Ending),
 }
 
-/// Why a connection ends.
+/// Reason why a connection ends.
 enum Ending {
     /// The client is gone.
     Gone(Option<io::Error>),

@@ -59,7 +59,7 @@ pub struct SessionMetrics {
     pub on_standby: Counter,
     /// Clients waiting for a primary.
     pub held: Gauge,
-    /// How long they waited, in seconds.
+    /// Their waits, in seconds.
     pub hold_seconds: Histogram,
     /// Statements run again elsewhere.
     pub replays: Counter,

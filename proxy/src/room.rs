@@ -8,7 +8,7 @@ use crate::auth::Identity;
 use crate::error::Full;
 use crate::topology::Node;
 
-/// What a node has none left of.
+/// Resource of which a node has none left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scarce {
     node: Node,

@@ -56,7 +56,7 @@ use share::settings;
 const MAX_WAITING: usize = 1024;
 /// Stack of a session thread: PostgreSQL's parser recurses.
 const STACK_BYTES: usize = 16 * 1024 * 1024;
-/// How long opening a server connection may take within a session.
+/// Longest time for opening a server connection within a session.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A proxy put together, not yet running.
@@ -196,7 +196,7 @@ impl Workers {
     }
 }
 
-/// What a session thread runs on. Not a `LocalSet`: that is a scheduler within a scheduler, and each
+/// Runtime of a session thread. Not a `LocalSet`: that is a scheduler within a scheduler, and each
 /// event goes through both.
 fn runtime() -> std::io::Result<LocalRuntime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
@@ -204,7 +204,7 @@ fn runtime() -> std::io::Result<LocalRuntime> {
 
 /// A session thread: for each shard that its clients use, pools of its own.
 struct Thread {
-    /// Which of the threads it is, counted from 0.
+    /// Number of the thread, from 0.
     index: usize,
     shared: Arc<ProxyContext>,
     workers: RefCell<BTreeMap<ShardName, Rc<Worker>>>,
@@ -213,7 +213,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// What this thread has for a shard.
+    /// Worker of this thread for a shard.
     fn worker(&self, shard: &Shard) -> Rc<Worker> {
         if let Some(worker) = self.workers.borrow().get(&shard.name) {
             return worker.clone();

@@ -14,19 +14,19 @@ use crate::room::Scarce;
 
 /// Orders that may wait for one thread: more than all consoles and scrapers together have.
 const MAX_ORDERS: usize = 64;
-/// How long a thread may take to answer. One that is busy for longer is left out.
+/// Longest wait for a thread's answer. One that is busy for longer is left out.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// Which shard's sessions, and which of them.
+/// Shard, and those of its sessions that are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionTarget {
     /// All shards if none.
     pub shard: Option<ShardName>,
-    /// Which databases.
+    /// Databases that are meant.
     pub scope: Scope,
 }
 
-/// What a thread is to do. Each answers with a number.
+/// Order to a thread. Each answers with a number.
 #[derive(Clone, Debug)]
 pub enum ThreadAction {
     /// Keep new transactions waiting.
@@ -52,7 +52,7 @@ pub enum ThreadAction {
 
 /// An order, and where its answer goes.
 pub(crate) enum ThreadCommand {
-    /// What there is, by shard.
+    /// Report of what there is, by shard.
     Report { all: bool, reply: oneshot::Sender<Vec<(ShardName, Report)>> },
     /// An action.
     Do(ThreadAction, oneshot::Sender<usize>),
@@ -75,7 +75,7 @@ impl SessionThreads {
         mpsc::channel(MAX_ORDERS)
     }
 
-    /// What all threads have, by shard and thread. `all`: with every client and server.
+    /// Reports of all threads, by shard and thread. `all`: with every client and server.
     pub async fn report(&self, all: bool) -> Vec<(ShardName, Report)> {
         self.ask(|reply| ThreadCommand::Report { all, reply }).await.into_iter().flatten().collect()
     }

@@ -33,13 +33,13 @@ pub type StateWatch = watch::Receiver<Option<State>>;
 pub struct Shard {
     /// Its name in ZooKeeper.
     pub name: ShardName,
-    /// Who is who in it.
+    /// Roles of its peers.
     pub topology: Topology,
     /// Its roles.
     pub verifiers: Verifiers,
-    /// With which secrets servers are persuaded.
+    /// Secrets with which servers are persuaded.
     pub keys: Keys,
-    /// What its clients are told when they connect.
+    /// Greetings for its clients when they connect.
     pub parameters: ParameterCache,
     /// Functions of its databases.
     pub catalogs: Arc<dyn Catalogs>,
@@ -74,7 +74,7 @@ impl Shard {
     }
 }
 
-/// What has to run for a shard, not yet running.
+/// Tasks of a shard that do not run yet.
 pub struct Background {
     shard: Arc<Shard>,
     own: monitor::Settings,
@@ -106,7 +106,7 @@ pub fn prepare(own: monitor::Settings, max_age: Duration) -> (Arc<Shard>, Backgr
 }
 
 impl Background {
-    /// How its nodes are asked.
+    /// Settings for asking its nodes.
     pub fn settings(&self) -> &monitor::Settings {
         &self.own
     }

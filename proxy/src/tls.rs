@@ -30,7 +30,7 @@ pub mod servers;
 #[derive(Debug)]
 struct Served {
     config: Arc<ServerConfig>,
-    /// What clients can bind their login to.
+    /// Hash that clients can bind their login to.
     end_point: Option<Arc<[u8]>>,
     expires: Option<SystemTime>,
 }
@@ -66,7 +66,7 @@ impl Certificates {
         self.current.load().is_some()
     }
 
-    /// When the certificate expires.
+    /// Expiry of the certificate.
     pub fn expires(&self) -> Option<SystemTime> {
         self.current.load().as_ref().and_then(|served| served.expires)
     }
@@ -90,7 +90,7 @@ impl Certificates {
     }
 }
 
-/// Who may come with a certificate; whoever has none is not turned away here.
+/// Verifier of client certificates; whoever has none is not turned away here.
 fn client_verifier(ca: &Path, crl: Option<&Path>) -> std::result::Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let roots = Arc::new(authorities(ca)?);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -148,7 +148,7 @@ impl ClientStream {
         }
     }
 
-    /// Who the operating system says is at the other end of a Unix socket.
+    /// User at the other end of a Unix socket, according to the operating system.
     pub fn peer_uid(&self) -> Option<u32> {
         match self {
             Self::Unix(stream) => stream.peer_cred().ok().map(|credentials| credentials.uid()),

@@ -28,7 +28,7 @@ const DEAD_HOST: Duration = Duration::from_secs(10);
 pub struct Upstream {
     /// The connection (TCP_NODELAY and keepalive set).
     pub stream: ServerStream,
-    /// Whom it leads to.
+    /// Node that it leads to.
     pub node: Node,
     /// For cancel requests.
     pub cancel: Arc<CancelTarget>,
@@ -44,7 +44,7 @@ impl Upstream {
         self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// What the server said of itself when the connection began (PostgreSQL 14 and newer).
+    /// Report of the server about itself when the connection began (PostgreSQL 14 and newer).
     pub fn in_hot_standby(&self) -> Option<bool> {
         self.parameter("in_hot_standby").map(|value| value == "on")
     }
@@ -156,7 +156,7 @@ enum Progress {
     Ready,
 }
 
-/// Where the authentication stands.
+/// Stage of the authentication.
 enum Exchange {
     None,
     First(ClientExchange),

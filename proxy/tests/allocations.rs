@@ -58,7 +58,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often memory is asked for by a thousand of these, after a few to begin with.
+/// Number of allocations by a thousand of these, after a few to begin with.
 fn allocations(table: &mut Table, request: &[u8], answer: &[u8], sent: (usize, usize)) -> u64 {
     for _ in 0..10 {
         table.unit(request, answer);

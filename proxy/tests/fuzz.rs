@@ -17,7 +17,7 @@ use manatee_proxy::wire::{put_cstr, put_message};
 
 use targets::{Target, targets};
 
-/// What once failed: target and bytes.
+/// Inputs that once failed: target and bytes.
 const REGRESSIONS: &[(&str, &[u8])] = &[];
 
 /// Longest input.

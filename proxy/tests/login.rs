@@ -182,7 +182,7 @@ struct Started {
     stop: CancellationToken,
 }
 
-/// How the proxy's own role asks.
+/// Settings with which the proxy's own role asks.
 fn own(config: &Config) -> monitor::Settings {
     monitor::Settings {
         shard: config.shard.name.clone(),
@@ -193,7 +193,7 @@ fn own(config: &Config) -> monitor::Settings {
     }
 }
 
-/// What ZooKeeper would say of one PostgreSQL in one-node-write mode.
+/// State in ZooKeeper of one PostgreSQL in one-node-write mode.
 fn one_node(postgres_port: u16) -> State {
     State {
         shard: "test".parse().expect("name"),
@@ -340,7 +340,7 @@ async fn switches_and_long_names(bench: &Bench) {
     }
 }
 
-/// What was allowed a moment ago, and what a client is told of its server is still remembered from then.
+/// Rights are taken away that were there a moment ago, while the greeting of the client is still remembered from then.
 async fn rights_that_are_taken_away(bench: &Bench) {
     bench.postgres.run("CREATE DATABASE doors").await;
     let login = async || bench.client("alice", "secret").dbname("doors").connect(NoTls).await;

@@ -1,4 +1,4 @@
-//! What statements mean: a table, and the property that makes the cache sound.
+//! Meaning of statements: a table, and the property that makes the cache sound.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 

@@ -127,7 +127,7 @@ impl Pair {
         self.pump(usize::MAX, usize::MAX);
     }
 
-    /// What has come, as tags with error codes: `1 2 D C Z`.
+    /// Messages that have come, as tags with error codes: `1 2 D C Z`.
     fn read(&mut self) -> String {
         let mut words = Vec::new();
         let bytes = self.received.split();

@@ -45,7 +45,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Where clients connect.
+/// Address for clients.
 #[derive(Clone, Debug)]
 enum Door {
     Tcp(SocketAddr),
@@ -224,7 +224,7 @@ impl Drop for Stranger {
     }
 }
 
-/// What a service manager hears.
+/// Notifications that a service manager gets.
 struct Manager(UnixDatagram);
 
 impl Manager {

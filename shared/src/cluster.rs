@@ -56,9 +56,9 @@ pub enum Freeze {
     Flag(bool),
     /// With date and reason.
     Reason {
-        /// When, ISO-8601.
+        /// Moment, ISO-8601.
         date: String,
-        /// Why, in the operator's words.
+        /// Reason, in the operator's words.
         reason: String,
     },
 }
@@ -94,7 +94,7 @@ pub struct Promote {
     pub async_index: Option<usize>,
     /// Generation the request was made in.
     pub generation: u64,
-    /// When the request lapses.
+    /// Moment at which the request lapses.
     pub expire_time: Timestamp,
 }
 
@@ -143,7 +143,7 @@ pub struct ClusterState {
     /// A string, because it exceeds what JSON numbers carry. Absent in states of Manatee 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_identifier: Option<String>,
-    /// Why this state replaced its predecessor, for the history and for people.
+    /// Reason for replacing the state before, for the history and for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Fields of other versions.
@@ -151,7 +151,7 @@ pub struct ClusterState {
     pub extra: Map<String, Value>,
 }
 
-/// Why a text is not a valid state.
+/// Reason why a text is not a valid state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Not JSON of the expected shape.
@@ -204,7 +204,7 @@ impl ClusterState {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Where `id` stands. A peer listed as deposed and elsewhere is a [`Violation`].
+    /// Role of `id`. A peer listed as deposed and elsewhere is a [`Violation`].
     pub fn role_of(&self, id: PeerId) -> Role {
         if self.primary.id == id {
             Role::Primary

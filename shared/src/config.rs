@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::de::{self, DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Why a configuration file, or a file it names, cannot be used. Each is one line for people.
+/// Reason why a configuration file, or a file it names, cannot be used. Each is one line for people.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -18,7 +18,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
     /// The file is not TOML, or says something that is not understood.
@@ -32,9 +32,9 @@ pub enum ConfigError {
         column: usize,
         /// "`section.key`: ", or nothing where no key is to blame.
         key: String,
-        /// What is wrong.
+        /// Problem.
         problem: String,
-        /// What to do about it.
+        /// Remedy.
         remedy: &'static str,
     },
     /// Each value is readable, but together they make no sense.
@@ -44,7 +44,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key to change.
         key: String,
-        /// What is wrong and what to do about it.
+        /// Problem and remedy.
         problem: String,
     },
     /// A file that the configuration names cannot be read.
@@ -54,7 +54,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key that names it.
         key: &'static str,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
     /// A file with a secret cannot be used.
@@ -62,7 +62,7 @@ pub enum ConfigError {
     Secret {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what to do about it.
+        /// Problem and remedy.
         problem: String,
     },
 }
@@ -121,7 +121,7 @@ fn key_at(text: &str, line: usize) -> Option<String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Size(pub u64);
 
-/// Why a text is not a [`Size`].
+/// Reason why a text is not a [`Size`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a size: expected a whole number with B, KiB, MiB, GiB or TiB, such as \"64MiB\"")]
 pub struct SizeError(String);
@@ -268,13 +268,13 @@ pub fn read_named(key: &'static str, path: &Path) -> Result<String, ConfigError>
     std::fs::read_to_string(path).map_err(|source| ConfigError::Named { path: path.to_owned(), key, source })
 }
 
-/// How to reach ZooKeeper; the `[zookeeper]` section of both programs.
+/// Connection to ZooKeeper; the `[zookeeper]` section of both programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZkSettings {
     /// The ensemble: `host:port`, or `host` for port 2181.
     pub servers: Vec<String>,
-    /// How long ZooKeeper keeps our election node after it last heard of us.
+    /// Time for which ZooKeeper keeps our election node after it last heard of us.
     #[serde(with = "humantime_serde", default = "ZkSettings::default_session_timeout")]
     pub session_timeout: Duration,
     /// Folder of all shards.
@@ -295,7 +295,7 @@ pub struct ZkSettings {
     pub tls: Option<ZkTls>,
 }
 
-/// How ZooKeeper is shown who we are.
+/// Scheme by which we prove to ZooKeeper who we are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AuthScheme {
@@ -348,7 +348,7 @@ impl ZkSettings {
         self.servers.join(",")
     }
 
-    /// What is wrong with these settings: the key within the section, and what to do.
+    /// Checks these settings. Errors: the key within the section, and the remedy.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let valid_server = |server: &String| {
             let (host, port) = match server.rsplit_once(':') {

@@ -20,7 +20,7 @@ pub struct PeerId {
     pub backup_port: u16,
 }
 
-/// Why a text is not a [`PeerId`].
+/// Reason why a text is not a [`PeerId`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a peer id: expected ip:pgPort:backupPort, {problem}")]
 pub struct PeerIdError {
@@ -77,7 +77,7 @@ impl From<PeerId> for String {
 #[serde(try_from = "String", into = "String")]
 pub struct ShardName(String);
 
-/// Why a text is not a [`ShardName`].
+/// Reason why a text is not a [`ShardName`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a shard name: 1 to 63 characters of a-z A-Z 0-9 . _ -, not starting with a dot")]
 pub struct ShardNameError(String);

@@ -70,7 +70,7 @@ pub fn join(violations: &[Violation]) -> String {
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What is wrong with `state` by itself.
+/// Violations of the rules by `state` alone.
 pub fn check_state(state: &ClusterState) -> Vec<Violation> {
     let mut violations = Vec::new();
     if state.generation == 0 {
@@ -90,7 +90,7 @@ pub fn check_state(state: &ClusterState) -> Vec<Violation> {
     violations
 }
 
-/// What is wrong with writing `new` over `old` (none: the shard's first state).
+/// Violations of the rules by writing `new` over `old` (none: the shard's first state).
 ///
 /// This holds for the sitters and for the operator's tool alike. The tool may besides change the
 /// freeze, ask for a promotion, remove a deposed peer, and, with the shard frozen, enter
@@ -116,7 +116,7 @@ pub fn check_transition(old: Option<&ClusterState>, new: &ClusterState) -> Vec<V
     violations
 }
 
-/// What is wrong with the way from `old` to `new`, besides what is wrong with `new` by itself.
+/// Violations of the rules on the way from `old` to `new`, besides those by `new` alone.
 fn check_change(old: &ClusterState, new: &ClusterState) -> Vec<Violation> {
     let mut violations = Vec::new();
     let sync_id = |state: &ClusterState| state.sync_peer.as_ref().map(|peer| peer.id);

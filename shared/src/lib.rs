@@ -1,4 +1,4 @@
-//! What Manatee's two programs share: the cluster state and its rules, ZooKeeper, the topology
+//! Common parts of Manatee's two programs: the cluster state and its rules, ZooKeeper, the topology
 //! watcher (also the Rust client library), configuration helpers, telemetry and shutdown.
 //!
 //! Nothing here decides anything: the sitter's state machine and the proxy's routing do.

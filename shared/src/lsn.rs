@@ -28,7 +28,7 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// Why a text is not an [`Lsn`].
+/// Reason why a text is not an [`Lsn`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a WAL position: expected two hexadecimal numbers as X/YYYYYYYY")]
 pub struct LsnError(String);

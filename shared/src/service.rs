@@ -1,4 +1,4 @@
-//! What a service manager is told if one has started us: sd_notify(3). Without one, nothing happens.
+//! Notifications to a service manager that has started us: sd_notify(3). Without one, nothing happens.
 //!
 //! By hand, and not with a library: those at hand wait for the manager to read, so that one that
 //! hangs would stop the loop it is to watch.

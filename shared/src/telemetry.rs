@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use metrics_exporter_prometheus::PrometheusHandle;
 
-/// How log events are written.
+/// Format of log events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -26,7 +26,7 @@ pub enum LogFormat {
 pub struct LogSettings {
     /// Text or JSON.
     pub format: LogFormat,
-    /// What is logged, in tracing-subscriber's filter syntax.
+    /// Filter of the log, in tracing-subscriber's syntax.
     pub filter: String,
 }
 
@@ -36,7 +36,7 @@ impl Default for LogSettings {
     }
 }
 
-/// Why logs or metrics could not be set up.
+/// Reason why logs or metrics could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter is not in tracing-subscriber's syntax.
@@ -44,7 +44,7 @@ pub enum TelemetryError {
     Filter {
         /// As configured.
         filter: String,
-        /// What is wrong with it.
+        /// Problem.
         problem: String,
     },
     /// Something else in this process already took the logs.
@@ -86,7 +86,7 @@ pub fn init(settings: &LogSettings) -> Result<(), TelemetryError> {
 pub const SECONDS_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// How often [`PrometheusHandle::run_upkeep`] must run: histograms queue raw samples until then.
+/// Interval of [`PrometheusHandle::run_upkeep`]: histograms queue raw samples until then.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Makes this process's metrics available for `/metrics` (`handle.render()`). Once per process.

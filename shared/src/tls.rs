@@ -22,7 +22,7 @@ pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 /// ALPN protocol of PostgreSQL; direct TLS must name it.
 pub const ALPN: &[u8] = b"postgresql";
 
-/// What is asked of servers, by libpq's names.
+/// Demand on servers' TLS, by libpq's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServerTlsMode {
@@ -62,11 +62,11 @@ impl ServerTlsMode {
     }
 }
 
-/// How servers are connected to: the table `[server_tls]` of the proxy, `[postgres.replication_tls]` of the sitter.
+/// TLS towards servers: the table `[server_tls]` of the proxy, `[postgres.replication_tls]` of the sitter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerTls {
-    /// What is asked for.
+    /// Demand on the server.
     pub mode: ServerTlsMode,
     /// Authorities of the servers' certificates, PEM.
     pub ca_file: Option<PathBuf>,
@@ -97,7 +97,7 @@ impl ServerTls {
     }
 }
 
-/// Why certificate and key cannot be used. One line, with the remedy.
+/// Reason why certificate and key cannot be used. One line, with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}: {problem}")]
 pub struct TlsError {
@@ -153,7 +153,7 @@ pub fn identity(
     Ok((chain, private))
 }
 
-/// What is asked of servers, the files read.
+/// Demand on servers, with the files read.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     config: Arc<ClientConfig>,
@@ -170,7 +170,7 @@ pub enum Secured {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Why a connection to a server has not become what was asked for.
+/// Reason why a connection to a server does not meet the demand.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The socket, or TLS itself.

@@ -1,4 +1,4 @@
-//! Who is who in a shard: the client library for Rust programs.
+//! Roles of the peers in a shard: the client library for Rust programs.
 //!
 //! A [`TopologyWatcher`] keeps the newest [`Topology`] in a watch channel. It never creates
 //! anything in ZooKeeper, may be started before the shard exists, and keeps the last topology when
@@ -114,7 +114,7 @@ impl Topology {
         self.chain().map(|peer| peer.pg_url.as_str()).collect()
     }
 
-    /// Where `id` stands.
+    /// Role of `id`.
     pub fn role_of(&self, id: PeerId) -> Role {
         let place = self.chain().position(|peer| peer.id == id);
         match place {
@@ -126,7 +126,7 @@ impl Topology {
         }
     }
 
-    /// Where the generation began, if the state knows the timeline.
+    /// Begin of the generation, if the state knows the timeline.
     pub fn init_position(&self) -> Option<WalPosition> {
         self.init_wal_timeline.map(|timeline| WalPosition { timeline, lsn: self.init_wal })
     }
@@ -136,7 +136,7 @@ impl Topology {
         self.zookeeper == Freshness::Fresh
     }
 
-    /// What to show after `view`, having shown `previous`. Pure.
+    /// Topology to show after `view`, having shown `previous`. Pure.
     pub fn next(previous: Option<&Self>, view: &View, shard: &ShardName, now: Timestamp) -> Option<Self> {
         let stale = match previous.map(|topology| topology.zookeeper) {
             Some(Freshness::Stale { since }) => Freshness::Stale { since },

@@ -57,7 +57,7 @@ const DATA: &[&str] = &["cluster", "ids", "invariants", "lsn", "topology", "zk"]
 /// Names of those modules that are no data.
 const NO_DATA: &[&str] = &["zk::client", "TopologyWatcher", "Coordination"];
 
-/// What a folder must not use: what lies above it.
+/// Layers that a folder must not use: those above it.
 const ABOVE: &[(&str, &[&str])] = &[
     ("sitter/core/src/machine", &["sim", "fence", "heartbeat", "status"]),
     ("sitter/core/src/reason", &["fence", "heartbeat", "sim", "status"]),

@@ -204,7 +204,7 @@ impl Metrics {
         }
     }
 
-    /// How many peers are found gone.
+    /// Sets the number of peers that are found gone.
     pub fn suspected(&self, count: usize) {
         self.suspected.set(self::count(count));
     }

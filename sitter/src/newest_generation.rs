@@ -1,4 +1,4 @@
-//! What a sitter must remember across its own restarts: the newest generation of its shard that it
+//! Memory of a sitter across its own restarts: the newest generation of its shard that it
 //! has seen. A state of an earlier one is an old one that somebody put there, and is not obeyed.
 //!
 //! One small file in `peer.dir`, which names the system identifier it is about: for other data it

@@ -34,7 +34,7 @@ use crate::machine::local::{Data, Local};
 /// Between two looks at data whose shard has lost its state.
 const SURVEY_PAUSE: Duration = Duration::from_secs(5);
 
-/// How many session timeouts a sitter without data waits for ZooKeeper: longer than an ensemble
+/// Number of session timeouts for which a sitter without data waits for ZooKeeper: longer than an ensemble
 /// takes to elect a leader.
 const NO_ZOOKEEPER_SESSIONS: u32 = 5;
 
@@ -59,11 +59,11 @@ pub struct Supervised<Driver, Api, Foreign, NoZooKeeper, Hangups, Leave> {
     pub upkeep: Vec<(&'static str, Task)>,
     /// Cancelled when the sitter is to stop in an orderly way.
     pub stop: CancellationToken,
-    /// How long that may take.
+    /// Longest time for that.
     pub stop_bound: Duration,
 }
 
-/// How a sitter ends.
+/// End of a sitter.
 #[derive(Debug)]
 pub enum End {
     /// In an orderly way.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// How often (s) programs look at the file.
+/// Interval (s) at which programs look at the file.
 const LOOK_S: &str = "1";
 
 /// The clock, and PostgreSQL's programs wrapped so that they go by it.
@@ -50,7 +50,7 @@ impl Clock {
         self.programs.clone()
     }
 
-    /// What a program needs in its environment to go by this clock.
+    /// Environment that makes a program go by this clock.
     pub fn environment(&self) -> Vec<(OsString, OsString)> {
         vec![
             ("LD_PRELOAD".into(), self.library.clone().into()),

@@ -21,7 +21,7 @@ use crate::lab::{self, Lab};
 
 /// The suite runs as the superuser that owns the system catalogs: a few tests rely on that.
 const USER: &str = "postgres";
-/// By which the tests of pipelines are asked for.
+/// Name by which the tests of pipelines are asked for.
 const PIPELINES: &str = "libpq_pipeline";
 /// Rows that they insert.
 const PIPELINE_ROWS: &str = "700";
@@ -32,7 +32,7 @@ const PIPELINE_LIMIT: Duration = Duration::from_secs(60);
 /// A whole run; direct ones take a minute or two.
 const RUN_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// What to run.
+/// Options of a run.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "conformance")]
 pub struct Options {
@@ -49,7 +49,7 @@ pub struct Options {
     pub lab: lab::Options,
 }
 
-/// What came of it.
+/// Results of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Tests in both runs.
@@ -58,13 +58,13 @@ pub struct Report {
     pub differing: BTreeMap<String, usize>,
     /// Differing tests that `tests/conformance/README.md` does not explain.
     pub unexplained: Vec<String>,
-    /// How long the runs took; nothing for one that was not run.
+    /// Durations of the runs; nothing for one that was not run.
     pub direct_s: Option<f64>,
     /// Through the proxy.
     pub proxied_s: f64,
 }
 
-/// How clients reach the primary.
+/// Way of clients to the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// At its own address.
@@ -120,7 +120,7 @@ async fn one_way(options: &Options, way: Way) -> Result<f64> {
     result.map_err(|error| lab.explain(error))
 }
 
-/// Where and as whom a suite connects.
+/// Address and account of a suite's connections.
 #[derive(Clone, Debug)]
 pub struct Door {
     host: String,
@@ -254,7 +254,7 @@ pub(crate) async fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How many tests there are, and those whose results differ with the number of lines that do.
+/// Number of tests, and those whose results differ with the number of lines that do.
 fn compare(folder: &Path) -> Result<(usize, BTreeMap<String, usize>)> {
     let (direct, proxied) = (folder.join("direct"), folder.join("proxied"));
     let diffs = folder.join("diffs");

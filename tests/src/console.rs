@@ -11,10 +11,10 @@ use tokio::process::Command;
 use crate::host::Power;
 use crate::lab::{Lab, SHARD};
 
-/// How long a sitter that was started may take to answer. One that refuses its configuration ends at once.
+/// Longest wait for a sitter that was started to answer. One that refuses its configuration ends at once.
 const ANSWERS: Duration = Duration::from_secs(10);
 
-/// What can be typed.
+/// Commands that can be typed.
 pub const HELP: &str = "\x20 status                  the shard as the lab sees it
   kill WHO                SIGKILL everything on the host
   power-off WHO           link down, then SIGKILL: nothing is said to anyone
@@ -28,7 +28,7 @@ pub const HELP: &str = "\x20 status                  the shard as the lab sees i
   help, quit
 WHO: primary, sync, async (async0), async1 … or peer1, peer2 …";
 
-/// What a command comes to.
+/// Result of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// Print this, go on.
@@ -37,7 +37,7 @@ pub enum Next {
     Quit,
 }
 
-/// Whom a command is about.
+/// Machine that a command is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
     Role(Role),

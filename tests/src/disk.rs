@@ -60,12 +60,12 @@ impl Disk {
         Ok(())
     }
 
-    /// Whatever writes or flushes hangs from now on.
+    /// Freezes the disk: every write and flush hangs from now on.
     pub fn freeze(&self) -> Result<()> {
         run("fsfreeze", &["--freeze", text(&self.mount)?])
     }
 
-    /// What hung goes on.
+    /// Thaws the disk: everything that hung goes on.
     pub fn thaw(&self) -> Result<()> {
         run("fsfreeze", &["--unfreeze", text(&self.mount)?])
     }

@@ -56,9 +56,9 @@ const FAMILIES: &[&[Row]] = &[
 pub struct Row {
     /// Its number.
     pub number: u32,
-    /// What goes wrong.
+    /// Fault of the row.
     pub fault: &'static str,
-    /// What the lab must have for it.
+    /// Needs that the lab must meet for it.
     pub needs: Needs,
     /// Longest time without a write that the list of faults allows, if it names one; judged with
     /// `--strict`.
@@ -67,7 +67,7 @@ pub struct Row {
     pub plays: &'static [Play],
 }
 
-/// What a lab must have.
+/// Needs that a lab must meet.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
     /// Hosts with network namespaces of their own.
@@ -133,12 +133,12 @@ pub fn rows() -> impl Iterator<Item = &'static Row> {
     rows.into_iter()
 }
 
-/// What is printed in the end.
+/// Report that is printed in the end.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Row of the list.
     pub row: u32,
-    /// What went wrong.
+    /// Fault of the row.
     pub fault: &'static str,
     /// Rounds run.
     pub rounds: u32,
@@ -149,7 +149,7 @@ pub struct Report {
     /// The clients' figures: gaps are the longest of any round, counts are sums.
     #[serde(flatten)]
     pub figures: Figures,
-    /// What was played in each round.
+    /// Plays of each round.
     pub plays: Vec<&'static str>,
     /// Gap of each round.
     pub write_gaps_s: Vec<f64>,
@@ -159,7 +159,7 @@ pub struct Report {
     pub change_s: Vec<f64>,
     /// From the host's return to a whole shard, each round.
     pub rejoin_s: Vec<f64>,
-    /// What did not hold.
+    /// Expectations that did not hold.
     pub failures: Vec<String>,
 }
 

@@ -7,7 +7,7 @@ use manatee_shared::cluster::{ClusterState, Role};
 
 use crate::host::Host;
 
-/// How long one PostgreSQL may take to answer.
+/// Longest wait for one PostgreSQL to answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Ok if `state` lists all of `hosts` in the chain, none deposed, and each PostgreSQL has its

@@ -38,7 +38,7 @@ pub struct Host {
     pub id: PeerId,
     /// Folder of everything of it.
     pub dir: PathBuf,
-    /// What was done to it.
+    /// Power of the host.
     pub power: Power,
     /// Whether its link is down.
     pub cut: bool,
@@ -50,7 +50,7 @@ pub struct Host {
     sitter: Option<Process>,
 }
 
-/// What a host's configuration file says.
+/// Content of a host's configuration file.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
     /// Name of the shard.

@@ -28,7 +28,7 @@ pub const APP: &str = "app";
 /// Pause between two looks at something awaited.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What keeps a host's data.
+/// Storage of a host's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Storage {
     /// A plain folder.
@@ -40,7 +40,7 @@ pub enum Storage {
 /// Size of the pool of a lab on ZFS, MiB. The file is sparse.
 const POOL_MIB: u64 = 16 << 10;
 
-/// What to bring up.
+/// Options of a lab.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Database hosts
@@ -64,7 +64,7 @@ pub struct Options {
     /// ZooKeeper session timeout of sitters and proxies
     #[arg(long, default_value = "4s")]
     pub zk_session_timeout: String,
-    /// What keeps the databases' data. zfs: a pool over a file, of OpenZFS or zfs-fuse (needs root)
+    /// Storage of the databases' data. zfs: a pool over a file, of OpenZFS or zfs-fuse (needs root)
     #[arg(long, value_enum, default_value_t = Storage::Directory)]
     pub storage: Storage,
     /// Folder of manatee-sitter, manatee-proxy and manatee-adm; default: beside this program
@@ -127,7 +127,7 @@ pub struct Lab {
     pub zookeeper: ZooKeeper,
     /// The network between them.
     pub network: Network,
-    /// What ZooKeeper says.
+    /// Reader of ZooKeeper's state.
     pub state: StateReader,
     /// Manatee's programs.
     pub binaries: Binaries,

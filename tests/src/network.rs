@@ -37,7 +37,7 @@ pub struct Network {
     relays: BTreeMap<Machine, Relay>,
 }
 
-/// How many machines there are.
+/// Number of machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Size {
     /// Database hosts.
@@ -53,11 +53,11 @@ pub enum Machine {
     Host(usize),
     /// ZooKeeper server, from 1.
     ZooKeeper(usize),
-    /// Where the proxies and the lab itself are.
+    /// Place of the proxies and of the lab itself.
     Clients,
 }
 
-/// What a dead lab's network consists of, to be written down before it is created: the bridge, and
+/// Names in a dead lab's network, to be written down before it is created: the bridge, and
 /// the namespaces, whose links have the same names.
 pub fn names(number: u8, size: Size) -> (String, Vec<String>) {
     let hosts = (1..=size.peers).map(|peer| format!("mtlab{number}p{peer}"));

@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 
-/// What to start.
+/// Program to start.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// Name for messages: `peer1's sitter`.
@@ -98,7 +98,7 @@ impl Process {
         &self.name
     }
 
-    /// How it ended, if it did.
+    /// Exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().ok().flatten();
@@ -149,7 +149,7 @@ impl Drop for Process {
     }
 }
 
-/// Where `ip netns` keeps a namespace.
+/// Path at which `ip netns` keeps a namespace.
 pub fn namespace_path(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }

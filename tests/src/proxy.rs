@@ -10,12 +10,12 @@ use nix::sys::signal::Signal;
 
 use crate::process::{Launch, Process};
 
-/// What a proxy's configuration file says.
+/// Content of a proxy's configuration file.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
     /// Name of the shard.
     pub shard: String,
-    /// Where clients connect.
+    /// Port for clients.
     pub port: u16,
     /// `/metrics`, `/topology`.
     pub http_port: u16,
@@ -31,13 +31,13 @@ pub struct ProxyConfig {
     pub servers: Option<usize>,
 }
 
-/// How long clients may stay with a process that was replaced, in seconds.
+/// Longest stay of clients with a process that was replaced, in seconds.
 pub const DRAIN_S: u64 = 8;
 
 /// A proxy. Killed when dropped.
 #[derive(Debug)]
 pub struct ProxyProcess {
-    /// Where clients connect, at 127.0.0.1.
+    /// Port for clients, at 127.0.0.1.
     pub port: u16,
     /// `/metrics`, `/topology`, at 127.0.0.1.
     pub http_port: u16,

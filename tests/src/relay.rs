@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Do not answer ARP for addresses of this machine (`ip-sysctl`): the bridge does.
 const NO_ARP: &str = "8";
 
-/// What a link does to what the host sends.
+/// Quality of a link: its effect on what the host sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Quality {
     /// Each frame comes this much later.

@@ -1,4 +1,4 @@
-//! What a lab must leave behind if it is killed, written down so that the next one can clean up.
+//! Record of what a lab must leave behind if it is killed, so that the next one can clean up.
 //!
 //! A lab owns a number on this machine by holding the lock of `<number>.json` in a folder of the
 //! user's. The kernel drops the lock with the lab; an unlocked file is a dead lab's.

@@ -17,21 +17,21 @@ use crate::lab::Lab;
 use crate::oracle::ledger::{Figures, seconds};
 use crate::oracle::{Oracle, Verdict};
 
-/// How long a shard may take to be whole again once everything runs: covers a fresh copy.
+/// Longest time for a shard to be whole again once everything runs: covers a fresh copy.
 const WHOLE: Duration = Duration::from_secs(90);
-/// How long a change of roles may take before the round is given up.
+/// Longest time for a change of roles before the round is given up.
 pub const CHANGE: Duration = Duration::from_secs(30);
 /// Writes and reads before a fault.
 const SETTLED: u64 = 300;
 /// Writes and reads that show that clients are served.
 const SERVED: u64 = 20;
-/// How long is watched that nothing happens: longer than the suspicion timeout and a restart,
+/// Time for which it is watched that nothing happens: longer than the suspicion timeout and a restart,
 /// and than the ZooKeeper session that a killed process left behind.
 pub const NOTHING: Duration = Duration::from_secs(6);
 /// Pause between two looks at something awaited.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What a play does, as `|stage| Box::pin(an_async_function(stage))`.
+/// Script of a play, as `|stage| Box::pin(an_async_function(stage))`.
 pub type Script = for<'a, 'b> fn(&'a mut Stage<'b>) -> LocalBoxFuture<'a, Result<()>>;
 
 /// One way in which something goes wrong, and what must come of it.
@@ -39,13 +39,13 @@ pub type Script = for<'a, 'b> fn(&'a mut Stage<'b>) -> LocalBoxFuture<'a, Result
 pub struct Play {
     /// Name for messages: `everything on the primary's host is killed`.
     pub name: &'static str,
-    /// What clients may notice.
+    /// Effects that clients may notice.
     pub clients: Clients,
     /// Does it.
     pub script: Script,
 }
 
-/// What clients may notice of a fault.
+/// Effects of a fault that clients may notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clients {
     /// No error, and no session lost.
@@ -56,7 +56,7 @@ pub enum Clients {
     MayFail,
 }
 
-/// What the roles must do about a fault.
+/// Change of roles that a fault must bring about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Nothing: the generation stays.
@@ -90,10 +90,10 @@ fn sync_of(state: &ClusterState) -> Option<manatee_shared::ids::PeerId> {
     state.sync_peer.as_ref().map(|peer| peer.id)
 }
 
-/// What a round showed.
+/// Results of a round.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Round {
-    /// What the clients saw, from the fault until the shard was whole again.
+    /// Figures of the clients, from the fault until the shard was whole again.
     pub figures: Figures,
     /// From the fault until ZooKeeper had the new state; 0 if no change was awaited.
     pub change_s: f64,
@@ -103,11 +103,11 @@ pub struct Round {
     pub lost: u64,
     /// Rows present of which the client was told that they were not written.
     pub ghosts: u64,
-    /// What did not hold, in words.
+    /// Expectations that did not hold, in words.
     pub failures: Vec<String>,
 }
 
-/// Where a play is played.
+/// Stage of a play.
 pub struct Stage<'a> {
     /// The shard.
     pub lab: &'a mut Lab,

@@ -13,7 +13,7 @@ use crate::oracle::ledger::{Figures, seconds};
 use crate::pgbench;
 use crate::scenario::{Play, Round, round};
 
-/// What is printed in the end.
+/// Report that is printed in the end.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Everything held.
@@ -36,7 +36,7 @@ pub struct Report {
     pub clients: Figures,
     /// pgbench's transactions per second.
     pub pgbench: BTreeMap<String, f64>,
-    /// What did not hold.
+    /// Expectations that did not hold.
     pub failures: Vec<String>,
 }
 

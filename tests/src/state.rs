@@ -1,4 +1,4 @@
-//! What ZooKeeper says of the shard, read independently of the code under test.
+//! State of the shard in ZooKeeper, read independently of the code under test.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use manatee_shared::invariants;
 use tokio::sync::Mutex;
 use zookeeper_client::{Acls, Client, CreateMode, Error};
 
-/// How long one reading may take.
+/// Longest time for one reading.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// Reads state and history. Its session is opened on demand, and again after it is lost.

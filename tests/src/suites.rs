@@ -23,7 +23,7 @@ use crate::lab::{self, Lab};
 const RUN_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// Fetching a suite, and building what it needs.
 const FETCH_LIMIT: Duration = Duration::from_secs(20 * 60);
-/// For what a suite's script asks that runs tests chosen by the script itself.
+/// Name by which a suite's script is asked for tests chosen by the script itself.
 const SELECTION: &str = "selection";
 
 /// Somebody else's tests.
@@ -42,7 +42,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "asyncpg", document: include_str!("../conformance/asyncpg.md") },
 ];
 
-/// What to run.
+/// Options of a run.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(id = "suites-options")]
 pub struct Options {
@@ -65,12 +65,12 @@ pub struct Options {
     pub lab: lab::Options,
 }
 
-/// What came of a suite.
+/// Result of a suite.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The suite's name.
     pub suite: &'static str,
-    /// What it is and what it runs with.
+    /// Name and version.
     pub version: String,
     /// Tests of the direct run by outcome.
     pub direct: BTreeMap<String, usize>,
@@ -78,7 +78,7 @@ pub struct Report {
     pub proxied: BTreeMap<String, usize>,
     /// Tests with other results through the proxy.
     pub differing: Vec<Difference>,
-    /// How long the runs took; nothing for one that was not run.
+    /// Durations of the runs; nothing for one that was not run.
     pub direct_s: Option<f64>,
     /// Through the proxy.
     pub proxied_s: f64,
@@ -210,7 +210,7 @@ async fn in_lab(options: &Options, folder: &Path, suite: Suite, way: Way, lab: &
     Ok(took)
 }
 
-/// What a run left.
+/// Outcomes of a run.
 #[derive(Debug)]
 struct Outcomes {
     folder: PathBuf,
@@ -241,7 +241,7 @@ impl Outcomes {
         counts
     }
 
-    /// What a test printed, if it was kept.
+    /// Output of a test, if it was kept.
     fn printed(&self, test: &str) -> Option<Vec<u8>> {
         fs::read(self.folder.join(format!("{test}.out"))).ok()
     }

@@ -112,7 +112,7 @@ impl ZooKeeper {
         self.servers.iter().map(|server| server.address.to_string()).collect()
     }
 
-    /// How many servers there are, running or not.
+    /// Number of servers, running or not.
     pub fn count(&self) -> usize {
         self.servers.len()
     }
@@ -161,7 +161,7 @@ fn serves(address: SocketAddrV4) -> bool {
     mode(address).is_some()
 }
 
-/// What a server that serves says it is: `leader`, `follower`, `standalone`.
+/// Mode that a server reports: `leader`, `follower`, `standalone`.
 fn mode(address: SocketAddrV4) -> Option<String> {
     let ask = || -> std::io::Result<String> {
         let limit = Duration::from_millis(500);

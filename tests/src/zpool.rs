@@ -17,16 +17,16 @@ use nix::sys::signal::Signal;
 
 use crate::process;
 
-/// How long the daemon may take to begin, or to end.
+/// Longest time for the daemon to begin, or to end.
 const DAEMON: Duration = Duration::from_secs(30);
-/// How long a pool may be busy that is to be destroyed: somebody's last process is ending.
+/// Longest time for a pool to be busy that is to be destroyed: somebody's last process is ending.
 const BUSY: Duration = Duration::from_secs(15);
-/// How long a command may take: whose daemon dies meanwhile may wait for ever.
+/// Longest time for a command: one whose daemon dies meanwhile may wait for ever.
 const COMMAND_SECONDS: &str = "300";
 /// Of zfs-fuse's cache.
 const CACHE_MIB: &str = "64";
 
-/// Where those that use pools meet. Root's own.
+/// Meeting place of those that use pools. Root's own.
 const MEETING: &str = "/run/manatee-test-pools";
 
 /// A pool. Destroyed when dropped, with all in it.
@@ -40,7 +40,7 @@ pub struct Pool {
     users: Option<File>,
 }
 
-/// Why there can be no pool here; None if there can.
+/// Reason why there can be no pool here; None if there can.
 pub fn unavailable() -> Option<&'static str> {
     if !nix::unistd::geteuid().is_root() {
         return Some("ZFS needs root");

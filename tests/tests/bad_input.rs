@@ -134,7 +134,7 @@ async fn a_wrong_value_is_named() {
     run(&binaries().proxy, &["--config", &config, "--check-config"]).await.says(&["mode"]);
 }
 
-/// What a sitter would only find out when it is too late, or put up with: each with the words that name it.
+/// Mistakes that a sitter would only find out when it is too late, or put up with: each with the words that name it.
 #[tokio::test]
 async fn a_configuration_that_would_fail_later_is_not_called_good() {
     let place = Place::new();

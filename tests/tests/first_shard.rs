@@ -19,10 +19,10 @@ use manatee_tests::zookeeper::ZooKeeper;
 const HEADING: &str = "## First production shard";
 /// The guide's hosts: three for data, then two for proxies.
 const HOSTS: [&str; 5] = ["db1", "db2", "db3", "proxy1", "proxy2"];
-/// How long a state of the shard may take, on a machine that does much else.
+/// Longest time for a state of the shard to come, on a machine that does much else.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What stands for systemd: starts a unit's program, as its user.
+/// Stand-in for systemd: starts a unit's program, as its user.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 set -eu
 [ "$1 $2" = "enable --now" ] || { echo "systemctl $*: not known here" >&2; exit 64; }
@@ -98,7 +98,7 @@ impl Host {
         Ok(text)
     }
 
-    /// What its services wrote last.
+    /// Last lines of its services.
     fn logs(&self) -> String {
         let output = self.command("tail -n 15 /var/log/manatee-*.log 2>/dev/null || true").output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What operators do, on a real shard: every change that `manatee-adm` makes, with clients at work.
+//! Work of operators on a real shard: every change that `manatee-adm` makes, with clients at work.
 //!
 //! One shard of four hosts for all steps, because bringing one up takes longer than most of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
@@ -256,7 +256,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Whatever was seen was a topology of the shard, in its order; the last is the present one.
+    /// Each topology that was seen was one of the shard, in its order; the last is the present one.
     async fn check(&self, lab: &Lab) -> Result<()> {
         self.sees(&lab.current().await?).await?;
         let mut history: Vec<Vec<String>> = Vec::new();

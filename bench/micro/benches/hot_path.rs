@@ -1,4 +1,4 @@
-//! What the proxy does for one query, piece by piece and without sockets: `make micro`.
+//! The proxy's work for one query, piece by piece and without sockets: `make micro`.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark may stop at the first surprise")]
 
 #[path = "../../../proxy/tests/steady/mod.rs"]
@@ -32,7 +32,7 @@ fn texts() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// How a text becomes a class: by the tokenizer alone, from the cache, by the parser.
+/// Classification of a text: by the tokenizer alone, from the cache, by the parser.
 fn text(c: &mut Criterion) {
     let context = SqlContext::default();
     let mut group = c.benchmark_group("text");

@@ -26,11 +26,11 @@ struct Arguments {
 enum Action {
     /// Proxies side by side in front of one primary and two standbys, in interleaved rounds: medians
     Proxies(Box<Proxies>),
-    /// How CPU per query and memory of manatee-proxy grow with clients, pool, prepared statements and shards
+    /// Growth of CPU per query and memory of manatee-proxy with clients, pool, prepared statements and shards
     Growth(Common),
-    /// How long clients cannot write and read when a primary goes; beside Patroni with HAProxy
+    /// Time without writes and without reads when a primary goes; beside Patroni with HAProxy
     Failover {
-        /// What happens to the primary
+        /// Fault of the primary
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = Fault::ALL)]
         faults: Vec<Fault>,
         /// Rounds of each against Manatee
@@ -42,7 +42,7 @@ enum Action {
         /// Folder of Manatee's programs; default: target/debug beside this program's
         #[arg(long)]
         bin_dir: Option<PathBuf>,
-        /// Where to write everything as JSON
+        /// File for everything as JSON
         #[arg(long, default_value = "failover.json")]
         json: PathBuf,
     },
@@ -50,13 +50,13 @@ enum Action {
 
 #[derive(Args)]
 struct Proxies {
-    /// What to measure
+    /// Parts to measure
     #[arg(value_enum, default_values_t = [Part::Load, Part::Syscalls, Part::Bulk, Part::Logins, Part::Idle, Part::Crowd])]
     parts: Vec<Part>,
-    /// Whom to measure
+    /// Proxies to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::ALL)]
     targets: Vec<Kind>,
-    /// What is run
+    /// Workloads to run
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Workload::Simple, Workload::Extended, Workload::Prepared, Workload::Writes])]
     workloads: Vec<Workload>,
     /// Concurrent clients
@@ -72,7 +72,7 @@ struct Proxies {
     common: Common,
 }
 
-/// What every run of proxies needs to know.
+/// Options that every run of proxies takes.
 #[derive(Args)]
 struct Common {
     /// Seconds of a round that count; one more warms up
@@ -90,12 +90,12 @@ struct Common {
     /// A PgBouncer other than Debian's
     #[arg(long, env = "MANATEE_BENCH_PGBOUNCER", default_value = "/usr/sbin/pgbouncer")]
     pgbouncer: PathBuf,
-    /// Where to write everything as JSON
+    /// File for everything as JSON
     #[arg(long, default_value = "bench.json")]
     json: PathBuf,
 }
 
-/// What can be measured.
+/// Parts that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Throughput, CPU per query and latencies under pgbench
@@ -143,10 +143,10 @@ impl Proxies {
     }
 }
 
-/// What everybody is measured with.
+/// Clients of a usual run.
 const USUAL_CLIENTS: u32 = 16;
 
-/// What the goals are about, and one of each that is left.
+/// Whether a load is one that the goals are about, or the only one left of its kind.
 fn is_telling(load: Load) -> bool {
     let usual = load.clients == USUAL_CLIENTS;
     match load.workload {
@@ -238,7 +238,7 @@ fn finish(report: &Report, json: &Path) -> Result<()> {
     std::fs::write(json, text).with_context(|| format!("writing {}", json.display()))
 }
 
-/// Where sitters of the usual build are: target/debug beside this program's target/release.
+/// Folder with sitters of the usual build: target/debug beside this program's target/release.
 fn debug_folder() -> Option<PathBuf> {
     let executable = std::env::current_exe().ok()?;
     Some(executable.parent()?.parent()?.join("debug"))

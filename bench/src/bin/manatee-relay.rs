@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where clients connect
+    /// Address for clients
     listen: SocketAddr,
-    /// Where they are led
+    /// Address they are led to
     target: SocketAddr,
     /// Threads, each with a runtime and connections of its own; 0: one per core, as the proxy
     #[arg(long, default_value_t = 0)]

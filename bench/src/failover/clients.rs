@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// Running clients; they end with this value.
 #[derive(Debug)]
 pub(super) struct Clients {
-    /// What they saw.
+    /// Record of their answers.
     pub(super) ledger: Arc<Ledger>,
     _tasks: JoinSet<()>,
 }

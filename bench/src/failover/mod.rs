@@ -1,4 +1,4 @@
-//! How long clients cannot write, and cannot read, when a primary goes: Manatee with its own proxy, and
+//! Time without writes, and without reads, when a primary goes: Manatee with its own proxy, and
 //! Patroni with HAProxy in front of it, on hosts of the same kind, in the same run, with clients that
 //! are counted in the same way.
 
@@ -13,7 +13,7 @@ use crate::report::{Of, Report};
 mod clients;
 mod patroni;
 
-/// What happens to the primary.
+/// Faults of the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Fault {
     /// An operator promotes another in its stead.

@@ -24,7 +24,7 @@ use super::clients::Clients;
 
 const MEMBERS: usize = 3;
 const PASSWORD: &str = "bench";
-/// How long the cluster may take to be whole.
+/// Longest time until the cluster is whole.
 const WHOLE: Duration = Duration::from_secs(180);
 /// Pause between two looks.
 const POLL: Duration = Duration::from_millis(200);
@@ -216,7 +216,7 @@ impl Shard {
         Ok(())
     }
 
-    /// What the first member that answers says of the cluster.
+    /// Answer of the first member that says how the cluster is.
     async fn cluster(&self) -> Result<Vec<Value>> {
         for member in &self.members {
             let url = format!("http://{}:8008/cluster", member.ip);

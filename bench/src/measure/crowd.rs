@@ -105,7 +105,7 @@ pub async fn crowd(field: &mut Field, report: &mut Report, seconds: u32, rounds:
     Ok(())
 }
 
-/// What a client does once it has logged in.
+/// Behaviour of a client after its login.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
     Leave,

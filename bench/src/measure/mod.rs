@@ -1,4 +1,4 @@
-//! What is measured: a part per file. Within a part everybody takes turns, round after round.
+//! Measurements: a part per file. Within a part everybody takes turns, round after round.
 
 use anyhow::{Context, Result};
 
@@ -19,7 +19,7 @@ pub struct Field {
     pub contenders: Vec<Contender>,
     /// The shard.
     pub shard: Shard,
-    /// How contenders are started.
+    /// Programs of the contenders.
     pub programs: Programs,
 }
 

@@ -15,7 +15,7 @@ use crate::report::{Of, Report};
 
 /// Transactions of each client while it is counted.
 const TRANSACTIONS: u32 = 300;
-/// How long strace may take to begin or to end.
+/// Longest time for strace to begin or to end.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Counts for each of `loads`, once: counts hardly vary.

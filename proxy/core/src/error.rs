@@ -1,4 +1,4 @@
-//! What can go wrong in the proxy, and how a client is told.
+//! Errors of the proxy, and their texts for clients.
 //!
 //! Every error carries where it comes from, its SQLSTATE and its severity. The text for the client ([`ProxyError::client_message`]) never contains addresses of
 //! servers or the operating system's words; those are in `Display` and the sources, for the log.
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
-/// Who has to do something about an error.
+/// Party that has to do something about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The client sent something wrong, or may not do what it asked for.
@@ -175,7 +175,7 @@ impl ServerError {
     }
 }
 
-/// Which of a server's limits on connections is reached.
+/// Limit on a server's connections that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// `max_connections`, with or without what is reserved of it.
@@ -291,25 +291,25 @@ pub enum ProxyError {
     /// No connection to a server: refused, unreachable, reset. Nothing was sent.
     #[error("cannot connect to {target}")]
     Connect {
-        /// Which server.
+        /// Server.
         target: String,
-        /// What the operating system said.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
     /// A server without the TLS that is asked of it, or with a certificate that will not do.
     #[error("no TLS with {target}")]
     ServerTls {
-        /// Which server.
+        /// Server.
         target: String,
-        /// Why not.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// A server did not finish the start of a connection in time.
     #[error("no connection to {target} within {waited:?}")]
     ConnectTimeout {
-        /// Which server.
+        /// Server.
         target: String,
         /// The limit.
         waited: Duration,
@@ -317,26 +317,26 @@ pub enum ProxyError {
     /// A server said something we do not understand.
     #[error("unexpected response from {target}: {problem}")]
     ServerProtocol {
-        /// Which server.
+        /// Server.
         target: String,
-        /// What was wrong.
+        /// Problem.
         problem: String,
     },
     /// A server asks for another kind of proof than the client gave us the means for, because the role's
     /// password, or the server's rules, were changed.
     #[error("{target} requires {wanted} authentication, but the proxy has no such credential for role \"{user}\"")]
     NoSecret {
-        /// Which server.
+        /// Server.
         target: String,
-        /// Whose secret.
+        /// Role whose secret is missing.
         user: String,
-        /// What it asked for.
+        /// Kind of authentication it asked for.
         wanted: &'static str,
     },
     /// A server refused, in its own words; passed on to the client as it is.
     #[error("{target} refused: {error}")]
     Server {
-        /// Which server.
+        /// Server.
         target: String,
         /// Its words.
         #[source]
@@ -354,7 +354,7 @@ pub enum ProxyError {
 pub type Result<T> = std::result::Result<T, ProxyError>;
 
 impl ProxyError {
-    /// Who has to act.
+    /// Party that has to act.
     pub fn origin(&self) -> Origin {
         match self {
             Self::Protocol(_)
@@ -464,7 +464,7 @@ impl ProxyError {
         }
     }
 
-    /// Which of the server's limits on connections kept us out, if one did. All are 53300; the function that says so
+    /// Limit on the server's connections that kept us out, if one did. All are 53300; the function that says so
     /// (field R) tells them apart: `InitializeSessionUserId` (miscinit.c) for a role's, `CheckMyDatabase`
     /// (postinit.c) for a database's.
     pub fn server_full(&self) -> Option<Full> {
@@ -490,7 +490,7 @@ impl ProxyError {
         }
     }
 
-    /// What the client reads. PostgreSQL's own wording where it has one.
+    /// Text for the client. PostgreSQL's own wording where it has one.
     pub fn client_message(&self) -> String {
         match self {
             Self::PasswordFailed { user, .. } | Self::NoSecret { user, .. } => {

@@ -1,4 +1,4 @@
-//! What the proxy decides, without doing any of it: the wire protocol, a client's session, routing, what
+//! Decisions of the proxy, without carrying out any of them: the wire protocol, a client's session, routing, what
 //! is known of the topology, login rules. Bytes and facts in, steps and verdicts out.
 //!
 //! Pure by construction: no runtime and no I/O crate in `Cargo.toml`; `clippy.toml` refuses clocks, files,

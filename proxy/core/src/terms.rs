@@ -1,6 +1,6 @@
 //! Terms that the configuration, the pool and sessions share.
 
-/// What the address a client connected to asks for.
+/// Access that the listener's address asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
@@ -13,13 +13,13 @@ pub enum Access {
     PrimaryOnly,
 }
 
-/// When a server connection goes back to the pool.
+/// Moment at which a server connection goes back to the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// After each transaction.
     #[default]
     Transaction,
-    /// When the client leaves.
+    /// At the client's end.
     Session,
 }

@@ -1,4 +1,4 @@
-//! What an administrator may say. Pure: text in, commands out.
+//! Commands of administrators. Pure: text in, commands out.
 
 /// One command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub enum Command {
     ClientSetting,
 }
 
-/// What can be shown.
+/// Tables that can be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "named as they are typed")]
 pub enum Subject {
@@ -60,18 +60,18 @@ pub enum Subject {
     Version,
 }
 
-/// How to stop.
+/// Way of stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// At once.
     Immediate,
-    /// When the transactions under way have ended: idle clients are sent away. As SIGTERM.
+    /// Once the transactions under way have ended: idle clients are sent away. As SIGTERM.
     WaitForServers,
-    /// When all clients have left by themselves; nobody new is let in.
+    /// Once all clients have left by themselves; nobody new is let in.
     WaitForClients,
 }
 
-/// What can be shown, by name.
+/// Tables that can be shown, by name.
 const SUBJECTS: [(&str, Subject); 21] = [
     ("ACTIVE_SOCKETS", Subject::ActiveSockets),
     ("CLIENTS", Subject::Clients),
@@ -96,7 +96,7 @@ const SUBJECTS: [(&str, Subject); 21] = [
     ("VERSION", Subject::Version),
 ];
 
-/// What `SHOW HELP` says.
+/// Text of `SHOW HELP`.
 pub const HELP: &str = "
 \tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
 \tSHOW TOPOLOGY|NODES|PEERS|LISTS|MEM|STATE|SOCKETS|ACTIVE_SOCKETS|DNS_HOSTS|DNS_ZONES
@@ -126,7 +126,7 @@ const CLIENT_SETTINGS: [&str; 10] = [
     "timezone",
 ];
 
-/// Why a text is no command: for the administrator.
+/// Reason why a text is no command: for the administrator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// Not known at all.

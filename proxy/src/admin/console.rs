@@ -11,7 +11,7 @@ use super::command::Ending;
 use super::show::Totals;
 use crate::session_threads::SessionThreads;
 
-/// What all consoles share.
+/// State that all consoles share.
 pub struct Console {
     threads: OnceLock<SessionThreads>,
     /// Databases whose transactions wait; None is all of them.

@@ -33,7 +33,7 @@ use table::Table;
 
 /// Consoles at once.
 const MAX_CONSOLES: usize = 32;
-/// How often it is looked whether a pause is complete.
+/// Interval of looking whether a pause is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Averages are over so long.
 pub const STATS_PERIOD: Duration = Duration::from_secs(60);
@@ -47,7 +47,7 @@ impl Drop for OpenConsole {
     }
 }
 
-/// What became of a command.
+/// Outcome of a command.
 #[derive(Debug)]
 pub enum Outcome {
     /// A table.
@@ -92,7 +92,7 @@ pub async fn sample(shared: Arc<ProxyContext>) {
     }
 }
 
-/// What the tables need beside the reports.
+/// Facts that the tables need beside the reports.
 fn facts(shared: &ProxyContext, reports: &show::Reports) -> Facts {
     let config = shared.config.load();
     let clients: usize = reports
@@ -274,7 +274,7 @@ fn aliases(config: &Config) -> BTreeMap<(ShardName, String), String> {
     config.databases.iter().map(alias).collect()
 }
 
-/// Which sessions a database's name means: as the tables show it.
+/// Sessions that the name of a database means: as the tables show it.
 impl ProxyContext {
     /// Whether there is a database of this name: a typing error must not look like an order that was carried out.
     async fn find_database(&self, name: Option<&str>) -> Result<(), Outcome> {

@@ -1,8 +1,8 @@
-//! What roles may do on the console.
+//! Rights of roles on the console.
 
 use crate::config::Admin;
 
-/// What a console's user may do.
+/// Rights of a console's user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
     /// SHOW.

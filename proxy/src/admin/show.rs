@@ -1,4 +1,4 @@
-//! From what the session threads report to the console's tables. Column names are PgBouncer's where
+//! Tables of the console, made of the reports of session threads. Column names are PgBouncer's where
 //! it has them, so that its tools work; what it has not comes after, or in tables of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use crate::topology::Snapshot;
 /// Reports of all threads, with the shard each is about.
 pub type Reports = [(ShardName, Report)];
 
-/// What the tables need to know beside the reports.
+/// Facts that the tables need beside the reports.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Connections that are logging in.
@@ -38,7 +38,7 @@ pub struct Facts {
     pub aliases: BTreeMap<(ShardName, String), String>,
     /// Nodes that refuse the proxy's own role.
     pub own_login_refused: BTreeMap<(ShardName, PeerId), String>,
-    /// What is known of each shard.
+    /// Snapshot of each shard.
     pub shards: Vec<(ShardName, std::sync::Arc<Snapshot>)>,
 }
 
@@ -280,7 +280,7 @@ pub fn totals(reports: &Reports, facts: &Facts) -> Totals {
     pools.into_iter().map(|((database, _), pool)| (database, pool.counted)).collect()
 }
 
-/// What happened between two looks: per second, and per transaction or query for the times.
+/// Change between two looks: per second, and per transaction or query for the times.
 pub fn averages(before: Counts, after: Counts, between: Duration) -> Counts {
     let grown = after.since(before);
     let seconds = between.as_secs_f64().max(1e-3);

@@ -59,7 +59,7 @@ macro_rules! row {
 }
 pub(crate) use row;
 
-/// What can be put in a row.
+/// Values that can be put in a row.
 pub trait IntoField {
     /// As text.
     fn field(self) -> Field;

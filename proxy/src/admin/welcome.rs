@@ -1,4 +1,4 @@
-//! What a console is told once its user has logged in.
+//! Greeting of a console whose user has logged in.
 
 use bytes::BytesMut;
 

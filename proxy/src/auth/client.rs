@@ -13,9 +13,9 @@ use crate::upstream::Upstream;
 /// ReadyForQuery are sent.
 #[derive(Debug)]
 pub struct Client {
-    /// Where it connects from.
+    /// Address of the client.
     pub address: SocketAddr,
-    /// Where to.
+    /// Address of the listener.
     pub local: Option<SocketAddr>,
     /// Version of TLS, if any.
     pub tls: Option<&'static str>,
@@ -30,7 +30,7 @@ pub struct Client {
     pub reported: Vec<(String, String)>,
     /// Its entry in the cancel registry.
     pub cancel: Registration,
-    /// What the login opened on the way.
+    /// Connections that the login opened on the way.
     pub opened: Opened,
 }
 

@@ -1,4 +1,4 @@
-//! How many clients there may be at this proxy, and how many of one role or of one database of a shard.
+//! Limits on clients at this proxy, and on those of one role or of one database of a shard.
 //! Counted are those that have proved themselves: connections that have not keep nobody out.
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use manatee_shared::ids::ShardName;
 
 use crate::error::{ProxyError, Result};
 
-/// What is counted.
+/// Subject of a count.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Role(ShardName, Arc<str>),

@@ -32,12 +32,12 @@ type Role<'a> = (&'a str, &'a str);
 /// An address, and a hash of the role; 0 for all roles. An IPv6 host has a whole /64.
 type Key = (IpAddr, u64);
 
-/// Who has failed how often.
+/// Failed logins of each role and address.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     /// The limit this was counted under: another one begins anew.
     limit: Option<Limit>,
-    /// When all failures will have been forgiven.
+    /// Moment at which all failures will have been forgiven.
     until: HashMap<Key, Instant>,
 }
 

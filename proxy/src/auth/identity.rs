@@ -1,4 +1,4 @@
-//! In whose name a server connection is, and what a listen address settles.
+//! Identity of a server connection, and the facts that a listen address settles.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use manatee_shared::ids::ShardName;
 
 use super::keyring::Keyring;
 
-/// In whose name and to which database a server connection is: the key of a pool. Equality and
+/// Role and database of a server connection: the key of a pool. Equality and
 /// hash leave the secrets out: the pool's connections outlive a change of password.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -39,10 +39,10 @@ impl Hash for Identity {
     }
 }
 
-/// What is settled by where a client connected to.
+/// Facts that are settled by the address a client connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerRole {
-    /// What it asks for.
+    /// Access that it asks for.
     pub access: Access,
     /// The shard, if it is one's own.
     pub shard: Option<ShardName>,

@@ -1,4 +1,4 @@
-//! With which secret a client's server connections are opened, after its role's password was changed too.
+//! Secret with which a client's server connections are opened, after its role's password was changed too.
 //!
 //! PostgreSQL lets those who have logged in go on; behind a pool they may need another server connection,
 //! and the key they proved opens none any more. So every client of a role uses what was proved last by any
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::Identity;
 use super::secret::Secret;
 
-/// What was proved last for a role. Shared by its clients.
+/// Newest proof of a role. Shared by its clients.
 type Newest = ArcSwap<Secret>;
 
 /// The secrets for one client's server connections.
@@ -25,12 +25,12 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// What the client proved itself.
+    /// Proof of the client itself.
     pub fn own(&self) -> &Arc<Secret> {
         &self.own
     }
 
-    /// What was proved last for its role.
+    /// Newest proof of its role.
     pub fn newest(&self) -> Arc<Secret> {
         self.newest.load_full()
     }
@@ -61,7 +61,7 @@ type Role = (Arc<str>, Option<u32>);
 /// A role, and the database it is on.
 type RoleOnDatabase = (Role, Arc<str>);
 
-/// What was proved for a shard's roles; forgotten with the last client of each.
+/// Proofs of a shard's roles; forgotten with the last client of each.
 #[derive(Default)]
 pub struct Keys {
     roles: Mutex<HashMap<Role, Weak<Newest>>>,

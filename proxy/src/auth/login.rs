@@ -42,14 +42,14 @@ use crate::wire::startup::{
 /// Longest password or SASL message taken from somebody unknown (PG_MAX_AUTH_TOKEN_LENGTH is 65535;
 /// we know no mechanism that needs more than this).
 const MAX_PASSWORD_BYTES: usize = 4096;
-/// By which a client says which shard it means, in its startup message or `options`.
+/// Setting by which a client says which shard it means, in its startup message or `options`.
 const SHARD_SETTING: &str = "manatee.shard";
 /// Refused clients that wait for their answer at once, in the whole process; more are answered without delay.
 /// Each is a socket and some kilobytes, and no longer counts as a login under way.
 const MAX_DELAYED: usize = 4096;
-/// How long it is waited for what a database lets a role do, where the role proved itself without it.
+/// Longest wait for a database's answer to what a role may do there, where the role proved itself without it.
 const ACCESS_PATIENCE: Duration = Duration::from_millis(500);
-/// What is kept of the login time to tell the client why it failed.
+/// Part of the login time that is kept for telling the client why it failed.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Everything a login needs. Shared by all threads.
@@ -66,7 +66,7 @@ pub struct Gatekeeper {
     mock_secret: [u8; 32],
 }
 
-/// What became of a connection.
+/// End of a connection's login.
 // One per connection and moved at once: no use in boxing.
 #[allow(clippy::large_enum_variant, reason = "one for each login, never in bulk")]
 pub enum Admission {
@@ -119,7 +119,7 @@ impl Gatekeeper {
     }
 }
 
-/// How far a login has got.
+/// Stage of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// The client has said something that makes sense.
@@ -203,7 +203,7 @@ async fn farewell(stream: Option<ClientStream>, error: ProxyError) -> ProxyError
     error
 }
 
-/// What a client wants, once encryption is settled.
+/// Request of a client, once encryption is settled.
 enum Request {
     Startup(Startup),
     Cancel(Vec<u8>),
@@ -309,7 +309,7 @@ async fn start_tls(stream: ClientStream, certificates: &Certificates) -> std::re
     }
 }
 
-/// Whom a balancer speaks for. Exactly the header is read.
+/// Client that a balancer speaks for. Exactly the header is read.
 async fn read_proxy_header(stream: &mut ClientStream) -> Result<Option<SocketAddr>> {
     let mut header = Vec::new();
     loop {
@@ -351,14 +351,14 @@ async fn read_rest(stream: &mut ClientStream, count: usize) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Where a client has got to; to be kept as long as it is there.
+/// Place of a client that has entered; to be kept as long as it is there.
 pub struct ShardMembership {
     /// Its shard.
     pub shard: Arc<Shard>,
     _taken: ClientSlotGuard,
 }
 
-/// Who has logged in.
+/// Client that has logged in.
 // One per connection and moved at once: no use in boxing.
 #[allow(clippy::large_enum_variant, reason = "one for each login, never in bulk")]
 enum LoggedIn {
@@ -720,7 +720,7 @@ async fn check_peer(stream: &ClientStream, user: &str, verdict: &Verdict, maps: 
 }
 
 impl DatabaseAccess {
-    /// What PostgreSQL would say at a login to this database. The answer is as new as the login, where what a client
+    /// PostgreSQL's verdict on a login to this database. The answer is as new as the login, where what a client
     /// is told of its server may have been learned before.
     fn admits(&self, database: &str) -> Result<()> {
         match (self.allows_connections, self.may_connect) {
@@ -731,7 +731,7 @@ impl DatabaseAccess {
     }
 }
 
-/// What a client has proved.
+/// Proof of a client.
 struct Proved {
     /// For servers.
     secret: Secret,
@@ -739,7 +739,7 @@ struct Proved {
     role: Option<u32>,
     /// The role's own limit.
     connection_limit: Option<u32>,
-    /// What the database lets it do, if the database was asked.
+    /// Rights in the database, if the database was asked.
     database: Option<DatabaseAccess>,
 }
 

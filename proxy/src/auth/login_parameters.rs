@@ -1,4 +1,4 @@
-//! What a client is told of its server before it has one: ParameterStatus values, learned from a
+//! Greeting of a client before it has a server: ParameterStatus values, learned from a
 //! real connection in its name to its database. So whatever PostgreSQL would refuse at login (no
 //! such database, no CONNECT privilege, a bad setting) is refused at login here too.
 
@@ -18,14 +18,14 @@ use crate::wire::startup::Replication;
 
 /// ParameterCache remembered at most.
 const MAX_ENTRIES: usize = 10_000;
-/// How long a login_parameters is believed.
+/// Age up to which the parameters of a login are believed.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(30);
 /// Longest wait for one server to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Between attempts while servers are there but not ready.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What was learned.
+/// Values that were learned.
 pub struct LoginParameters {
     /// ParameterStatus values for the client.
     pub parameters: Vec<(String, String)>,
@@ -56,7 +56,7 @@ impl ParameterCache {
         let _ = self.threads.set(threads);
     }
 
-    /// What to tell a client that asks for `settings` in its startup message.
+    /// Greeting for a client that asks for `settings` in its startup message.
     ///
     /// # Errors
     /// The server's own, if one refuses; [`ProxyError::HoldTimeout`] if none is ready until `deadline`.
@@ -177,7 +177,7 @@ impl ParameterCache {
     }
 }
 
-/// What is waited for while no node takes a connection.
+/// Condition that is waited for while no node takes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waits {
     /// Nothing: another answer is known.

@@ -1,4 +1,4 @@
-//! Who a client is, and with which secret servers are persuaded of it.
+//! Identity of a client, and the secret by which servers are persuaded of it.
 
 pub mod client;
 mod client_limits;

@@ -6,18 +6,18 @@ use super::usermap::UserMaps;
 use super::users::{Users, UsersError};
 use crate::config::Config;
 
-/// What is read from files.
+/// Policy that is read from files.
 #[derive(Default)]
 pub struct Policy {
     /// Roles with secrets of their own.
     pub users: Users,
-    /// Who may connect from where.
+    /// Rules for who may connect from where.
     pub rules: Rules,
     /// Names in certificates.
     pub maps: UserMaps,
 }
 
-/// Why the files cannot be used. One line, with the key.
+/// Reason why the files cannot be used. One line, with the key.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// `auth.users_file`

@@ -2,30 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why a file of rules cannot be used. One line.
+/// Reason why a file of rules cannot be used. One line.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
     /// It cannot be read.
     #[error("{path}: cannot be read: {source}")]
     Read {
-        /// Which file.
+        /// File.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
     /// A line is not understood.
     #[error("{path}:{line}: {problem}")]
     Line {
-        /// Which file.
+        /// File.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong, and the remedy.
+        /// Problem, and the remedy.
         problem: String,
     },
 }
 
-/// What `parse` makes of the file; the default without one.
+/// Result of `parse` for the file; the default without one.
 pub(super) fn load<T: Default>(
     path: Option<&Path>,
     parse: impl FnOnce(&str) -> Result<T, (usize, String)>,

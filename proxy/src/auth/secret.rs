@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use crate::error::{ProxyError, Result};
 use crate::wire::scram::Key;
 
-/// What opens a server connection in a role's name. Comparing two takes longer the more they have in common: only for
-/// those that were proved.
+/// Secret that opens a server connection in a role's name. Comparing two takes longer the more they have in common:
+/// only for those that were proved.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Secret {
     /// Nothing: the server trusts us.
@@ -58,7 +58,7 @@ impl Md5Hash {
         Self(Zeroizing::new(format!("md5{}", hex(&[password.as_bytes(), role.as_bytes()]))))
     }
 
-    /// What is sent for a salt: md5(md5(password, role), salt), as text (manual, section 55.2.1).
+    /// Response to a salt: md5(md5(password, role), salt), as text (manual, section 55.2.1).
     pub fn response(&self, salt: [u8; 4]) -> Zeroizing<String> {
         let digits = self.0.strip_prefix("md5").unwrap_or_default();
         Zeroizing::new(format!("md5{}", hex(&[digits.as_bytes(), &salt])))

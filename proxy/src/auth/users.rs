@@ -16,25 +16,25 @@ use crate::wire::scram::Verifier;
 /// Rounds of hashing for passwords in clear: PostgreSQL's default.
 const ITERATIONS: u32 = 4096;
 
-/// Why the file cannot be used. One line.
+/// Reason why the file cannot be used. One line.
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
     /// It cannot be read.
     #[error("{path}: cannot be read: {source}")]
     Read {
-        /// Which file.
+        /// File.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
     /// A line is not understood.
     #[error("{path}:{line}: {problem}; write it as \"name\" \"secret\"")]
     Line {
-        /// Which file.
+        /// File.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
+        /// Problem.
         problem: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! What pg_authid says of a role, asked through one function by our own role.
+//! Verifiers of roles in pg_authid, asked through one function by our own role.
 //!
 //! Every login asks, the primary first: a new password, NOLOGIN, a new role or a right to connect that was taken
 //! away counts at once, and known and unknown roles take the same time. Questions that wait are asked together, each
@@ -29,7 +29,7 @@ const MAX_QUESTIONS: usize = 1024;
 const MAX_SERIES: usize = 16;
 /// Longest wait for one node's answer.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// How long an answer is waited for before what is remembered will do.
+/// Longest wait for an answer before what is remembered will do.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Between two attempts while no node can be asked.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -46,7 +46,7 @@ const QUESTION: &str = "SELECT verifier, can_login, \
      LEFT JOIN pg_catalog.pg_roles AS role ON role.rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
      LEFT JOIN pg_catalog.pg_database AS database ON database.datname OPERATOR(pg_catalog.=) $2::pg_catalog.name";
 
-/// How a role proves itself.
+/// Proof that a role has to give.
 #[derive(Clone)]
 pub enum Stored {
     /// SCRAM-SHA-256.
@@ -62,7 +62,7 @@ pub enum Stored {
 pub struct Role {
     /// Its number (`pg_authid.oid`), unless it is from a file.
     pub number: Option<u32>,
-    /// How it proves itself.
+    /// Proof it has to give.
     pub stored: Stored,
     /// LOGIN or NOLOGIN.
     pub can_login: bool,
@@ -70,13 +70,13 @@ pub struct Role {
     pub valid_until_unix_s: Option<i64>,
     /// CONNECTION LIMIT; None: any number.
     pub connection_limit: Option<u32>,
-    /// What the database lets it do; `None`: nothing is known of such a database.
+    /// Rights in the database; `None`: nothing is known of such a database.
     pub database: Option<DatabaseAccess>,
     /// Its password, if it is known: from a file.
     pub password: Option<Zeroizing<String>>,
 }
 
-/// What a database lets a role do (`CheckMyDatabase` in postinit.c).
+/// Rights of a role in a database (`CheckMyDatabase` in postinit.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatabaseAccess {
     /// ALLOW_CONNECTIONS.

@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Fleet {
     /// Our own number; 0 if there are no others.
     pub number: u32,
-    /// Where clients connect to the others, by number.
+    /// Addresses of the other proxies for clients, by number.
     pub peers: HashMap<u32, SocketAddr>,
     /// The socket for upgrades, beside which those of our own number are.
     pub upgrade_socket: Option<PathBuf>,

@@ -29,7 +29,7 @@ pub type Entry = (String, String, String, bool);
 /// A setting that a reload finds changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which.
+    /// Its name.
     pub key: String,
     /// The new value.
     pub value: String,
@@ -98,7 +98,7 @@ impl Config {
         manatee_shared::config::parse(Path::new("defaults"), MINIMAL).unwrap_or_else(|_| self.clone())
     }
 
-    /// What `new` says differently.
+    /// Settings that `new` has otherwise.
     pub fn changes(&self, new: &Self) -> Vec<Change> {
         let old = flatten(self);
         let changed = flatten(new).into_iter().filter(|entry| !old.contains(entry));

@@ -1,6 +1,6 @@
-//! What a reload does with each setting, said where the setting is declared.
+//! Effect of a reload on each setting, said where the setting is declared.
 
-/// What a reload of the file (SIGHUP, RELOAD) does with a new value.
+/// Effect of a reload of the file (SIGHUP, RELOAD) on a new value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reload {
     /// It is in use from then on.

@@ -15,16 +15,16 @@ use super::sockets::{poll_fill, poll_write};
 use crate::session::Session;
 use crate::session::buffers::Buffers;
 
-/// When a client that sends nothing more, while a read of its runs, is first written to in order to find out
-/// whether it still listens: most reads are answered before. After each try the next one is twice as far.
+/// Time after which a client that sends nothing more, while a read of its runs, is first written to in order to find
+/// out whether it still listens: most reads are answered before. After each try the next one is twice as far.
 pub(super) const PROD_AFTER: Duration = Duration::from_millis(200);
 /// Longest pause between two of these tries.
 pub(super) const PROD_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
-/// How long what a client that is gone has sent may wait for a server. It would have run at once without the
+/// Longest wait for a server of what a client that is gone has sent. It would have run at once without the
 /// proxy; but the client may have left because it waited too long, and has perhaps sent the same again since.
 pub(super) const ABANDONED_WAIT: Duration = Duration::from_secs(5);
-/// How long a client that is gone keeps its server until what it sent has been done. After that the connection is
-/// closed, which the server notices when it has finished the statement.
+/// Longest time that a client that is gone keeps its server until what it sent has been done. After that the connection
+/// is closed, which the server notices when it has finished the statement.
 pub(super) const ABANDONED_RUN: Duration = Duration::from_secs(60);
 
 /// A client that has closed its side of the connection.

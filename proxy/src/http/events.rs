@@ -30,7 +30,7 @@ fn sse(
     Sse::new(events.take_until(stop.cancelled_owned())).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
-/// What is sent for a state: its URLs, in replication order.
+/// URLs that are sent for a state, in replication order.
 fn urls(state: &State) -> Vec<String> {
     state.chain_urls().into_iter().map(str::to_owned).collect()
 }

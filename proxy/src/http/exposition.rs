@@ -79,7 +79,7 @@ fn escaped(value: &str) -> Cow<'_, str> {
     Cow::Owned(value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
-/// What is known of each shard's standbys. Only those that there are: one that was promoted or removed has no value.
+/// Metrics of each shard's standbys. Only those that there are: one that was promoted or removed has no value.
 pub(super) fn standbys(shards: &[(ShardName, Arc<Snapshot>)]) -> String {
     let mut out = String::new();
     let each = || {
@@ -206,7 +206,7 @@ fn put_histogram(metric: &mut Metric<'_>, shard: &str, route: &str, histogram: &
     metric.sample("_count", &[("shard", shard), ("route", route)], total as f64);
 }
 
-/// What is known of the process itself, by the names that Prometheus' own libraries use.
+/// Metrics of the process itself, by the names that Prometheus' own libraries use.
 pub(super) fn process(certificate_expires: Option<SystemTime>) -> String {
     let mut out = String::new();
     let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::topology::Snapshot;
 mod events;
 mod exposition;
 
-/// What the answers are made from.
+/// Sources of the answers.
 #[derive(Clone)]
 pub struct Sources {
     /// The proxy.
@@ -62,7 +62,7 @@ async fn metrics(State(sources): State<Sources>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
-/// For what a load balancer asks.
+/// Readiness that a load balancer asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ready {
     /// Any clients.
@@ -73,7 +73,7 @@ enum Ready {
     Standby,
 }
 
-/// Which shard is meant.
+/// Shard that is meant.
 #[derive(serde::Deserialize)]
 struct Which {
     shard: Option<String>,
@@ -138,7 +138,7 @@ async fn topology(State(sources): State<Sources>, Query(which): Query<Which>, he
     }
 }
 
-/// What the status page shows.
+/// Content of the status page.
 async fn status(sources: &Sources) -> Value {
     let shared = &sources.shared;
     let reports = shared.console.threads().report(false).await;

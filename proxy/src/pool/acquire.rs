@@ -1,4 +1,4 @@
-//! From what a unit needs to a server: chooses the node, takes or opens a connection, waits in
+//! Acquisition of a server for a unit: chooses the node, takes or opens a connection, waits in
 //! turn, and holds the session while no node will do.
 
 use std::cell::RefCell;
@@ -20,33 +20,33 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// A server's process ends a moment after its connection is closed: only then another one finds room.
 const ROOM_AFTER: Duration = Duration::from_millis(20);
-/// How often room is made for one session, before it waits as for a node that is not ready: others may be quicker.
+/// Attempts at making room for one session, before it waits as for a node that is not ready: others may be quicker.
 const ROOM_ATTEMPTS: usize = 16;
 
-/// How long a session is held that was held in vain just before: pools that try again, or clean up after themselves,
+/// Hold of a session that was held in vain just before: pools that try again, or clean up after themselves,
 /// would wait for the whole time once more before anybody hears of it.
 const HOLD_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long a session that is stuck on the primary waits for positions taken for it, altogether
+/// Longest waits of a session that is stuck on the primary for positions taken for it, altogether
 /// and between two questions.
 const CATCH_UP_LIMIT: Duration = Duration::from_millis(30);
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(5);
 
-/// What a session wants a server for.
+/// Demand of a session for a server.
 pub struct Wanted<'a> {
-    /// Whose connection.
+    /// Identity of the connection.
     pub identity: &'a Arc<Identity>,
     /// Classifier, statements and settings of the database.
     pub shared: &'a Rc<RefCell<Shared>>,
     /// Primary or standby.
     pub need: Need,
-    /// What a standby must have replayed.
+    /// Position that a standby must have replayed.
     pub requirement: &'a mut Requirement,
-    /// How strict the session is.
+    /// Strictness of the session.
     pub consistency: Consistency,
-    /// By which reads are spread.
+    /// Number by which reads are spread.
     pub seed: usize,
-    /// By which servers know the session.
+    /// Mark by which servers know the session.
     pub mark: &'a Mark,
     /// Bytes of the client that wait with it.
     pub bytes: usize,
@@ -92,7 +92,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Why a node cannot be used just now.
+/// Reason why a node cannot be used just now.
 enum Refusal {
     /// Another try, or another node, may do.
     Later(ProxyError),

@@ -1,4 +1,4 @@
-//! Who is connected to one thread and what was counted for them: for the console and the metrics.
+//! Census of the clients of one thread and of what was counted for them: for the console and the metrics.
 //!
 //! Written on the hot path with plain cells; read only when somebody asks ([`Worker::report`]).
 
@@ -22,7 +22,7 @@ use crate::topology::Node;
 pub const BUCKETS_US: [u64; 14] =
     [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000];
 
-/// What was counted of one role's clients on one database. Times in microseconds.
+/// Counts of one role's clients on one database. Times in microseconds.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Times a client was given a server.
@@ -97,7 +97,7 @@ pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// How long requests took, by kind of server.
+/// Durations of requests, by kind of server.
 #[derive(Debug, Default)]
 pub struct Timings {
     primary: Buckets,
@@ -148,7 +148,7 @@ impl Buckets {
     }
 }
 
-/// What a client does.
+/// Activity of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// Nothing that needs a server.
@@ -162,14 +162,14 @@ pub enum Activity {
     },
 }
 
-/// Who a client is: what does not change while it is connected.
+/// Facts about a client that do not change while it is connected.
 #[derive(Clone, Debug)]
 pub struct ClientFacts {
     /// Role and database.
     pub identity: Arc<Identity>,
-    /// Where it connects from.
+    /// Address of the client.
     pub address: SocketAddr,
-    /// Where to.
+    /// Address of the listener.
     pub local: Option<SocketAddr>,
     /// Version of TLS, if any.
     pub tls: Option<&'static str>,
@@ -177,26 +177,26 @@ pub struct ClientFacts {
     pub application: Box<str>,
     /// The process id it was told.
     pub id: u32,
-    /// When it connected.
+    /// Moment of its connection.
     pub connected: SystemTime,
 }
 
 /// A client of this thread.
 #[derive(Debug)]
 pub struct Present {
-    /// Who it is.
+    /// Facts about it.
     pub facts: ClientFacts,
-    /// By which its connection is ended.
+    /// Handle by which its connection is ended.
     pub end: Recall,
     /// Counters of its role and database.
     pub tally: Rc<Tally>,
     activity: Cell<Activity>,
-    /// By what it is bound to the server it has.
+    /// Effects that bind it to the server it has.
     bound: Cell<Effects>,
 }
 
 impl Present {
-    /// By what it is bound to its server.
+    /// Effects that bind it to its server.
     pub(crate) fn bound_by(&self) -> Effects {
         self.bound.get()
     }
@@ -244,13 +244,13 @@ impl InUse {
         scope.includes(&self.client.facts.identity.database)
     }
 
-    /// How long ago it was opened.
+    /// Time since it was opened.
     pub(super) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 }
 
-/// What the console shows of one role's connections to one database, on one thread.
+/// Connections of one role to one database, on one thread: for the console.
 #[derive(Clone, Debug)]
 pub struct PoolReport {
     /// Role.
@@ -280,7 +280,7 @@ pub struct PoolReport {
 /// One role's connections to one database of one node.
 #[derive(Clone, Debug)]
 pub struct NodeReport {
-    /// Where.
+    /// Its node.
     pub node: Node,
     /// Connections at most.
     pub size: usize,
@@ -295,9 +295,9 @@ pub struct NodeReport {
 /// A client, as the console shows it.
 #[derive(Clone, Debug)]
 pub struct ClientReport {
-    /// Who it is.
+    /// Facts about it.
     pub facts: ClientFacts,
-    /// How long it has waited for a server, if it does.
+    /// Time it has waited for a server, if it does.
     pub waited: Option<Duration>,
     /// Process id of the server it has.
     pub server: Option<u32>,
@@ -310,11 +310,11 @@ pub struct ServerReport {
     pub user: Arc<str>,
     /// Database.
     pub database: Arc<str>,
-    /// Where.
+    /// Its node.
     pub node: Node,
     /// Process id of the server.
     pub pid: u32,
-    /// How old it is.
+    /// Its age.
     pub age: Duration,
     /// Process id of the client that has it.
     pub client: Option<u32>,
@@ -337,7 +337,7 @@ pub struct Report {
     pub servers: Vec<ServerReport>,
     /// Clients that wait because no node will do.
     pub held: usize,
-    /// How long requests took on the primary.
+    /// Durations of requests on the primary.
     pub on_primary: Histogram,
     /// The same on standbys.
     pub on_standby: Histogram,
@@ -415,7 +415,7 @@ impl Worker {
         }
     }
 
-    /// What there is, now. `all`: with every client and server.
+    /// Report of what there is, now. `all`: with every client and server.
     pub fn report(&self, all: bool, now: Instant) -> Report {
         Report {
             mode: self.settings().mode,

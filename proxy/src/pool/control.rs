@@ -1,4 +1,4 @@
-//! What an administrator does to the connections of one thread.
+//! Commands of an administrator that concern the connections of one thread.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Settings, Worker};
 
-/// Whom a command is about.
+/// Sessions that a command is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Everybody.
@@ -25,7 +25,7 @@ impl Scope {
     }
 }
 
-/// Which databases' transactions are kept waiting.
+/// Databases whose transactions are kept waiting.
 #[derive(Debug, Default)]
 pub(super) struct Paused {
     all: bool,

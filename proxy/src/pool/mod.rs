@@ -1,4 +1,4 @@
-//! What the sessions of one thread share: server connections by node and identity, the classifiers,
+//! State that the sessions of one thread share: server connections by node and identity, the classifiers,
 //! the newest topology. Everything here belongs to one thread: `Rc` and `RefCell`, no locks.
 
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
@@ -51,7 +51,7 @@ pub struct Settings {
     pub server_idle_timeout: Duration,
     /// `pool.server_lifetime`
     pub server_lifetime: Duration,
-    /// How long opening one server connection may take.
+    /// Longest time for opening one server connection.
     pub connect_timeout: Duration,
     /// `routing.split`: send reads to standbys.
     pub split: bool,
@@ -67,7 +67,7 @@ pub struct Settings {
     pub hold_max_bytes: usize,
 }
 
-/// Where the knowledge about a database's functions comes from. Shared by all threads.
+/// Source of knowledge about a database's functions. Shared by all threads.
 pub trait Catalogs: Send + Sync {
     /// The place where the catalog of this database is, or will be once it has been read.
     fn of(&self, database: &str) -> Arc<ArcSwapOption<Catalog>>;
@@ -79,14 +79,14 @@ pub trait Catalogs: Send + Sync {
     }
 }
 
-/// What the clients that wait for a server of their shard take, in the whole process.
+/// Totals of the clients that wait for a server of their shard, in the whole process.
 #[derive(Debug, Default)]
 pub struct HeldTotals {
     clients: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-/// What the sessions of one thread share.
+/// State that the sessions of one thread share.
 pub struct Worker {
     settings: RefCell<Rc<Settings>>,
     /// Counters.
@@ -108,7 +108,7 @@ pub struct Worker {
     /// Clients.
     present: RefCell<Slab<Rc<census::Present>>>,
     tallies: RefCell<Tallies>,
-    /// What was counted on databases that do not exist any more.
+    /// Counts on databases that do not exist any more.
     departed: census::Tally,
     timings: census::Timings,
     paused: RefCell<control::Paused>,
@@ -117,26 +117,26 @@ pub struct Worker {
     held_totals: OnceCell<Arc<HeldTotals>>,
     /// None before [`Worker::join`]: this is the only thread.
     threads: OnceCell<Arc<dyn Threads>>,
-    /// When the other threads were asked last to make room at a node that is full.
+    /// Last time that the other threads were asked to make room at a node that is full.
     asked_for_room: Cell<Option<Instant>>,
     /// The reign whose primary was used last.
     used_reign: Cell<Option<Reign>>,
 }
 
-/// What was counted, by role and database.
+/// Counts, by role and database.
 type Tallies = HashMap<(Arc<str>, Arc<str>), Rc<census::Tally>>;
 
-/// By whose connections and where to.
+/// Pools, by identity and node.
 type Pools = HashMap<(Arc<Identity>, Node), Rc<NodePool>, foldhash::fast::RandomState>;
 
 /// Classes of texts remembered per database and thread.
 const CLASSIFIER_CAPACITY: usize = 8192;
 
-/// How long a node may be missing among those that answer before reads under way on it are given
+/// Time for which a node may be missing among those that answer before reads under way on it are given
 /// up: one lost poll is not the end of it.
 const MISSING_LIMIT: Duration = Duration::from_secs(1);
 
-/// How often idle servers are looked through.
+/// Interval of looking through idle servers.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 impl Worker {
@@ -247,7 +247,7 @@ impl Worker {
         self.topology.suspect(node.id);
     }
 
-    /// What the sessions on this database share.
+    /// State that the sessions on this database share.
     pub fn shared(&self, database: &Arc<str>) -> Rc<RefCell<Shared>> {
         if let Some(known) = self.databases.borrow().get(database) {
             return known.clone();

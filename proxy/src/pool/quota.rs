@@ -33,7 +33,7 @@ impl Limits {
     pub const NONE: Self = Self { per_node: usize::MAX, per_database: usize::MAX, per_user: usize::MAX };
 }
 
-/// What a limit is about, at one node.
+/// Subject of a limit, at one node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Subject {
     All,

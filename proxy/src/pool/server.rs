@@ -23,10 +23,10 @@ use crate::topology::Node;
 use crate::upstream::Upstream;
 use crate::wire::{backend, complete};
 
-/// How long DISCARD ALL may take before the server is closed instead.
+/// Longest time for DISCARD ALL before the server is closed instead.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long no connection is opened after a server did not take the secret.
+/// Pause in which no connection is opened after a server did not take the secret.
 const LOCKED_OUT_FOR: Duration = Duration::from_secs(1);
 
 /// Lets somebody else end the use of a server: the topology, when its node is no longer what it was.
@@ -101,14 +101,14 @@ impl Drop for Place {
     }
 }
 
-/// What is noted of the use of a server while a session has it.
+/// Notes on the use of a server while a session has it.
 #[derive(Debug)]
 pub struct Lease {
     /// Among the servers in use.
     pub number: usize,
-    /// When the session was given it.
+    /// Moment at which the session was given it.
     pub since: Instant,
-    /// When what is outstanding was sent.
+    /// Moment at which what is outstanding was sent.
     pub asked: Option<Instant>,
     /// Runs while the session keeps it for a moment only.
     pub linger: Option<Pin<Box<Sleep>>>,
@@ -132,17 +132,17 @@ pub struct Server {
     pub flush: bool,
     /// Received and not yet looked at.
     pub rx: BytesMut,
-    /// What sessions know of it; away while a session has it.
+    /// State for its sessions; away while a session has it.
     pub state: Option<Box<ServerState>>,
     /// For cancel requests.
     pub cancel: Arc<CancelTarget>,
-    /// Whom it leads to.
+    /// Node that it leads to.
     pub node: Node,
-    /// By which its use is ended.
+    /// Handle by which its use is ended.
     pub recall: Rc<Recall>,
-    /// What it is to the session that has it.
+    /// Kind of server to the session that has it.
     pub served_by: Cell<ServedBy>,
-    /// How far the session that has it has got.
+    /// Progress of the session that has it.
     pub lease: Lease,
     opened: Instant,
     idle_since: Instant,
@@ -193,14 +193,14 @@ impl Server {
         self.place.set_bound(bound);
     }
 
-    /// How many others are bound, if they are so many that no other session may bind itself to this one.
+    /// Number of other bound sessions, if they are so many that no other session may bind itself to this one.
     pub(crate) fn crowd(&self) -> Option<Crowd> {
         let pool = self.place.pool.as_ref()?;
         let is_free = self.place.bound.get() || pool.bound.get() < pool.most_bound();
         (!is_free).then(|| Crowd { bound: pool.bound.get(), size: pool.size() })
     }
 
-    /// When it was opened.
+    /// Moment at which it was opened.
     pub(super) fn opened(&self) -> Instant {
         self.opened
     }
@@ -275,7 +275,7 @@ impl Server {
     }
 }
 
-/// What a waiting session is given.
+/// Grant to a waiting session.
 #[derive(Debug)]
 pub enum Grant {
     /// A server.
@@ -292,7 +292,7 @@ pub struct NodePool {
     size: Cell<usize>,
     /// Connections opened before this are not used again.
     renewed: Cell<Option<Instant>>,
-    /// What the role is given at its login, as far as is known.
+    /// Settings that the role gets at its login, as far as is known.
     defaults: RefCell<Option<Vec<Box<str>>>>,
     /// Idle, in use and being opened.
     open: Cell<usize>,
@@ -307,7 +307,7 @@ pub struct NodePool {
     idle: RefCell<Vec<Box<Server>>>,
     /// First come, first served; and since when they wait.
     waiting: RefCell<VecDeque<(Instant, oneshot::Sender<Grant>)>>,
-    /// What it shares with other pools.
+    /// Quotas that it shares with other pools.
     quotas: Vec<Rc<Quota>>,
 }
 
@@ -354,15 +354,15 @@ impl NodePool {
         self.unbound_percent.set(percent);
     }
 
-    /// How many sessions may be bound to connections. Where there is only one, one.
+    /// Number of sessions that may be bound to connections. Where there is only one, one.
     fn most_bound(&self) -> usize {
         let size = self.size.get();
         let kept = (size * self.unbound_percent.get()).div_ceil(100);
         (size - kept.min(size)).max(usize::from(size == 1))
     }
 
-    /// How many connections there may be: as configured. Where that is only one, and a session is bound to it, there
-    /// is one more for everybody else.
+    /// Number of connections that there may be: as configured. Where that is only one, and a session is bound to it,
+    /// there is one more for everybody else.
     fn most(&self) -> usize {
         let size = self.size.get();
         size + usize::from(size == 1 && self.bound.get() > 0 && self.unbound_percent.get() > 0)
@@ -508,7 +508,7 @@ impl NodePool {
         self.close_idle(|_, _, _| true, now);
     }
 
-    /// What the role is given at its login now: connections that were given something else are not used again.
+    /// Notes the settings that the role gets at its login now: connections that were given others are not used again.
     pub(super) fn note_defaults(&self, defaults: Vec<Box<str>>, now: Instant) {
         let before = self.defaults.replace(Some(defaults));
         if before.is_some() && before != *self.defaults.borrow() {

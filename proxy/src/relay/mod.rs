@@ -28,7 +28,7 @@ use watch::Watch;
 const FROM_CLIENT_BYTES: usize = 8 << 10;
 /// Read from the server at once.
 const FROM_SERVER_BYTES: usize = 64 << 10;
-/// How long the last words to a client may take.
+/// Longest time for the last words to a client.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves such a client until it leaves. When the proxy stops, it may go on for as long as others may finish

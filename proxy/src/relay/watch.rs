@@ -13,7 +13,7 @@ use crate::wire::{HEADER_BYTES, Header, backend, frontend};
 /// Longest ParameterStatus that is looked at; names have 63 bytes.
 const MAX_STATUS_BYTES: usize = 8 << 10;
 
-/// Where the messages of one direction are.
+/// Boundaries of the messages of one direction.
 #[derive(Debug, Default)]
 struct Framing {
     /// Of the message that goes on.
@@ -61,7 +61,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// How many of the client's bytes may be passed on now. The others are held until [`Watch::hear`] says so.
+    /// Number of the client's bytes that may be passed on now. The others are held until [`Watch::hear`] says so.
     ///
     /// # Errors
     /// What is no message.
@@ -130,7 +130,7 @@ mod tests {
         out
     }
 
-    /// What is passed on if it comes in pieces of `size`.
+    /// Bytes that are passed on if they come in pieces of `size`.
     fn admitted(watch: &mut Watch, bytes: &[u8], size: usize) -> usize {
         let mut sum = 0;
         for piece in bytes.chunks(size) {

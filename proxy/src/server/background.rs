@@ -1,4 +1,4 @@
-//! What runs beside the sessions and the shards' own work: HTTP, and requests to reload.
+//! Tasks beside the sessions and the shards' own work: HTTP, and requests to reload.
 
 use std::sync::Arc;
 

@@ -22,7 +22,7 @@ pub struct ListenError {
     source: std::io::Error,
 }
 
-/// Where to listen.
+/// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// TCP.
@@ -85,7 +85,7 @@ impl Incoming {
         }
     }
 
-    /// Where it listens, if that is TCP.
+    /// Address it listens at, if that is TCP.
     ///
     /// # Errors
     /// The operating system's.

@@ -1,11 +1,11 @@
 //! Logins under way on one thread. There may be so many at once; for one more, one that has had long enough
 //! leaves, the oldest first, or it is waited for.
 //!
-//! Whoever floods us with connections and says nothing holds the oldest ones, while a real login takes
-//! milliseconds: so the flood evicts itself. (A fixed limit would keep real clients out until
-//! `auth.login_timeout`.) When everybody comes back at once, they all have something to say, and nobody is
-//! turned away: they are let in as fast as logins are done, the others wait in the backlog. Whoever has proved
-//! itself and waits for a server has nothing to fear.
+//! Connections that have not logged in yet, bounded. A flood of connections that say nothing holds the oldest ones,
+//! while a real login takes milliseconds: so the flood evicts itself. (A fixed limit would keep real clients out until
+//! `auth.login_timeout`.) When everybody comes back at once, they all have something to say, and nobody is turned away:
+//! they are let in as fast as logins are done, the others wait in the backlog. Whoever has proved itself and waits for
+//! a server has nothing to fear.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// How long somebody may take to say anything while others wait: a client does so as soon as it is connected.
+/// Longest silence of a new connection while others wait: a client says something as soon as it is connected.
 const FIRST_BYTE_BUDGET: Duration = Duration::from_secs(1);
-/// How long a login may take while others wait. The hosts of many clients that come back at once are busy: each
+/// Longest time for a login while others wait. The hosts of many clients that come back at once are busy: each
 /// login costs a client some thousand hashes.
 const LOGIN_BUDGET: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Login {
-    /// When it began.
+    /// Its begin.
     since: Instant,
     /// It is at work and the client has not said anything.
     is_silent: Cell<bool>,
@@ -30,7 +30,7 @@ struct Login {
 }
 
 impl Login {
-    /// When it has had long enough.
+    /// Moment at which it has had long enough.
     fn until(&self) -> Instant {
         self.since + if self.is_silent.get() { FIRST_BYTE_BUDGET } else { LOGIN_BUDGET }
     }

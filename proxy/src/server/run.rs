@@ -27,14 +27,14 @@ use crate::cancel::fleet::serve_neighbours;
 use crate::context::ProxyContext;
 use crate::shards::Background;
 
-/// How long transactions may go on after SIGTERM or a hand-over.
+/// Longest time for transactions after SIGTERM or a hand-over.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// How often it is looked whether everybody has left.
+/// Interval of looking whether everybody has left.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
-/// How long HTTP answers that are under way at a hand-over are waited for at the end.
+/// Longest wait at the end for HTTP answers that are under way at a hand-over.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// How the process begins.
+/// Begin of the process.
 #[derive(Clone, Debug)]
 pub enum Start {
     /// With sockets of its own.
@@ -254,10 +254,10 @@ impl Service for BackgroundService {
     }
 }
 
-/// Which end was asked for. The drain is ours: pingora would sleep through all of it.
+/// End that was asked for. The drain is ours: pingora would sleep through all of it.
 struct Signals {
     shared: Arc<ProxyContext>,
-    /// What SIGUSR2 starts; None without an upgrade socket.
+    /// Program that SIGUSR2 starts; None without an upgrade socket.
     successor: Option<Successor>,
 }
 

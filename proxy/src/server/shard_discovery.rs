@@ -13,7 +13,7 @@ use crate::context::ProxyContext;
 use crate::shards;
 use crate::topology::monitor;
 
-/// How often it is looked whether there are new ones.
+/// Interval of looking whether there are new ones.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// All shards that the configuration speaks of.

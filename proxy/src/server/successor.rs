@@ -16,13 +16,13 @@ use tokio::process::{Child, Command};
 const CHECK_LIMIT: Duration = Duration::from_secs(20);
 /// Longest that the successor may take until it waits for the listeners: it does nothing before but read files.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How often it is looked whether it does.
+/// Interval of looking whether it does.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The argument by which a process takes listeners over.
 const TAKE_OVER: &str = "--upgrade";
 
-/// How the successor is started.
+/// Command line of the successor.
 #[derive(Clone, Debug)]
 pub(super) struct Successor {
     program: PathBuf,
@@ -30,7 +30,7 @@ pub(super) struct Successor {
     socket: PathBuf,
 }
 
-/// Why there is no hand-over; this process goes on serving.
+/// Reason why there is no hand-over; this process goes on serving.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandOverError {
     /// The program cannot be run.
@@ -38,7 +38,7 @@ pub(super) enum HandOverError {
     Run {
         /// Its path.
         program: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },

@@ -43,7 +43,7 @@ fn read(certificate: &[u8]) -> Option<CertificateInner<Raw>> {
     CertificateInner::from_der(certificate).ok()
 }
 
-/// When it expires; `None` if that cannot be read.
+/// Expiry; `None` if it cannot be read.
 pub fn expires(certificate: &[u8]) -> Option<SystemTime> {
     Some(SystemTime::UNIX_EPOCH + read(certificate)?.tbs_certificate().validity().not_after.to_unix_duration())
 }
@@ -65,7 +65,7 @@ fn text(value: &AttributeValue) -> Option<String> {
     utf8().or_else(|_| printable()).or_else(|_| ia5()).ok()
 }
 
-/// What tls-server-end-point binds to: the certificate's hash by its signature's algorithm (RFC 5929,
+/// Binding for tls-server-end-point: the certificate's hash by its signature's algorithm (RFC 5929,
 /// section 4.1). `None` where that algorithm has no hash of its own, as Ed25519: then channel binding
 /// cannot be offered.
 pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {

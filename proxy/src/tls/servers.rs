@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::certificate;
 
-/// How servers are connected to, replaceable while serving. Shared by all threads.
+/// TLS towards servers, replaceable while serving. Shared by all threads.
 #[derive(Debug, Default)]
 pub struct Servers {
     current: ArcSwapOption<Wanted>,
@@ -77,7 +77,7 @@ impl ServerStream {
             && matches!(self.socket().try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// What a login at this server can be bound to; none without TLS.
+    /// Hash that a login at this server can be bound to; none without TLS.
     pub fn end_point(&self) -> Option<Vec<u8>> {
         match self {
             Self::Plain(_) => None,

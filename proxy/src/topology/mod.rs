@@ -1,4 +1,4 @@
-//! Which node is the primary, which standbys may serve reads, and how far each has replayed.
+//! Topology of a shard: its primary, the standbys that may serve reads, and how far each has replayed.
 //!
 //! Two sources: the cluster state in ZooKeeper names roles, and every node is asked itself
 //! ([`monitor`]). A [`Snapshot`] is the result, published as a whole whenever something changes.

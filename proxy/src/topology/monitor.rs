@@ -31,9 +31,9 @@ const QUICK_INTERVAL: Duration = Duration::from_millis(5);
 const QUICK_RECONNECT: Duration = Duration::from_millis(20);
 /// Without a primary, what is no news is published no more often than this.
 const NO_NEWS_INTERVAL: Duration = Duration::from_millis(25);
-/// What is no news shows in the metrics no more often than this: they are read every few seconds.
+/// Interval at which metrics show an answer that is no news: they are read every few seconds.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a quick succession lasts before the normal pace returns: a primary that is down for
+/// Duration of a quick succession before the normal pace returns: a primary that is down for
 /// longer is not worth two hundred connection attempts a second.
 const QUICK_LIMIT: Duration = Duration::from_secs(20);
 /// Longest wait for one answer, after which the connection is opened anew. Silence is judged
@@ -53,10 +53,10 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 /// Results that may wait for the owner of the knowledge.
 const MAX_RESULTS: usize = 256;
 
-/// How to ask.
+/// Settings for asking nodes.
 #[derive(Clone)]
 pub struct Settings {
-    /// Which shard.
+    /// Shard.
     pub shard: ShardName,
     /// The proxy's own role, with the right to log in to [`OWN_DATABASES`].
     pub own: Arc<OwnRole>,
@@ -68,7 +68,7 @@ pub struct Settings {
     pub servers: Arc<Servers>,
 }
 
-/// Why our own role has no connection.
+/// Reason why our own role has no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Not even an open one.
@@ -194,7 +194,7 @@ impl Settings {
     }
 }
 
-/// What is asked. `pg_walfile_name` begins with the timeline and works on a primary only. A
+/// Question to a node. `pg_walfile_name` begins with the timeline and works on a primary only. A
 /// promotion between two of the functions makes the statement fail: it is then asked again.
 ///
 /// The last two columns are a primary's: up to where everything is acknowledged, and whether commits
@@ -341,7 +341,7 @@ struct Poller {
     pace: watch::Sender<Pace>,
 }
 
-/// How a node is to be asked.
+/// Pace of asking a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Pace {
     /// In quick succession until then.
@@ -381,7 +381,7 @@ impl Drop for Poller {
 struct Connection {
     client: tokio_postgres::Client,
     question: tokio_postgres::Statement,
-    /// What it said last, as primary.
+    /// Its last position as primary.
     position: Lsn,
     driver: JoinHandle<()>,
 }

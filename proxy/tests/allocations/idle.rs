@@ -1,4 +1,4 @@
-//! What a client costs that has run something and says nothing now: everything between its socket and the
+//! Memory of a client that has run something and says nothing now: everything between its socket and the
 //! session, counted byte by byte.
 
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -28,7 +28,7 @@ const BEFORE: usize = 64;
 /// Clients that are counted.
 const COUNTED: usize = 448;
 
-/// How long an answer may take.
+/// Longest wait for an answer.
 const LIMIT: Duration = Duration::from_secs(20);
 
 struct NoCatalog;

@@ -29,7 +29,7 @@ const MAX_STEPS: usize = 10_000;
 /// of the proxy itself for each message of five bytes.
 const MAX_SWELL: usize = 200;
 
-/// What a client sends before it is authenticated.
+/// Messages of a client before it is authenticated.
 pub(crate) fn startup(data: &[u8]) {
     let mut rest = data;
     while let Some((head, body)) = rest.split_first_chunk::<HEADER_BYTES>() {

@@ -57,7 +57,7 @@ async fn rights(bench: &Bench) {
     assert_eq!(rows(&watcher, "SHOW STATE").await.len(), 3, "an error does not end the console");
 }
 
-/// What PgBouncer's Prometheus exporter asks, and how it reads the answers.
+/// Tables that PgBouncer's Prometheus exporter asks for, read as it reads them.
 async fn tables(bench: &Bench, boss: &Client) {
     let alice = connect(bench, "alice", "secret", "postgres").await;
     rows(&alice, "SELECT 1").await;

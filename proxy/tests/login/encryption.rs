@@ -1,4 +1,4 @@
-//! How encryption is settled, in any order, and that nothing said before it is taken for said under it.
+//! Encryption is settled in any order, and nothing said before it is taken for said under it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::Bench;
 const PATIENCE: Duration = Duration::from_secs(20);
 const GSS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x30];
 
-/// Whose certificate it is does not matter here.
+/// Any certificate will do here.
 #[derive(Debug)]
 struct Anybody(CryptoProvider);
 
@@ -152,7 +152,7 @@ async fn in_any_order(bench: &Bench) {
     }
 }
 
-/// What somebody between puts before the handshake is never taken for what the client says under TLS.
+/// Bytes that somebody between puts before the handshake are never taken for what the client says under TLS.
 async fn plain_text_before(bench: &Bench) {
     let mut stream = socket(bench.proxy).await;
     assert_eq!(say(&mut stream, &GSS, 1).await, b"N");

@@ -117,7 +117,7 @@ async fn refused_by_the_servers_rules(bench: &Bench) {
     bench.postgres.run("SELECT pg_reload_conf()").await;
 }
 
-/// Whoever replicates under a peer's name would be counted as the sync.
+/// A replication client under a peer's name would be counted as the sync.
 async fn names_of_peers(bench: &Bench) {
     const NAME: &str = "127.0.0.1:5432:12345";
     let psql = |more: &str, commands: &[&str]| {

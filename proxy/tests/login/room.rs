@@ -50,7 +50,7 @@ async fn is_shown(boss: &Client, database: &str) -> bool {
     pools.iter().any(|row| row.get::<_, &str>("database") == database)
 }
 
-/// What test runners do all the time, in both protocols.
+/// Statements of test runners, in both protocols.
 pub(crate) async fn databases_come_and_go(bench: &Bench) {
     bench.postgres.run("ALTER ROLE alice CREATEDB").await;
     let alice = connect(bench, "alice", "secret", "postgres").await;

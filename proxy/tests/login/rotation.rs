@@ -18,7 +18,7 @@ pub(crate) async fn rotation(bench: &Bench) {
     of_the_users_file(bench, &boss).await;
 }
 
-/// What is in the file, once it has been read.
+/// Contents of the file, once it has been read.
 async fn write_passwords(bench: &Bench, boss: &Client, lines: &str) {
     std::fs::write(bench.postgres.folder().join("proxy.password"), lines).expect("write");
     boss.batch_execute("RELOAD").await.expect("reload");
@@ -30,7 +30,7 @@ async fn end_own_connections(bench: &Bench) {
     bench.postgres.run(end).await;
 }
 
-/// What `SHOW TOPOLOGY` says of the own role's login.
+/// Login of the own role according to `SHOW TOPOLOGY`.
 async fn own_login(boss: &Client) -> String {
     boss.query_one("SHOW TOPOLOGY", &[]).await.expect("topology").get("own_login")
 }

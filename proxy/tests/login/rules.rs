@@ -40,7 +40,7 @@ pub(crate) fn sign(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
     (path("crt"), path("key"))
 }
 
-/// What psql says of a connection; an error if it was refused.
+/// Report of psql on a connection; an error if it was refused.
 fn psql(bench: &Bench, user: &str, more: &str) -> Result<String, String> {
     let conninfo =
         format!("host=localhost hostaddr=127.0.0.1 port={} user={user} dbname=postgres {more}", bench.proxy.port());

@@ -9,7 +9,7 @@ use crate::Bench;
 use crate::console::connect;
 use crate::rules::{configure, sign};
 
-/// How the server sees the connection of the client: TLS or not.
+/// Whether the connection of the client is encrypted, as the server sees it.
 async fn is_encrypted(bench: &Bench) -> bool {
     let alice = connect(bench, "alice", "secret", "postgres").await;
     let question = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";

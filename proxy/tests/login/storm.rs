@@ -79,7 +79,7 @@ async fn prove(bench: &Bench, user: &str, keys: &(Key, Key), minor: u8) -> TcpSt
     stream
 }
 
-/// Who exists cannot be told by the time that a refusal takes. Both are measured in turn, and compared by
+/// The time that a refusal takes does not tell who exists. Both are measured in turn, and compared by
 /// what is usual for them.
 async fn strangers(bench: &Bench) {
     const ROUNDS: usize = 200;

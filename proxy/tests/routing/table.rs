@@ -515,7 +515,7 @@ pub(crate) const TRANSACTIONS: &[(&str, &str)] = &[
     ("SELECT \"; DELETE\" FROM t", "read"),
 ];
 
-/// What cannot be read.
+/// Texts that cannot be read.
 pub(crate) const ODD: &[(&str, &str)] = &[
     ("SELEC 1", "unparsable +UNKNOWN"),
     ("SELECT 1 FROM", "unparsable +UNKNOWN"),

@@ -1,4 +1,4 @@
-//! What drivers do: named statements, portals, pipelines, COPY, cancel.
+//! Habits of drivers: named statements, portals, pipelines, COPY, cancel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! What a client sees besides its answers: notices in their time, a cancel that is heard, an orderly end.
+//! Messages that a client sees besides its answers: notices in their time, a cancel that is heard, an orderly end.
 //! The same conversation is had with the server itself and through the proxy.
 
 use std::sync::atomic::{AtomicBool, Ordering};

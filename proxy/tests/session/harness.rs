@@ -132,7 +132,7 @@ impl Postgres {
         }
     }
 
-    /// What it logged.
+    /// Contents of its log.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -202,7 +202,7 @@ impl Catalogs for OneCatalog {
     }
 }
 
-/// What is served where.
+/// Proxy and the servers behind it.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     publisher: Publisher,

@@ -30,7 +30,7 @@ fn knowing(size: usize) -> (Postgres, Proxy) {
     (primary, proxy)
 }
 
-/// How a driver prepares a statement and runs it.
+/// Way in which a driver prepares a statement and runs it.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     /// Parse, Describe, Sync; Bind, Execute, Sync: pgx, tokio-postgres, pgjdbc.
@@ -159,7 +159,7 @@ fn everywhere(port: u16, mut run: impl FnMut() -> String) -> Vec<String> {
     said
 }
 
-/// What clients are told of a statement that some prepared before a change and others after it.
+/// Answers to clients about a statement that some prepared before a change and others after it.
 fn converse(port: u16, case: &Case, way: Way) -> Vec<String> {
     const DROP: &str = "drop schema if exists a1, b1 cascade; drop table if exists w; drop type if exists mood";
     const PATH: &[(&str, &str)] = &[("options", "-c search_path=a1,b1,public")];
@@ -267,7 +267,7 @@ fn the_proxys_questions_do_not_touch_a_transaction() {
     let (primary, proxy) = knowing(SIZE);
     let run = |text: &str| [parse("", text), bind("", &[]), execute()].concat();
     let q = || [bind("q", &[]), execute()].concat();
-    /// What the client has said before, what is changed, and the messages of the pipeline.
+    /// Statements of the client before, the change, and the messages of the pipeline.
     type Talk<'a> = (&'a [&'a str], &'a str, Vec<Vec<u8>>);
     let cases: &[Talk<'_>] = &[
         (&["begin"], "drop table zt", vec![q()]),

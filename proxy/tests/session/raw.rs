@@ -9,7 +9,7 @@ use manatee_proxy::wire::backend::{self, ErrorFields};
 use manatee_proxy::wire::frontend::{self, Kind};
 use manatee_proxy::wire::{complete, put_cstr, put_message, take_cstr};
 
-/// How long an answer may take.
+/// Longest wait for an answer.
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Raw {
@@ -42,12 +42,12 @@ impl Raw {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// What comes, up to the first message with this tag.
+    /// Messages up to the first one with this tag.
     pub(crate) fn read_to(&mut self, last: u8) -> String {
         self.read_to_any(&[last])
     }
 
-    /// What comes, up to the first message with one of these tags.
+    /// Messages up to the first one with one of these tags.
     pub(crate) fn read_to_any(&mut self, last: &[u8]) -> String {
         let mut words = Vec::new();
         loop {

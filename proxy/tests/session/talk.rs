@@ -9,7 +9,7 @@ use manatee_proxy::wire::backend::ErrorFields;
 use manatee_proxy::wire::frontend;
 use manatee_proxy::wire::{complete, put_cstr, put_message};
 
-/// How long an answer may take.
+/// Longest wait for an answer.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// One connection.
@@ -136,7 +136,7 @@ impl Raw {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// By which what runs is cancelled, over another connection.
+    /// Handle by which the running statement is cancelled, over another connection.
     pub(crate) fn canceller(&self) -> Canceller {
         Canceller { port: self.port, pid: self.pid, secret: self.secret.clone() }
     }

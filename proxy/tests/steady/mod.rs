@@ -99,7 +99,7 @@ pub(crate) fn prepared(table: &mut Table, name: &[u8], request: &mut BytesMut, a
     rows(answer);
 }
 
-/// What the server says of the statement when it is asked, as it is behind each Parse under a name.
+/// Appends the server's description of the statement, as it comes behind each Parse under a name.
 pub(crate) fn described(out: &mut BytesMut) {
     put_message(out, backend::PARAMETER_DESCRIPTION, |out| out.put_slice(&[0, 1, 0, 0, 0, 23]));
     put_message(out, backend::ROW_DESCRIPTION, |out| {

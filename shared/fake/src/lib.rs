@@ -6,7 +6,7 @@
 //! history in the same transaction, writes refused without the own election node, a view that
 //! stands still while disconnected, re-registration in a new session.
 //!
-//! What the network does to a single request is the caller's to play: for an answer that is lost,
+//! Faults of the network in a single request are the caller's to play: for an answer that is lost,
 //! call [`FakeSession::write_now`], [`FakeSession::disconnect`], and report [`ZkError::Unknown`].
 
 #![forbid(unsafe_code)]

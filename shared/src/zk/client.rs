@@ -5,7 +5,7 @@
 //! on a clone of the session's client; only writes of the state get a task of their own
 //! ([`write`]), because their outcome matters even if the caller has stopped waiting.
 //!
-//! How the view stays current: one recursive persistent watch on the shard's folder (which need
+//! The view stays current by one recursive persistent watch on the shard's folder (which need
 //! not exist yet) tells that something changed; everything is then read again, all requests in one
 //! go. Persistent watches can lose events across a reconnection, so everything is also read after
 //! each, and once a second as a safety net. A new session may land on a server that lags behind,
@@ -33,10 +33,10 @@ use crate::ids::ShardName;
 use access::Access;
 use nodes::Paths;
 
-/// How many history entries are asked for at once.
+/// Number of history entries that are asked for at once.
 const HISTORY_BATCH: usize = 100;
 
-/// How long [`Coordination::close`] waits for the server's word.
+/// Longest wait of [`Coordination::close`] for the server's word.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Settings that can never work.
@@ -58,7 +58,7 @@ pub enum Unreachable {
     Away {
         /// Its addresses.
         ensemble: String,
-        /// What happened.
+        /// Problem.
         problem: String,
     },
     /// A session, but no right to read.
@@ -82,14 +82,14 @@ pub struct ZkCoordination {
     keeper: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
-/// What the keeper, the writes and the callers share.
+/// State that the keeper, the writes and the callers share.
 struct Shared {
     settings: ZkSettings,
     access: Access,
     paths: Paths,
     view: watch::Sender<View>,
     live: watch::Sender<Live>,
-    /// Whom to announce. Set by callers, acted on by the keeper.
+    /// Peer to announce. Set by callers, acted on by the keeper.
     wanted: watch::Sender<Option<Peer>>,
     /// One write at a time: the next is decided from the outcome of the last.
     writing: Arc<tokio::sync::Mutex<()>>,
@@ -106,11 +106,11 @@ struct Live {
     /// Our election node in this session, and whom it announces.
     registered: Option<(Peer, String)>,
     write: WriteInFlight,
-    /// Why there is no connection.
+    /// Reason why there is no connection.
     problem: Problem,
 }
 
-/// Why there is no connection.
+/// Reason why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum Problem {
     #[error("{0}")]

@@ -23,7 +23,7 @@ use crate::ids::PeerId;
 /// Version of the `state` node, as ZooKeeper counts it.
 pub type Version = i32;
 
-/// What a state is written over: that which it was decided from. The write fails over anything else.
+/// State that another one is written over: the one it was decided from. The write fails over anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     /// This version of the `state` node.
@@ -44,7 +44,7 @@ impl Over {
     }
 }
 
-/// What is known of our own session with ZooKeeper.
+/// Our own session with ZooKeeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Session {
@@ -78,7 +78,7 @@ impl fmt::Display for Session {
     }
 }
 
-/// What the `state` node held when last read.
+/// Content of the `state` node when last read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StateNode {
     /// Not read yet in this process's life.
@@ -96,7 +96,7 @@ pub enum StateNode {
     Corrupt {
         /// Version of the unreadable node.
         version: Version,
-        /// What is wrong with it.
+        /// Problem.
         problem: String,
     },
 }
@@ -132,7 +132,7 @@ pub struct View {
     /// Whether the shard has any history entry: a shard that has had a state is never set up anew
     /// (rule 8). None until first read.
     pub has_history: Option<bool>,
-    /// What of our reading and writing ZooKeeper refused when it was tried last, for people: a takeover by us would
+    /// Refusal by ZooKeeper of our reading or writing when it was tried last, for people: a takeover by us would
     /// fail (rule 11).
     pub refused: Option<String>,
 }
@@ -157,7 +157,7 @@ impl View {
     }
 }
 
-/// Why an operation on ZooKeeper did not succeed.
+/// Reason why an operation on ZooKeeper did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum ZkError {
     /// The compare-and-set lost: somebody else wrote first. Read the view and decide again.

@@ -1,9 +1,9 @@
-//! What became of a write whose answer was lost, by what is there once nothing of it can come any more. Pure: the
+//! Outcome of a write whose answer was lost, by what is there once nothing of it can come any more. Pure: the
 //! client and the simulation judge alike.
 
 use super::{Over, Version};
 
-/// What one look at the `state` node says.
+/// Verdict of one look at the `state` node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It was written, and is still there.

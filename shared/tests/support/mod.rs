@@ -24,7 +24,7 @@ pub(crate) struct Server {
     process: Option<Child>,
 }
 
-/// Who may log in by SASL; without the file, nobody.
+/// File of those who may log in by SASL; without the file, nobody.
 const JAAS: &str = "jaas.conf";
 
 impl Server {
@@ -135,7 +135,7 @@ impl Server {
         }
     }
 
-    /// How to reach it.
+    /// Settings for reaching it.
     pub(crate) fn settings(&self) -> ZkSettings {
         let settings = ZkSettings::new(vec![format!("127.0.0.1:{}", self.port)]);
         ZkSettings { session_timeout: SESSION_TIMEOUT, ..settings }

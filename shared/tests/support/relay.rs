@@ -14,7 +14,7 @@ use super::Server;
 /// `multi` among ZooKeeper's operations (ZooDefs.OpCode).
 const MULTI: [u8; 4] = [0, 0, 0, 14];
 
-/// What becomes of a transaction.
+/// Loss of a transaction's request or answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// It is carried out, and nothing comes back on its connection any more.
@@ -62,12 +62,12 @@ impl Relay {
         Self { settings: ZkSettings { servers, ..server.settings() }, lost }
     }
 
-    /// How to reach ZooKeeper through it.
+    /// Settings for reaching ZooKeeper through it.
     pub(crate) fn settings(&self) -> ZkSettings {
         self.settings.clone()
     }
 
-    /// How many transactions lost their answers.
+    /// Number of transactions that lost their answers.
     pub(crate) fn lost(&self) -> usize {
         self.lost.load(Ordering::SeqCst)
     }

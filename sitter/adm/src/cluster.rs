@@ -14,7 +14,7 @@ use super::connect::Shard;
 use crate::machine::local::Server;
 use crate::report::SitterStatus;
 
-/// How long a sitter may take to answer. One that is down must not hold up the operator.
+/// Longest wait for a sitter's answer. One that is down must not hold up the operator.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A peer's own word, or why there is none.
@@ -33,7 +33,7 @@ pub struct Cluster {
     pub state: Arc<ClusterState>,
     /// All that ZooKeeper says.
     pub view: View,
-    /// What the sitters say; empty if they were not asked.
+    /// Answers of the sitters; empty if they were not asked.
     pub answers: BTreeMap<PeerId, Answer>,
 }
 
@@ -83,17 +83,17 @@ impl Cluster {
         self.state.everyone().map(|peer| (self.state.role_of(peer.id), peer))
     }
 
-    /// Whom `id` feeds: the next in the chain.
+    /// Follower of `id`: the next in the chain.
     pub fn downstream_of(&self, id: PeerId) -> Option<&Peer> {
         self.state.chain().skip_while(|peer| peer.id != id).nth(1)
     }
 
-    /// Whom `id` follows: the one before it in the chain.
+    /// Upstream of `id`: the one before it in the chain.
     pub fn upstream_of(&self, id: PeerId) -> Option<&Peer> {
         self.state.chain().zip(self.state.chain().skip(1)).find(|(_, next)| next.id == id).map(|(peer, _)| peer)
     }
 
-    /// What the PostgreSQL of `id` is doing, if its sitter answers.
+    /// State of the PostgreSQL of `id`, if its sitter answers.
     pub fn server(&self, id: PeerId) -> Option<&Server> {
         self.answers.get(&id)?.as_ref().ok().map(|status| &status.local.server)
     }

@@ -1,4 +1,4 @@
-//! Which ZooKeeper and which shard: options, then environment, then the sitter's configuration.
+//! Choice of ZooKeeper and shard: options, then environment, then the sitter's configuration.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,13 +18,14 @@ use super::cluster::valid_state;
 /// Read when nothing else says where ZooKeeper is.
 const DEFAULT_CONFIG: &str = "/etc/manatee/sitter.toml";
 
-/// How long an operator waits for ZooKeeper before being told.
+/// Longest wait for ZooKeeper before the operator is told.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long it is tried to find out what became of a write without an answer: longer than ZooKeeper's choice of a new leader.
+/// Longest time for finding out what became of a write without an answer: longer than ZooKeeper's choice of a new
+/// leader.
 const FIND_OUT: Duration = Duration::from_secs(15);
 
-/// How often a change is tried anew when others write at the same time. Sitters write once an event.
+/// Attempts at a change when others write at the same time. Sitters write once an event.
 const CHANGE_TRIES: usize = 5;
 
 /// Options that every command has.
@@ -61,17 +62,17 @@ impl From<LongConnection> for Connection {
     }
 }
 
-/// What matters here of a sitter's configuration; the sitter checks the rest.
+/// Part of a sitter's configuration that matters here; the sitter checks the rest.
 #[derive(Deserialize)]
 struct SitterConfig {
     shard: ShardName,
     zookeeper: ZkSettings,
 }
 
-/// Where to look.
+/// ZooKeeper and shard to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// How to reach ZooKeeper.
+    /// Connection to ZooKeeper.
     pub zookeeper: ZkSettings,
     /// The shard.
     pub shard: ShardName,
@@ -87,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// Where to look, given the environment and whether the default configuration exists.
+    /// Target, given the environment and whether the default configuration exists.
     fn target(self, environment: impl Fn(&str) -> Option<String>, default: Option<&Path>) -> anyhow::Result<Target> {
         match self.sources(environment, default)? {
             (_, None) => bail!("no shard is named; give --shard, SHARD, or --config with a sitter's configuration"),
@@ -96,7 +97,7 @@ impl Connection {
         }
     }
 
-    /// Whatever is named of ZooKeeper and shard.
+    /// Sources that name ZooKeeper and shard.
     fn sources(
         self,
         environment: impl Fn(&str) -> Option<String>,
@@ -133,7 +134,7 @@ impl Connection {
         Ok((zookeeper, coordination, shard))
     }
 
-    /// Where to look, from these options, `outer`, the environment, and a sitter's configuration.
+    /// Target according to these options, `outer`, the environment, and a sitter's configuration.
     pub fn resolve(self, outer: &Self) -> anyhow::Result<Target> {
         self.over(outer).target(environment, default_config())
     }
@@ -180,11 +181,11 @@ fn no_such_shard(target: &Target, shards: &[String]) -> String {
 
 /// A shard that exists, and what ZooKeeper says of it.
 pub struct Shard {
-    /// Where it is.
+    /// Its place.
     pub target: Target,
     /// The session.
     pub coordination: ZkCoordination,
-    /// What was there when it was opened.
+    /// View when it was opened.
     pub view: View,
 }
 

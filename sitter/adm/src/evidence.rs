@@ -19,11 +19,11 @@ pub struct Evidence {
     pub zookeeper: String,
     /// Name of the shard.
     pub shard: String,
-    /// What ZooKeeper says now.
+    /// View of ZooKeeper now.
     pub view: View,
     /// The newest entry of the history, if that is a valid state.
     pub last: Option<HistoryEntry>,
-    /// What the sitters say that are registered or listed, now or in `last`.
+    /// Answers of the sitters that are registered or listed, now or in `last`.
     pub answers: BTreeMap<PeerId, Answer>,
 }
 
@@ -57,7 +57,7 @@ impl Evidence {
         })
     }
 
-    /// What the sitter of `id` says, if it answers.
+    /// Answer of the sitter of `id`, if there is one.
     pub fn status(&self, id: PeerId) -> Option<&SitterStatus> {
         self.answers.get(&id)?.as_ref().ok()
     }

@@ -13,7 +13,7 @@ use super::{Outcome, print};
 pub struct FreezeArguments {
     #[command(flatten)]
     connection: Connection,
-    /// Why, for whoever finds the shard frozen
+    /// Reason, for whoever finds the shard frozen
     #[arg(short, long, value_name = "TEXT")]
     reason: String,
 }
@@ -43,7 +43,7 @@ pub async fn unfreeze(arguments: UnfreezeArguments, outer: &Connection) -> anyho
     Ok(Outcome::Fine)
 }
 
-/// When and why `state` is frozen, for messages.
+/// Time and reason of the freeze of `state`, for messages.
 pub(super) fn told(state: &ClusterState) -> Option<String> {
     match &state.freeze {
         Some(Freeze::Reason { date, reason }) => Some(format!("since {date}: {reason}")),

@@ -16,7 +16,7 @@ pub struct Arguments {
     /// As JSON, one object a line
     #[arg(short, long)]
     json: bool,
-    /// What to sort by
+    /// Column to sort by
     #[arg(short, long, value_name = "FIELD", default_value = "zkSeq")]
     sort: Sort,
     /// With a summary of each change
@@ -102,7 +102,7 @@ fn cells(entry: &HistoryEntry, length: usize) -> Vec<String> {
     ]
 }
 
-/// What changed: in the words of whoever changed it, else as it can be told from the two states.
+/// Change, in the words of whoever made it, else as it can be told from the two states.
 pub(super) fn summary(old: Option<&ClusterState>, new: &ClusterState) -> String {
     if let Some(reason) = &new.reason
         && old.is_none_or(|old| old.reason.as_ref() != Some(reason) || old.generation != new.generation)

@@ -1,4 +1,4 @@
-//! What is wrong with a shard. Pure.
+//! Issues of a shard. Pure.
 //!
 //! An error: writes are not acknowledged, would not be after the next failure of a listed peer's
 //! part, or a rule is broken. A warning: the shard works, but with less than it should have.
@@ -15,7 +15,7 @@ use crate::machine::local::{Data, Server, StandbyStatus};
 use crate::machine::readiness::Need;
 use crate::report::SitterStatus;
 
-/// How bad it is.
+/// Severity of an issue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -28,9 +28,9 @@ pub enum Severity {
 /// Something wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Issue {
-    /// How bad.
+    /// Severity.
     pub severity: Severity,
-    /// What.
+    /// Text for people.
     pub text: String,
 }
 
@@ -110,7 +110,7 @@ struct Subject<'a> {
     cluster: &'a Cluster,
     role: Role,
     peer: &'a Peer,
-    /// How it is called in messages.
+    /// Name in messages.
     name: String,
 }
 

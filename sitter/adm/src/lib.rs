@@ -44,7 +44,7 @@ pub struct Arguments {
     /// Options before the command; those after it win.
     #[command(flatten)]
     pub connection: Connection,
-    /// What to do.
+    /// Command to carry out.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -98,7 +98,7 @@ pub enum Command {
     Version(version::Arguments),
 }
 
-/// How a command ended that could do its work.
+/// End of a command that could do its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing to complain about.

@@ -71,7 +71,7 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
     Ok(Outcome::Fine)
 }
 
-/// Where the primary is, if it will accept writes alone.
+/// Address of the primary, if it will accept writes alone.
 fn ready(primary: &Peer, status: Option<Result<&SitterStatus, &str>>) -> anyhow::Result<WalPosition> {
     let name = &primary.zone_id;
     let status = match status {

@@ -16,7 +16,7 @@ pub struct Arguments {
     listing: Listing,
 }
 
-/// What the listings of peers have in common.
+/// Options that the listings of peers have in common.
 #[derive(Debug, Args)]
 pub struct Listing {
     /// Leave out the header

@@ -18,9 +18,9 @@ use super::connect::{Connection, Shard};
 use super::{Outcome, freeze, issues, print};
 use crate::machine::local::Server;
 
-/// How long a request stands (Manatee 2's).
+/// Time for which a request stands (Manatee 2's).
 const VALID: SignedDuration = SignedDuration::from_secs(30);
-/// How long after that the primary may take to remove it.
+/// Longest time for the primary to remove it after that.
 const REMOVAL: Duration = Duration::from_secs(5);
 /// Between two looks at how far a peer has come.
 const POLL: Duration = Duration::from_millis(50);
@@ -39,7 +39,7 @@ pub struct PromoteArguments {
     /// The place it must have among the asyncs, from 0
     #[arg(short, long, value_name = "PLACE")]
     index: Option<usize>,
-    /// How far it may be behind, in seconds
+    /// Delay up to which it may be behind, in seconds
     #[arg(short, long, value_name = "SECONDS", default_value_t = 5)]
     lag: u64,
     /// Even if there is something to warn of
@@ -100,7 +100,7 @@ pub async fn clear(arguments: ClearArguments, outer: &Connection) -> anyhow::Res
     Ok(Outcome::Fine)
 }
 
-/// What `peer` is to be promoted from, if that can be.
+/// Role that `peer` is to be promoted from, if that can be.
 fn promotable(
     state: &ClusterState,
     role: Role,
@@ -182,7 +182,7 @@ fn cleared(state: &ClusterState) -> anyhow::Result<ClusterState> {
     Ok(new)
 }
 
-/// What a request is for.
+/// Aim of a request.
 fn aim((role, index): (PromoteRole, Option<usize>), peer: &Peer) -> String {
     let name = &peer.zone_id;
     match (role, index) {
@@ -242,7 +242,7 @@ async fn outcome(shard: &Shard, asked: &ClusterState, began: Instant) -> anyhow:
     told(request, state, began.elapsed())
 }
 
-/// What came of `request`, by the state that it is gone from.
+/// Result of `request`, by the state that it is gone from.
 fn told(request: &Promote, state: &ClusterState, took: Duration) -> anyhow::Result<String> {
     let seconds = took.as_secs_f64();
     let sync: Option<PeerId> = state.sync_peer.as_ref().map(|peer| peer.id);

@@ -22,9 +22,9 @@ use crate::report::{CopyState, Restore, RestoreAnswer, SitterStatus};
 const LOOK: Duration = Duration::from_millis(500);
 /// The same where nobody watches: a line for the log of whoever runs this.
 const LINE: Duration = Duration::from_secs(10);
-/// How long the sitter may be silent: it may be restarting.
+/// Longest silence of the sitter: it may be restarting.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one answer may take.
+/// Longest wait for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Width of the bar, in characters.
 const BAR: u64 = 30;
@@ -42,7 +42,7 @@ pub struct Arguments {
     no_wait: bool,
 }
 
-/// What matters here of a sitter's configuration.
+/// Part of a sitter's configuration that matters here.
 #[derive(Deserialize)]
 struct SitterConfig {
     peer: PeerConfig,

@@ -41,7 +41,7 @@ fn mode(state: &ClusterState) -> &'static str {
     if state.one_node_write_mode { "one-node-write" } else { "normal" }
 }
 
-/// What is printed.
+/// Text to print.
 fn text(cluster: &Cluster, verbose: bool) -> String {
     let state = &cluster.state;
     let mut lines = vec![
@@ -70,7 +70,7 @@ fn text(cluster: &Cluster, verbose: bool) -> String {
     pg_status::text(&format!("{heading}\n{table}{doing}"), &issues::find(cluster))
 }
 
-/// What each sitter does and why, for `-v`.
+/// Decision of each sitter and its reason, for `-v`.
 fn decisions(cluster: &Cluster) -> String {
     let mut text = String::new();
     for (role, peer) in cluster.listed() {

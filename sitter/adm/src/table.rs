@@ -23,7 +23,7 @@ pub enum Column {
     Ip,
     /// Whether its PostgreSQL answers.
     PgOnline,
-    /// How the next peer replicates from it: `sync` or `async`.
+    /// Way in which the next peer replicates from it: `sync` or `async`.
     PgRepl,
     /// Sent to the next peer.
     PgSent,
@@ -33,7 +33,7 @@ pub enum Column {
     PgFlush,
     /// Visible on the next peer.
     PgReplay,
-    /// How far an async is behind.
+    /// Lag of an async.
     PgLag,
 }
 
@@ -54,12 +54,12 @@ const COLUMNS: [(Column, &str, &str, usize); 11] = [
     (PgLag, "pg-lag", "LAG", 6),
 ];
 
-/// What `peers` shows unless told.
+/// Columns of `peers` unless told.
 pub const PEERS: [Column; 3] = [Column::Role, PeerName, Ip];
-/// What `pg-status` shows unless told.
+/// Columns of `pg-status` unless told.
 pub const PG_STATUS: [Column; 9] =
     [Column::Role, PeerAbbr, PgOnline, PgRepl, PgSent, PgWrite, PgFlush, PgReplay, PgLag];
-/// What `pg-status -w` shows.
+/// Columns of `pg-status -w`.
 pub const PG_STATUS_WIDE: [Column; 10] =
     [Column::Role, PeerName, Ip, PgOnline, PgRepl, PgSent, PgWrite, PgFlush, PgReplay, PgLag];
 
@@ -130,7 +130,7 @@ pub struct Row {
     postgres: Option<Postgres>,
 }
 
-/// What is shown of a PostgreSQL.
+/// Columns that concern a PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Postgres {
     online: bool,
@@ -201,7 +201,7 @@ fn postgres(cluster: &Cluster, role: Role, id: PeerId) -> Postgres {
     }
 }
 
-/// How far a standby is behind, where that is known: one that has replayed all it was sent is not;
+/// Lag of a standby, where that is known: one that has replayed all it was sent has none;
 /// one that is cut off is behind for at least as long. In between, its sitter does not say.
 pub fn lag_seconds(standby: &StandbyStatus) -> Option<u64> {
     let caught_up = standby.received.is_some_and(|received| standby.replayed >= received.lsn);

@@ -84,7 +84,7 @@ fn of_history(present: Option<&ClusterState>, history: &[HistoryEntry]) -> Vec<I
     issues
 }
 
-/// What Manatee 2 did not know.
+/// Whether Manatee 2 may have written it: violations of rules that it did not know.
 fn is_excused(violation: &Violation, new: &ClusterState) -> bool {
     matches!(violation, Violation::InitWalWithoutTimeline) && new.system_identifier.is_none()
 }

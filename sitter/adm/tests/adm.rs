@@ -136,7 +136,7 @@ async    peer3    127.0.0.1
     );
 }
 
-/// What an operator changes is written as the sitters write: over the version it was decided from,
+/// Changes by an operator are written as the sitters write: over the version they were decided from,
 /// with its history entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operators_changes() {

@@ -11,13 +11,13 @@ use manatee_shared::zk::{Session, StateNode, View};
 use crate::machine::action::{Action, DataAction, ServerAction};
 use crate::machine::local::{Recovery, ServerConfig};
 
-/// Why a step must not be taken any more.
+/// Reason why a step must not be taken any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fenced {
     /// Only the state's primary may.
     #[error("not done: the newest state makes this peer {role}, not primary")]
     NotPrimary {
-        /// What it makes us.
+        /// Role that it gives us.
         role: Role,
     },
     /// A primary's data is the shard's.

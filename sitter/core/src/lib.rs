@@ -1,4 +1,4 @@
-//! What the sitter decides, without doing any of it: the state machine of a peer, the fence before each step,
+//! Decisions of the sitter, without carrying out any of them: the state machine of a peer, the fence before each step,
 //! the table of heartbeats; and the simulation that runs them by the thousand.
 //!
 //! Pure by construction: no runtime and no I/O crate in `Cargo.toml`; `clippy.toml` refuses clocks, files,

@@ -1,4 +1,4 @@
-//! Why a peer does what it does, as data: a stable code for programs, one line of text for people.
+//! Reasons for what a peer does, as data: a stable code for programs, one line of text for people.
 //!
 //! The text may be reworded at any time, so no program reads it. A code keeps its meaning once it was released; a peer of
 //! another version may have codes that are not known here. `GET /status` shows both.
@@ -21,7 +21,7 @@ pub use self::within::{
 use crate::machine::capacity::Lack;
 use crate::machine::local::Gate;
 
-/// Why an action was decided. (Derives `Error` for its text.)
+/// Reason for an action. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(ReasonCode),
@@ -36,7 +36,7 @@ pub enum Reason {
     /// A step failed lately, and is tried again after a pause.
     #[error("{why}; it failed {times} times, last with: {problem}; next try soon")]
     BackingOff {
-        /// Why the step is to be done.
+        /// Reason for the step.
         why: Box<Reason>,
         /// Failures in a row.
         times: u32,
@@ -139,7 +139,7 @@ pub enum Reason {
     SetupPeerUnusable {
         /// The peer.
         peer: PeerId,
-        /// What is wrong with it.
+        /// Problem.
         problem: String,
     },
     /// A peer has not said yet whether it has data.
@@ -230,7 +230,7 @@ pub enum Reason {
     /// A rejoin is needed, but the primary does not answer.
     #[error("a rejoin is needed ({cause}), but the primary {primary} does not answer")]
     RejoinPrimarySilent {
-        /// Why it is needed.
+        /// Cause.
         cause: RejoinCause,
         /// The primary.
         primary: PeerId,
@@ -238,7 +238,7 @@ pub enum Reason {
     /// A rejoin is needed, but the primary is not promoted yet.
     #[error("a rejoin is needed ({cause}), but the primary {primary} is not promoted yet")]
     RejoinPrimaryNotPromoted {
-        /// Why it is needed.
+        /// Cause.
         cause: RejoinCause,
         /// The primary.
         primary: PeerId,
@@ -246,7 +246,7 @@ pub enum Reason {
     /// The data is brought back in line with the primary's.
     #[error("rejoining {primary}: {cause}")]
     Rejoining {
-        /// Why.
+        /// Cause.
         cause: RejoinCause,
         /// The primary.
         primary: PeerId,
@@ -281,7 +281,7 @@ pub enum Reason {
     TakeoverBlocked {
         /// The cause.
         cause: TakeoverCause,
-        /// What forbids it.
+        /// Blocker that forbids it.
         blocker: Blocker,
     },
     /// An operator asked for a takeover, which must not be.
@@ -331,7 +331,7 @@ pub enum Reason {
     PrimaryAwaitsSync {
         /// The sync.
         sync: PeerId,
-        /// Why it has not said so.
+        /// Reason why it has not said so.
         unsaid: Unsaid,
     },
     /// The primary is not started before a peer has said how far its WAL goes; this sync is not there.
@@ -371,7 +371,7 @@ pub enum Reason {
     PromotingAwaitsSync {
         /// The sync.
         sync: PeerId,
-        /// Why it has not said so.
+        /// Reason why it has not said so.
         unsaid: Unsaid,
     },
     /// There is no promotion while ZooKeeper does not answer.
@@ -383,7 +383,7 @@ pub enum Reason {
     /// The primary is given another configuration.
     #[error("primary: {plan}, gate {gate}")]
     PrimaryConfigured {
-        /// What becomes of the sync.
+        /// Fate of the sync.
         plan: SyncPlan,
         /// The primary's gate.
         gate: Gate,
@@ -407,7 +407,7 @@ pub enum Reason {
         new: PeerId,
         /// The end of this primary's WAL.
         at: WalPosition,
-        /// Why the sync is replaced.
+        /// Cause of the sync's replacement.
         cause: ReplaceCause,
     },
     /// There is no sync to replace.
@@ -444,7 +444,7 @@ impl Reason {
         self.into()
     }
 
-    /// What keeps a change of roles from being made that is due; None: none is due, or nothing keeps it.
+    /// Blocker of a change of roles that is due; None: none is due, or nothing keeps it.
     pub fn blocker(&self) -> Option<BlockerCode> {
         match self {
             Self::BackingOff { why, .. } => why.blocker(),

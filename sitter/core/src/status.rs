@@ -40,7 +40,7 @@ pub struct SitterStatus {
     /// Generation of the newest state read.
     #[serde(default)]
     pub generation: Option<u64>,
-    /// What is being done and why.
+    /// Decision under way, with its reason.
     pub decision: DecisionStatus,
     /// The action being executed.
     #[serde(default)]
@@ -136,15 +136,15 @@ impl From<Role> for RoleName {
 pub struct DecisionStatus {
     /// The action.
     pub action: Named<ActionKind>,
-    /// Why, for programs. None: a sitter of 0.1.0, or a reason that is not known here.
+    /// Reason, for programs. None: a sitter of 0.1.0, or a reason that is not known here.
     #[serde(default, deserialize_with = "if_known")]
     pub code: Option<ReasonCode>,
-    /// What keeps a change of roles from being made that is due, for programs.
+    /// Blocker of a change of roles that is due, for programs.
     #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
     pub blocker: Option<BlockerCode>,
-    /// Why, for people.
+    /// Reason, for people.
     pub reason: String,
-    /// For how long, ms.
+    /// Time for which it has been so, ms.
     #[serde(default)]
     pub since_ms: u64,
 }
@@ -171,7 +171,7 @@ pub struct ZkStatus {
     /// Version of the state node; None without one.
     #[serde(default)]
     pub state_version: Option<zk::Version>,
-    /// What is wrong with the state node, if it is unreadable.
+    /// Problem of the state node, if it is unreadable.
     #[serde(default)]
     pub problem: Option<String>,
     /// Peers with an election node, in election order.
@@ -198,14 +198,14 @@ impl ZkStatus {
 pub struct FailureStatus {
     /// The action.
     pub action: Named<ActionKind>,
-    /// How many times in a row.
+    /// Number of times in a row.
     pub times: u32,
-    /// How long ago, ms.
+    /// Time since then, ms.
     #[serde(default)]
     pub ago_ms: u64,
-    /// What went wrong, for people.
+    /// Problem, for people.
     pub problem: String,
-    /// What kind of failure it is, for programs. None: none of these, or a sitter of 0.1.0.
+    /// Kind of the failure, for programs. None: none of these, or a sitter of 0.1.0.
     #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
     pub kind: Option<FailureKind>,
 }
@@ -221,10 +221,10 @@ impl From<&LastFailure> for FailureStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BreachStatus {
-    /// What they were, and for how long.
+    /// Values and duration of the breach.
     #[serde(flatten)]
     pub breach: Breach,
-    /// How long ago that ended, ms.
+    /// Time since that ended, ms.
     pub ago_ms: u64,
 }
 
@@ -306,7 +306,7 @@ pub struct Heartbeat {
     /// It is the primary, and its disk came back older than it was.
     #[serde(default)]
     pub older: bool,
-    /// How far its WAL goes on disk: a peer whose disk came back older learns from it that others have more.
+    /// End of its WAL on disk: a peer whose disk came back older learns from it that others have more.
     #[serde(default)]
     pub wal: Option<EndOfWal>,
     /// The highest generation that it, or its predecessors over the same data, ever saw.
@@ -334,9 +334,9 @@ pub struct Restore {
     pub host: String,
     /// Port of the source that the data comes from.
     pub port: u16,
-    /// What is copied: a ZFS dataset of the source, or its PostgreSQL as a whole.
+    /// Source of the copy: a ZFS dataset, or its PostgreSQL as a whole.
     pub dataset: String,
-    /// How it stands.
+    /// State of the copy.
     pub done: CopyState,
     /// Bytes expected; an estimate, null where nobody knows.
     pub size: Option<u64>,
@@ -344,22 +344,22 @@ pub struct Restore {
     pub completed: u64,
     /// The source.
     pub source: PeerId,
-    /// How it is copied.
+    /// Method of copying.
     pub method: Named<CopyMethod>,
     /// Bytes per second, lately while it runs, over all once it has ended.
     #[serde(default)]
     pub rate: u64,
-    /// When this attempt began.
+    /// Begin of this attempt.
     pub started: Timestamp,
-    /// When it ended.
+    /// End of this attempt.
     #[serde(default)]
     pub ended: Option<Timestamp>,
-    /// Why it failed.
+    /// Reason for its failure.
     #[serde(default)]
     pub error: Option<String>,
 }
 
-/// How a copy stands. As JSON: `false`, `true` and `"failed"`, as in Manatee 2.
+/// State of a copy. As JSON: `false`, `true` and `"failed"`, as in Manatee 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyState {
     /// Under way.
@@ -397,7 +397,7 @@ impl<'de> Deserialize<'de> for CopyState {
     }
 }
 
-/// How data is copied.
+/// Method of copying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CopyMethod {

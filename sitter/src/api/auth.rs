@@ -1,4 +1,4 @@
-//! Who may change or copy data through the API: whoever knows the shard's token (`api.token_file`).
+//! Right to change or copy data through the API: it takes the shard's token (`api.token_file`).
 //!
 //! `Authorization: Bearer <token>` (RFC 6750, section 2.1), compared in constant time. A sitter
 //! without a token refuses all such requests: nothing is open by omission.

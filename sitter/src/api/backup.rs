@@ -26,7 +26,7 @@ use crate::storage::types::{Outgoing, StreamRequest, headers};
 
 /// Streams that one peer serves at a time: more would only make each slower, and the peer itself.
 pub(super) const TRANSFERS: usize = 2;
-/// How long a peer that is not fit when it has sent everything may take to be fit again: a server that was too busy to
+/// Longest time for a peer that is not fit when it has sent everything to be fit again: a server that was too busy to
 /// answer for half a second, or a session with ZooKeeper that is being made anew, must not cost the other side all that
 /// it has received. Less than that waits in silence.
 const SETTLES: Duration = Duration::from_secs(20);

@@ -6,7 +6,7 @@ use manatee_shared::zk::Session;
 use crate::driver::status::Status;
 use crate::machine::local::{Data, Server};
 
-/// Why this peer's data must not be copied now, by a peer of the cluster `system`; None if it may.
+/// Reason why this peer's data must not be copied now, by a peer of the cluster `system`; None if it may.
 ///
 /// It must be known to be the shard's: of a peer in the chain that produces or streams. A primary that can
 /// not see ZooKeeper may have been deposed.

@@ -31,7 +31,7 @@ use crate::storage::progress::Progress;
 /// Renders the Prometheus page.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// What the handlers read.
+/// State that the handlers read.
 #[derive(Clone)]
 pub struct Api {
     /// The driver's newest status.
@@ -40,7 +40,7 @@ pub struct Api {
     pub metrics: Metrics,
     /// Copies of data to this peer.
     pub progress: Progress,
-    /// What may be done to the data.
+    /// Control of the data.
     pub control: Arc<dyn Control>,
     /// Shared secret of the shard; None refuses what needs it.
     pub token: Option<Secret>,
@@ -100,7 +100,7 @@ pub fn router(api: Api) -> Router {
     router.merge(guarded).with_state(api)
 }
 
-/// How long a client may take nothing of what is sent to it: else one that hangs would keep a transfer, and the
+/// Longest time for a client to take nothing of what is sent to it: else one that hangs would keep a transfer, and the
 /// snapshot that is sent, for ever.
 const UNREAD: Duration = Duration::from_secs(120);
 

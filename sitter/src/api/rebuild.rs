@@ -29,7 +29,7 @@ use crate::host::Error;
 use crate::status::RestoreAnswer;
 use crate::storage::{Outgoing, StreamRequest};
 
-/// What the API may have done to the local data.
+/// Control of the local data by the API.
 #[async_trait]
 pub trait Control: Send + Sync {
     /// Marks the local data as to be replaced by a full copy.
@@ -72,7 +72,7 @@ pub(super) async fn rebuild(State(api): State<Api>) -> Response {
     }
 }
 
-/// Why this peer's data must not be replaced now.
+/// Reason why this peer's data must not be replaced now.
 fn refusal(status: &Status, copying: bool) -> Option<String> {
     if copying || status.report.changes_data() {
         return Some("this peer's data is being copied or rejoined already: see /restore".to_owned());

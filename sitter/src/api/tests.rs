@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
-//! What the API lets whom do.
+//! Rights that the API gives, and to whom.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

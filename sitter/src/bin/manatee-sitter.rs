@@ -32,7 +32,7 @@ use tracing::{error, info};
 /// Beyond `stop_timeout`, for what an orderly stop does besides stopping PostgreSQL.
 const STOP_SLACK: Duration = Duration::from_secs(20);
 
-/// How long a port may still be held by the sitter that this one replaces.
+/// Longest time that a port may still be held by the sitter that this one replaces.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Keeps one host's PostgreSQL in the role that its shard gives it.
@@ -86,8 +86,8 @@ fn prepare(path: &Path) -> anyhow::Result<(Config, postgres::Settings, Option<Se
     Ok((config, settings, token))
 }
 
-/// What a running sitter finds out or puts up with, and an operator wants to know before: this host's address and
-/// folder, secrets that are open to all, and settings that PostgreSQL refuses.
+/// Checks what a running sitter finds out or puts up with, and an operator wants to know before: this host's address
+/// and folder, secrets that are open to all, and settings that PostgreSQL refuses.
 fn check_host(config: &Config, mut settings: postgres::Settings) -> anyhow::Result<()> {
     environment::check_address(config.peer.ip)?;
     environment::check_folder(&config.peer.dir, &config.shard, config.id())?;

@@ -12,13 +12,13 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::storage::zfs::command;
 
-/// Where Debian and its kin keep the versions of PostgreSQL.
+/// Folder in which Debian and its kin keep the versions of PostgreSQL.
 pub const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
 
 /// The programs that are run.
 const PROGRAMS: [&str; 6] = ["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_verifybackup"];
 
-/// Why this host cannot run the sitter.
+/// Reason why this host cannot run the sitter.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// No PostgreSQL is installed where expected.
@@ -34,7 +34,7 @@ pub enum Unfit {
     NoVersion {
         /// As in PG_VERSION.
         version: String,
-        /// Where it would be.
+        /// Folder it would be in.
         folder: PathBuf,
     },
     /// Programs are missing.
@@ -56,7 +56,7 @@ pub enum Unfit {
     Folder {
         /// The folder or the lock file in it.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
     /// Rule 10: one sitter per peer.
@@ -77,9 +77,9 @@ pub enum Unfit {
         folder: PathBuf,
         /// The lock file, which says so.
         lock: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         found: String,
-        /// Who we are.
+        /// Our user.
         wanted: String,
     },
     /// The address is another host's.
@@ -87,7 +87,7 @@ pub enum Unfit {
     Address {
         /// The address.
         address: IpAddr,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
     /// The peer's folder cannot be one.
@@ -95,7 +95,7 @@ pub enum Unfit {
     NotAFolder {
         /// The folder.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
     /// A secret that everybody may read or replace.
@@ -115,9 +115,9 @@ pub enum Unfit {
         key: &'static str,
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// Cause.
         source: io::Error,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
 }
@@ -271,7 +271,7 @@ pub fn check_secrets(files: &[(&'static str, &Path)]) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// What to do about a port that cannot be had.
+/// Problem and remedy for a port that cannot be had.
 pub fn port_problem(key: &'static str, address: SocketAddr, source: io::Error) -> Unfit {
     let remedy = match source.kind() {
         io::ErrorKind::AddrInUse => "another process has it: stop that, or choose another port",

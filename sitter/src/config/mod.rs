@@ -30,7 +30,7 @@ use crate::storage::zfs::command;
 pub struct Config {
     /// Name of the shard.
     pub shard: ShardName,
-    /// How far a rejoin goes by itself.
+    /// Extent to which a rejoin goes by itself.
     #[serde(default)]
     pub rejoin: RejoinMode,
     /// This peer may be a lone primary that accepts writes with no sync.
@@ -42,13 +42,13 @@ pub struct Config {
     pub zookeeper: ZkSettings,
     /// PostgreSQL.
     pub postgres: PostgresConfig,
-    /// Where the data lives.
+    /// Storage of the data.
     #[serde(default)]
     pub storage: StorageConfig,
     /// Snapshots, where the storage has them.
     #[serde(default)]
     pub snapshots: SnapshotsConfig,
-    /// How deaths are detected.
+    /// Detection of deaths.
     #[serde(default)]
     pub detection: DetectionConfig,
     /// The HTTP API.
@@ -108,7 +108,7 @@ pub struct PostgresConfig {
     pub replication_tls: Option<ServerTls>,
     /// Password of the proxies' role.
     pub proxy_password_file: PathBuf,
-    /// Who may connect while the gate is open.
+    /// Rules for who may connect while the gate is open.
     pub hba: Option<Vec<String>>,
     /// A file in the manner of pg_hba.conf; its lines come after those of `hba`.
     pub hba_file: Option<PathBuf>,
@@ -123,10 +123,10 @@ pub struct PostgresConfig {
     /// PostgreSQL's log is put away when it is larger.
     #[serde(default = "default_log_size")]
     pub log_size: Size,
-    /// How many older ones are kept.
+    /// Number of older ones that are kept.
     #[serde(default = "default_log_kept")]
     pub log_kept: usize,
-    /// How long a stop may take before it is made harder.
+    /// Longest time for a stop before it is made harder.
     #[serde(with = "humantime_serde", default = "default_stop_timeout")]
     pub stop_timeout: Duration,
     /// The operator's settings.
@@ -163,13 +163,13 @@ impl fmt::Display for Parameter {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
-    /// What keeps the data.
+    /// Kind of storage for the data.
     pub kind: StorageKind,
     /// The ZFS dataset of this peer; everything is below it.
     pub dataset: Option<String>,
     /// Its properties.
     pub properties: BTreeMap<String, Parameter>,
-    /// How many data sets set aside a healthy peer keeps.
+    /// Number of data sets set aside that a healthy peer keeps.
     pub isolated_kept: usize,
 }
 
@@ -193,7 +193,7 @@ pub struct SnapshotsConfig {
     /// Between two.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// How many are kept; 0: none are taken.
+    /// Number of snapshots that are kept; 0: none are taken.
     pub kept: usize,
 }
 
@@ -224,7 +224,7 @@ pub struct DetectionConfig {
     /// Silence after which a peer is suspected.
     #[serde(with = "humantime_serde")]
     pub suspicion_timeout: Duration,
-    /// How long a crashed PostgreSQL may take to restart in place.
+    /// Longest time for a crashed PostgreSQL to restart in place.
     #[serde(with = "humantime_serde")]
     pub restart_budget: Duration,
 }
@@ -413,7 +413,7 @@ impl Config {
         Timing { interval: self.detection.heartbeat_interval, suspicion: self.detection.suspicion_timeout }
     }
 
-    /// When snapshots are taken, and how many are kept.
+    /// Schedule of snapshots, and the number that is kept.
     pub fn snapshotter(&self) -> snapshotter::Settings {
         snapshotter::Settings {
             interval: self.snapshots.interval,
@@ -422,7 +422,7 @@ impl Config {
         }
     }
 
-    /// What decisions depend on.
+    /// Settings that decisions depend on.
     pub fn machine(&self) -> view::Settings {
         view::Settings {
             suspicion_timeout_ms: millis(self.detection.suspicion_timeout),
@@ -480,7 +480,7 @@ impl Config {
         Ok(settings)
     }
 
-    /// What the local data is told once. Reads the token's file.
+    /// Settings of the local data. Reads the token's file.
     pub fn data(&self) -> Result<DataSettings, ConfigError> {
         let storage = match (self.storage.kind, &self.storage.dataset) {
             (StorageKind::Zfs, Some(dataset)) => {

@@ -12,13 +12,13 @@ use crate::postgres::{render, source as sources};
 use crate::status::CopyMethod;
 use crate::storage::{Source, Storage};
 
-/// What is to be copied, and how.
+/// Task of a copy: its source, and the way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Task {
     pub(super) source: PeerId,
     /// Whether going back in time is allowed.
     pub(super) may_roll_back: bool,
-    /// How many data sets set aside are kept.
+    /// Number of data sets set aside that are kept.
     pub(super) isolated_kept: usize,
 }
 

@@ -39,7 +39,7 @@ impl Extent {
         Self { outside, watching }
     }
 
-    /// What lies outside.
+    /// Part of the data that lies outside.
     pub(super) fn outside(&self) -> watch::Receiver<Option<String>> {
         self.outside.clone()
     }

@@ -3,7 +3,7 @@
 use crate::host::{Error, files};
 use crate::postgres::inner::Inner;
 
-/// Why data is to be replaced; kept in the marker beside it.
+/// Reason why data is to be replaced; kept in the marker beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MarkerReason {
     /// An operator wants a full copy.

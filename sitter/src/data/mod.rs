@@ -33,9 +33,9 @@ use crate::storage::{Directory, Outgoing, Storage, StorageSettings, StreamReques
 /// Settings of the local data, from the sitter's configuration.
 #[derive(Clone, Debug)]
 pub struct DataSettings {
-    /// What keeps the data.
+    /// Storage of the data.
     pub storage: StorageSettings,
-    /// How many data sets set aside are kept by a healthy peer.
+    /// Number of data sets set aside that a healthy peer keeps.
     pub isolated_kept: usize,
     /// Shared secret of the shard's sitters, for streams from other peers.
     pub api_token: Option<Secret>,
@@ -49,7 +49,7 @@ impl Default for DataSettings {
 }
 
 impl DataSettings {
-    /// What the settings say is to keep the data.
+    /// Storage of the data according to the settings.
     fn storage(&self, inner: &Inner, progress: &Progress) -> Box<dyn Storage> {
         let (layout, bin_dir, user) = (inner.layout.clone(), inner.settings.bin_dir.clone(), inner.user.clone());
         match &self.storage {
@@ -91,7 +91,7 @@ impl LocalData {
         self.postgres.inner()
     }
 
-    /// What is known of PostgreSQL, kept current.
+    /// State of PostgreSQL, kept current.
     pub fn local(&self) -> watch::Receiver<Local> {
         self.postgres.local()
     }
@@ -101,12 +101,12 @@ impl LocalData {
         self.progress.clone()
     }
 
-    /// What of the data lies outside of the ZFS dataset: peers cannot be copied from here.
+    /// Part of the data outside of the ZFS dataset: peers cannot be copied from here.
     pub fn outside(&self) -> watch::Receiver<Option<String>> {
         self.extent.outside()
     }
 
-    /// What keeps the data, for its upkeep and for tests.
+    /// Storage of the data, for its upkeep and for tests.
     pub fn storage(&self) -> &dyn Storage {
         self.storage.as_ref()
     }

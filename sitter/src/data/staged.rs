@@ -1,4 +1,4 @@
-//! What is staged becomes the data.
+//! Staged data that becomes the data.
 
 use crate::host::{Error, files};
 use crate::postgres::inner::Inner;

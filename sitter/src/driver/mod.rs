@@ -55,7 +55,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// step that ends at once without effect must not become a busy loop.
 const REPEAT: Duration = Duration::from_millis(20);
 
-/// Why the driver gave up. The process must end; PostgreSQL is left as it is.
+/// Reason why the driver gave up. The process must end; PostgreSQL is left as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     /// A task that the driver listens to has ended.
@@ -66,13 +66,13 @@ pub enum Fatal {
     ActionPanicked(ActionKind),
 }
 
-/// What the driver works with.
+/// Parts that the driver works with.
 pub struct Parts {
     /// This peer.
     pub me: Peer,
     /// Its shard.
     pub shard: ShardName,
-    /// What decisions depend on.
+    /// Settings that decisions depend on.
     pub settings: Settings,
     /// ZooKeeper.
     pub zk: Arc<dyn Coordination>,
@@ -80,7 +80,7 @@ pub struct Parts {
     pub local: watch::Receiver<Local>,
     /// Its condition besides.
     pub condition: watch::Receiver<Condition>,
-    /// What of its data lies outside of the ZFS dataset.
+    /// Part of its data outside of the ZFS dataset.
     pub outside: watch::Receiver<Option<String>>,
     /// The other peers.
     pub heartbeats: Heartbeats,
@@ -153,7 +153,7 @@ impl Driver {
         driver
     }
 
-    /// What the API shows, current as of the last decision.
+    /// Status for the API, current as of the last decision.
     pub fn status(&self) -> watch::Receiver<Arc<Status>> {
         self.status.subscribe()
     }

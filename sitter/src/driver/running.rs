@@ -16,7 +16,7 @@ pub(super) struct Running {
     task: JoinHandle<Result<StepOutcome, StepProblem>>,
 }
 
-/// How an action ended.
+/// End of an action.
 pub(super) struct Ended {
     pub(super) action: Action,
     pub(super) took: Duration,

@@ -1,4 +1,4 @@
-//! What the driver tells the rest of the sitter: the newest view and decision, as plain data.
+//! Status of the driver for the rest of the sitter: the newest view and decision, as plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ const STUCK: Duration = Duration::from_secs(2);
 /// The sitter as of the driver's last decision.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// What it tells everybody: `GET /status`.
+    /// Report for everybody: `GET /status`.
     pub report: SitterStatus,
     /// Place in the newest state read.
     pub role: Role,
-    /// How long PostgreSQL had not answered at [`Self::at`], ms.
+    /// Time for which PostgreSQL had not answered at [`Self::at`], ms.
     pub postgres_down_ms: Option<u64>,
-    /// How long a need of a takeover that another peer may have in order had failed at [`Self::at`], ms.
+    /// Time for which a need of a takeover that another peer may have in order had failed at [`Self::at`], ms.
     pub unready_ms: Option<u64>,
     /// PostgreSQL is a primary, or a standby that streams.
     pub streaming: bool,
@@ -36,11 +36,11 @@ pub struct Status {
     pub active: Vec<Peer>,
     /// Peers found gone from here.
     pub suspects: BTreeSet<PeerId>,
-    /// When this was current.
+    /// Moment at which this was current.
     pub at: Instant,
 }
 
-/// What a load balancer may ask for; the names are Patroni's.
+/// Checks for load balancers; the names are Patroni's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     /// Takes writes.
@@ -114,7 +114,7 @@ impl Status {
         }
     }
 
-    /// What its peers hear: `GET /heartbeat`.
+    /// Answer to its peers: `GET /heartbeat`.
     pub fn heartbeat(&self) -> Heartbeat {
         let SitterStatus { id, stopping, generation, older, newest_generation, ref local, .. } = self.report;
         Heartbeat {

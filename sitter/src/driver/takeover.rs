@@ -14,7 +14,7 @@ use crate::metrics::{Metrics, Phase};
 /// Watches decisions, their ends and PostgreSQL go by.
 #[derive(Debug, Default)]
 pub(super) struct TakeoverClock {
-    /// Why, from the first step of a takeover until it is complete.
+    /// Reason, from the first step of a takeover until it is complete.
     reason: Option<&'static str>,
     /// The first step began.
     began: Option<Instant>,

@@ -22,7 +22,7 @@ use crate::machine::failure::FailureKind;
 use crate::machine::local::SystemIdentifier;
 use crate::postgres::Postgres;
 
-/// How a step ended well.
+/// Success of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepOutcome {
     /// It is done.
@@ -31,7 +31,7 @@ pub enum StepOutcome {
     Rejoined(Rung),
 }
 
-/// Why a step did not succeed.
+/// Reason why a step did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepProblem {
     /// The newest state no longer gives this peer the right to it.
@@ -46,7 +46,7 @@ pub enum StepProblem {
 }
 
 impl StepProblem {
-    /// What kind of failure this is, where an operator can do something about it.
+    /// Kind of this failure, where an operator can do something about it.
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
             Self::Fenced(_) | Self::Zk(_) => None,

@@ -9,7 +9,7 @@ use manatee_shared::zk::{Coordination, Over, StateNode, View, ZkError};
 use super::{StepOutcome, StepProblem};
 use crate::machine::action::ShardAction;
 
-/// How long our own view may lag behind what we did. Deciding from an older one is harmless (the
+/// Longest time for our own view to lag behind what we did. Deciding from an older one is harmless (the
 /// compare-and-set fails) but noisy.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 

@@ -18,13 +18,13 @@ use super::table::Refusal;
 use super::{Shared, Timing};
 use crate::status::Heartbeat;
 
-/// How soon a refused connection is tried once more: the second refusal is what counts.
+/// Pause before a refused connection is tried once more: the second refusal is what counts.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_millis(20);
 
 /// An answer is a few hundred bytes; more than this is not one.
 const MOST_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Why one question got no answer.
+/// Reason why one question got no answer.
 enum Failure {
     /// Nobody listens, or the connection was reset: the host is there, the process is not.
     Refused,

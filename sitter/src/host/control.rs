@@ -1,4 +1,4 @@
-//! What a data directory says about itself while no server runs: `pg_control`, `PG_VERSION`,
+//! Facts that a data directory tells about itself while no server runs: `pg_control`, `PG_VERSION`,
 //! timeline histories. Parsers are pure.
 
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub(crate) enum ClusterMode {
 pub(crate) struct Control {
     /// Identity of the cluster.
     pub(crate) system: SystemIdentifier,
-    /// How it was last left.
+    /// State in which it was last left.
     pub(crate) mode: ClusterMode,
 }
 
@@ -87,14 +87,14 @@ pub(crate) fn classify(layout: &Layout, version: &str) -> Data {
     }
 }
 
-/// What `pg_controldata` (with `LC_ALL=C`) says about positions.
+/// Positions according to `pg_controldata` (with `LC_ALL=C`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ControlPositions {
     /// Start of the latest checkpoint record.
     pub(crate) checkpoint: Lsn,
-    /// Where recovery would begin.
+    /// Begin of a recovery.
     pub(crate) redo: WalPosition,
-    /// How far recovery must come at least; zero for a primary.
+    /// Least end of a recovery; zero for a primary.
     pub(crate) minimum_recovery: WalPosition,
     /// Size of a WAL segment.
     pub(crate) segment_bytes: u64,
@@ -142,7 +142,7 @@ pub(crate) fn segment_file(timeline: Timeline, lsn: Lsn, segment_bytes: u64) -> 
     format!("{:08X}{:08X}{:08X}", timeline.0, number / per_log, number % per_log)
 }
 
-/// Where the segment of this file's name begins.
+/// Begin of the segment of this file's name.
 pub(crate) fn segment_begin(name: &str, segment_bytes: u64) -> Option<Lsn> {
     let part = |range| u64::from_str_radix(name.get(range)?, 16).ok();
     let per_log = (1 << 32) / segment_bytes.max(1);
@@ -157,7 +157,7 @@ pub(crate) fn read_history(data: &Path, timeline: Timeline) -> TimelineHistory {
         .unwrap_or_default()
 }
 
-/// What the history file of a timeline holds that a promotion left out.
+/// Mark in the history file of a timeline that a promotion left out.
 pub(crate) const NEVER_USED: &str = "# never used\n";
 
 /// History files of timelines left out that are newer than every timeline in use.

@@ -1,9 +1,9 @@
-//! What can go wrong with the local PostgreSQL.
+//! Errors of the local PostgreSQL.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why something could not be done to the local PostgreSQL.
+/// Reason why something could not be done to the local PostgreSQL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The sitter's configuration cannot work.
@@ -11,7 +11,7 @@ pub enum Error {
     Setting {
         /// The key in the sitter's configuration.
         key: String,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
     /// A file or folder.
@@ -19,9 +19,9 @@ pub enum Error {
     Io {
         /// "read", "write", …
         what: &'static str,
-        /// Where.
+        /// File or folder.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
@@ -38,18 +38,18 @@ pub enum Error {
     /// A query.
     #[error("could not {what}: {}", describe(source))]
     Query {
-        /// What was to be done.
+        /// Purpose.
         what: &'static str,
-        /// Why.
+        /// Cause.
         #[source]
         source: tokio_postgres::Error,
     },
     /// TLS with another peer's PostgreSQL.
     #[error("TLS with {target}: {problem}")]
     Tls {
-        /// With whom.
+        /// Peer at the other end.
         target: String,
-        /// What is wrong.
+        /// Problem.
         problem: String,
     },
     /// Another action is being executed.
@@ -79,7 +79,7 @@ pub enum Error {
     /// Nothing wrong was seen, but it took too long.
     #[error("{what} was not confirmed within {} ms", timeout.as_millis())]
     Timeout {
-        /// What was waited for.
+        /// Condition that was waited for.
         what: String,
         /// The bound.
         timeout: Duration,
@@ -90,17 +90,17 @@ pub enum Error {
     /// The source cannot give what is needed.
     #[error("the source {source_peer} is not fit: {problem}")]
     SourceNotFit {
-        /// Whom it was asked of.
+        /// Peer that was asked.
         source_peer: manatee_shared::ids::PeerId,
-        /// What is wrong with it.
+        /// Problem.
         problem: String,
     },
     /// The source's PostgreSQL cannot read its own files.
     #[error("the source {source_peer} could not be copied: {problem}")]
     NotCopyable {
-        /// Whom it was asked of.
+        /// Peer that was asked.
         source_peer: manatee_shared::ids::PeerId,
-        /// What it says of them.
+        /// Its words about them.
         problem: String,
     },
     /// Another peer's PostgreSQL did not let us in in time.
@@ -131,7 +131,7 @@ impl Error {
         move |source| Self::Io { what, path, source }
     }
 
-    /// What the server answered, if it did.
+    /// SQLSTATE of the server's answer, if it gave one.
     pub(crate) fn code(&self) -> Option<&tokio_postgres::error::SqlState> {
         match self {
             Self::Query { source, .. } => source.code(),

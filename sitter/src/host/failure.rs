@@ -1,4 +1,4 @@
-//! What kind of failure an error is. Errors of the system and of queries have codes; what programs print and what
+//! Kinds of failures, told from errors. Errors of the system and of queries have codes; what programs print and what
 //! PostgreSQL logs has none, so it is read here, next to where it comes from, and nowhere else. Programs run in the C
 //! locale, and `lc_messages` is Manatee's.
 
@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use super::error::Error;
 use crate::machine::failure::FailureKind;
 
-/// What PostgreSQL and the system's `strerror` say, and what it means. The first that is found counts.
+/// Texts of PostgreSQL and of the system's `strerror`, and their meaning. The first that is found counts.
 const TEXTS: &[(&str, FailureKind)] = &[
     ("No space left on device", FailureKind::DiskFull),
     ("Disk quota exceeded", FailureKind::DiskFull),
@@ -31,7 +31,7 @@ const TEXTS: &[(&str, FailureKind)] = &[
     ("Network is unreachable", FailureKind::Network),
 ];
 
-/// Of what a program printed or PostgreSQL logged.
+/// Kind of failure in the output of a program or in PostgreSQL's log.
 pub(crate) fn in_text(text: &str) -> Option<FailureKind> {
     TEXTS.iter().find(|(words, _)| text.contains(words)).map(|(_, kind)| *kind)
 }
@@ -64,7 +64,7 @@ fn of_query(error: &tokio_postgres::Error) -> Option<FailureKind> {
 }
 
 impl Error {
-    /// What kind of failure this is, where an operator can do something about it.
+    /// Kind of this failure, where an operator can do something about it.
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
             Self::Io { source, .. } => of_io(source),

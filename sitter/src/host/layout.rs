@@ -1,8 +1,8 @@
-//! Where everything of a peer is on its host.
+//! Places of a peer's files on its host.
 
 use std::path::PathBuf;
 
-/// Where everything of a peer is.
+/// Places of a peer's files.
 #[derive(Clone, Debug)]
 pub struct Layout {
     dir: PathBuf,
@@ -41,7 +41,7 @@ impl Layout {
     pub fn main_conf(&self) -> PathBuf {
         self.data().join("postgresql.conf")
     }
-    /// What ALTER SYSTEM writes; PostgreSQL reads it last.
+    /// File that ALTER SYSTEM writes; PostgreSQL reads it last.
     pub fn altered(&self) -> PathBuf {
         self.data().join("postgresql.auto.conf")
     }
@@ -49,11 +49,11 @@ impl Layout {
     pub fn manatee_conf(&self) -> PathBuf {
         self.run().join("manatee.conf")
     }
-    /// Who may connect.
+    /// File of rules for who may connect.
     pub fn hba(&self) -> PathBuf {
         self.run().join("pg_hba.conf")
     }
-    /// Which OS users may be the superuser.
+    /// File of the OS users that may be the superuser.
     pub fn ident(&self) -> PathBuf {
         self.run().join("pg_ident.conf")
     }
@@ -73,7 +73,7 @@ impl Layout {
     pub fn fresh(&self) -> PathBuf {
         self.run().join("fresh")
     }
-    /// Whose stream the staging place holds the beginning of.
+    /// Note on the stream whose beginning the staging place holds.
     pub fn transfer(&self) -> PathBuf {
         self.run().join("transfer.json")
     }

@@ -1,4 +1,4 @@
-//! What the local PostgreSQL and its data both stand on: files, the operating system's user, programs of
+//! Ground of the local PostgreSQL and of its data: files, the operating system's user, programs of
 //! PostgreSQL and ZFS, the control file, the layout of a peer's folder.
 
 pub(crate) mod control;

@@ -9,7 +9,7 @@ use nix::unistd::{Gid, Uid, User};
 
 use super::error::Error;
 
-/// Whom to become.
+/// User to become.
 #[derive(Clone, Debug)]
 pub(crate) struct OsUser {
     /// Name of the user that PostgreSQL runs as.
@@ -46,7 +46,7 @@ impl OsUser {
         Ok(Self { name: user.name, switch: Some(Switch { uid: user.uid, gid: user.gid, groups }) })
     }
 
-    /// Whoever we are, for programs that need our own rights.
+    /// Our own user, for programs that need our own rights.
     pub(crate) fn ourselves() -> Self {
         Self { name: String::new(), switch: None }
     }

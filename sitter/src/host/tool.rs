@@ -13,9 +13,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use super::error::Error;
 use super::osuser::OsUser;
 
-/// How much of what a program prints is kept.
+/// Number of bytes that are kept of a program's output.
 const OUTPUT_BYTES: usize = 1 << 20;
-/// How much of its errors.
+/// Number of bytes that are kept of its errors.
 const ERROR_BYTES: usize = 4096;
 /// Progress is logged at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ pub(crate) struct Tool {
 /// Is shown each line that a program prints to its standard error, as it comes.
 pub(crate) type Watch = Box<dyn Fn(&str) + Send + Sync>;
 
-/// What a program printed, the beginning and the end respectively.
+/// Output of a program and its errors: the beginning and the end respectively.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     pub(crate) stdout: String,
@@ -182,7 +182,7 @@ impl Tool {
     }
 }
 
-/// When a program last printed something. Held for the moment of reading or writing it.
+/// Moment of a program's last output. Held for the moment of reading or writing it.
 type Heard = Mutex<Instant>;
 
 fn hear(heard: &Heard) {

@@ -1,4 +1,4 @@
-//! What a server has, and what its data needs, of the settings that a standby must have as high as its primary
+//! Values that a server has, and that its data needs, of the settings that a standby must have as high as its primary
 //! ([`crate::machine::capacity`]).
 //!
 //! A primary is not started with more than its standbys have: they would receive and acknowledge, but show nothing new
@@ -15,10 +15,10 @@ use super::error::Error;
 use super::inner::Inner;
 use crate::machine::capacity::{Capacities, Capacity, Override};
 
-/// How long a program that only reads files may take.
+/// Longest time for a program that only reads files.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What a running server was started with.
+/// Values with which a running server was started.
 pub(super) async fn of_server(session: &Client) -> Result<Capacities, Error> {
     const WHAT: &str = "ask for the server's capacities";
     let names = Capacity::ALL.map(|capacity| format!("current_setting('{}')", capacity.name())).join(", ");
@@ -31,7 +31,7 @@ pub(super) async fn of_server(session: &Client) -> Result<Capacities, Error> {
     Capacities::of(of).ok_or_else(|| Error::NotApplied(format!("no numbers: {}", values.join(", "))))
 }
 
-/// What the data needs of a standby: its primary's values, as far as its WAL was replayed.
+/// Values that the data needs of a standby: its primary's, as far as its WAL was replayed.
 pub(super) async fn of_data(inner: &Inner) -> Result<Capacities, Error> {
     let tool = inner.tool("pg_controldata").arg(inner.layout.data()).timeout(LIMIT);
     let output = tool.run(&inner.user).await?;
@@ -65,8 +65,8 @@ fn default_of(capacity: Capacity) -> u32 {
     }
 }
 
-/// What `postgresql.conf`, our own file and `postgresql.auto.conf` say, in the order in which PostgreSQL reads them. None:
-/// there is more than their plain numbers.
+/// Values in `postgresql.conf`, our own file and `postgresql.auto.conf`, in the order in which PostgreSQL reads them.
+/// None: there is more than their plain numbers.
 fn by_files(texts: &[String; 3]) -> Option<Capacities> {
     let includes = |line: &str| line.trim_start().to_ascii_lowercase().starts_with("include") && line != conf::INCLUDE;
     if texts.iter().flat_map(|text| text.lines()).any(includes) {
@@ -81,8 +81,8 @@ fn by_files(texts: &[String; 3]) -> Option<Capacities> {
     })
 }
 
-/// What a server would start with by its files. Five programs where the files alone do not tell: a primary that is
-/// restarted is waited for.
+/// Values with which a server would start by its files. Five programs where the files alone do not tell: a primary that
+/// is restarted is waited for.
 async fn configured(inner: &Inner) -> Result<Capacities, Error> {
     let layout = &inner.layout;
     let texts = [layout.main_conf(), layout.manatee_conf(), layout.altered()]
@@ -103,7 +103,7 @@ async fn configured(inner: &Inner) -> Result<Capacities, Error> {
 /// Settings for a server's command line, which win over its files.
 pub(super) type Given = Vec<(Capacity, u32)>;
 
-/// What a standby whose start failed with `given` is to be given instead; None: that was not why, or is not known.
+/// Values for a standby whose start failed with `given`, instead of these; None: that was not why, or is not known.
 pub(super) async fn needed(inner: &Inner, given: &Given) -> Option<Given> {
     let both = async { Ok::<_, Error>((configured(inner).await?, of_data(inner).await?)) };
     let (configured, needs) = known(both.await)?;
@@ -127,7 +127,7 @@ fn known<T>(looked: Result<T, Error>) -> Option<T> {
         .ok()
 }
 
-/// What a primary is to be given less of than its files say, because its standbys have less: never less than it had.
+/// Values for a primary that are lower than those of its files, because its standbys have less: never less than it had.
 pub(super) async fn held_back(inner: &Inner) -> Given {
     let standbys = *inner.standbys.borrow();
     let Some(standbys) = standbys else { return Vec::new() };
@@ -148,7 +148,7 @@ pub(super) async fn held_back(inner: &Inner) -> Given {
     held.into_iter().map(|(setting, value, _)| (setting, value)).collect()
 }
 
-/// What the running server was given otherwise than its files say.
+/// Values that the running server was given otherwise than its files say.
 pub(super) async fn overridden(session: &Client) -> Result<Vec<Override>, Error> {
     const WHAT: &str = "compare settings with the files";
     const SQL: &str = "SELECT name, setting, coalesce((SELECT f.setting FROM pg_file_settings f \

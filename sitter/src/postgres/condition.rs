@@ -1,4 +1,4 @@
-//! What is known of PostgreSQL besides what it does: room on its disk, settings that wait for a
+//! Condition of PostgreSQL besides its activity: room on its disk, settings that wait for a
 //! restart, and who keeps old row versions. One task keeps it current.
 //!
 //! A server without room goes on for a while: what needs no new page or segment succeeds, the rest
@@ -43,13 +43,13 @@ pub struct Condition {
     pub weak_commits: Vec<String>,
     /// The last time that settings of Manatee's were not in force, and when it ended; of the last hour.
     pub breach: Option<(Breach, Instant)>,
-    /// What a takeover would need and what was tried lately without success (rule 11).
+    /// Needs of a takeover that were tried lately without success (rule 11).
     pub unready: Vec<Unready>,
-    /// Who keeps the oldest row versions.
+    /// Holder of the oldest row versions.
     pub horizon: Option<Horizon>,
 }
 
-/// For how long an ended [`Breach`] is told: whoever is paged for it looks at it by then.
+/// Time for which an ended [`Breach`] is told: whoever is paged for it looks at it by then.
 const BREACH_TOLD: Duration = Duration::from_secs(3600);
 
 /// Keeps `condition` current until aborted.
@@ -156,7 +156,7 @@ fn is_full(before: bool, free_bytes: u64, reserve_bytes: u64) -> bool {
     free_bytes < least
 }
 
-/// What an ordinary user may still write. None: there is no such folder yet, or it cannot be told.
+/// Space left for an ordinary user. None: there is no such folder yet, or it cannot be told.
 fn free_bytes(folder: &Path) -> Option<u64> {
     let facts = rustix::fs::statvfs(folder).ok()?;
     Some(facts.f_bavail.saturating_mul(facts.f_frsize))

@@ -53,7 +53,7 @@ const OWNED: &[&str] = &[
     "zero_damaged_pages",
 ];
 
-/// Where they differ from PostgreSQL's own: for quick detection and enough room for a shard.
+/// Defaults that differ from PostgreSQL's own: for quick detection and enough room for a shard.
 const DEFAULTS: &[(&str, &str)] = &[
     ("max_connections", "200"),
     // The sitter, an operator, and the proxies get in when clients have taken everything.
@@ -100,10 +100,10 @@ pub(super) const WATCHED: [&str; 8] = [
     "recovery_target_timeline",
 ];
 
-/// How many of [`WATCHED`] the configuration decides.
+/// Number of settings in [`WATCHED`] that the configuration decides.
 pub(super) const DECIDED: usize = 3;
 
-/// What the rest of [`WATCHED`] must be, as `current_setting` shows it.
+/// Values that the rest of [`WATCHED`] must have, as `current_setting` shows them.
 const WATCHED_VALUES: [&str; WATCHED.len() - DECIDED] = ["on", "on", "off", "0", "latest"];
 
 /// ALTER SYSTEM is refused where PostgreSQL can do that: what it would set is not the same on all peers, and what Manatee
@@ -293,8 +293,8 @@ pub(super) fn expected(
     ]
 }
 
-/// Which of [`WATCHED`] are not as they should be, given the `values` seen: their places there. A standby may follow under
-/// either name: the guard changes it under way.
+/// Places in [`WATCHED`] of the settings that are not as they should be, given the `values` seen. A standby may follow
+/// under either name: the guard changes it under way.
 pub(super) fn loosened(settings: &Settings, me: PeerId, config: &ServerConfig, values: &[String]) -> Vec<usize> {
     let [own, guest] = [Name::Own, Name::Guest].map(|name| expected(settings, me, config, name));
     let decided = own.iter().zip(&guest).map(|((_, own), (_, guest))| [own.as_str(), guest.as_str()]);

@@ -9,7 +9,7 @@ use super::session;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(10);
-/// What proxies may need to hear that they are to admit nothing new.
+/// Time that proxies may need to hear that they are to admit nothing new.
 const HEARING: Duration = Duration::from_millis(40);
 /// Longest wait: who is at work for longer is cut off, like in any takeover.
 const LIMIT: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! Who may acknowledge: a standby counts by its name, and gives it only to an upstream that has
+//! Guard of acknowledgements: a standby counts by its name, and gives it only to an upstream that has
 //! all of its WAL.
 //!
 //! A standby that went past the point where its upstream was promoted still attaches: PostgreSQL
@@ -50,7 +50,7 @@ pub(super) fn name(trusted: bool) -> Name {
 pub(super) struct Guard {
     inner: Arc<Inner>,
     task: Option<JoinHandle<()>>,
-    /// Whom `task` and `tries` are about.
+    /// Upstream that `task` and `tries` are about.
     upstream: Option<PeerId>,
     tries: u32,
     last: Option<Instant>,

@@ -86,7 +86,7 @@ pub(super) fn check_line(line: &str) -> Result<(), String> {
     Err(format!("the method: {found}; write `{shape}`, with a method such as scram-sha-256"))
 }
 
-/// Who may connect.
+/// Renders the rules for who may connect.
 pub(super) fn render(settings: &Settings, gate: Gate) -> String {
     let mut text = String::from("# Written by manatee-sitter; changes here are lost.\n");
     let mut line = |line: &str| {

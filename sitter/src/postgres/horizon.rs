@@ -1,4 +1,4 @@
-//! Who keeps VACUUM from removing what is dead: the holder of the oldest transaction that somebody may still
+//! Holder of what VACUUM cannot remove: of the oldest transaction that somebody may still
 //! look at (manual, section 25.1.5; `ComputeXidHorizons`, procarray.c).
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What Manatee owns of PostgreSQL's settings stays in force, whatever is done to it meanwhile (rule 2).
+//! Settings of PostgreSQL that Manatee owns stay in force, whatever is done to them meanwhile (rule 2).
 //!
 //! Our settings are the last ones of `postgresql.conf`, but `postgresql.auto.conf`, where ALTER SYSTEM writes, is read
 //! after that (`ProcessConfigFileInternal` in guc.c), and both files are anybody's who may write there. So every
@@ -9,7 +9,7 @@
 //!   who is followed is among it;
 //! * looks whether either file was written, and cleans it: usually before anybody has PostgreSQL read it.
 //!
-//! Whatever is found is put right at once by a task of its own, without waiting for a decision: the configuration
+//! Each finding is put right at once by a task of its own, without waiting for a decision: the configuration
 //! given last is right until another is given, also while the cluster state is not known (rule 9).
 //!
 //! Bound: a change takes effect with a reload, is seen within 50 ms, and is undone by a reload of ours, which takes some
@@ -47,7 +47,7 @@ pub(super) struct InForce {
     tried: Option<Instant>,
     /// `postgresql.conf` and `postgresql.auto.conf`.
     files: [Written; 2],
-    /// What is not in force, and since when.
+    /// Settings that are not in force, and since when.
     loosened: Option<(Vec<String>, Instant)>,
 }
 

@@ -1,4 +1,4 @@
-//! What the manager's actions and its observation share.
+//! State that the manager's actions and its observation share.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use super::tool::Tool;
 use crate::machine::capacity::Capacities;
 use crate::machine::local::{Breach, EndOfWal, Local, ServerConfig, SystemIdentifier};
 
-/// How long an action waits for another to end.
+/// Longest wait of an action for another to end.
 const BUSY: Duration = Duration::from_millis(500);
 
 /// The configuration last rendered, kept in `config.json` for the next sitter.
@@ -28,7 +28,7 @@ const BUSY: Duration = Duration::from_millis(500);
 pub(crate) struct Record {
     /// [`super::conf::identity`] of the files; what a session shows as `manatee.config_id`.
     pub(crate) id: String,
-    /// What was rendered.
+    /// Configuration that was rendered.
     pub(crate) config: ServerConfig,
     /// Whether it was seen to be in effect everywhere. False while a change is under way.
     pub(crate) confirmed: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Record {
     pub(crate) trusted: bool,
 }
 
-/// What actions tell the observation, and the other way round.
+/// Facts that actions tell the observation, and the other way round.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// The process, while it lives.
@@ -142,7 +142,7 @@ impl Inner {
         self.actions.try_acquire().ok()
     }
 
-    /// What is known. Never held across an await.
+    /// Locks what is known. Never held across an await.
     pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,16 +13,16 @@ use super::{apply, ask, capacity, control, files, guard, observe, render, replay
 use crate::machine::action::StopMode;
 use crate::machine::local::{Data, Recovery, Server, ServerConfig, Synchronous};
 
-/// How long an immediate stop may take. The postmaster itself kills its children after 5 s; but
+/// Longest time for an immediate stop. The postmaster itself kills its children after 5 s; but
 /// whoever asks for this has a takeover waiting.
 const IMMEDIATE: Duration = Duration::from_secs(1);
-/// What a postmaster says (`sysv_shmem.c`) while backends of a killed one before it still live.
+/// Message of a postmaster (`sysv_shmem.c`) while backends of a killed one before it still live.
 const ORPHANS: &str = "pre-existing shared memory block";
 /// Those notice within milliseconds; on a busy machine later.
 const ORPHANS_WAIT: Duration = Duration::from_secs(2);
 /// Between two tries.
 const ORPHANS_PAUSE: Duration = Duration::from_millis(10);
-/// How long SIGKILL may take: a process in an uninterruptible wait for a dead disk stays.
+/// Longest time for SIGKILL: a process in an uninterruptible wait for a dead disk stays.
 const KILLED: Duration = Duration::from_secs(5);
 
 /// Finds a running postmaster and what it was told last.

@@ -121,7 +121,7 @@ impl Postgres {
         Ok(Self { inner, observer, condition, watching, rehearsing, slots })
     }
 
-    /// What is known of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
+    /// State of PostgreSQL, kept current. Means nothing before [`Self::adopt`].
     pub fn local(&self) -> watch::Receiver<Local> {
         self.inner.local.subscribe()
     }
@@ -192,7 +192,7 @@ impl Postgres {
         replay::clear(&self.inner, &*self.inner.session()?).await
     }
 
-    /// What actions and the observation share, for actions on the data.
+    /// State that actions and the observation share, for actions on the data.
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }

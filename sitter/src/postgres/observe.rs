@@ -62,7 +62,7 @@ const STEADY: Duration = Duration::from_secs(1);
 /// Between two looks for why replay is paused, each a program of some milliseconds. The first tells, unless somebody's
 /// pause ended and PostgreSQL's began between two observations.
 const PAUSE_PERIOD: Duration = Duration::from_secs(5);
-/// How much of the log is searched for why PostgreSQL ended.
+/// Number of bytes of the log that are searched for why PostgreSQL ended.
 const LAST_WORDS_BYTES: u64 = 8192;
 /// Between two looks at the size of the log.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
@@ -136,7 +136,7 @@ fn downstreams(json: &str) -> Vec<Downstream> {
     rows.into_iter().filter_map(downstream).collect()
 }
 
-/// What one query said.
+/// Result of one query.
 #[derive(Debug)]
 struct Seen {
     in_recovery: bool,
@@ -194,7 +194,7 @@ impl Seen {
     }
 }
 
-/// What is remembered between observations of one postmaster.
+/// Memory between observations of one postmaster.
 #[derive(Debug)]
 struct Memory {
     epoch: u64,
@@ -216,9 +216,9 @@ struct Memory {
     outdated: Option<bool>,
     /// Since when every observation found replay waiting for readers.
     obstructed_since: Option<Instant>,
-    /// What this postmaster was started with.
+    /// Values with which this postmaster was started.
     capacities: Option<Capacities>,
-    /// What keeps replay paused, if not somebody, and when it was looked for.
+    /// Lack that keeps replay paused, if not somebody, and when it was looked for.
     short_of: Option<(Instant, Option<Lack>)>,
 }
 
@@ -466,7 +466,7 @@ impl Observer {
         self.publish(server, config);
     }
 
-    /// For how long one of the vital processes has been stopped, once that is too long.
+    /// Time for which one of the vital processes has been stopped, once that is too long.
     fn vital_stopped(&mut self, vital: &[i32]) -> Option<u64> {
         if !vital.iter().any(|pid| process::is_stopped(*pid)) {
             self.memory.stopped_since = None;

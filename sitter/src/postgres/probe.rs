@@ -19,7 +19,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(2);
 pub(super) struct Probe {
     inner: Arc<Inner>,
     task: Option<JoinHandle<()>>,
-    /// When the probe under way began; owned by the task, read by the observation.
+    /// Begin of the probe under way; owned by the task, read by the observation.
     under_way: Arc<Mutex<Option<Instant>>>,
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Postmaster {
     pidfd: AsyncFd<OwnedFd>,
     /// Present if it is our child, to be reaped. Owned here; the lock is for the moment of reaping.
     child: Mutex<Option<Child>>,
-    /// When it was started or found.
+    /// Moment at which it was started or found.
     pub(crate) since: Instant,
 }
 
@@ -229,13 +229,13 @@ pub(crate) fn left_pid_file(data: &Path) -> bool {
     data.join("postmaster.pid").exists()
 }
 
-/// Why the server ended, by its log, for error messages.
+/// Reason why the server ended, by its log, for error messages.
 pub(crate) fn log_tail(layout: &Layout) -> String {
     last_words(&files::tail(&layout.log(), 8192))
 }
 
-/// What decided of the last run in `log`: the first FATAL or PANIC, with its detail and hint; without one, the last
-/// lines. Without time and process.
+/// Message that decided the last run in `log`: the first FATAL or PANIC, with its detail and hint; without one, the
+/// last lines. Without time and process.
 fn last_words(log: &str) -> String {
     let last_run = log.rsplit("starting PostgreSQL ").next().unwrap_or(log);
     let lines: Vec<&str> = last_run.lines().collect();

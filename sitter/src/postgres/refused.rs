@@ -17,7 +17,7 @@ use super::settings::Settings;
 pub struct Refused {
     /// Its key in the sitter's configuration.
     pub key: String,
-    /// What PostgreSQL says.
+    /// Message of PostgreSQL.
     pub problem: String,
 }
 
@@ -126,7 +126,7 @@ impl Drop for Scratch {
     }
 }
 
-/// What PostgreSQL says of the operator's settings; empty if it takes them all.
+/// Complaints of PostgreSQL about the operator's settings; empty if it takes them all.
 fn said_of(settings: &Settings) -> Result<String, Error> {
     let scratch = Scratch::new()?;
     let file = scratch.0.join("postgresql.conf");

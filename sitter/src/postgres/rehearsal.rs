@@ -32,7 +32,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 const LOGINS_EVERY: u32 = 3;
 /// After one that failed: a server that is busy may be too slow once, so that only the second failure in a row counts.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How much of the log is searched for what the WAL receiver says.
+/// Number of bytes of the log that are searched for what the WAL receiver says.
 const LOG_BYTES: u64 = 16 << 10;
 
 /// Rehearses until aborted.
@@ -72,7 +72,7 @@ fn publish(condition: &watch::Sender<Condition>, unready: Vec<Unready>) {
     });
 }
 
-/// What fails. None: there is no server that could be judged.
+/// Needs that fail. None: there is no server that could be judged.
 async fn rehearse(inner: &Inner, logins: bool) -> Option<Vec<Unready>> {
     let record = inner.known().record.clone().filter(|record| record.confirmed)?;
     let server = inner.local.borrow().server.clone();
@@ -174,7 +174,7 @@ fn is_lockout(error: &Error) -> bool {
         || (error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) && error.to_string().contains("for role"))
 }
 
-/// What failed, and whether the roles may do what they must.
+/// Logins that failed, and whether the roles may do what they must.
 async fn try_logins(inner: &Inner) -> (Vec<(Need, Error)>, bool) {
     let (local, allowed) = try_own_sessions(inner).await;
     let local = local.map_or(Ok(()), Err);
@@ -185,7 +185,7 @@ async fn try_logins(inner: &Inner) -> (Vec<(Need, Error)>, bool) {
     (tried.filter_map(|(need, outcome)| Some((need, outcome.err()?))).collect(), allowed)
 }
 
-/// What PostgreSQL says of its files as they are now. What needs a restart is no error.
+/// Errors that PostgreSQL finds in its files as they are now. What needs a restart is no error.
 async fn files_in_error(session: &Client) -> Result<Option<Unready>, Error> {
     const SQL: &str = "SELECT string_agg(concat_ws(': ', regexp_replace(sourcefile, '.*/', '') || ' line ' || sourceline, \
              name, f.error), '; ') \
@@ -206,7 +206,7 @@ async fn unready(session: &Client, sql: &str, need: Need) -> Result<Option<Unrea
     Ok(detail.map(|detail| Unready { need, detail, kind: Some(FailureKind::Setting) }))
 }
 
-/// Why a standby does not stream: what comes of a session with its upstream, else what its WAL receiver says.
+/// Reason why a standby does not stream: what comes of a session with its upstream, else what its WAL receiver says.
 async fn upstream_problem(inner: &Inner, record: &Record) -> Unready {
     let need = Need::Upstream;
     if let Recovery::Follow(upstream) = record.config.recovery

@@ -20,7 +20,7 @@ use crate::machine::local::Obstacle;
 /// Before the first look, and between two, while a takeover waits. Most are over before the first.
 const PERIOD: Duration = Duration::from_millis(25);
 
-/// What a wait of the startup process is for (`wait_event_names.txt`); other waits are for WAL or the disk.
+/// Obstacle behind a wait of the startup process (`wait_event_names.txt`); other waits are for WAL or the disk.
 pub(super) fn obstacle(wait: &str) -> Option<Obstacle> {
     match wait {
         "IPC/RecoveryConflictSnapshot" => Some(Obstacle::Snapshot),

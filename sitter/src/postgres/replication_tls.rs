@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::conf::{quote_conninfo, setting};
 use super::error::Error;
 
-/// How other peers' PostgreSQL is connected to.
+/// TLS towards other peers' PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct ReplicationTls {
     table: ServerTls,
@@ -24,7 +24,7 @@ impl Default for ReplicationTls {
     }
 }
 
-/// What a session runs over.
+/// Transport of a session.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -35,7 +35,7 @@ impl ReplicationTls {
         Self { table }
     }
 
-    /// What is asked for.
+    /// Mode that is asked for.
     pub fn mode(&self) -> ServerTlsMode {
         self.table.mode
     }

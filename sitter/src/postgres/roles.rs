@@ -9,7 +9,7 @@ use super::error::Error;
 use super::settings::{Secret, Settings};
 use super::{DATABASES, PROXY_ROLE, REPLICATION_ROLE};
 
-/// Whose login it is.
+/// Role of ours that logs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OwnRole {
     /// [`REPLICATION_ROLE`].
@@ -45,7 +45,7 @@ fn verifier(secret: &Secret) -> String {
     scram_sha_256(secret.expose().as_bytes())
 }
 
-/// What makes the roles of a new cluster.
+/// Statements that make the roles of a new cluster.
 pub(crate) fn first_setup(settings: &Settings) -> Vec<String> {
     let mut sql: Vec<String> = [OwnRole::Replication, OwnRole::Proxy]
         .map(|role| {
@@ -66,7 +66,8 @@ fn connect(database: &str) -> String {
     format!("GRANT CONNECT ON DATABASE {database} TO {REPLICATION_ROLE}, {PROXY_ROLE}")
 }
 
-/// What the roles may do, in each of [`DATABASES`]: rights to functions are a database's own. May be repeated.
+/// Statements that give the roles their rights in each of [`DATABASES`]: rights to functions are a database's own. May
+/// be repeated.
 pub(crate) fn grants() -> Vec<String> {
     // What pg_rewind needs (manual, pg_rewind, Notes), and, for judging whether the WAL is still
     // there, the listing of pg_wal.
@@ -85,8 +86,8 @@ pub(crate) fn grants() -> Vec<String> {
     execute.into_iter().chain(reads).collect()
 }
 
-/// What proxies look verifiers up with, in the database that they connect to: the first of [`DATABASES`] that lets them
-/// in. May be repeated.
+/// Statements that make what proxies look verifiers up with, in the database that they connect to: the first of
+/// [`DATABASES`] that lets them in. May be repeated.
 fn for_proxies() -> [String; 6] {
     [
         "CREATE SCHEMA IF NOT EXISTS manatee".to_owned(),

@@ -17,12 +17,12 @@ use super::inner::Inner;
 use super::source::SourceFacts;
 use super::{control, session};
 
-/// How much is compared: a page and more, so that records are among it whose like is nowhere else.
+/// Number of bytes that are compared: a page and more, so that records are among them whose like is nowhere else.
 const COMPARED_BYTES: u64 = 16 << 10;
 /// Size of a segment where nobody says (`initdb --wal-segsize`).
 pub(crate) const USUAL_SEGMENT_BYTES: u64 = 16 << 20;
 
-/// What a comparison came to.
+/// Result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comparison {
     Same,
@@ -76,14 +76,14 @@ fn newest_of<'a>(names: &'a [String], own: &str, facts: &SourceFacts) -> Option<
 /// A part of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
-    /// Where the segment begins.
+    /// Begin of the segment.
     segment: u64,
     offset: u64,
     length: u64,
 }
 
 impl Part {
-    /// What is to be compared before `end`; None if that is nothing.
+    /// Part to be compared before `end`; None if that is nothing.
     fn before(end: Lsn, segment_bytes: u64) -> Option<Self> {
         let last = end.0.checked_sub(1)?;
         let segment = last - last % segment_bytes.max(1);

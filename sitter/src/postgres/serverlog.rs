@@ -1,4 +1,4 @@
-//! What PostgreSQL's log says about a standby that cannot stream. There is no other place: the
+//! Messages in PostgreSQL's log about a standby that cannot stream. There is no other place: the
 //! WAL receiver ends with its error, and no view keeps it.
 
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// What a message means for a standby.
+/// Meaning of a message for a standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// This data cannot follow this upstream.
@@ -16,10 +16,10 @@ pub(super) enum Meaning {
     HopelessIfItLasts,
 }
 
-/// How long a message of the second kind must go on.
+/// Time for which a message of the second kind must go on.
 const LASTS: Duration = Duration::from_secs(5);
 
-/// How much of the log is read at once; more is skipped, the messages repeat.
+/// Number of bytes of the log that are read at once; more is skipped, the messages repeat.
 const CHUNK_BYTES: u64 = 64 << 10;
 
 /// `walsender.c`, `walreceiver.c`, `xlogrecovery.c`, `slot.c` of PostgreSQL 13 to 18.
@@ -48,7 +48,7 @@ const UNFIT: &[&str] = &[
     "but previous recovered WAL file came from timeline",
 ];
 
-/// Why a standby that ended by itself would end so again, by the end of its log.
+/// Reason why a standby that ended by itself would end so again, by the end of its log.
 pub(super) fn unfit(log: &str) -> Option<String> {
     let last_run = log.rsplit("starting PostgreSQL ").next()?;
     let fatal = |line: &&str| ["PANIC:  ", "FATAL:  "].iter().any(|level| line.contains(level));
@@ -56,7 +56,7 @@ pub(super) fn unfit(log: &str) -> Option<String> {
     Some(line.split_once("] ").map_or(line, |(_, text)| text).trim().to_owned())
 }
 
-/// What the WAL receiver last ended with, with its detail, by the end of the log.
+/// Last error of the WAL receiver, with its detail, by the end of the log.
 pub(super) fn last_of_receiver(log: &str) -> Option<String> {
     let lines: Vec<&str> = log.lines().collect();
     let is_end =
@@ -67,7 +67,7 @@ pub(super) fn last_of_receiver(log: &str) -> Option<String> {
     Some([Some(text(lines[at])), detail].into_iter().flatten().collect::<Vec<_>>().join("; "))
 }
 
-/// What a line of the log means, if anything.
+/// Meaning of a line of the log, if it has one.
 pub(super) fn meaning(line: &str) -> Option<Meaning> {
     MESSAGES.iter().find(|(text, _)| line.contains(text)).map(|(_, meaning)| *meaning)
 }
@@ -93,7 +93,7 @@ impl Watcher {
         watcher
     }
 
-    /// What was written so far means nothing any more: the standby streams, or was told otherwise.
+    /// Forgets what was written so far: the standby streams, or was told otherwise.
     pub(super) fn forget(&mut self) {
         if let Ok(log) = std::fs::metadata(&self.path) {
             (self.inode, self.offset) = (log.ino(), log.len());
@@ -123,7 +123,7 @@ impl Watcher {
         self.verdict.as_deref()
     }
 
-    /// What a WAL receiver ended with last, of what was read.
+    /// Last error of a WAL receiver, of what was read.
     pub(super) fn receiver_error(&self) -> Option<&str> {
         self.receiver_error.as_deref()
     }

@@ -20,14 +20,14 @@ use super::inner::Inner;
 use super::walsender::AsWalsender;
 use super::{APPLICATION_NAME, DATABASES, PROXY_ROLE, REPLICATION_ROLE};
 
-/// How long a connection to the local server may take.
+/// Longest time for a connection to the local server.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long one to a peer may take. A login is half a dozen round trips, of which each may be 400 ms on a long line, and
+/// Longest time for one to a peer. A login is half a dozen round trips, of which each may be 400 ms on a long line, and
 /// a packet more when one is lost (row 14).
 const CONNECT_PEER: Duration = Duration::from_secs(8);
 
-/// What any role may set for its sessions: no setting of a role, a database or the cluster may delay them, redirect
-/// them, or make them fail.
+/// Settings that any role may set for its sessions: no setting of a role, a database or the cluster may delay them,
+/// redirect them, or make them fail.
 const PLAIN: &[(&str, &str)] = &[
     ("search_path", "pg_catalog"),
     ("default_transaction_isolation", "read\\ committed"),
@@ -43,8 +43,8 @@ const PLAIN: &[(&str, &str)] = &[
     ("local_preload_libraries", ""),
 ];
 
-/// What only a superuser may: what the sitter does is in no log that it does not belong in, and what it writes waits for
-/// no standby.
+/// Settings that only a superuser may set: what the sitter does is in no log that it does not belong in, and what it
+/// writes waits for no standby.
 const SUPERUSER: &[(&str, &str)] = &[
     ("statement_timeout", "2000"),
     ("synchronous_commit", "local"),

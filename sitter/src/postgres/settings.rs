@@ -1,4 +1,4 @@
-//! What the PostgreSQL manager is told once, and the folders that follow from it.
+//! Settings that the PostgreSQL manager is told once, and the folders that follow from them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub struct Settings {
     pub os_user: String,
     /// Superuser role, made by `initdb`.
     pub superuser: String,
-    /// How other peers' PostgreSQL is connected to: streaming, `pg_basebackup`, `pg_rewind`, the sitter's questions.
+    /// TLS towards other peers' PostgreSQL: streaming, `pg_basebackup`, `pg_rewind`, the sitter's questions.
     pub replication_tls: ReplicationTls,
     /// Given to the superuser at first setup.
     pub superuser_password: Option<Secret>,
@@ -44,15 +44,15 @@ pub struct Settings {
     pub disk_reserve_bytes: u64,
     /// PostgreSQL's log is put away when it is larger, bytes.
     pub log_bytes: u64,
-    /// How many older ones are kept.
+    /// Number of older ones that are kept.
     pub log_kept: usize,
-    /// How long a stop may take before it is made harder.
+    /// Longest time for a stop before it is made harder.
     pub stop_timeout: Duration,
-    /// How long a configuration change may take to be confirmed.
+    /// Longest time for a configuration change to be confirmed.
     pub confirm_timeout: Duration,
-    /// How long a promotion may take: everything received is replayed first.
+    /// Longest time for a promotion: everything received is replayed first.
     pub promote_timeout: Duration,
-    /// How long [`super::Postgres::start`] waits for an answer before it leaves the rest to the
+    /// Time for which [`super::Postgres::start`] waits for an answer before it leaves the rest to the
     /// observation.
     pub start_wait: Duration,
 }

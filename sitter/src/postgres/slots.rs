@@ -103,8 +103,9 @@ struct Named {
     holds_slot: bool,
 }
 
-/// Who streams under a peer's name and is not that peer: certainly where the peer streams as well, and else if it was
-/// so at the look `before`, because names and slots are not read at one instant. And those to be looked at again.
+/// WAL senders that stream under a peer's name and are not that peer: certainly where the peer streams as well, and
+/// else if it was so at the look `before`, because names and slots are not read at one instant. And those to be looked
+/// at again.
 fn namesakes(senders: &[Named], before: &BTreeSet<i32>) -> (Vec<i32>, BTreeSet<i32>) {
     let is_there = |peer: PeerId| senders.iter().any(|sender| sender.peer == peer && sender.holds_slot);
     let strangers = || senders.iter().filter(|sender| !sender.holds_slot);
@@ -146,7 +147,7 @@ fn is_own(name: &str) -> bool {
     name.starts_with("manatee-") || name.strip_prefix("guest ").unwrap_or(name).parse::<PeerId>().is_ok()
 }
 
-/// Whom commits wait for.
+/// Peers that commits wait for.
 fn awaited(synchronous: Synchronous) -> Vec<PeerId> {
     match synchronous {
         Synchronous::Peer(peer) => vec![peer],

@@ -12,7 +12,7 @@ use super::inner::Inner;
 use super::{ask, control, session, slot_name};
 use crate::machine::local::SystemIdentifier;
 
-/// What a source says of itself.
+/// Facts that a source tells of itself.
 #[derive(Debug)]
 pub(crate) struct SourceFacts {
     pub(crate) system: SystemIdentifier,
@@ -24,7 +24,7 @@ pub(crate) struct SourceFacts {
     pub(crate) is_certain: bool,
     /// Ancestry of that timeline.
     pub(crate) history: TimelineHistory,
-    /// Where its tablespaces are.
+    /// Places of its tablespaces.
     pub(crate) tablespaces: Vec<PathBuf>,
     /// Names in its `pg_wal`, if we may see them.
     pub(crate) wal: Option<Vec<String>>,

@@ -33,24 +33,24 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Between two snapshots.
     pub interval: Duration,
-    /// How many are kept; 0: none are taken.
+    /// Number of snapshots that are kept; 0: none are taken.
     pub kept: usize,
-    /// How many data sets set aside are kept.
+    /// Number of data sets set aside that are kept.
     pub isolated_kept: usize,
 }
 
-/// What to do.
+/// Plan of the next step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Upkeep {
     /// Take a snapshot.
     pub take: bool,
     /// Destroy these, in this order.
     pub destroy: Vec<Snapshot>,
-    /// When to look again, from now.
+    /// Pause before looking again.
     pub again: Duration,
 }
 
-/// What to do about `existing` snapshots, the oldest first, at `now_ms` since 1970, on a healthy peer. One more
+/// Plan for `existing` snapshots, the oldest first, at `now_ms` since 1970, on a healthy peer. One more
 /// than is kept may exist for the moment between the two.
 pub fn plan(existing: &[Snapshot], now_ms: i64, settings: &Settings) -> Upkeep {
     if settings.kept == 0 {
@@ -163,7 +163,7 @@ impl Snapshotter {
         !at_work && !status.report.stopping && status.passes(Check::Readiness, Instant::now())
     }
 
-    /// When to look again.
+    /// Takes and removes snapshots. Returns the pause before looking again.
     async fn snapshots(&self) -> Result<Duration, Error> {
         let Some(snapshots) = self.storage().snapshots() else { return Ok(LIST) };
         let existing = snapshots.list().await?;

@@ -1,4 +1,4 @@
-//! What every kind of storage must do, whatever it is made of; and what those with snapshots must do
+//! Duties of every kind of storage, whatever it is made of; and those of the kinds with snapshots
 //! besides. Run for both kinds: `zfs` on a pool of its own, over a file.
 
 use std::path::Path;

@@ -14,8 +14,8 @@ use crate::host::tool::Tool;
 use crate::host::{Error, Layout, REPLICATION_ROLE, files};
 use crate::status::CopyMethod;
 
-/// How long `pg_basebackup` may tell no progress. While it copies it tells some each second; before that the source makes
-/// a checkpoint, which a receiver that hangs may hold up for minutes (PostgreSQL 15).
+/// Longest time for `pg_basebackup` to tell no progress. While it copies it tells some each second; before that the
+/// source makes a checkpoint, which a receiver that hangs may hold up for minutes (PostgreSQL 15).
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// A peer's folders on one file system.

@@ -1,4 +1,4 @@
-//! Where data sets live: what differs between plain folders and file systems with snapshots.
+//! Storage of data sets: the differences between plain folders and file systems with snapshots.
 //!
 //! A data set is never written in place by a copy. It is made in a *staging* place that nobody
 //! mistakes for data, and becomes data by one rename when it is complete; what was there before is
@@ -55,7 +55,7 @@ pub trait Storage: Debug + Send + Sync {
     fn snapshots(&self) -> Option<&dyn Snapshots>;
 }
 
-/// What storage with snapshots can do besides.
+/// Abilities of storage with snapshots.
 #[async_trait]
 pub trait Snapshots: Send + Sync {
     /// Records the data as it is at this moment, at once and as a whole.

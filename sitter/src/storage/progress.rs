@@ -1,4 +1,4 @@
-//! How far a copy of data to this peer has come: kept in one place for the log, the metrics,
+//! Progress of a copy of data to this peer: kept in one place for the log, the metrics,
 //! `GET /restore` and, through that, `manatee-adm rebuild`.
 //!
 //! One copy at a time. [`Progress`] is shared; whoever copies holds a [`CopyGuard`], and dropping that
@@ -26,16 +26,16 @@ const SIZE: &str = "manatee_restore_size_bytes";
 const ACTIVE: &str = "manatee_restore_active";
 const RECEIVED: &str = "manatee_restore_received_bytes_total";
 
-/// What a copy is, as known at its beginning.
+/// Facts about a copy at its beginning.
 #[derive(Clone, Debug)]
 pub struct Begin {
     /// The source.
     pub source: PeerId,
     /// Port that the data comes from.
     pub port: u16,
-    /// What is copied.
+    /// Source of the copy.
     pub dataset: String,
-    /// How.
+    /// Method.
     pub method: CopyMethod,
     /// Bytes expected.
     pub size: Option<u64>,
@@ -45,7 +45,7 @@ pub struct Begin {
 struct Current {
     restore: Restore,
     began: Instant,
-    /// When how much had come, at most [`RATE_OVER`] ago.
+    /// Amounts that had come at moments at most [`RATE_OVER`] ago.
     samples: VecDeque<(Instant, u64)>,
     logged: Instant,
 }

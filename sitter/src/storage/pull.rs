@@ -10,11 +10,11 @@ use serde::Deserialize;
 use super::types::{StreamRequest, headers};
 use crate::host::Error;
 
-/// How long a connection may take to be made.
+/// Longest time for making a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the source may take to begin: it makes a snapshot first.
+/// Longest wait for the source to begin: it makes a snapshot first.
 const BEGIN: Duration = Duration::from_secs(120);
-/// How long a stream may be silent: a busy source reads from its disks, a dead one says nothing.
+/// Longest silence of a stream: a busy source reads from its disks, a dead one says nothing.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// Asks other peers for their data.
@@ -24,12 +24,12 @@ pub struct Client {
     token: Option<Secret>,
 }
 
-/// Why there is no stream.
+/// Reason why there is no stream.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     /// The source's storage has none.
     NoStreams,
-    /// What was to be resumed is not there any more.
+    /// The transfer to be resumed is not there any more.
     Gone,
     /// Another peer should be asked, or this one later.
     NotFit(Error),

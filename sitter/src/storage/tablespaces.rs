@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::host::Error;
 
-/// What the folders that copies made are called.
+/// Prefix of the folders that copies made.
 const OURS: &str = "manatee-";
 
 /// The folder that an operator made, of a tablespace that lies there or in one that a copy made below.
@@ -23,8 +23,8 @@ fn is_ours(location: &Path) -> bool {
     name.strip_prefix(OURS).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Where the source's tablespaces go on this host, by their places there. Refuses, before anything is done, what would
-/// fail in the end. `unique` is of this attempt.
+/// Places for the source's tablespaces on this host, by their places there. Refuses, before anything is done, what
+/// would fail in the end. `unique` is of this attempt.
 pub(super) fn places(locations: &[PathBuf], unique: &str) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
     let place = |location: &PathBuf| {
         let base = base(location);

@@ -10,7 +10,7 @@
 //! - 410: what was to be resumed is gone: begin anew.
 //! - 501: this peer's storage has no streams: use `pg_basebackup`.
 //!
-//! What operators see of a copy to this peer is in [`super::progress`].
+//! Progress of a copy to this peer, for operators, is in [`super::progress`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -48,7 +48,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamRequest {
-    /// Who asks.
+    /// Peer that asks.
     pub peer: PeerId,
     /// The cluster that it belongs to.
     pub system_identifier: String,
@@ -63,7 +63,7 @@ pub struct StreamRequest {
     pub open_zfs: bool,
 }
 
-/// What keeps the data.
+/// Storage of the data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum StorageSettings {
     /// Plain folders.
@@ -78,7 +78,7 @@ pub enum StorageSettings {
     },
 }
 
-/// What to copy, and from whom.
+/// Source of a copy: the peer and its data.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The peer.
@@ -91,11 +91,11 @@ pub struct Source {
     pub incremental: bool,
     /// Further parameters of libpq for its PostgreSQL.
     pub conninfo: String,
-    /// Where its tablespaces are.
+    /// Places of its tablespaces.
     pub tablespaces: Vec<PathBuf>,
 }
 
-/// Why a snapshot is not there any more, or still is.
+/// Fate of a snapshot: why it is not there any more, or still is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destroyed {
     /// It is gone.
@@ -106,7 +106,7 @@ pub enum Destroyed {
 
 /// A stream being sent. Dropping it ends that, and gives up what is held for it.
 pub struct Outgoing {
-    /// What is sent.
+    /// Dataset that is sent.
     pub dataset: String,
     /// The snapshot that the other side will have.
     pub snapshot: Snapshot,

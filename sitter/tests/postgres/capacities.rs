@@ -8,9 +8,9 @@ use manatee_sitter::postgres::Postgres;
 use super::peer::TestPeer;
 use super::{config, follow, until_some};
 
-/// What both have at first.
+/// Value that both have at first.
 const BEFORE: u32 = 40;
-/// What the primary has later.
+/// Value that the primary has later.
 const RAISED: u32 = 60;
 
 async fn pair() -> (TestPeer, TestPeer) {

@@ -1,4 +1,4 @@
-//! What Manatee owns of PostgreSQL's settings stays in force (rule 2).
+//! Settings of PostgreSQL that Manatee owns stay in force (rule 2).
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What VACUUM may remove, and who keeps it from doing so.
+//! Rows that VACUUM may remove, and the holders that keep it from doing so.
 
 use manatee_shared::ids::PeerId;
 use manatee_sitter::machine::local::{HorizonHolder, Recovery, ServerConfig, Synchronous};

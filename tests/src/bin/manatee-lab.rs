@@ -30,7 +30,7 @@ enum Action {
     Fault {
         /// Numbers of the rows; none: all that are built
         rows: Vec<u32>,
-        /// How many times
+        /// Number of times
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// Judge the times too, by the limits of the list of faults: on a machine that does nothing else

@@ -10,17 +10,17 @@ use super::transcript::{Oids, Transcript};
 use super::wire::{Kind, complete, put_message, put_string};
 use anyhow::{Context, Result, ensure};
 
-/// How long an answer may take. What a statement waits for is bounded far below.
+/// Longest wait for an answer. What a statement waits for is bounded far below.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// How long a connection may take.
+/// Longest time for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// 3.0
 const VERSION: [u8; 4] = [0, 3, 0, 0];
-/// What a CancelRequest begins with.
+/// First word of a CancelRequest.
 const CANCEL: u32 = 80_877_102;
 
-/// What is still to come.
+/// Answer that is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     /// ReadyForQuery, of a Query or a FunctionCall.
@@ -60,7 +60,7 @@ pub(super) struct Client {
     address: SocketAddr,
     read: Vec<u8>,
     secret: Vec<u8>,
-    /// What has to come, in order. What is not flushed yet may come later.
+    /// Answers that have to come, in order. What is not flushed yet may come later.
     due: VecDeque<Due>,
     /// Of `due`, the last ones that need not come before the next Flush or Sync.
     unflushed: usize,

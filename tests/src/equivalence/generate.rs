@@ -14,7 +14,7 @@ const MAX_STEPS: usize = 24;
 const NAMES: [&str; 4] = ["", "s1", "s2", "s3"];
 const PORTALS: [&str; 3] = ["", "", "p1"];
 
-/// What each client says, in its order.
+/// Conversation: the units of each client, in its order.
 #[derive(Clone, Debug)]
 pub(super) struct Conversation {
     /// For each client its steps, the first one last.
@@ -23,7 +23,7 @@ pub(super) struct Conversation {
     pub(super) order: Rng,
 }
 
-/// What one client says.
+/// Speaker: generates the units of one client.
 struct Speaker<'a> {
     rng: &'a mut Rng,
     session: usize,
@@ -160,7 +160,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// What is said at once, up to a Sync or Flush or the end of a Query.
+    /// Unit: messages up to a Sync or Flush or the end of a Query.
     fn unit(&mut self) -> Unit {
         match self.rng.usize(..20) {
             0 | 1 => self.copy(),
@@ -326,7 +326,7 @@ impl Speaker<'_> {
     }
 }
 
-/// What is said at once.
+/// Unit of a conversation.
 #[derive(Debug, Default)]
 struct Unit {
     messages: Vec<Message>,

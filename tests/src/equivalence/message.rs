@@ -1,4 +1,4 @@
-//! What clients send, as data: it can be counted, left out, encoded and shown.
+//! Messages of clients, as data: they can be counted, left out, encoded and shown.
 
 use std::fmt;
 
@@ -121,7 +121,7 @@ impl fmt::Display for Message {
     }
 }
 
-/// What a client does in one go, before anybody else does anything.
+/// Action of a client in one go, before anybody else does anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Logs in, with these settings.
@@ -139,7 +139,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// What it sends.
+    /// Messages that it sends.
     pub(super) fn messages(&self) -> &[Message] {
         match self {
             Self::Say(messages) | Self::Cancel(messages) | Self::Leave(messages) | Self::HalfClose(messages) => {
@@ -164,9 +164,9 @@ impl Action {
 /// An action of one of the clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// Whose, counted from 0.
+    /// Number of the client, from 0.
     pub(super) session: usize,
-    /// What.
+    /// Action.
     pub(super) action: Action,
     /// It binds the session to its server for good.
     pub(super) binds: bool,

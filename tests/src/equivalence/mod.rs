@@ -27,7 +27,7 @@ use play::{Outcome, Script, Way, World, play};
 /// Proxies, by the number of servers that each has.
 const POOLS: [usize; 3] = [1, 2, 3];
 
-/// What to run.
+/// Options of a run.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "equivalence")]
 pub struct Options {
@@ -51,7 +51,7 @@ pub struct Options {
     pub lab: lab::Options,
 }
 
-/// What came of it.
+/// Results of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The first seed.
@@ -60,7 +60,7 @@ pub struct Report {
     pub conversations: u64,
     /// Steps in them.
     pub steps: u64,
-    /// How long they took.
+    /// Their duration.
     pub seconds: f64,
     /// The differing ones: seed, steps, and what differs.
     #[serde(skip)]
@@ -69,7 +69,7 @@ pub struct Report {
     pub seeds: Vec<u64>,
 }
 
-/// What the lanes share.
+/// State that the lanes share.
 struct Shared {
     next: AtomicU64,
     end: u64,

@@ -18,19 +18,19 @@ use super::vocabulary::{FIXTURE, STATE};
 
 /// Pause between two looks.
 const POLL: Duration = Duration::from_millis(5);
-/// How long what a client left behind may take.
+/// Longest time for the end of what a client left behind.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-/// How long the standby may be behind.
+/// Longest time for the standby to be behind.
 const REPLAY_LIMIT: Duration = Duration::from_secs(20);
-/// How long a cancelled statement may take to end.
+/// Longest time for the end of a cancelled statement.
 const CANCEL_LIMIT: Duration = Duration::from_secs(15);
 /// A statement that does not run by then waits for a server.
 const WAITS: Duration = Duration::from_millis(300);
 
-/// What conversations are had with.
+/// World of the conversations: the servers and proxies.
 #[derive(Debug)]
 pub(super) struct World {
-    /// Where the database of the conversations is, on the primary.
+    /// Address of the database of the conversations, on the primary.
     pub(super) direct: SocketAddr,
     /// Proxies by the number of servers that they have, less one.
     pub(super) proxies: Vec<SocketAddr>,
@@ -39,7 +39,7 @@ pub(super) struct World {
     pub(super) standby: Control,
 }
 
-/// With whom.
+/// Servers and proxies.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Way<'a> {
     /// PostgreSQL, as if it had so many servers.
@@ -48,7 +48,7 @@ pub(super) enum Way<'a> {
     Through { proxy: SocketAddr, states: &'a [Vec<String>] },
 }
 
-/// Which steps.
+/// Script of the steps.
 #[derive(Clone, Debug)]
 pub(super) enum Script {
     /// As they can be done, in an order of chance.
@@ -57,14 +57,14 @@ pub(super) enum Script {
     Steps(Vec<Step>),
 }
 
-/// What came of it.
+/// Results of a run.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// What was done.
+    /// Steps that were done.
     pub(super) steps: Vec<Step>,
-    /// What each client heard.
+    /// Transcript of each client.
     pub(super) heard: Vec<Transcript>,
-    /// What was in the database after a client had left, and at the end.
+    /// State of the database after a client had left, and at the end.
     pub(super) states: Vec<Vec<String>>,
 }
 
@@ -234,7 +234,7 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// What others did is to be seen wherever the next one reads: a standby that is behind is no fault.
+    /// Waits until changes by others are seen wherever the next one reads: a standby that is behind is no fault.
     fn catch_up(&mut self) -> Result<()> {
         if matches!(self.way, Way::Direct { .. }) {
             return Ok(());
@@ -331,7 +331,7 @@ impl Player<'_> {
     }
 }
 
-/// By which a statement that is cancelled is known.
+/// Mark by which a statement that is cancelled is known.
 fn mark(messages: &[Message]) -> String {
     let text = messages.iter().find_map(|message| match message {
         Message::Query(text) | Message::Parse(_, text, _) => Some(String::from_utf8_lossy(text).into_owned()),

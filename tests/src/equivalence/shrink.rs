@@ -10,9 +10,10 @@ use super::message::Step;
 use super::play::{Script, World};
 use super::transcript::Transcript;
 
-/// For how long less is tried.
+/// Time for which less is tried.
 const LIMIT: Duration = Duration::from_secs(40);
-/// How often a conversation that differed is had again, at most, before it counts as one that does not always.
+/// Number of times that a conversation that differed is had again, at most, before it counts as one that does not
+/// always.
 const AGAIN: usize = 3;
 
 /// Steps as they are printed.
@@ -88,7 +89,7 @@ fn attempt(world: &mut World, servers: usize, steps: Vec<Step>, deadline: Instan
     Ok((round.differs() && !round.direct_is_silent()).then_some(round))
 }
 
-/// What differs, in words.
+/// Difference, in words.
 fn difference(round: &Round) -> String {
     let mut text = String::new();
     for (session, (direct, through)) in round.direct.heard.iter().zip(&round.through.heard).enumerate() {

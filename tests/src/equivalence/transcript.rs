@@ -1,6 +1,6 @@
-//! What a client hears, in words that are the same whenever the answer means the same.
+//! Transcript of a client, in words that are the same whenever the answer means the same.
 //!
-//! What is left out or named anew, and why:
+//! Parts that are left out or named anew, and the reason:
 //! - OIDs of 16384 and above get numbers in the order in which they appear: objects are made anew for each run, and
 //!   OIDs are a counter of the cluster. Built-in ones stay.
 //! - `F`, `L` and `R` of errors, the place in PostgreSQL's source: no part of what is said. The proxy answers some
@@ -54,7 +54,7 @@ impl Oids {
     }
 }
 
-/// What one client has heard.
+/// Transcript of one client.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
     /// Message by message.

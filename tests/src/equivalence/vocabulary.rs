@@ -1,8 +1,8 @@
-//! What is said: statements by kind, over the objects of `FIXTURE`.
+//! Vocabulary: statements by kind, over the objects of `FIXTURE`.
 
 use fastrand::Rng;
 
-/// What each conversation begins with. Run by a superuser, in the database of the lane.
+/// Fixture of each conversation. Run by a superuser, in the database of the lane.
 pub(super) const FIXTURE: &str = "
 drop schema if exists eq cascade; drop schema if exists eq2 cascade;
 set client_min_messages = warning;
@@ -36,7 +36,7 @@ grant usage on schema eq to eq_other; grant select on t to eq_other;
 reset role; reset search_path;
 ";
 
-/// What is there in the end, and after a client has left: each query gives rows as text.
+/// State in the end, and after a client has left: each query gives rows as text.
 pub(super) const STATE: &[&str] = &[
     "select relnamespace::regnamespace, relname, relkind, relnatts from pg_class
      where relnamespace::regnamespace::text in ('eq', 'eq2') order by 1, 2",
@@ -283,7 +283,7 @@ pub(super) fn end(rng: &mut Rng) -> Statement {
     ))
 }
 
-/// What has a sense in a transaction only.
+/// Statement that has a sense in a transaction only.
 pub(super) fn within(rng: &mut Rng) -> Statement {
     Statement::plain(pick(
         rng,
@@ -310,7 +310,7 @@ pub(super) fn within(rng: &mut Rng) -> Statement {
     ))
 }
 
-/// What binds a session, and what comes after it.
+/// Statement that binds a session, and what comes after it.
 pub(super) fn binding(rng: &mut Rng) -> Statement {
     Statement::binding(pick(
         rng,

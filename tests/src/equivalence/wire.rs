@@ -3,7 +3,7 @@
 /// Bytes of a message before its body: a tag, and a length that counts itself.
 const HEADER: usize = 5;
 
-/// What a Describe or Close names.
+/// Object that a Describe or Close names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A prepared statement.

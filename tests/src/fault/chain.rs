@@ -10,9 +10,9 @@ use tokio_postgres::NoTls;
 use super::{Needs, Row};
 use crate::scenario::{Change, Clients, NOTHING, Play, Stage};
 
-/// How long WAL is gathered that a peer is behind by.
+/// Time for which WAL is gathered that a peer is behind by.
 const BEHIND: Duration = Duration::from_secs(2);
-/// How long a cancelled commit may take to come back.
+/// Longest time for a cancelled commit to come back.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The rows.

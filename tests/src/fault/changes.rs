@@ -1,4 +1,4 @@
-//! What operators do and ask for, and what they have to put right: a frozen shard, planned promotions,
+//! Requests of operators, and what they have to put right: a frozen shard, planned promotions,
 //! a lost cluster state.
 
 use std::time::{Duration, Instant};
@@ -115,7 +115,7 @@ async fn frozen(stage: &mut Stage<'_>, role: Role, change: Change) -> Result<()>
     stage.served().await.context("after the end of the freeze")
 }
 
-/// What `manatee-adm explain` prints of a shard that is not healthy.
+/// Output of `manatee-adm explain` about a shard that is not healthy.
 async fn explain(stage: &Stage<'_>) -> Result<String> {
     match console::adm(stage.lab, &["explain"]).await {
         Ok(told) => anyhow::bail!("`explain` finds nothing:\n{told}"),
@@ -137,7 +137,7 @@ async fn promotion(stage: &mut Stage<'_>) -> Result<()> {
     stage.served().await
 }
 
-/// What dies.
+/// Process that dies.
 #[derive(Clone, Copy, Debug)]
 enum Crash {
     Host,

@@ -73,7 +73,7 @@ pub(super) const ROWS: &[Row] = &[
     },
 ];
 
-/// Whoever cannot write is replaced, once, and does not come back before it can.
+/// A peer that cannot write is replaced, once, and does not come back before it can.
 async fn disk(stage: &mut Stage<'_>, role: Role, what: fn(&mut Disk) -> Result<()>) -> Result<()> {
     let host = stage.host(role)?;
     stage.begin("its disk", host);

@@ -15,7 +15,7 @@ const PARTITIONED: Duration = Duration::from_secs(12);
 
 /// A bad line across the world.
 const BAD_LINK: Quality = Quality { delay: Duration::from_millis(200), loss_percent: 5 };
-/// How long links stay bad in a round.
+/// Duration of bad links in a round.
 const BAD_LINKS: Duration = Duration::from_secs(600);
 
 /// The rows.

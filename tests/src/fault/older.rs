@@ -1,4 +1,4 @@
-//! What comes back is not what was lost: a disk as it was some time ago, an async in place of the primary.
+//! Returns with less than was lost: a disk as it was some time ago, an async in place of the primary.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use super::{Needs, Row};
 use crate::console::adm;
 use crate::scenario::{Change, Clients, NOTHING, Play, Stage};
 
-/// How long clients write to what is lost later.
+/// Time for which clients write to what is lost later.
 const SINCE: Duration = Duration::from_secs(3);
 
 /// The rows.
@@ -71,7 +71,7 @@ async fn keep(stage: &mut Stage<'_>, host: usize, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whoever has everything goes on; what the older disk lacks is on the others, and stays.
+/// The peer that has everything goes on; what the older disk lacks is on the others, and stays.
 async fn older(stage: &mut Stage<'_>, role: Role, frozen: bool) -> Result<()> {
     let host = stage.host(role)?;
     let kept = stage.lab.dir().join(format!("older-{}-{host}", stage.number));

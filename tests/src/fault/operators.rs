@@ -1,4 +1,4 @@
-//! What people and their tools do to a shard: promotions, double starts, foreign data, clocks,
+//! Actions of people and their tools on a shard: promotions, double starts, foreign data, clocks,
 //! floods of connections, broken state.
 
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::{Needs, Row};
 use crate::console;
 use crate::scenario::{CHANGE, Change, Clients, NOTHING, Play, Stage};
 
-/// How long the program of a planned stop may take to end, whatever is stuck: `stop_timeout`, a
+/// Longest time for the program of a planned stop to end, whatever is stuck: `stop_timeout`, a
 /// second for a harder stop, and some for a busy machine.
 const STOPPED: Duration = Duration::from_secs(20);
 
@@ -285,7 +285,7 @@ async fn foreign_data(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What was promoted is stopped before anybody writes there, and rejoins.
+/// A server that was promoted by hand is stopped before anybody writes there, and rejoins.
 async fn promote(stage: &mut Stage<'_>, role: Role) -> Result<()> {
     let host = stage.host(role)?;
     // A standby may not have replayed yet that the database was made.

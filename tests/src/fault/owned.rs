@@ -1,5 +1,5 @@
-//! What operators do in SQL or in a file to settings, roles and databases that the shard depends on: it must stay in
-//! force, or be told at once.
+//! Changes by operators, in SQL or in a file, of settings, roles and databases that the shard depends on: these must
+//! stay in force, or be told at once.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use crate::console;
 use crate::lab::APP;
 use crate::scenario::{CHANGE, Change, Clients, Play, Stage};
 
-/// How long what was loosened may take effect. The sitter looks each 50 ms; the rest is for a busy machine.
+/// Longest time for what was loosened to take effect. The sitter looks each 50 ms; the rest is for a busy machine.
 const LOOSE: Duration = Duration::from_secs(1);
-/// How long a commit is watched that must not be acknowledged.
+/// Time for which a commit is watched that must not be acknowledged.
 const WAITS: Duration = Duration::from_secs(2);
 
 /// The rows.
@@ -87,7 +87,7 @@ async fn loosen(stage: &mut Stage<'_>, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// What `explain` says, whether or not it calls the shard healthy.
+/// Output of `explain`, whether or not it calls the shard healthy.
 async fn told(stage: &Stage<'_>) -> Result<String> {
     Ok(console::adm(stage.lab, &["explain"]).await.unwrap_or_else(|told| format!("{told:#}")))
 }

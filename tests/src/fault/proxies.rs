@@ -1,4 +1,4 @@
-//! What befalls the proxies: one dies, one is replaced, everybody comes at once, and clients that mean harm.
+//! Faults of the proxies: one dies, one is replaced, everybody comes at once, and clients that mean harm.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -140,7 +140,7 @@ impl Knocking {
         Self { stop, tasks }
     }
 
-    /// How many were served, and what the others were told.
+    /// Number of clients that were served, and the errors that the others were told.
     async fn stop(self) -> (u64, Vec<String>) {
         self.stop.cancel();
         let ended = self.tasks.join_all().await;
@@ -192,12 +192,12 @@ const CROWD_VERIFIER: &str = "SCRAM-SHA-256$1:Y3Jvd2Qgb2YgY2xpZW50cw==$LyAjC21Ps
                               e85t/hNwCY7fMPOQkCAN2PshflAgMbxZNfqNC0heBUg=";
 /// Logins at once in the beginning.
 const CROWD_PACE: usize = 200;
-/// How long it may take until everybody is in. On a machine that does nothing else it is seconds.
+/// Longest time until everybody is in. On a machine that does nothing else it is seconds.
 const CROWD_LIMIT: Duration = Duration::from_secs(120);
 /// `pool.size`: server connections of one role to one node.
 const POOL_SIZE: i64 = 40;
 
-/// How many of the crowd are in.
+/// Number of clients in the crowd that are in.
 type Crowd = Arc<AtomicUsize>;
 
 /// One of them: comes back whenever its connection ends.
@@ -280,7 +280,7 @@ async fn storm(stage: &mut Stage<'_>) -> Result<()> {
 const SILENT: usize = 3_000;
 /// Clients that read nothing of large results; more would take all server connections there are.
 const SLOW: usize = 8;
-/// What a proxy may grow by: far less than what nobody reads, more than what it keeps for each client.
+/// Growth that a proxy may show: far less than what nobody reads, more than what it keeps for each client.
 const GROWTH_KIB: u64 = 256 << 10;
 
 async fn hostile(stage: &mut Stage<'_>) -> Result<()> {
@@ -353,7 +353,7 @@ async fn logged_in(lab: &Lab) -> Result<TcpStream> {
     Ok(TcpStream::from_std(kept)?)
 }
 
-/// What the first proxy has in memory.
+/// Memory of the first proxy.
 fn resident_kib(lab: &mut Lab) -> Result<u64> {
     let pid = lab.proxies[0].pid().context("the proxy is not running")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;

@@ -67,7 +67,7 @@ const CRASH: Play = Play {
     script: |stage| Box::pin(takeover(stage, Crash::Sitter)),
 };
 
-/// What dies.
+/// Process that dies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Crash {
     Sitter,

@@ -14,7 +14,7 @@ use crate::lab::{APP, Lab};
 use crate::process;
 use crate::scenario::{Change, Clients, Play, Stage};
 
-/// How long data may take to be in line again: covers a fresh copy on a slow file system.
+/// Longest time for data to be in line again: covers a fresh copy on a slow file system.
 const REJOINED: Duration = Duration::from_secs(180);
 /// Pause between two looks at something that passes quickly.
 const QUICK: Duration = Duration::from_millis(2);
@@ -84,7 +84,7 @@ pub const LOST_WAL: Play = Play {
     script: |stage| Box::pin(diverge(stage, Harm::LoseWal)),
 };
 
-/// What else happens to a primary that wrote on alone.
+/// Further harm to a primary that wrote on alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     None,
@@ -324,7 +324,7 @@ pub async fn restore(lab: &Lab, host: usize) -> Result<Value> {
     Ok(answer["restore"].take())
 }
 
-/// How often each rung of the ladder has held on a host since its sitter began.
+/// Number of times that each rung of the ladder has held on a host since its sitter began.
 async fn rungs(lab: &Lab, host: usize) -> Result<BTreeMap<String, u64>> {
     let text = reqwest::get(url(lab, host, "/metrics")).await?.text().await?;
     let rung = |line: &str| {

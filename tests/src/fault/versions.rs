@@ -119,7 +119,7 @@ async fn lose_the_primary(stage: &mut Stage<'_>, sync_is: Version) -> Result<()>
     stage.served().await
 }
 
-/// What a newer version wrote outlives a change that this one makes.
+/// Fields that a newer version wrote outlive a change that this one makes.
 async fn unknown_fields(stage: &mut Stage<'_>) -> Result<()> {
     const FIELD: &str = "ofALaterVersion";
     let raw = stage.lab.state.raw().await?;

@@ -130,7 +130,7 @@ async fn outage(stage: &mut Stage<'_>, servers: usize) -> Result<()> {
     Ok(())
 }
 
-/// What comes back first.
+/// Server that comes back first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Returns {
     ZooKeeper,

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::ledger::{Row, Span};
 
-/// Who wrote a row.
+/// Writer of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Writer {
     /// Address of the node.

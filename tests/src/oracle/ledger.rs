@@ -1,4 +1,4 @@
-//! What the oracle's sessions saw, and the figures drawn from it. No I/O.
+//! Record of what the oracle's sessions saw, and the figures drawn from it. No I/O.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,13 @@ pub type Row = (i32, i64);
 /// From the question to the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// When the client began.
+    /// Moment at which the client began.
     pub begin: Instant,
-    /// When it had its answer.
+    /// Moment at which it had its answer.
     pub end: Instant,
 }
 
-/// What a session was doing.
+/// Activity of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Inserting, or logging in to do so.
@@ -27,7 +27,7 @@ pub enum Kind {
     Read,
 }
 
-/// How an attempt failed.
+/// Failure of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// SQLSTATE, or `connection`, `login …`, `timeout`.
@@ -36,7 +36,7 @@ pub struct Failure {
     pub dropped: bool,
 }
 
-/// What became of a failed write, as far as the client was told.
+/// Fate of a failed write, as far as the client was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Certainly not committed: the row must not be there.

@@ -29,7 +29,7 @@ struct Session {
     newest: Statement,
 }
 
-/// What a client shares with the others.
+/// State that a client shares with the others.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) config: Config,

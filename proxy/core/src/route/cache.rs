@@ -18,14 +18,14 @@ use super::{
 /// All keys of one cache together; bounds what many long texts can take.
 const MAX_KEYS_BYTES: usize = 8 * 1024 * 1024;
 
-/// What `text` means, by the parser alone: what a [`Classifier`] says too, only slower.
+/// Classifies `text` by the parser alone: the same class as a [`Classifier`] gives, only slower.
 #[must_use]
 pub fn classify_uncached(text: &[u8], context: SqlContext, catalog: Option<&Catalog>) -> Class {
     let (_, hint) = tokenizer::scan(text, context, &mut Vec::new());
     parse::classify(text, context, catalog, hint)
 }
 
-/// How often the cache was asked and had to parse.
+/// Number of lookups in the cache, and of those that had to parse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheCounters {
     /// Texts classified.
@@ -84,7 +84,7 @@ impl Classifier {
         }
     }
 
-    /// What `text` (without its terminating NUL) means.
+    /// Classifies `text` (without its terminating NUL).
     pub fn classify(&mut self, text: &[u8], context: SqlContext) -> Rc<Class> {
         self.follow_catalog();
         self.counters.lookups += 1;
@@ -130,19 +130,19 @@ impl Classifier {
         }
     }
 
-    /// What is known of the database.
+    /// Catalog of the database, once it is known.
     pub fn catalog(&mut self) -> Option<&Catalog> {
         self.follow_catalog();
         self.current.as_deref()
     }
 
-    /// What the cache did so far.
+    /// Counters of the cache so far.
     #[must_use]
     pub fn counters(&self) -> CacheCounters {
         self.counters
     }
 
-    /// How many texts are kept.
+    /// Number of texts that are kept.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -1,4 +1,4 @@
-//! What a text means to the proxy: where it may run, and what it leaves behind on the server.
+//! Meaning of a text to the proxy: where it may run, and what it leaves behind on the server.
 //!
 //! A *text* is one simple-query string (possibly of several statements) or the text of one Parse.
 //! A [`Class`] holds nothing of a text's literals except where they decide something (the value of
@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// Where a text may run.
+/// Servers on which a text may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Nothing in it needs the primary: reads, and statements that are the same everywhere
@@ -33,7 +33,7 @@ impl Access {
     }
 }
 
-/// Why a text needs the primary: few values, fit for a metric label.
+/// Reason why a text needs the primary: few values, fit for a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// INSERT, UPDATE, DELETE, MERGE, COPY FROM, at the top or in a CTE.
@@ -156,7 +156,7 @@ impl Control {
     }
 }
 
-/// What a text leaves behind on the server besides settings: a set of flags.
+/// Effects of a text on the server besides settings: a set of flags.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Effects(u32);
 
@@ -218,7 +218,7 @@ impl Effects {
     /// (another backend, a file, the server). Such a statement is run again only if it cannot have begun.
     pub const NOT_UNDONE: Self = Self(1 << 23);
 
-    /// What binds the session to its server until it is gone.
+    /// Effects that bind the session to its server until they are gone.
     pub const PINS: Self = Self(
         Self::TEMP_OBJECT.0
             | Self::ADVISORY_LOCK.0
@@ -229,7 +229,7 @@ impl Effects {
             | Self::SEED.0,
     );
 
-    /// What leaves the server unfit for another client before a reset (`DISCARD ALL`), besides settings.
+    /// Effects that leave the server unfit for another client before a reset (`DISCARD ALL`), besides settings.
     pub const TAINTS: Self = Self(Self::PINS.0 | Self::UNKNOWN.0 | Self::ROLE.0);
 
     const NAMES: [(Self, &'static str); 25] = [
@@ -304,7 +304,7 @@ impl fmt::Debug for Effects {
     }
 }
 
-/// How long a setting lasts.
+/// Lifetime of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// To the end of the session; undone if the transaction rolls back.
@@ -322,14 +322,14 @@ pub enum SettingChange {
         name: Box<str>,
         /// The value as `set_config(name, value, …)` takes it (lists already joined and quoted).
         value: Box<str>,
-        /// How long it lasts.
+        /// Its lifetime.
         scope: Scope,
     },
     /// RESET name, SET name TO DEFAULT.
     Reset {
         /// The setting.
         name: Box<str>,
-        /// How long it lasts.
+        /// Its lifetime.
         scope: Scope,
     },
     /// RESET ALL (which leaves role and session authorization alone).
@@ -345,7 +345,7 @@ pub enum Deallocate {
     All,
 }
 
-/// What a leading comment `/* manatee: … */` asks for.
+/// Request in a leading comment `/* manatee: … */`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// `primary`.
@@ -390,12 +390,12 @@ pub enum ProxyCommand {
     Refused {
         /// The SQLSTATE.
         sqlstate: &'static str,
-        /// What is wrong.
+        /// Problem.
         message: Box<str>,
     },
 }
 
-/// Which way a COPY goes over the client's connection.
+/// Direction of a COPY over the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyDirection {
     /// COPY … FROM STDIN: the client sends.
@@ -404,7 +404,7 @@ pub enum CopyDirection {
     Out,
 }
 
-/// How many statements a text has, as far as that matters.
+/// Number of statements in a text, as far as that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statements {
     /// None: an empty text (answered with `EmptyQueryResponse`).
@@ -417,16 +417,16 @@ pub enum Statements {
     Unknown,
 }
 
-/// What a text means to the proxy.
+/// Class of a text: its meaning to the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
-    /// Where it may run.
+    /// Servers on which it may run.
     pub access: Access,
-    /// How many statements it has.
+    /// Number of its statements.
     pub statements: Statements,
     /// Its transaction control.
     pub control: Control,
-    /// What it leaves behind, besides settings.
+    /// Effects on the server, besides settings.
     pub effects: Effects,
     /// Settings it changes.
     pub settings: Box<[SettingChange]>,
@@ -519,7 +519,7 @@ impl Class {
 pub struct SqlContext {
     /// `standard_conforming_strings`: backslashes in '…' are ordinary.
     pub standard_conforming_strings: bool,
-    /// How the client writes characters beyond ASCII.
+    /// Encoding of the client's characters beyond ASCII.
     pub encoding: TextEncoding,
 }
 
@@ -529,7 +529,7 @@ impl Default for SqlContext {
     }
 }
 
-/// What a client encoding (PostgreSQL manual, 24.3) means for reading SQL.
+/// Client encoding (PostgreSQL manual, 24.3), as far as reading SQL depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TextEncoding {
     /// UTF-8, or `SQL_ASCII`: bytes that the server takes as they are.

@@ -1,4 +1,4 @@
-//! What PostgreSQL's own parser says about a text, statement by statement. Runs on a cache miss only.
+//! Reading of a text by PostgreSQL's own parser, statement by statement. Runs on a cache miss only.
 
 use std::borrow::Cow;
 

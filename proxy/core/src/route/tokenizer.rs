@@ -28,7 +28,7 @@ const VERBATIM: u8 = 0x05;
 /// Parentheses nested deeper than this are not searched for repetition.
 const GROUPS: usize = 8;
 
-/// How a text was read.
+/// Result of reading a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
     /// The key is a fingerprint, shared by texts that differ in literals, comments and white space.
@@ -92,7 +92,7 @@ pub fn render(key: &[u8]) -> Vec<u8> {
 /// Something that only the real parser should judge.
 struct Odd;
 
-/// What to do with the literals of the statement at hand.
+/// Treatment of literals in the statement at hand.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Literals {
     /// The statement's first word has not been seen.
@@ -124,7 +124,7 @@ struct Scanner<'a> {
 struct Groups {
     depth: usize,
     start: [usize; GROUPS],
-    /// Where the last group of this depth was in the key, and how many equal ones it ended.
+    /// Place in the key of the last group of this depth, and the number of equal ones it ended.
     last: [(usize, usize, u8); GROUPS],
 }
 
@@ -161,7 +161,7 @@ fn is_identifier_start(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
 }
 
-/// Which bytes go on with an identifier: looked up for nearly every byte of every text.
+/// Bytes that continue an identifier: looked up for nearly every byte of every text.
 const IDENTIFIER: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0_u8;
@@ -469,14 +469,14 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// What is copied from here to `end` must not look like a mark.
+    /// Checks that the bytes copied from here to `end` cannot be taken for a mark.
     fn no_marks(&self, end: usize) -> Result<(), Odd> {
         let copied = self.text.get(self.at..end).unwrap_or_default();
         if copied.iter().any(|byte| (INTEGER..=VERBATIM).contains(byte)) { Err(Odd) } else { Ok(()) }
     }
 }
 
-/// How a string's end is found.
+/// Rule by which the end of a string is found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Quote {
     Plain,

@@ -11,7 +11,7 @@ use super::{
     walk::string_constant,
 };
 
-/// What a list of transaction modes says.
+/// Contents of a list of transaction modes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Modes {
     pub(super) read_only: Option<bool>,

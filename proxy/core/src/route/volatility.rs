@@ -1,4 +1,4 @@
-//! What a database's functions and relations may do.
+//! Volatility of a database's functions and relations.
 //!
 //! The facts come from the database itself ([`CATALOG_SQL`]), so that every version and extension is
 //! right; what volatility does not say about PostgreSQL's own functions is in the tables below.
@@ -104,7 +104,7 @@ SELECT pg_catalog.concat_ws('/',
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(oid::int8 # xmin::text::int8) FROM pg_catalog.pg_namespace),
     (SELECT pg_catalog.count(*) || ',' || pg_catalog.sum(setrole::int8 # xmin::text::int8) FROM pg_catalog.pg_db_role_setting))";
 
-/// What calling a function by this name may do.
+/// Consequence of a call to a function of this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Reads only, and the same on every node.
@@ -136,7 +136,7 @@ impl Verdict {
     }
 }
 
-/// What is known about one database's functions and relations. Built at once, never changed.
+/// Facts about one database's functions and relations. Built at once, never changed.
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// By plain name, the worst of that name; and by schema, NUL, name.
@@ -147,7 +147,7 @@ pub struct Catalog {
     relations: HashSet<Box<str>>,
     /// Custom settings that functions and policies name.
     custom: Vec<Box<str>>,
-    /// What roles are given at their login (ALTER ROLE … SET, ALTER DATABASE … SET); the empty name: every role.
+    /// Settings that roles get at their login (ALTER ROLE … SET, ALTER DATABASE … SET); the empty name: every role.
     defaults: HashMap<Box<str>, Vec<Box<str>>>,
 }
 
@@ -211,7 +211,7 @@ impl Catalog {
         &self.custom
     }
 
-    /// What tells apart what a role is given at its login now from what it was given before.
+    /// Fingerprint of the settings a role gets at its login, to tell them from those it got before.
     #[must_use]
     pub fn defaults_of(&self, role: &str) -> Vec<Box<str>> {
         let of = |role: &str| self.defaults.get(role).into_iter().flatten().cloned();
@@ -220,7 +220,7 @@ impl Catalog {
         defaults
     }
 
-    /// How many names of functions are known, plain and qualified.
+    /// Number of function names that are known, plain and qualified.
     #[must_use]
     pub fn functions(&self) -> usize {
         self.functions.len()
@@ -240,7 +240,7 @@ impl Catalog {
         *entry = entry.worse(verdict);
     }
 
-    /// What a call of this function, as written in a text, may do.
+    /// Verdict on a call of this function, as written in a text.
     #[must_use]
     pub fn function(&self, schema: Option<&str>, name: &str) -> Verdict {
         let found = match schema {
@@ -406,7 +406,7 @@ fn differs_between_nodes(name: &str) -> bool {
     ) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// What PostgreSQL's own functions leave behind in the session.
+/// Effect of one of PostgreSQL's own functions on the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BuiltInEffect {
     AdvisoryLock,

@@ -16,7 +16,7 @@ use super::{
 /// this one keeps the recursion here bounded whatever that limit becomes.
 const MAX_DEPTH: usize = 256;
 
-/// What was found so far.
+/// Findings so far.
 pub(super) struct Walk<'a> {
     catalog: Option<&'a Catalog>,
     pub(super) access: Access,

@@ -1,4 +1,4 @@
-//! Who may connect from where and how they prove themselves: rules as in pg_hba.conf (manual,
+//! Rules for who may connect from where, and for how they prove themselves: as in pg_hba.conf (manual,
 //! section 21.1), the first that fits decides. Pure.
 //!
 //! Understood: `local`, `host`, `hostssl`, `hostnossl`; databases `all`, `sameuser` and names; users
@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 
-/// How somebody proves themselves.
+/// Method of authentication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Not at all.
@@ -27,7 +27,7 @@ pub enum Method {
     Peer,
 }
 
-/// What a certificate must say, beside what the method asks for.
+/// Demand on the client's certificate, beside the one of the method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificate {
     /// Nothing: none is needed.
@@ -39,25 +39,25 @@ pub enum ClientCertificate {
     Named,
 }
 
-/// What the rule that fits says.
+/// Content of the rule that fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// How they prove themselves.
+    /// Method of authentication.
     pub method: Method,
-    /// What else is asked for.
+    /// Further demand on the certificate.
     pub certificate: ClientCertificate,
     /// Map of names in certificates to roles.
     pub map: Option<String>,
 }
 
-/// How somebody is connected.
+/// Transport of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Over a Unix socket.
     Local,
     /// Over TCP.
     Host {
-        /// From where.
+        /// Address of the client.
         address: IpAddr,
         /// With TLS.
         tls: bool,
@@ -163,7 +163,7 @@ impl Rules {
         self.0.iter().any(|rule| wants(&rule.verdict))
     }
 
-    /// What the first rule that fits says; none if none does, and then nobody gets in. Who replicates without
+    /// Verdict of the first rule that fits; none if none does, and then nobody gets in. Who replicates without
     /// a database is meant by `replication` and by nothing else, as in PostgreSQL.
     pub fn find(&self, origin: Origin, database: Option<&str>, user: &str) -> Option<&Verdict> {
         let fits = |rule: &&Rule| {

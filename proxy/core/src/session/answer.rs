@@ -1,4 +1,4 @@
-//! How far the answer to a unit has come, as its client sees it.
+//! Progress of the answer to a unit, as its client sees it.
 //!
 //! While it is withheld, another server may say it again: the bytes are kept, and so is what its requests have changed
 //! of the client's names. Whatever shows something of it gives both up for good.
@@ -21,7 +21,7 @@ const WITHHELD_BYTES: usize = 64 << 10;
 /// A client's name and the statement it led to, if any.
 pub(super) type Definition = (Box<[u8]>, Option<Held>);
 
-/// What becomes of the server's messages up to ReadyForQuery.
+/// Fate of the server's messages up to ReadyForQuery.
 #[derive(Debug, Default)]
 pub(super) enum Answer {
     /// Kept back: so far nothing that could not be said again by another server.
@@ -35,15 +35,15 @@ pub(super) enum Answer {
     Discarded(Lesson),
 }
 
-/// What is kept of an answer until something of it is shown.
+/// Part of an answer that is kept until something of it is shown.
 #[derive(Debug, Default)]
 pub(super) struct Withheld {
     bytes: BytesMut,
-    /// Where the client's names led that answered requests have changed, oldest first.
+    /// Definitions of the client's names before answered requests changed them, oldest first.
     undo: Vec<Definition>,
 }
 
-/// What is learned from a unit that a standby has refused as a write.
+/// Lesson from a unit that a standby has refused as a write.
 #[derive(Debug, Default)]
 pub(super) enum Lesson {
     /// Nothing.
@@ -76,14 +76,14 @@ impl Answer {
         matches!(self, Self::Discarded(_))
     }
 
-    /// What still comes is not for the client.
+    /// Whether the rest of the answer is not for the client.
     pub(super) fn is_swallowed(&self) -> bool {
         matches!(self, Self::ErrorSent | Self::Discarded(_))
     }
 }
 
 impl Withheld {
-    /// For how many changes there is room.
+    /// Number of changes that there is room for.
     pub(super) fn room(&self) -> usize {
         self.undo.capacity()
     }
@@ -115,7 +115,7 @@ impl Withheld {
 }
 
 impl Session {
-    /// What was kept of the answer is forgotten.
+    /// Sets the answer, and forgets the part of it that was kept.
     pub(super) fn set_answer(&mut self, next: Answer) {
         if let Some(run) = self.state.run_mut() {
             self.spare.keep_answer(mem::replace(&mut run.answer, next));

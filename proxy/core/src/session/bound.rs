@@ -1,4 +1,4 @@
-//! What binds a session to its server beyond a transaction, and what it is told when there is no room for that: a
+//! Bonds of a session to its server beyond a transaction, and its error when there is no room for them: a
 //! pool keeps a share of its connections for sessions that are bound to none.
 
 use bytes::BytesMut;
@@ -9,7 +9,7 @@ use crate::error::ProxyError;
 use crate::route::Effects;
 use crate::terms::Mode;
 
-/// Why a session is bound, by the names that the metrics have.
+/// Causes of a bond, by the names that the metrics have.
 pub const CAUSES: [(Effects, &str); 9] = [
     (Effects::TEMP_OBJECT, "temporary_objects"),
     (Effects::ADVISORY_LOCK, "advisory_locks"),
@@ -42,7 +42,7 @@ pub struct Crowd {
 }
 
 impl Session {
-    /// By what the session is bound to its server, or surely will be once what runs is over. `before`: what this said
+    /// Effects that bind the session to its server, or surely will once what runs is over. `before`: what this gave
     /// last. With a server for each session, by nothing.
     pub fn bound_by(&self, before: Effects) -> Effects {
         if self.kept.config.mode == Mode::Session || self.state.link().is_none() {
@@ -60,8 +60,8 @@ impl Session {
         }
     }
 
-    /// What the unit at hand makes, if it is not refused. A lock may not be got, and a search path that begins with the
-    /// temporary schema creates nothing: of these it is seen afterwards.
+    /// Effects that the unit at hand makes, if it is not refused. A lock may not be got, and a search path that begins
+    /// with the temporary schema creates nothing: of these it is seen afterwards.
     fn surely_binds(&self) -> Effects {
         let effects = self.unit.effects.both(BINDING).minus(Effects::ADVISORY_LOCK);
         if self.unit.effects.intersects(Effects::DDL) { effects } else { effects.minus(Effects::TEMP_OBJECT) }

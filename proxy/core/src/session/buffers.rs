@@ -16,7 +16,7 @@ pub const LONG_BYTES: usize = 4 * BUFFER_BYTES;
 /// Of these kept: about as many as carry something long at a time.
 const MOST_SPARE_LONG: usize = 8;
 
-/// What has grown above this is not kept: it was for one large message.
+/// Capacity above which a buffer is not kept: it was for one large message.
 const KEPT_BYTES: usize = LONG_BYTES;
 
 /// Empty buffers. A buffer without any capacity holds none of them: whoever takes bytes from its head does so by
@@ -25,7 +25,7 @@ const KEPT_BYTES: usize = LONG_BYTES;
 pub struct Buffers {
     spare: Vec<BytesMut>,
     long: Vec<BytesMut>,
-    /// What the next who reads reads into; he keeps it only if bytes came.
+    /// Buffer that the next reader reads into; it is kept only if bytes came.
     reading: BytesMut,
 }
 
@@ -47,7 +47,7 @@ impl Buffers {
         self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
     }
 
-    /// Where to read what is for a buffer that holds nothing. If bytes came, it is to be swapped with that one.
+    /// Buffer to read into for one that holds nothing. If bytes came, it is to be swapped with that one.
     pub fn reading(&mut self) -> &mut BytesMut {
         if self.reading.capacity() == 0 {
             self.reading = self.take();

@@ -1,5 +1,5 @@
-//! What servers say of statements: kept with them ([`Signature`](super::statements::Signature)), and compared when a
-//! statement is brought along to a server that lacks it.
+//! Descriptions of statements by servers: kept with them ([`Signature`](super::statements::Signature)), and compared
+//! when a statement is brought along to a server that lacks it.
 //!
 //! A client that was told what rows its prepared statement returns must not get other rows from it. A server that
 //! prepared it before a change of schema says so itself, "cached plan must not change result type" (plancache.c); one
@@ -38,7 +38,7 @@ pub(super) enum Brought {
     Differs,
 }
 
-/// What makes two RowDescriptions those of different rows: names, types, sizes and modifiers, not the
+/// Fingerprint of a RowDescription that tells different rows apart: names, types, sizes and modifiers, not the
 /// tables they come from (`equalTupleDescs`).
 pub(super) fn shape(body: &[u8]) -> u64 {
     // Name, table and column number, type, size, modifier, format: manual, section 55.7.
@@ -182,12 +182,12 @@ impl Session {
         self.state.run().is_some_and(|run| run.course == Course::Describing)
     }
 
-    /// What waited can be sent.
+    /// Lets the part of the unit that waited be sent.
     fn go_on(&mut self) {
         self.set_course(if self.unit.is_here() { Course::Resuming } else { Course::Answering });
     }
 
-    /// What waited will not be carried out: the rest of the unit is nothing but its Sync.
+    /// Drops the part of the unit that waited: the rest of the unit is nothing but its Sync.
     pub(super) fn end_waiting(&mut self) {
         self.set_course(Course::Answering);
         if !self.unit.input.is_open() && self.unit.shape != Shape::Simple {

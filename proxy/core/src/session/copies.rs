@@ -14,9 +14,9 @@ pub const MAX_PER_SERVER: usize = 512;
 #[derive(Debug)]
 struct Copy {
     name: Rc<str>,
-    /// When it was made, by the clock of the [`Interner`](super::statements::Interner).
+    /// Time of its making, by the clock of the [`Interner`](super::statements::Interner).
     since: u64,
-    /// When it was used last (a count).
+    /// Time of its last use (a count).
     used: u64,
 }
 
@@ -68,7 +68,7 @@ impl Prepared {
         self.superseded.extend(self.copies.remove(&id).map(|copy| copy.name));
     }
 
-    /// What has to be closed now.
+    /// Statements to be closed now.
     pub fn take_superseded(&mut self) -> Vec<Rc<str>> {
         std::mem::take(&mut self.superseded)
     }

@@ -21,10 +21,10 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::frontend::{self, Bind, Kind, Target};
 use crate::wire::{self, WireError};
 
-/// What a server is sent, as a name or as a text, so that it fails.
+/// Text that a server is sent, as a name or as a text, so that it fails.
 const REFUSED: &[u8] = b"manatee refused this";
 
-/// How a message leaves.
+/// Way in which a message leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaves {
     /// As it came, behind what was put before it.
@@ -182,7 +182,7 @@ impl Session {
         Ok(())
     }
 
-    /// What comes behind data.
+    /// Sends on the end of a COPY's data.
     fn end_copy(&mut self, tag: u8, message: &Bytes) {
         match tag {
             frontend::TERMINATE => return self.go_end(),
@@ -297,7 +297,7 @@ impl Session {
         }
     }
 
-    /// What the client is told instead of what it asks for.
+    /// Error for the client instead of what it asks for.
     fn refusal(&self) -> Option<Box<[u8]>> {
         self.state.run()?.refusal.clone()
     }
@@ -481,7 +481,7 @@ impl Session {
         name
     }
 
-    /// What the unit, a Query of several statements, does first, if that ends the transaction.
+    /// First statement of a Query of several, if it ends the transaction.
     pub(super) fn ends_first(&self) -> Option<TransactionControl> {
         let first = match self.unit.control {
             Some(Control::Mixed { first, .. }) if self.unit.class.is_some() => first?,
@@ -492,7 +492,7 @@ impl Session {
     }
 }
 
-/// How many bytes of complete messages at the head of a client's buffer only go on with a COPY.
+/// Bytes of complete messages at the head of a client's buffer that only go on with a COPY.
 fn copy_data(rx: &[u8]) -> Result<usize, WireError> {
     let mut end = 0;
     while let Some((header, _)) = wire::complete(&rx[end..])? {
@@ -509,7 +509,7 @@ pub(super) fn decides(class: &Class) -> bool {
     changes_session(class) || leaves_failed(class.control)
 }
 
-/// What a failed transaction lets through (`IsTransactionExitStmt`, postgres.c).
+/// Whether a failed transaction lets it through (`IsTransactionExitStmt`, postgres.c).
 fn leaves_failed(control: Control) -> bool {
     match control {
         Control::None => false,

@@ -1,4 +1,4 @@
-//! How a unit ends other than by its server's answer: told an error, forgotten, or run again.
+//! Ends of a unit other than by its server's answer: told an error, forgotten, or run again.
 
 use bytes::{BufMut, BytesMut};
 

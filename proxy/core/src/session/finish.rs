@@ -133,7 +133,7 @@ impl Session {
         }
     }
 
-    /// Where it cannot be known which changes of settings survived, only this server knows them.
+    /// Leaves the settings in doubt: where it cannot be known which changes survived, only this server knows them.
     fn doubt_settings(&mut self) {
         if self.staged.is_empty() {
             return;

@@ -15,7 +15,7 @@ use crate::route::class::{Access, Reason, SqlContext};
 use crate::wire::frontend::{self, Bind, Kind, Parse, Target};
 use crate::wire::{self, WireError, backend};
 
-/// What a message does to its unit.
+/// Effect of a message on its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ends {
     /// More follows.

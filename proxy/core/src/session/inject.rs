@@ -1,5 +1,5 @@
-//! What the proxy itself sends to a server, beside what its client sends: the one place that knows what each
-//! such message does to the server, so that what is known of the server follows.
+//! Injected messages: those that the proxy itself sends to a server, beside its client's. The one place that knows what
+//! each such message does to the server, so that what is known of the server follows.
 
 use std::rc::Rc;
 

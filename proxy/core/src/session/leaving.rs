@@ -1,4 +1,4 @@
-//! What becomes of a session whose client sends no more: because it has left, because it waits for an answer
+//! End of a session whose client sends no more: because it has left, because it waits for an answer
 //! without having asked for one, or because it wants what runs to be cancelled.
 //!
 //! PostgreSQL looks at its socket between two statements only (`PostgresMain`, postgres.c). So what stands in front
@@ -10,7 +10,7 @@ use super::run::Course;
 use super::state::{Stage, State, Then};
 use crate::wire::{backend, frontend};
 
-/// What a cancel request of the client is for.
+/// Aim of a cancel request of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelAim {
     /// Nothing: no statement of the client is under way.
@@ -22,7 +22,7 @@ pub enum CancelAim {
 }
 
 impl Session {
-    /// What a cancel request is for now. Never a statement of the proxy's own.
+    /// Aim of a cancel request now. Never a statement of the proxy's own.
     pub fn cancel_aim(&self) -> CancelAim {
         match &self.state {
             State::Waiting(_) => CancelAim::Held,

@@ -1,4 +1,4 @@
-//! What has been asked of a server and is not answered yet, in order. A pipeline may have a hundred thousand
+//! Requests that a server has not answered yet, in order. A pipeline may have a hundred thousand
 //! requests under way: nothing here looks through all of them.
 
 use std::collections::{HashMap, VecDeque};
@@ -31,14 +31,14 @@ pub(super) enum Expect {
     Parse {
         /// The client's name; empty: unnamed.
         name: Box<[u8]>,
-        /// What it defines.
+        /// Statement that it defines.
         held: Held,
     },
     /// The proxy's Describe behind a Parse: the description is swallowed.
     Signature {
         /// The client's name.
         name: Box<[u8]>,
-        /// What is described.
+        /// Statement that is described.
         statement: Rc<Statement>,
     },
     /// The proxy's Parse of what the server lacks: ParseComplete is swallowed.
@@ -113,7 +113,7 @@ impl Expect {
     }
 }
 
-/// What a name leads to once all is answered, and how many requests change that on the way.
+/// Target of a name once all is answered, and the number of requests that change it on the way.
 #[derive(Debug)]
 struct Pending<T> {
     changes: usize,
@@ -180,7 +180,7 @@ impl Ledger {
         self.expected.front()
     }
 
-    /// For how many requests there is room.
+    /// Number of requests that there is room for.
     pub(super) fn room(&self) -> usize {
         self.expected.capacity().max(self.statements.named.capacity()).max(self.portals.named.capacity())
     }
@@ -236,12 +236,12 @@ impl Ledger {
         }
     }
 
-    /// What the client's statement `wanted` is going to be: `Some(None)` if it is going to be closed.
+    /// Statement that the client's name `wanted` is going to mean: `Some(None)` if it is going to be closed.
     pub(super) fn pending_statement(&self, wanted: &[u8]) -> Option<Option<&Held>> {
         self.statements.get(wanted).map(|pending| pending.last.as_ref())
     }
 
-    /// What the portal `wanted` is going to run: `Some(None)` if it is going to be closed, or if its
+    /// Statement that the portal `wanted` is going to run: `Some(None)` if it is going to be closed, or if its
     /// statement is not known.
     pub(super) fn pending_portal(&self, wanted: &[u8]) -> Option<Option<&Rc<Statement>>> {
         self.portals.get(wanted).map(|pending| pending.last.as_ref())

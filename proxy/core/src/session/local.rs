@@ -16,7 +16,7 @@ use crate::wire::backend::{self, TxStatus};
 use crate::wire::frontend::{self, Bind, Kind, Target};
 use crate::wire::{self, put_cstr, put_message};
 
-/// What a text is answered.
+/// Answer to a text.
 enum Said {
     /// A command tag.
     Done(&'static str),

@@ -1,4 +1,4 @@
-//! What a session does when its server is lost: by where it is, and by the table in [`lost`].
+//! Loss of a session's server: by the session's state, and by the table in [`lost`].
 
 use std::mem;
 
@@ -16,7 +16,7 @@ use crate::route::Effects;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::put_message;
 
-/// What is known of a server that is lost.
+/// Facts about a server that is lost.
 struct Lost {
     sent: Sent,
     how: How,
@@ -83,7 +83,7 @@ impl Session {
         }
     }
 
-    /// What the session has had on the server that is lost.
+    /// Forgets the state that the session has had on the server that is lost.
     fn lose_ties(&mut self) {
         if self.status != TxStatus::Idle {
             // What the transaction may have set is rolled back.

@@ -1,10 +1,10 @@
-//! What a client is told when the server under its unit is lost: a table of facts to verdicts.
+//! Answer to a client when the server under its unit is lost: a table of facts to verdicts.
 //!
 //! A unit is run again only when it provably did not run, or when running it twice does no harm and
 //! nobody saw its first answer. Where a commit may have happened and its answer is lost, the client
 //! is told just that.
 //!
-//! What a loss proves of a unit that began outside a transaction and was not answered:
+//! Proof that a loss gives about a unit that began outside a transaction and was not answered:
 //!
 //! | loss | statement | proof |
 //! |---|---|---|
@@ -29,7 +29,7 @@ use crate::route::{Control, Effects, TransactionControl};
 use crate::wire::backend::{ERROR_RESPONSE, TxStatus};
 use crate::wire::{put_cstr, put_message, take_cstr};
 
-/// How much of the unit had been written to the server.
+/// Part of the unit that had been written to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
     /// Its last message had not been written to its end.
@@ -38,7 +38,7 @@ pub(super) enum Sent {
     Whole,
 }
 
-/// How the server went.
+/// Way in which the server went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     /// The connection closed, broke, or was given up because the topology says so.
@@ -52,7 +52,7 @@ pub enum How {
     ReadOnly,
 }
 
-/// What to do.
+/// Verdict: the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Run the unit again on another server.
@@ -172,7 +172,7 @@ pub(super) fn as_error(words: &[u8], hint: &[u8], out: &mut BytesMut) {
     });
 }
 
-/// Why it was not run again.
+/// Reason why it was not run again.
 pub(super) const HINT: &[u8] = b"It was not run again, because not all that it does is undone with its transaction. \
     Look at what it has done before you run it again.";
 

@@ -114,7 +114,7 @@ pub use server::{Cleanup, Mark, ServerState};
 /// A unit of this many bytes is sent on before its end is seen.
 pub const GATHER_LIMIT_BYTES: usize = 1 << 20;
 
-/// What the sessions of one thread and database share.
+/// State that the sessions of one thread and database share.
 #[derive(Debug)]
 pub struct Shared {
     /// Classes of texts.
@@ -125,7 +125,7 @@ pub struct Shared {
     pub profiles: Profiles,
     /// Buffers.
     pub buffers: Buffers,
-    /// What idle sessions do not need.
+    /// Parts that idle sessions do not need.
     pub spares: Spares,
     /// Somebody has asked for sequence values of their own session (`lastval`, `currval`) here: from
     /// then on who may have made some stays on their server.
@@ -146,7 +146,7 @@ impl Shared {
     }
 }
 
-/// Which kind of server a unit needs.
+/// Kind of server that a unit needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// The primary.
@@ -157,7 +157,7 @@ pub enum Need {
     StandbyOnly,
 }
 
-/// What a server is to the session that has it.
+/// Kind of server, to the session that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServedBy {
     /// The node that was primary when it was attached.
@@ -166,7 +166,7 @@ pub enum ServedBy {
     Standby,
 }
 
-/// What the driver has to do next.
+/// Next step of the driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Read and write.
@@ -191,12 +191,12 @@ pub struct Ids {
     pub server: u32,
 }
 
-/// How a session was opened.
+/// Settings with which a session was opened.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// By listen address.
     pub access: Access,
-    /// When the server is given back.
+    /// Moment at which the server is given back.
     pub mode: Mode,
     /// Reads go to standbys.
     pub split: bool,
@@ -222,11 +222,11 @@ pub struct Session {
     staged: Vec<Rc<Class>>,
     /// A text that changes settings was run in the open transaction.
     sets: bool,
-    /// How the open transaction can be begun on the primary instead.
+    /// Beginning of the open transaction, for beginning it again on the primary instead.
     opening: Opening,
-    /// What binds the session to its server.
+    /// Effects that bind the session to its server.
     pins: Effects,
-    /// What is to be asked about that.
+    /// Question about these.
     doubts: Doubts,
     /// The client sends nothing more than what was read of it.
     ended: bool,
@@ -238,7 +238,7 @@ pub struct Session {
     spare: Spare,
 }
 
-/// What pins a session, beyond [`Effects::PINS`]: a loaded library stays; a session that asks for
+/// Effects that pin a session, beyond [`Effects::PINS`]: a loaded library stays; a session that asks for
 /// its own sequence values needs the server that made them.
 const PINS: Effects = Effects::PINS.union(Effects::LOAD).union(Effects::SEQUENCE_READ);
 
@@ -299,7 +299,7 @@ impl Session {
         matches!(self.state, State::Gathering(_))
     }
 
-    /// How far the try of the unit is.
+    /// Progress of the unit's try.
     fn course(&self) -> Option<Course> {
         self.state.run().map(|run| run.course)
     }
@@ -327,7 +327,7 @@ impl Session {
         self.state.ledger_mut()?.pop()
     }
 
-    /// By which servers know this session.
+    /// Mark by which servers know this session.
     pub fn mark(&self) -> &Mark {
         &self.kept.mark
     }
@@ -341,12 +341,12 @@ impl Session {
         if lasting { Cleanup::Close } else { Cleanup::DiscardAll }
     }
 
-    /// What to write to the client.
+    /// Bytes to write to the client.
     pub fn to_client(&mut self) -> &mut BytesMut {
         &mut self.to_client
     }
 
-    /// What to write to the server.
+    /// Bytes to write to the server.
     pub fn to_server(&mut self) -> &mut BytesMut {
         &mut self.to_server
     }
@@ -412,7 +412,7 @@ impl Session {
         }
     }
 
-    /// How strict the session is now.
+    /// Strictness of the session now.
     pub fn consistency(&self) -> Consistency {
         self.kept.consistency.unwrap_or(self.kept.config.consistency)
     }

@@ -16,7 +16,8 @@ use crate::wire::backend::TxStatus;
 use crate::wire::frontend::{self, Bind};
 use crate::wire::{self};
 
-/// How a transaction on a standby can be begun again. The texts are BEGIN, and what has chosen characteristics since.
+/// Beginning of a transaction on a standby, for beginning it again. The texts are BEGIN, and what has chosen
+/// characteristics since.
 #[derive(Debug, Default)]
 pub(super) enum Opening {
     /// Not at all: the transaction has done something, or is elsewhere.

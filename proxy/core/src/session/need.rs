@@ -1,4 +1,4 @@
-//! Where the unit at hand has to run.
+//! Kind of server that the unit at hand needs.
 
 use super::{Need, PINS, Session};
 use crate::route::class::{Route, setting_needs_primary};
@@ -6,7 +6,7 @@ use crate::route::{Effects, Hint, TransactionControl};
 use crate::terms::{Access, Mode};
 
 impl Session {
-    /// Where the unit at hand has to run.
+    /// Kind of server that the unit at hand needs.
     pub(super) fn need(&self) -> Need {
         match self.kept.config.access {
             Access::PrimaryOnly => return Need::Primary,

@@ -1,4 +1,4 @@
-//! What the driver is told beside its next step.
+//! News for the driver beside its next step.
 //!
 //! One kind of news replaces an older one of its kind, or is counted: however rarely it is polled, there is no more of
 //! it than this.
@@ -19,7 +19,7 @@ pub enum News {
     Vacate(Vec<Box<str>>),
 }
 
-/// What was not polled yet.
+/// News that were not polled yet.
 #[derive(Debug, Default)]
 pub(super) struct Untold {
     used: Option<ServedBy>,

@@ -52,7 +52,7 @@ const SETTINGS: &str = "SELECT 's', name, pg_catalog.encode(pg_catalog.convert_t
 /// Custom settings asked for at most: a name costs about a microsecond.
 const MOST_NAMES: usize = 500;
 
-/// What may have changed of what binds the session, since its server was last asked.
+/// Changes that are possible, since its server was last asked, in what binds the session.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     /// Pins that may be gone.
@@ -61,7 +61,7 @@ pub(super) struct Doubts {
     names: Vec<Box<str>>,
 }
 
-/// What a server is asked, and what it has answered so far.
+/// Question to a server, and its answers so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     asked: Doubts,

@@ -14,7 +14,7 @@ use crate::route::class::Scope;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Profile {
     entries: BTreeMap<Box<str>, Box<str>>,
-    /// Which of the sets of [`ANALYSIS`] settings is in it.
+    /// Set of [`ANALYSIS`] settings that is in it.
     analysis: u32,
 }
 
@@ -50,7 +50,7 @@ impl Profile {
         self.analysis
     }
 
-    /// What is set.
+    /// Settings, by name.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
@@ -92,7 +92,7 @@ impl Profile {
     }
 }
 
-/// How a server keeps characters beyond ASCII, as far as that matters.
+/// Encoding of a server beyond ASCII, as far as that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerEncoding {
     /// In an encoding that Unicode can be converted to.
@@ -108,7 +108,7 @@ impl ServerEncoding {
     }
 }
 
-/// What stands before a text of the proxy's own that is a transaction of its own: whoever had or has the server may
+/// Prefix of a text of the proxy's own that is a transaction of its own: whoever had or has the server may
 /// have chosen an isolation level that a standby refuses, or that waits.
 pub(super) const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;";
 

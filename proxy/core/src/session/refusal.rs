@@ -1,4 +1,4 @@
-//! What is done when a server refuses the settings of a session.
+//! Treatment of a server's refusal of a session's settings.
 //!
 //! A server may refuse because of what it has been through before (a timeout of the session before, a cancel that
 //! was meant for it, temporary tables, loaded libraries): then it is unfit, and another one is asked. A standby may
@@ -21,7 +21,7 @@ use crate::wire::backend::ErrorFields;
 /// Servers that are asked for one statement, at most: each costs a connection if it is the session's fault after all.
 const MOST_SERVERS: u8 = 3;
 
-/// What to do next.
+/// Next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// Ask the same server again.
@@ -147,7 +147,7 @@ impl Session {
     }
 }
 
-/// What the client can do.
+/// Hint for the client.
 const HINT: &[u8] = b"The server refused a setting of this session, so the statement was not run: \
     change the setting with SET or RESET.";
 

@@ -21,7 +21,7 @@ use crate::wire::{self, Header, WireError};
 /// stay whole, so that an error can be told between any two.
 const STREAM_ABOVE_BYTES: usize = 64 << 10;
 
-/// Why a server cannot go on.
+/// Reason why a server cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// It ended the connection.
@@ -46,7 +46,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What it proves.
+    /// Loss that it amounts to.
     pub fn how(&self) -> How {
         match self {
             Self::Fatal { code, .. } if matches!(code.as_str(), "57P01" | "57P03") || is_own_limit(code.as_bytes()) => {
@@ -64,7 +64,7 @@ pub(super) fn is_own_limit(code: &[u8]) -> bool {
     matches!(code, b"25P03" | b"25P04" | b"57P05")
 }
 
-/// What becomes of a message.
+/// Fate of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The client gets it, now or when the answer is no longer withheld.
@@ -90,7 +90,7 @@ impl Passing {
     }
 }
 
-/// How many bytes of a message have to be there before it is dealt with. Of rows and data too long to be held
+/// Number of bytes of a message that have to be there before it is dealt with. Of rows and data too long to be held
 /// nothing is looked at, of such errors and notices their first fields: severity, code and text.
 fn looked_at(header: &Header) -> usize {
     match header.tag {
@@ -100,7 +100,7 @@ fn looked_at(header: &Header) -> usize {
     }
 }
 
-/// How many bytes of complete messages at the head have this tag, and are not to be passed on in parts.
+/// Number of bytes of complete messages at the head that have this tag, and are not to be passed on in parts.
 fn alike(bytes: &[u8], tag: u8) -> usize {
     let mut end = 0;
     while let Some(rest) = bytes.get(end..)

@@ -26,7 +26,7 @@ const MOST_SPARE: usize = 256;
 /// Requests there is room for in a spare. One that has grown above this is not kept: it was for a long pipeline.
 const MOST_REQUESTS: usize = 256;
 
-/// What a session keeps while it is idle.
+/// Parts that a session keeps while it is idle.
 #[derive(Debug)]
 pub struct Kept {
     pub(super) config: Config,
@@ -141,7 +141,7 @@ pub struct Awake {
     pub rx: BytesMut,
 }
 
-/// What idle sessions do not need, for the next who has something to do. What such a session keeps is nobody's.
+/// Parts that idle sessions do not need, for the next one that has something to do. Nobody's while they are here.
 // Boxed because they travel.
 #[allow(clippy::vec_box, reason = "the boxes are handed on as they are")]
 #[derive(Debug, Default)]
@@ -182,7 +182,7 @@ impl Awake {
 }
 
 impl Session {
-    /// With what it keeps, and nothing to do.
+    /// Session with what it keeps, and nothing to do.
     pub fn of(kept: Kept) -> Self {
         let mut unit = Unit::default();
         unit.reset(TxStatus::Idle);

@@ -15,7 +15,7 @@ use crate::route::class::Scope;
 use crate::route::{Class, Control, SettingChange};
 use crate::wire::backend::TxStatus;
 
-/// What `changes` take back to the server's default although the session began with another value.
+/// Settings that `changes` take back to the server's default although the session began with another value.
 fn fallen(changes: &[SettingChange], startup: &Profile) -> Vec<SettingChange> {
     let mut fallen: Vec<(&str, Scope)> = Vec::new();
     for change in changes {

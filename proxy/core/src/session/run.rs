@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 
-/// How far a try is.
+/// Progress of a try.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Course {
     /// Nothing of the unit was sent.
@@ -10,23 +10,23 @@ pub(super) enum Course {
     Starting,
     /// A message of it waits for the server's description of the statement that it names.
     Describing,
-    /// What has waited can be sent.
+    /// The rest, which has waited, can be sent.
     Resuming,
-    /// What there is of it is sent.
+    /// The answer is sent, as far as it is there.
     Answering,
     /// ReadyForQuery has come.
     Answered,
 }
 
-/// What is known of a try.
+/// State of a try.
 #[derive(Debug, Default)]
 pub(super) struct Run {
     pub(super) course: Course,
-    /// How far its answer has come.
+    /// Progress of its answer.
     pub(super) answer: Answer,
-    /// How many of the gathered bytes were sent on, if it waits for a server's description in the middle.
+    /// Number of the gathered bytes that were sent on, if it waits for a server's description in the middle.
     pub(super) sent: usize,
-    /// How many of the unit's Parse messages were sent.
+    /// Number of the unit's Parse messages that were sent.
     pub(super) parses_sent: usize,
     /// The message to be sent next was noted already, and then had to wait.
     pub(super) noted: bool,
@@ -40,7 +40,7 @@ pub(super) struct Run {
     pub(super) flushed: bool,
     /// Number of the statement of which the server has other rows than the client was told.
     pub(super) mismatch: Option<u32>,
-    /// What the client is told instead: it would bind the session to its server, and too many are.
+    /// Error for the client instead: it would bind the session to its server, and too many are.
     pub(super) refusal: Option<Box<[u8]>>,
     /// The server reported an error.
     pub(super) errored: bool,

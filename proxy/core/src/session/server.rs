@@ -1,4 +1,4 @@
-//! What is known about one server connection.
+//! State of one server connection.
 
 use std::rc::{Rc, Weak};
 
@@ -7,7 +7,7 @@ use super::profile::{Profile, Profiles};
 use super::statements::Held;
 use super::{Shared, reply};
 
-/// By which a server knows the session that left something on it. Nothing but an identity, which most sessions
+/// Mark by which a server knows the session that left something on it. Nothing but an identity, which most sessions
 /// never need.
 #[derive(Clone, Debug, Default)]
 pub struct Mark(Option<Rc<()>>);
@@ -24,7 +24,7 @@ impl Mark {
     }
 }
 
-/// What is known about one server connection; it travels with it through the pool.
+/// State of one server connection; it travels with it through the pool.
 #[derive(Debug)]
 pub struct ServerState {
     /// Settings it has been given.
@@ -35,7 +35,7 @@ pub struct ServerState {
     pub unnamed: Option<Held>,
     /// ParameterStatus values.
     pub parameters: Vec<(String, String)>,
-    /// What must be done before another session gets it.
+    /// Cleanup that is due before another session gets it.
     pub cleanup: Cleanup,
     /// The session that last did something which may live on in the server process: sequence values,
     /// what a function left.
@@ -84,7 +84,7 @@ impl ServerState {
     }
 }
 
-/// What must be done with a server before another session gets it. Ordered by strictness.
+/// Cleanup of a server that is due before another session gets it. Ordered by strictness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cleanup {
     /// Nothing.

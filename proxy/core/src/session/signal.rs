@@ -36,8 +36,8 @@ impl Session {
         (header.tag == frontend::QUERY).then(|| argument(frontend::query_text(body).ok()?))?
     }
 
-    /// What became of [`super::Step::Cancel`]. If there is no such client, or it is another role's, the server is asked
-    /// as ever: it says that it knows no such process.
+    /// Notes the result of [`super::Step::Cancel`]. If there is no such client, or it is another role's, the server is
+    /// asked as ever: it says that it knows no such process.
     pub fn canceled_client(&mut self, is_done: bool, rx: &mut BytesMut) {
         if !is_done {
             return self.go_attached(Stage::Preparing);

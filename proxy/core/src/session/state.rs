@@ -26,7 +26,7 @@ use super::reply::Passing;
 use super::run::Run;
 use super::{Ids, Need, ServedBy, ServerState, Session};
 
-/// What a session does, and the server that it has.
+/// State of a session, with the server that it has.
 // Looked at for each message: its tag is a byte of its own, not packed into what the variants hold.
 #[derive(Debug)]
 #[repr(u8)]
@@ -45,7 +45,7 @@ pub(super) enum State {
     Ended(Option<Link>),
 }
 
-/// How far a session with a server is.
+/// Stage of a session with a server.
 #[derive(Debug)]
 #[repr(u8)]
 pub(super) enum Stage {
@@ -63,7 +63,7 @@ pub(super) enum Stage {
     Releasing(Then),
 }
 
-/// What the proxy itself has the server do before the unit at hand.
+/// Replay: the proxy's own statements to the server before the unit at hand.
 #[derive(Debug)]
 pub(super) enum Replay {
     /// Take these settings; the words in which it has refused them.
@@ -74,7 +74,7 @@ pub(super) enum Replay {
     Beginning,
 }
 
-/// What follows when a server has been given back.
+/// Next step when a server has been given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     /// The next unit.
@@ -93,7 +93,7 @@ pub(super) struct Link {
     pub(super) exchange: Box<Exchange>,
 }
 
-/// What is under way between the session and the server at hand.
+/// Exchange under way between the session and the server at hand.
 #[derive(Debug, Default)]
 pub(super) struct Exchange {
     /// Requests that are not answered yet.
@@ -130,7 +130,7 @@ pub(super) struct Spare {
 }
 
 impl Spare {
-    /// For how many requests there is room in it.
+    /// Number of requests that there is room for in it.
     pub(super) fn room(&self) -> usize {
         let exchange = self.exchange.as_ref().map_or(0, |exchange| exchange.ledger.room());
         self.withheld.as_ref().map_or(exchange, |withheld| withheld.room().max(exchange))
@@ -243,7 +243,7 @@ impl State {
         }
     }
 
-    /// How far the answer to the unit has come. Between two units, what a server says of its own accord is passed on.
+    /// Progress of the answer to the unit. Between two units, what a server says of its own accord is passed on.
     pub(super) fn answer(&self) -> &Answer {
         self.run().map_or(&Answer::Streaming, |run| &run.answer)
     }

@@ -17,7 +17,7 @@ use foldhash::fast::RandomState;
 
 use crate::route::Class;
 
-/// What servers' statement names begin with.
+/// Prefix of statement names on servers.
 pub const NAME_PREFIX: &str = "manatee_";
 
 /// Above this many texts, those that no client has any more are forgotten.
@@ -26,7 +26,7 @@ const SWEEP_ABOVE: usize = 4096;
 /// Above this many meanings of one text, those that no client has any more are forgotten.
 const VARIANTS_ABOVE: usize = 8;
 
-/// What PostgreSQL made of a statement.
+/// Signature of a statement: what PostgreSQL made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     /// Parameter types: the body of a ParameterDescription, which is the end of a Parse too.
@@ -40,9 +40,9 @@ pub struct Signature {
 pub struct Statement {
     /// SQL, NUL and parameter types: a Parse's body after the name.
     definition: Rc<[u8]>,
-    /// Where the NUL is.
+    /// Place of the NUL.
     text_bytes: usize,
-    /// What the text means.
+    /// Class of the text.
     pub class: Rc<Class>,
     /// The settings on which it depends what PostgreSQL makes of a text; none: it is this one client's.
     settings: Option<u32>,
@@ -62,12 +62,12 @@ impl Statement {
         self.signature.get().map_or(&self.definition[self.text_bytes + 1..], |signature| &signature.types)
     }
 
-    /// By which servers' copies are found.
+    /// Number by which servers' copies are found.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// What PostgreSQL made of it, if that is known.
+    /// Signature that PostgreSQL gave it, if that is known.
     pub fn signature(&self) -> Option<&Signature> {
         self.signature.get()
     }
@@ -83,7 +83,7 @@ impl Statement {
 pub struct Held {
     /// The statement.
     pub statement: Rc<Statement>,
-    /// When it was prepared, by the [`Interner`]'s clock.
+    /// Time of its preparation, by the [`Interner`]'s clock.
     pub since: u64,
 }
 
@@ -152,7 +152,7 @@ pub(super) fn with_clients_name(fields: &[u8], name: &[u8]) -> Option<Vec<u8>> {
 struct Family {
     /// As it came: what PostgreSQL makes of it is not known.
     plain: Rc<Statement>,
-    /// By what PostgreSQL made of it.
+    /// Variants by the signature that PostgreSQL gave them.
     variants: Vec<Rc<Statement>>,
 }
 
@@ -170,7 +170,7 @@ type ByDefinition = HashMap<Rc<[u8]>, Family, RandomState>;
 pub struct Interner {
     /// By settings and definition.
     families: HashMap<u32, ByDefinition, RandomState>,
-    /// How many families there are, and above how many to look for those that nobody has.
+    /// Number of families, and the number above which those that nobody has are looked for.
     count: usize,
     sweep_above: usize,
     next_id: u32,

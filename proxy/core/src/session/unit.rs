@@ -7,7 +7,7 @@ use crate::route::class::{Hint, Statements};
 use crate::route::{Class, Control, Effects, SettingChange};
 use crate::wire::backend::TxStatus;
 
-/// What messages a unit is made of.
+/// Kinds of messages in a unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Shape {
     /// A Sync and nothing else, or nothing yet.
@@ -19,7 +19,7 @@ pub(super) enum Shape {
     Extended,
 }
 
-/// What comes behind the data of a COPY.
+/// Extent of a unit behind the data of a COPY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The next unit.
@@ -28,7 +28,7 @@ pub(super) enum Extent {
     Open,
 }
 
-/// What the client's next bytes are to the unit.
+/// Meaning of the client's next bytes to the unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Input {
     /// The next unit: this one ends with the message that makes the server send ReadyForQuery.
@@ -79,7 +79,7 @@ pub(super) struct Unit {
     pub(super) end: usize,
     /// Messages.
     pub(super) shape: Shape,
-    /// What the client's next bytes are to it.
+    /// Meaning of the client's next bytes to it.
     pub(super) input: Input,
     /// Transaction status when it began.
     pub(super) started: TxStatus,
@@ -91,7 +91,7 @@ pub(super) struct Unit {
     pub(super) control: Option<Control>,
     /// An explicit commit is in it.
     pub(super) commits: bool,
-    /// What it leaves behind on the server.
+    /// Effects on the server.
     pub(super) effects: Effects,
     /// It may make sequence values, or leave something that no text shows.
     pub(super) leaves_traces: bool,
@@ -99,7 +99,7 @@ pub(super) struct Unit {
     pub(super) hint: Option<Hint>,
     /// Class of the Query's text.
     pub(super) class: Option<Rc<Class>>,
-    /// How many texts were mentioned…
+    /// Number of texts that were mentioned…
     pub(super) mentions: u32,
     /// …and how many of them are for the proxy itself.
     pub(super) proxied: u32,
@@ -111,7 +111,7 @@ pub(super) struct Unit {
     pub(super) renames: bool,
     /// A text that changes settings is run.
     pub(super) sets: bool,
-    /// How often it was run already.
+    /// Number of times that it was run already.
     pub(super) attempts: u8,
     /// A standby has refused it.
     pub(super) needs_primary: bool,
@@ -121,7 +121,7 @@ pub(super) struct Unit {
     pub(super) changes: Vec<SettingChange>,
     /// Custom settings that its texts may change without showing how.
     pub(super) may_set: Vec<Box<str>>,
-    /// How often servers have refused the session's settings for it.
+    /// Number of times that servers have refused the session's settings for it.
     pub(super) refusals: u8,
     /// It runs without the values that the settings which it changes had before: no server takes them.
     pub(super) without_own: bool,
@@ -135,7 +135,7 @@ impl Unit {
         *self = Self { parses, started, read_only: true, repeatable: true, single: true, ..Self::default() };
     }
 
-    /// For how many messages there is room.
+    /// Number of messages that there is room for.
     pub(super) fn room(&self) -> usize {
         self.parses.capacity()
     }

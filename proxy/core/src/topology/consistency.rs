@@ -8,7 +8,7 @@
 //!
 //! Reading again from the standby one read from last needs nothing more: replay only moves on.
 //!
-//! Who reads from the primary without a pause would never leave it: each read asks for a newer
+//! Readers that never pause would never leave the primary: each read asks for a newer
 //! position than was sampled. Such a session is [`Requirement::is_stuck`], and now and then waits
 //! for positions taken just for it.
 
@@ -25,7 +25,7 @@ const STUCK_AFTER: Duration = Duration::from_millis(500);
 /// A stuck session waits for positions of its own no more often than this.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
-/// How strict a session is.
+/// Strictness of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
@@ -59,7 +59,7 @@ impl Consistency {
     }
 }
 
-/// What a standby must have replayed before this session may read from it.
+/// Position that a standby must have replayed before this session may read from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
     /// Anything: nothing was read or written yet.
@@ -80,7 +80,7 @@ pub struct Requirement {
     last_read: Option<(PeerId, Need)>,
     /// Since when reads go to the primary although there are fit standbys.
     stuck_since: Option<Instant>,
-    /// When it was last tried to end that.
+    /// Last attempt to end that.
     tried_at: Option<Instant>,
 }
 

@@ -26,7 +26,7 @@ pub const STANDBY_SILENCE: Duration = Duration::from_millis(700);
 /// does not wait for this: the state names the next primary.
 pub const PRIMARY_SILENCE: Duration = Duration::from_millis(2000);
 
-/// What a node answered.
+/// Answer of a node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Answer {
     /// `pg_is_in_recovery()`.
@@ -35,7 +35,7 @@ pub struct Answer {
     pub lsn: Lsn,
     /// Timeline of a primary.
     pub timeline: Option<Timeline>,
-    /// How far behind a standby believes itself, by its last replayed commit; zero if it has
+    /// Delay that a standby reports, by its last replayed commit; zero if it has
     /// replayed all it received.
     pub reported_lag: Duration,
     /// Up to where everything that a standby can show is acknowledged by a primary, if it can say.
@@ -45,7 +45,7 @@ pub struct Answer {
     pub commits_wait: bool,
 }
 
-/// How a poll ended.
+/// End of a poll.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// Answered.
@@ -71,7 +71,7 @@ impl Known {
     }
 }
 
-/// How long a primary that is about to be succeeded as planned gets no new transactions. The promotion
+/// Longest time that a primary about to be succeeded as planned gets no new transactions. The promotion
 /// takes a fraction of that; without one, this is what clients wait for nothing.
 pub const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
 
@@ -81,11 +81,11 @@ pub struct Knowledge {
     max_lag: Duration,
     state: Option<State>,
     reign: Option<Reign>,
-    /// When the present reign became known.
+    /// Moment at which the present reign became known.
     reign_known_since: Instant,
     timeline: Option<Timeline>,
     positions: Vec<Sample>,
-    /// What is known to have been acknowledged in this reign.
+    /// Position known to have been acknowledged in this reign.
     acknowledged: Lsn,
     /// Whether commits beyond that wait.
     commits_wait: bool,
@@ -187,7 +187,7 @@ impl Knowledge {
         self.state.as_ref()
     }
 
-    /// What to publish at `now`.
+    /// Snapshot to publish at `now`.
     pub fn snapshot(&mut self, now: Instant) -> Snapshot {
         self.sequence += 1;
         let primary = self.confirmed_primary(now);

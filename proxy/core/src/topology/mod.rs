@@ -1,4 +1,4 @@
-//! What is known of the shard's nodes, and which of them may serve a session.
+//! Knowledge of the shard's nodes, and the choice of those that may serve a session.
 
 pub mod consistency;
 pub mod knowledge;

@@ -1,4 +1,4 @@
-//! What sessions see of the shard: immutable, shared, cheap to read.
+//! Snapshot of the shard for sessions: immutable, shared, cheap to read.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use manatee_shared::lsn::{Lsn, Timeline};
 pub struct Node {
     /// Identity.
     pub id: PeerId,
-    /// Where PostgreSQL listens.
+    /// Address of PostgreSQL.
     pub address: SocketAddr,
 }
 
@@ -27,7 +27,7 @@ impl Node {
 /// A WAL position somebody reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// When the question was *sent*: whatever was committed before is covered by `lsn`.
+    /// Moment at which the question was *sent*: `lsn` covers every commit before.
     pub started: Instant,
     /// Insert position of the primary, or replay position of a standby.
     pub lsn: Lsn,
@@ -37,7 +37,7 @@ pub struct Sample {
 /// one, the new generation's init_wal covers everything acknowledged before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reign {
-    /// Who is named primary.
+    /// Peer that is named primary.
     pub primary: PeerId,
     /// Generation in which we first saw it named, or its timeline change.
     pub since_generation: u64,
@@ -46,7 +46,7 @@ pub struct Reign {
 /// The primary, confirmed by itself.
 #[derive(Clone, Debug)]
 pub struct Primary {
-    /// Where.
+    /// Its node.
     pub node: Node,
     /// Its timeline when it last answered.
     pub timeline: Option<Timeline>,
@@ -55,13 +55,13 @@ pub struct Primary {
 /// A standby that answers, is in recovery and is listed in the replication chain.
 #[derive(Clone, Debug)]
 pub struct Standby {
-    /// Where.
+    /// Its node.
     pub node: Node,
     /// Its place in the chain.
     pub role: Role,
     /// Its newest replay position.
     pub replayed: Sample,
-    /// How far behind the primary it was then, in time.
+    /// Delay behind the primary at that moment, in time.
     pub lag: Duration,
     /// Whether `lag` is within `routing.max_lag`. Reads go to fit standbys only.
     pub fit: bool,
@@ -74,13 +74,13 @@ pub struct Snapshot {
     pub sequence: u64,
     /// Generation of the newest valid state; 0 before one was read.
     pub generation: u64,
-    /// Whose rule it is by that state; None before one was read.
+    /// Reign according to that state; None before one was read.
     pub reign: Option<Reign>,
     /// init_wal of that state.
     pub init_wal: Lsn,
     /// The primary, if it is confirmed and answering.
     pub primary: Option<Primary>,
-    /// When the previous primary was lost, once another has taken over from it before our eyes.
+    /// Loss of the previous primary, once another has taken over from it before our eyes.
     pub taken_over_from: Option<Instant>,
     /// Recent insert positions of the primary of this reign, oldest first. Bounded.
     pub positions: Arc<[Sample]>,
@@ -111,7 +111,7 @@ impl Snapshot {
         }
     }
 
-    /// Where writes go, if anywhere.
+    /// Node for writes, if there is one.
     pub fn primary(&self) -> Option<Node> {
         self.primary.as_ref().map(|primary| primary.node)
     }

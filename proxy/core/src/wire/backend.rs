@@ -1,4 +1,4 @@
-//! What servers send (manual, section 55.7, messages marked B): views of the few that are looked
+//! Messages of servers (manual, section 55.7, messages marked B): views of the few that are looked
 //! into, builders of those the proxy answers itself.
 
 use bytes::{BufMut, BytesMut};

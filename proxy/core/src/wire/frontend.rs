@@ -1,4 +1,4 @@
-//! What clients send (manual, section 55.7, messages marked F): views of the few that are looked
+//! Messages of clients (manual, section 55.7, messages marked F): views of the few that are looked
 //! into, builders of those the proxy sends itself.
 
 use bytes::{BufMut, BytesMut};
@@ -32,7 +32,7 @@ pub const SYNC: u8 = b'S';
 /// Terminate
 pub const TERMINATE: u8 = b'X';
 
-/// What a Describe or Close names.
+/// Object that a Describe or Close names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `S`: a prepared statement.

@@ -18,7 +18,7 @@ pub const MAX_MESSAGE_BYTES: usize = 0x3FFF_FFFF;
 /// Bytes of a message before its body.
 pub const HEADER_BYTES: usize = 5;
 
-/// Why bytes are not a message.
+/// Reason why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The length field is smaller than itself or above the cap.

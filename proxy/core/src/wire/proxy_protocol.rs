@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The twelve bytes that version 2 begins with.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// What version 2 has before its addresses.
+/// Bytes of version 2 before its addresses.
 const V2_HEAD_BYTES: usize = 16;
 /// Addresses and extensions of version 2; more than this is nobody's balancer.
 const MAX_V2_BYTES: usize = 4096;
@@ -14,7 +14,7 @@ const MAX_V1_BYTES: usize = 107;
 /// Shortest header of all: `PROXY UNKNOWN` and the line's end.
 const MIN_BYTES: usize = 15;
 
-/// How it goes on.
+/// Next step of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// So many more bytes are needed.
@@ -24,7 +24,7 @@ pub enum Next {
     Done(Option<SocketAddr>),
 }
 
-/// What was sent is not the header of a balancer.
+/// Input that is not the header of a balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a PROXY protocol header: {0}")]
 pub struct NotAProxy(&'static str);

@@ -18,7 +18,7 @@ pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// The one kind of channel binding PostgreSQL knows (RFC 5929, section 4).
 const BINDING: &str = "p=tls-server-end-point";
 
-/// What is known of the channel when an exchange begins.
+/// Facts about the channel when an exchange begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Channel<'a> {
     /// No TLS, or a certificate that cannot be bound to.
@@ -38,7 +38,7 @@ const MAX_ITERATIONS: u32 = 1_000_000;
 /// A SCRAM key: as good as the password in the wrong hands.
 pub type Key = Zeroizing<[u8; 32]>;
 
-/// Why an exchange failed.
+/// Reason why an exchange failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ScramError {
     /// Not what RFC 5802 lets the other side say.
@@ -54,7 +54,7 @@ pub enum ScramError {
 
 type Result<T> = std::result::Result<T, ScramError>;
 
-/// What pg_authid stores: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+/// Verifier as pg_authid stores it: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
 #[derive(Clone)]
 pub struct Verifier {
     iterations: u32,
@@ -114,9 +114,9 @@ pub fn keys_of(verifier: &str, password: &str) -> Option<(Key, Key)> {
     Some(derive_keys(password, &verifier.salt, verifier.iterations))
 }
 
-/// What a client proved: enough to open server connections in its name.
+/// Proof of a client: enough to open server connections in its name.
 pub struct Proven {
-    /// What to send.
+    /// Message to send.
     pub server_final: String,
     /// SCRAM's ClientKey.
     pub client_key: Key,
@@ -228,7 +228,7 @@ impl ServerExchange {
     }
 }
 
-/// What we prove our right with to a server.
+/// Credential that proves our right to a server.
 pub enum Credential<'a> {
     /// Keys learned from a client's login.
     Keys {

@@ -1,4 +1,4 @@
-//! What a client says before it is authenticated, and what we say until it is ready. Pure.
+//! Messages of a client before it is authenticated, and of ours until it is ready. Pure.
 //!
 //! Manual, sections 55.2.1 (start-up), 55.2.12 (TLS), 55.7 (message formats); PostgreSQL's
 //! `ProcessStartupPacket` in `src/backend/tcop/backend_startup.c`.
@@ -29,11 +29,11 @@ const SSL_CODE: u32 = 80_877_103;
 const GSSENC_CODE: u32 = 80_877_104;
 /// Protocol 3.0, in a startup message.
 pub const VERSION_3_0: u32 = 3 << 16;
-/// What servers are asked for. It differs from 3.0 in longer cancel keys; servers before PostgreSQL 18 negotiate down,
-/// and go on (manual, section 55.2.1).
+/// Version that servers are asked for. It differs from 3.0 in longer cancel keys; servers before PostgreSQL 18
+/// negotiate down, and go on (manual, section 55.2.1).
 const VERSION_3_2: u32 = VERSION_3_0 | 2;
 
-/// What the first eight bytes announce.
+/// Announcement in the first eight bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
     /// SSLRequest: complete.

@@ -1,4 +1,4 @@
-//! Who we are to ZooKeeper, and who may do what with the nodes we create.
+//! Identity towards ZooKeeper, and rights to the nodes we create.
 
 use std::path::Path;
 
@@ -51,7 +51,7 @@ impl Access {
         }
     }
 
-    /// For whatever is created.
+    /// ACLs of every node that is created.
     pub(super) fn acls(&self) -> Acls<'_> {
         Acls::new(&self.acls)
     }

@@ -29,18 +29,18 @@ impl Paths {
         }
     }
 
-    /// What the path of each of `id`'s election nodes begins with; the server appends the sequence.
+    /// Prefix of the paths of `id`'s election nodes; the server appends the sequence.
     pub(super) fn election_prefix(&self, id: PeerId) -> String {
         format!("{}/{id}-", self.election)
     }
 
-    /// What the path of the history entry of `generation` begins with.
+    /// Prefix of the path of the history entry of `generation`.
     pub(super) fn history_prefix(&self, generation: u64) -> String {
         format!("{}/{generation}-", self.history)
     }
 }
 
-/// What an election node says. The id is in the node's name.
+/// Content of an election node. The id is in the node's name.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Announcement {

@@ -18,7 +18,7 @@ use crate::zk::{Version, ZkError};
 /// Between two that no change of an ACL asks for: a quota fills up unseen.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
 
-/// What the answer depends on, as far as it can be seen: which nodes state, election and history are, and the
+/// Facts that the answer depends on, as far as they can be seen: which nodes state, election and history are, and the
 /// versions of their ACLs.
 pub(super) type Rights = [Option<(i64, i32)>; 3];
 
@@ -27,7 +27,7 @@ pub(super) fn rights(stat: Option<&Stat>) -> Option<(i64, i32)> {
     stat.map(|stat| (stat.czxid, stat.aversion))
 }
 
-/// What would be written.
+/// Writes that would be made.
 pub(super) struct Writes<'a> {
     /// Our election node, and what it says.
     pub(super) node: &'a str,
@@ -39,7 +39,7 @@ pub(super) struct Writes<'a> {
     pub(super) history_prefix: String,
 }
 
-/// What ZooKeeper refuses, for people; None: it would take everything.
+/// Refusal by ZooKeeper, for people; None: it would take everything.
 pub(super) async fn rehearse(shared: &Shared, client: &Client, writes: &Writes<'_>) -> Result<Option<String>, ZkError> {
     let paths = &shared.paths;
     let failed = match tokio::time::timeout(shared.operation_timeout(), attempt(shared, client, writes)).await {

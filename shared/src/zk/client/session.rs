@@ -19,7 +19,7 @@ use crate::zk::{ActivePeer, Session, StateNode, ZkError};
 /// at once, and cheap, because there are few peers.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often everything is read again although no watch has fired.
+/// Interval of reading everything again although no watch has fired.
 const SAFETY_NET: Duration = Duration::from_secs(1);
 
 /// Runs until told to stop. Owns the session.
@@ -456,7 +456,7 @@ impl Keeper {
     }
 }
 
-/// What the `state` node says; what is shown already is not parsed again.
+/// Content of the `state` node; what is shown already is not parsed again.
 fn parse(version: i32, data: &[u8], shared: &Shared) -> StateNode {
     match ClusterState::parse(data) {
         Ok(state) => {

@@ -11,7 +11,7 @@
 //!   outcome is known, so it keeps what it prepared for the write (rule 3: a primary that names a
 //!   new sync must go on waiting for both) and decides nothing new.
 //!
-//! How the outcome of a doubtful write is found out: in the same session, requests are carried out
+//! The outcome of a doubtful write is found out by order: in the same session, requests are carried out
 //! in their order and a server refuses those of a connection that the session has left, so after a
 //! reconnection `sync` and a read tell. In a new session, registering has removed the election node
 //! that the old transaction requires, so from then on it fails, and a read tells. If others wrote since,
@@ -70,7 +70,7 @@ pub(super) async fn find_out(
     timeout_at(deadline, look.until_certain(None)).await.unwrap_or_else(|_| Err(unknown()))
 }
 
-/// When the caller stops waiting, in whatever way, before the outcome is known: doubt.
+/// Guard that marks the write as in doubt when the caller stops waiting, in whatever way, before the outcome is known.
 struct Abandon<'a>(&'a Shared);
 
 impl Drop for Abandon<'_> {

@@ -1,4 +1,4 @@
-//! Which state takes the place of a lost one. Pure.
+//! State that takes the place of a lost one. Pure.
 //!
 //! 1. Each state is written together with a copy in the history. If only the `state` node is lost
 //!    or damaged, its last copy is what it was, unless a peer has seen a later generation (then
@@ -28,7 +28,7 @@ pub struct Plan {
     pub over: Over,
     /// The state, frozen.
     pub state: ClusterState,
-    /// What an operator should know about it.
+    /// Notes for an operator.
     pub notes: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Candidate {
         (self.acknowledges.is_some(), position, Reverse(self.order))
     }
 
-    /// How far it is, for people.
+    /// Its position, for people.
     pub fn told(&self) -> String {
         let position = self
             .position

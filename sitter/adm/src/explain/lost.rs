@@ -69,7 +69,7 @@ fn denied(problem: &Unreachable) -> Finding {
         )
 }
 
-/// What a PostgreSQL is, in a word or two.
+/// State of a PostgreSQL, in a word or two.
 pub(super) fn server_label(server: &Server) -> &'static str {
     match server {
         Server::Down { crashed: true, .. } => "down after a crash",
@@ -81,7 +81,7 @@ pub(super) fn server_label(server: &Server) -> &'static str {
     }
 }
 
-/// What a sitter says it does.
+/// Activity of a sitter, in its own words.
 pub(super) fn said(status: &SitterStatus) -> String {
     format!("its sitter says: {}", status.decision.reason)
 }

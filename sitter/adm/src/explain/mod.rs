@@ -33,7 +33,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// How much it matters.
+/// Gravity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Impact {
@@ -64,17 +64,17 @@ impl Impact {
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How much it matters.
+    /// Gravity.
     #[serde(rename = "matter")]
     pub impact: Impact,
-    /// What it is.
+    /// Condition that was found.
     pub what: String,
-    /// Why, as far as anybody says.
+    /// Cause, as far as anybody says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// What may be lost.
+    /// Loss that is possible.
     pub risk: String,
-    /// What to do.
+    /// Next step.
     pub next: String,
 }
 
@@ -101,7 +101,7 @@ impl Finding {
 
 const NOTHING_LOST: &str = "nothing that was acknowledged";
 
-/// What is to be said of a shard.
+/// Report on a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Its name.
@@ -110,7 +110,7 @@ pub struct Report {
     pub writable: Option<bool>,
     /// In one line.
     pub summary: String,
-    /// What is wrong, the worst first.
+    /// Findings, the worst first.
     pub findings: Vec<Finding>,
 }
 
@@ -158,7 +158,7 @@ pub async fn run(arguments: Arguments, outer: &Connection) -> anyhow::Result<Out
     Ok(if healthy { Outcome::Fine } else { Outcome::Found })
 }
 
-/// What the sitter whose configuration this is says: with ZooKeeper gone it is the only one known.
+/// Answer of the sitter whose configuration this is: with ZooKeeper gone it is the only one known.
 async fn local(config: Option<std::path::PathBuf>) -> anyhow::Result<Option<(PeerId, Answer)>> {
     #[derive(Deserialize)]
     struct SitterConfig {
@@ -177,7 +177,7 @@ async fn local(config: Option<std::path::PathBuf>) -> anyhow::Result<Option<(Pee
     Ok(answers.into_iter().next())
 }
 
-/// What is to be said of the shard.
+/// Report on the shard.
 pub fn explain(evidence: &Evidence) -> Report {
     let Some(cluster) = evidence.cluster() else { return lost::without_state(evidence) };
     let mut findings = shard::findings(evidence, &cluster);

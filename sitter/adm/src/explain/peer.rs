@@ -1,4 +1,4 @@
-//! What is wrong with a peer, by its role and by its sitter's own word.
+//! Findings about a peer, by its role and by its sitter's own word.
 
 use manatee_shared::cluster::{Peer, Role};
 use manatee_shared::zk::Session;
@@ -66,7 +66,7 @@ impl Subject<'_> {
         if role == Role::Unassigned { self.peer.zone_id.clone() } else { format!("the {role} {}", self.peer.zone_id) }
     }
 
-    /// How much the loss of this peer's part matters.
+    /// Gravity of a loss of this peer's part.
     fn impact(&self) -> Impact {
         match self.role {
             Role::Primary | Role::Sync => Impact::StopsWrites,
@@ -171,7 +171,7 @@ impl Subject<'_> {
         }
     }
 
-    /// What Manatee owns of its PostgreSQL's settings is not in force.
+    /// Finding about settings of PostgreSQL that Manatee owns and that are not in force.
     fn loosened(&self, status: &SitterStatus) -> Option<Finding> {
         let loosened = &status.local.loosened;
         if loosened.is_empty() {
@@ -209,7 +209,8 @@ impl Subject<'_> {
         )
     }
 
-    /// What a takeover would need of it fails now (rule 11). A standby that does not stream has a finding of its own.
+    /// Finding for each need of a takeover that fails now (rule 11). A standby that does not stream has a finding of
+    /// its own.
     fn unready(&self, status: &SitterStatus) -> Vec<Finding> {
         let registered = self.cluster.view.active.contains_key(&self.peer.id);
         let told = status.unready.iter().filter(|unready| match unready.need {
@@ -500,12 +501,13 @@ impl Subject<'_> {
         self.finding(format_args!("does not stream from {}", upstream.zone_id)).why(why).next(next)
     }
 
-    /// Where PostgreSQL's log is.
+    /// Path of PostgreSQL's log.
     fn log(&self) -> &'static str {
         "PostgreSQL's log, `peer.dir`/run/postgresql.log,"
     }
 
-    /// What it received is not shown to its readers, and has to be replayed before it may serve as primary.
+    /// Finding about WAL that was received and is not replayed: readers do not see it, and it has to be replayed before
+    /// it may serve as primary.
     fn replay(&self, standby: &StandbyStatus) -> Option<Finding> {
         let Replay { paused, short_of, waits_for, waits_ms } = standby.replay;
         let behind = standby.received.map_or(0, |received| received.lsn.bytes_since(standby.replayed));
@@ -677,7 +679,7 @@ impl Subject<'_> {
     }
 }
 
-/// What the sitter does and what failed last.
+/// Activity of the sitter, and its last failure.
 fn with_failure(status: &SitterStatus) -> String {
     let said = said(status);
     match &status.last_failure {
@@ -690,7 +692,7 @@ fn with_failure(status: &SitterStatus) -> String {
     }
 }
 
-/// What helps against failures that an operator can do something about; the network between two hosts apart.
+/// Remedy for failures that an operator can do something about; the network between two hosts apart.
 fn remedy(kind: FailureKind, peer: &Peer) -> Option<String> {
     let ip = &peer.ip;
     Some(match kind {

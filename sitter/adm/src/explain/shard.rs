@@ -1,4 +1,4 @@
-//! What the state itself says: freeze, modes, requests, how many peers there are.
+//! Findings of the state itself: freeze, modes, requests, number of peers.
 
 use manatee_shared::cluster::{ClusterState, Promote, Role};
 

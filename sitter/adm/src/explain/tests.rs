@@ -1,4 +1,4 @@
-//! What is said of each condition a shard can be stuck in.
+//! Findings for each condition a shard can be stuck in.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::sync::Arc;

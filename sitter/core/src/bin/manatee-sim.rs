@@ -15,13 +15,13 @@ use manatee_sitter_core::sim::run::{replay, report, run_seeds};
 /// Runs a simulated shard under faults, and says whether any rule of safety was broken.
 #[derive(Parser)]
 struct Arguments {
-    /// How many seeds to run.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
     /// The first seed; without it, a fresh one.
     #[arg(long)]
     first: Option<u64>,
-    /// How many threads run them.
+    /// Number of threads that run them.
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// After how many failures to stop.
@@ -40,7 +40,7 @@ fn mutation(name: &str) -> Result<Mutation, String> {
     Mutation::ALL.into_iter().find(|known| known.name() == name).ok_or_else(|| format!("known are: {}", names()))
 }
 
-/// How many failures are shown with their events.
+/// Number of failures that are shown with their events.
 const MOST_REPORTS: usize = 8;
 
 fn main() -> anyhow::Result<ExitCode> {

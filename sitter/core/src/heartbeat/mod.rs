@@ -4,7 +4,7 @@ pub mod table;
 
 use std::time::Duration;
 
-/// How often and how patiently peers are asked.
+/// Intervals and patience of asking peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Between two questions to one peer.

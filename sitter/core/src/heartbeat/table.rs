@@ -1,4 +1,4 @@
-//! What the heartbeats taught, and what follows from it at a given time. Pure: time is an argument.
+//! Table of what the heartbeats taught, and of what follows from it at a given time. Pure: time is an argument.
 //!
 //! Silence is counted from a peer's last answer, or from the end of the last pause of our own
 //! process if that was later: whoever did not run could not have heard anything either. What the way
@@ -24,7 +24,7 @@ const PAUSE_INTERVALS: u32 = 4;
 /// …but never less than this: a busy machine delays tasks by that much.
 const LEAST_PAUSE: Duration = Duration::from_millis(400);
 
-/// How many answers' times are remembered: as many seconds, about, as a bad line is remembered.
+/// Number of answers whose times are remembered: as many seconds, about, as a bad line is remembered.
 const ANSWERS: usize = 600;
 
 /// A line that has turned bad is known by so many of the last answers: they come the more slowly the worse it is, and
@@ -50,11 +50,11 @@ const HICCUPS_PERCENT: usize = 2;
 /// However bad a line is, its peer is suspected after this many times the suspicion timeout.
 const MOST_PATIENCE: u32 = 5;
 
-/// How much more often peers are asked while the fate of one is being settled: whether another peer
+/// Factor by which peers are asked more often while the fate of one is being settled: whether another peer
 /// shares a suspicion decides, and is to be known soon.
 const HURRY: u32 = 5;
 
-/// What a refused connection means.
+/// Meaning of a refused connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Nothing yet.
@@ -65,20 +65,20 @@ pub enum Refusal {
     StillGone,
 }
 
-/// What is known of one peer.
+/// Knowledge of one peer.
 #[derive(Debug, Default)]
 struct Entry {
     /// The last answer and when it came.
     answer: Option<(Instant, Heartbeat)>,
     /// Refused connections in a row.
     refusals: u32,
-    /// When it was found gone by refusals.
+    /// Moment at which it was found gone by refusals.
     gone: Option<Instant>,
     /// The way to it.
     line: Line,
 }
 
-/// How long answers took lately.
+/// Durations of answers lately.
 #[derive(Debug, Default)]
 struct Line {
     took: VecDeque<Duration>,
@@ -123,7 +123,7 @@ impl Line {
     }
 }
 
-/// What is known of all peers.
+/// Knowledge of all peers.
 #[derive(Debug)]
 pub struct Table {
     timing: Timing,
@@ -200,7 +200,7 @@ impl Table {
         self.peers.entry(peer).or_default().refusals = 0;
     }
 
-    /// How long to wait before a peer is asked again.
+    /// Pause before a peer is asked again.
     pub fn pause(&self, now: Instant) -> Duration {
         let (half, twice) = (millis(self.timing.suspicion / 2), millis(self.timing.suspicion * 2));
         let unsettled = |entry: &Entry| {
@@ -211,7 +211,7 @@ impl Table {
         if self.peers.values().any(unsettled) { self.timing.interval / HURRY } else { self.timing.interval }
     }
 
-    /// How each peer looks at `now`.
+    /// Health of each peer at `now`.
     pub fn health(&self, now: Instant) -> BTreeMap<PeerId, PeerHealth> {
         self.peers.iter().map(|(peer, entry)| (*peer, self.health_of(entry, now))).collect()
     }
@@ -237,12 +237,12 @@ impl Table {
         health
     }
 
-    /// How much silence (ms) the way to the peer explains.
+    /// Silence (ms) that the way to the peer explains.
     fn explained_ms(&self, entry: &Entry) -> u64 {
         millis(entry.line.patience(self.timing).saturating_sub(self.timing.suspicion))
     }
 
-    /// How long an answer of `peer` is worth waiting for: one that comes later changes nothing.
+    /// Longest wait for an answer of `peer` that is worth it: one that comes later changes nothing.
     pub fn patience(&self, peer: PeerId) -> Duration {
         self.peers.get(&peer).map_or(self.timing.suspicion, |entry| entry.line.patience(self.timing))
     }

@@ -1,4 +1,4 @@
-//! What `decide` may ask for. One action at a time; each is safe to repeat and to lose halfway.
+//! Actions that `decide` may ask for. One at a time; each is safe to repeat and to lose halfway.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use strum_macros::IntoStaticStr;
 use super::local::ServerConfig;
 use crate::reason::Reason;
 
-/// How PostgreSQL is brought down.
+/// Way of bringing PostgreSQL down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
     /// SIGINT, and SIGQUIT when that takes too long.
@@ -23,7 +23,7 @@ pub enum StopMode {
     Immediate,
 }
 
-/// What was done to the data.
+/// Treatment of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rung {
@@ -39,7 +39,7 @@ pub enum Rung {
     Copy,
 }
 
-/// What kind of step an [`Action`] is: its name for logs, metrics and `/status`.
+/// Kind of an [`Action`]: its name for logs, metrics and `/status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "kebab-case")]
@@ -115,7 +115,7 @@ pub enum Action {
 pub enum ShardAction {
     /// Write the state, with its history entry.
     WriteState {
-        /// What it was decided from.
+        /// State that it was decided from.
         over: Over,
         /// The state, complete; `init_wal` was read beforehand.
         state: Arc<ClusterState>,
@@ -176,7 +176,7 @@ pub enum DataAction {
         /// First rung of the ladder to try; the execution goes down from there by itself. Later
         /// ones follow when a rejoin succeeded but streaming still fails.
         from: Rung,
-        /// Where the shard's present generation began: what the source must hold.
+        /// Begin of the shard's present generation: the source must hold it.
         init: Option<WalPosition>,
     },
 }
@@ -200,7 +200,7 @@ impl From<DataAction> for Action {
 }
 
 impl Action {
-    /// What kind of step this is.
+    /// Kind of this step.
     pub fn kind(&self) -> ActionKind {
         match self {
             Self::Wait { .. } => ActionKind::Wait,
@@ -221,7 +221,7 @@ impl Action {
     }
 }
 
-/// What to do, and why: logged once per change of decision, and shown to operators.
+/// Action, and the reason for it: logged once per change of decision, and shown to operators.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// The step.

@@ -90,7 +90,7 @@ impl Capacities {
         }
     }
 
-    /// What of it is lower than `needed`.
+    /// Settings of it that are lower than `needed`.
     pub fn shortfalls(&self, needed: &Self) -> impl Iterator<Item = Lack> {
         let of = |setting| Lack { setting, has: self.get(setting), needs: needed.get(setting) };
         Capacity::ALL.map(of).into_iter().filter(|shortfall| shortfall.has < shortfall.needs)
@@ -117,11 +117,11 @@ pub fn of_standbys(view: &View) -> Option<Capacities> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Lack {
-    /// Which.
+    /// Setting.
     pub setting: Capacity,
-    /// What it is.
+    /// Condition that was found.
     pub has: u32,
-    /// What it must be at least.
+    /// Least value that it must have.
     pub needs: u32,
 }
 
@@ -136,11 +136,11 @@ impl fmt::Display for Lack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Override {
-    /// Which.
+    /// Setting.
     pub setting: Capacity,
-    /// What the server runs with.
+    /// Value that the server runs with.
     pub runs: u32,
-    /// What its files say.
+    /// Value in its files.
     pub configured: u32,
 }
 

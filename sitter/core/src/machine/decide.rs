@@ -9,7 +9,7 @@
 //!   sync, async, deposed, unlisted ──────► standby  ─ takeover (rules 4, 5)
 //! ```
 //!
-//! Whatever comes out goes through one back-off: a step that failed is not repeated at once.
+//! Every outcome goes through one back-off: a step that failed is not repeated at once.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::view::View;
 use super::{first_setup, membership, primary, standby, stopping};
 use crate::reason::Reason;
 
-/// What to do next, from the newest view only. Called again whenever the view changes, also while
+/// Next step, from the newest view only. Called again whenever the view changes, also while
 /// an action is in flight: see [`super::preempt::preempts`].
 pub fn decide(view: &View) -> Decision {
     let decision = if view.stopping_ms.is_some() { stopping::decide(view) } else { by_state(view) };
@@ -43,7 +43,7 @@ fn by_state(view: &View) -> Decision {
     }
 }
 
-/// How long (ms) a stopped standby waits for the state before it is started without it.
+/// Time (ms) for which a stopped standby waits for the state before it is started without it.
 const UNREAD_MS: u64 = 3_000;
 
 /// Rule 9 for a sitter that was started while ZooKeeper is away. A standby goes on to follow whom it
@@ -120,7 +120,7 @@ fn longest_pause_ms(action: ActionKind) -> Option<u64> {
 /// Pause (ms) after the first failure; doubles with each further one.
 const FIRST_PAUSE_MS: u64 = 50;
 
-/// How many tries of a copy follow each other as quickly as those of other steps.
+/// Number of attempts at a copy that follow each other as quickly as those of other steps.
 const QUICK_COPIES: u32 = 3;
 
 /// Pause (ms) after the first failure beyond them; doubles with each further one.

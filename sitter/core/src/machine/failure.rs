@@ -1,8 +1,8 @@
-//! How a step failed: a text for people, and what kind of failure it is where an operator can do something about it.
+//! Failure of a step: a text for people, and the kind of failure where an operator can do something about it.
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of failure it is. A kind keeps its meaning once it was released.
+/// Kind of a failure. It keeps its meaning once it was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -30,12 +30,12 @@ pub enum FailureKind {
     SourceFiles,
 }
 
-/// How a step failed.
+/// Failure of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepFailure {
-    /// What went wrong, for people.
+    /// Problem, for people.
     pub problem: String,
-    /// What kind of failure it is; None: none that an operator can do something about.
+    /// Kind of the failure; None: none that an operator can do something about.
     pub kind: Option<FailureKind>,
 }
 

@@ -58,7 +58,7 @@ fn data_of<'a>(view: &'a View, peer: &Peer) -> Option<&'a Data> {
     view.health.get(&peer.id).and_then(|health| health.data.as_ref())
 }
 
-/// Why there must not be a first setup now.
+/// Reason why there must not be a first setup now.
 fn refusal(view: &View) -> Option<Reason> {
     match view.zk.has_history {
         Some(false) => {}

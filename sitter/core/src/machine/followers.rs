@@ -1,4 +1,4 @@
-//! What a primary sees of the peers that follow it: facts for the choice of a sync, and for its heartbeat.
+//! Followers of a primary as it sees them: facts for the choice of a sync, and for its heartbeat.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ pub fn suspects(view: &View) -> BTreeSet<PeerId> {
     suspects
 }
 
-/// What it sees of `peer`.
+/// View of `peer`.
 pub(super) fn downstream(primary: &PrimaryStatus, peer: PeerId) -> Option<&Downstream> {
     primary.downstreams.iter().find(|down| down.peer == peer)
 }
@@ -47,7 +47,7 @@ pub(super) fn is_slow(situation: Situation<'_>, peer: PeerId, for_ms: u64) -> bo
     situation.view.observed.slow_ms.get(&peer).is_some_and(|slow_ms| *slow_ms >= for_ms)
 }
 
-/// Why the sync counts as lost for its primary. The primary needs nobody's agreement: a needless
+/// Reason why the sync counts as lost for its primary. The primary needs nobody's agreement: a needless
 /// replacement is safe.
 pub(super) fn sync_lost(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId) -> Option<SyncTrouble> {
     let view = situation.view;

@@ -21,11 +21,11 @@ use super::situation::{Situation, act};
 use super::suspicion;
 use crate::reason::Reason;
 
-/// How long (ms) the sync leaves it to the primary to bring its clients to rest. Longer than
+/// Time (ms) for which the sync leaves it to the primary to bring its clients to rest. Longer than
 /// [`ServerAction::Drain`] takes at most.
 const DRAIN_MS: u64 = 2_000;
 
-/// How long (ms) a request of a stopping primary stands.
+/// Time (ms) for which a request of a stopping primary stands.
 const REQUEST_MS: i64 = 10_000;
 
 /// As primary: the next step of a planned promotion, if one was asked for and is ours to take.

@@ -37,7 +37,7 @@ impl fmt::Display for Gate {
     }
 }
 
-/// What PostgreSQL does about WAL: produce it or follow somebody.
+/// Direction of WAL: PostgreSQL produces it or follows somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "recovery", content = "upstream")]
 pub enum Recovery {
@@ -49,7 +49,7 @@ pub enum Recovery {
     Detached,
 }
 
-/// Who must have a commit on disk before it is acknowledged (`synchronous_standby_names`).
+/// Standbys that must have a commit on disk before it is acknowledged (`synchronous_standby_names`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Synchronous {
@@ -75,7 +75,7 @@ pub enum Synchronous {
 pub struct ServerConfig {
     /// Producer or follower.
     pub recovery: Recovery,
-    /// Who acknowledges: [`Synchronous::Impossible`] for whatever is in recovery, a promotion names the sync.
+    /// Standbys that acknowledge: [`Synchronous::Impossible`] for whatever is in recovery, a promotion names the sync.
     pub synchronous: Synchronous,
     /// Whether clients get in.
     pub gate: Gate,
@@ -104,7 +104,7 @@ pub enum Data {
     Unusable(String),
 }
 
-/// How far WAL goes on somebody's disk, and by what timelines.
+/// End of WAL on somebody's disk, and the timelines that lead there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndOfWal {
     /// Its end. A half record at the end may count or not.
@@ -177,32 +177,32 @@ pub struct StandbyStatus {
     pub history: TimelineHistory,
     /// The WAL receiver is connected and streaming.
     pub streaming: bool,
-    /// How long (ms, on a monotonic clock) nothing came from upstream: neither WAL nor a keepalive
+    /// Time (ms, on a monotonic clock) for which nothing came from upstream: neither WAL nor a keepalive
     /// (`pg_stat_wal_receiver.last_msg_receipt_time` did not change). None without a receiver.
     /// Tells a stopped sitter from a dead host (a live stream vetoes suspicion by silence), so
     /// upstream must say something more often than the suspicion timeout.
     pub upstream_silent_ms: Option<u64>,
     /// No WAL receiver process exists.
     pub receiver_stopped: bool,
-    /// How long (ms) it has been unable to stream although configured to; 0 while it streams.
+    /// Time (ms) for which it has been unable to stream although configured to; 0 while it streams.
     pub not_streaming_ms: u64,
     /// The WAL receiver's last failure says that this data cannot follow its upstream
     /// (diverged timeline, or WAL already removed): rejoin. Text from PostgreSQL's log.
     pub cannot_follow: Option<String>,
-    /// What its WAL receiver ended with last, while it does not stream. Text from PostgreSQL's log.
+    /// Last end of its WAL receiver, while it does not stream. Text from PostgreSQL's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver_error: Option<String>,
-    /// What kind of failure that is.
+    /// Kind of that failure.
     #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
     pub receiver_failure: Option<FailureKind>,
-    /// What keeps it from replaying what it received.
+    /// Obstacles to replaying what it received.
     #[serde(default)]
     pub replay: Replay,
     /// Those who follow.
     pub downstreams: Vec<Downstream>,
 }
 
-/// What keeps a standby from replaying what it received: a takeover replays all of it before it serves.
+/// Obstacles to replaying what a standby received: a takeover replays all of it before it serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Replay {
@@ -212,13 +212,13 @@ pub struct Replay {
     /// higher one only, and a promotion would end the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub short_of: Option<Lack>,
-    /// What it waits for.
+    /// Obstacle that it waits for.
     pub waits_for: Option<Obstacle>,
-    /// For how long, ms.
+    /// Duration so far, ms.
     pub waits_ms: u64,
 }
 
-/// What readers of a standby may have that replay needs them to give up (manual, section 27.4.2).
+/// Obstacle to replay that readers of a standby have to give up (manual, section 27.4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Obstacle {
@@ -247,7 +247,7 @@ pub enum Server {
     },
     /// A postmaster that does not answer queries yet.
     Starting {
-        /// For how long, ms.
+        /// Duration so far, ms.
         for_ms: u64,
     },
     /// Out of recovery.
@@ -256,7 +256,7 @@ pub enum Server {
     Standby(StandbyStatus),
     /// It answered before and no longer does, though the process lives.
     Hung {
-        /// For how long, ms.
+        /// Duration so far, ms.
         for_ms: u64,
     },
 }
@@ -265,9 +265,9 @@ pub enum Server {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Breach {
-    /// What they were meanwhile, as in [`Local::loosened`].
+    /// Their values meanwhile, as in [`Local::loosened`].
     pub settings: Vec<String>,
-    /// For how long, ms.
+    /// Duration so far, ms.
     pub lasted_ms: u64,
 }
 
@@ -287,12 +287,12 @@ pub struct Local {
     /// to: each further start would end so, only a rejoin helps. What it said, from its log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfit: Option<String>,
-    /// What the running server was started with of the settings that standbys need as high as their primary's.
+    /// Values with which the running server was started, of the settings that standbys need as high as their primary's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacities: Option<Capacities>,
-    /// What Manatee owns of PostgreSQL's settings and is not in force, though it was confirmed: somebody changed it
-    /// by ALTER SYSTEM or in a file. Each names a setting and what it is. While who acknowledges or who is followed is
-    /// among them, `config` is None.
+    /// Settings of PostgreSQL that Manatee owns and that are not in force, though they were confirmed: somebody changed
+    /// them by ALTER SYSTEM or in a file. Each names a setting and what it is. While who acknowledges or who is
+    /// followed is among them, `config` is None.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loosened: Vec<String>,
     /// The sitter's own settings have changed since `config` was given: giving it again is due.
@@ -308,7 +308,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// How far our WAL goes on disk, as far as is known now.
+    /// End of our WAL on disk, as far as is known now.
     pub fn end_of_wal(&self) -> Option<EndOfWal> {
         match &self.server {
             Server::Primary(primary) => {
@@ -322,7 +322,7 @@ impl Local {
 }
 
 impl StandbyStatus {
-    /// How far its WAL goes on disk, once that is known.
+    /// End of its WAL on disk, once that is known.
     pub fn end(&self) -> Option<EndOfWal> {
         Some(EndOfWal { position: self.received?, history: self.history.clone() })
     }
@@ -335,21 +335,21 @@ impl Local {
     }
 }
 
-/// Who keeps the oldest row versions from being removed by VACUUM, of all who do.
+/// Holder of the oldest row versions that VACUUM cannot remove, of all holders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Horizon {
-    /// What kind of thing it is.
+    /// Kind of holder.
     pub holder: HorizonHolder,
-    /// Which one, for people.
+    /// Its name, for people.
     pub name: String,
-    /// How many transactions began since.
+    /// Number of transactions that began since.
     pub age_transactions: u64,
-    /// For how long it has been the same, ms.
+    /// Time for which it has been the same, ms.
     pub held_ms: u64,
 }
 
-/// What may keep old row versions.
+/// Kinds of holders of old row versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HorizonHolder {

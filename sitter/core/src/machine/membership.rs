@@ -1,4 +1,4 @@
-//! Who takes part: each peer announces itself; the primary writes, within its generation, asyncs that come and go,
+//! Membership: each peer announces itself; the primary writes, within its generation, asyncs that come and go,
 //! deposed peers that are fit again, where its timeline began, and requests of operators that lapsed.
 
 use manatee_shared::cluster::{ClusterState, Peer, PromoteRole, Role};
@@ -30,7 +30,7 @@ pub(super) fn changes(situation: Situation<'_>, primary: &PrimaryStatus) -> Opti
     Some((state, Reason::Membership(changes)))
 }
 
-/// What only the primary itself knows.
+/// Facts that only the primary itself knows.
 fn record_own(
     situation: Situation<'_>,
     primary: &PrimaryStatus,

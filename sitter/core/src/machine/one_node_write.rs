@@ -8,7 +8,7 @@
 //!   → WriteState(generation + 1)  sync = new, init_wal = our end of WAL, read after that; not frozen
 //! ```
 //!
-//! What was acknowledged before lies below init_wal, so the new sync has it before it may take over.
+//! Commits acknowledged before lie below init_wal, so the new sync has them before it may take over.
 //! Until the write was tried each step can be undone: the state still says that nobody is needed.
 
 use manatee_shared::ids::PeerId;

@@ -1,4 +1,4 @@
-//! When a new decision is worth cancelling the action in flight.
+//! Decision whether a new decision is worth cancelling the action in flight.
 //!
 //! The driver decides on every change of the view, also while an action runs. If the decision
 //! equals the action in flight, or does not preempt it, the action goes on; when it ends, the

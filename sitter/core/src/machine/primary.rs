@@ -72,7 +72,7 @@ fn base(situation: Situation<'_>, recovery: Recovery, gate: Gate) -> ServerConfi
     ServerConfig { recovery, synchronous, gate, slots: situation.slots(Role::Primary) }
 }
 
-/// What was required when a state write whose outcome is not known was tried: a replacement of the
+/// Requirement at the time of a state write whose outcome is not known: a replacement of the
 /// sync that may still be written relies on it, also after PostgreSQL restarted.
 fn required_before(situation: Situation<'_>) -> Synchronous {
     let given = situation.view.observed.given.as_ref();

@@ -9,7 +9,7 @@ use super::failure::FailureKind;
 use super::local::{Local, Server};
 use crate::named::if_known;
 
-/// What of a takeover's needs was tried and failed.
+/// Need of a takeover that was tried and failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Need {
@@ -96,7 +96,7 @@ impl fmt::Display for Need {
     }
 }
 
-/// What is not met by what is seen of a standby: `overridden` is what it was started with otherwise than configured,
+/// Needs that a standby does not meet as seen: `overridden` is what it was started with otherwise than configured,
 /// `primary` what its primary runs with.
 pub fn of_standby(local: &Local, overridden: &[Override], primary: Option<&Capacities>) -> Vec<Unready> {
     let Server::Standby(standby) = &local.server else { return Vec::new() };
@@ -119,11 +119,11 @@ pub fn of_standby(local: &Local, overridden: &[Override], primary: Option<&Capac
 /// A need that is not met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unready {
-    /// Which.
+    /// Need that failed.
     pub need: Need,
-    /// What came of the try, for people.
+    /// Result of the try, for people.
     pub detail: String,
-    /// What kind of failure that is, for programs.
+    /// Kind of that failure, for programs.
     #[serde(default, deserialize_with = "if_known", skip_serializing_if = "Option::is_none")]
     pub kind: Option<FailureKind>,
 }

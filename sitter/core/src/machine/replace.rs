@@ -76,7 +76,7 @@ pub(super) fn plan(situation: Situation<'_>, primary: &PrimaryStatus) -> SyncPla
     }
 }
 
-/// What to do about a sync that is well.
+/// Treatment of a sync that is well.
 fn fit_sync(situation: Situation<'_>, primary: &PrimaryStatus, sync: PeerId, asked: Option<PeerId>) -> SyncPlan {
     match asked {
         Some(new) if situation.state.is_frozen() => SyncPlan::Keep(SyncCondition::FitFrozen { sync, new }),

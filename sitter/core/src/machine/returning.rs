@@ -16,9 +16,9 @@
 //! reports; but it must not take over on the strength of what it once acknowledged. So a sync that this
 //! process has not seen reach what the primary had asks the others as well.
 //!
-//! What is taken for granted: not two disks come back older at once, and none between the write of a takeover and its
-//! promotion to before the takeover: what was received may then end in a half record, which is as little there after any
-//! restart.
+//! Two things are taken for granted: not two disks come back older at once, and none between the write of a takeover
+//! and its promotion to before the takeover: what was received may then end in a half record, which is as little there
+//! after any restart.
 
 use manatee_shared::cluster::Role;
 use manatee_shared::ids::PeerId;
@@ -33,7 +33,7 @@ use crate::reason::{Blocker, Reason, Shortfall, Unsaid};
 /// A peer whose PostgreSQL has been down for this long (ms) does not say how far its WAL goes: it is not waited for.
 const SAYS_NOTHING_MS: u64 = 30_000;
 
-/// What another peer says of its WAL.
+/// Word of another peer about its WAL.
 enum Word {
     /// It has said it, or has no data.
     Told,
@@ -43,7 +43,7 @@ enum Word {
     Absent,
 }
 
-/// Why this peer, the primary by the state, has less than it had. None: nothing shows that. Its heartbeats say so.
+/// Whether this peer, the primary by the state, has less than it had. Its heartbeats say so.
 pub fn is_older(view: &View) -> bool {
     let Some((version, state)) = view.zk.state.valid() else { return false };
     let situation = Situation { view, version, state };
@@ -94,7 +94,7 @@ pub(super) fn before_promotion(situation: Situation<'_>, standby: &StandbyStatus
     }
 }
 
-/// What shows that this standby's data is from before a promotion that was carried out. It began the very timeline
+/// Sign that this standby's data is from before a promotion that was carried out. It began the very timeline
 /// that another one would begin again.
 fn lost_promotion(situation: Situation<'_>, standby: &StandbyStatus) -> Option<Shortfall> {
     let Situation { view, state, .. } = situation;
@@ -147,7 +147,7 @@ pub(super) fn objection(situation: Situation<'_>, standby: &StandbyStatus) -> Op
     Some(Blocker::PrimaryAhead { theirs: more.position, ours: end.position })
 }
 
-/// What shows that the WAL that ends at `end` is not all that this primary had.
+/// Sign that the WAL that ends at `end` is not all that this primary had.
 fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
     let state = situation.state;
     if state.one_node_write_mode && situation.view.settings.one_node_write_mode {
@@ -167,7 +167,7 @@ fn lost(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
     beyond(situation, end)
 }
 
-/// Who has more of the timeline on which our WAL ends.
+/// Peer that has more of the timeline on which our WAL ends.
 fn beyond(situation: Situation<'_>, end: &EndOfWal) -> Option<Shortfall> {
     let view = situation.view;
     others(situation).find_map(|peer| {
@@ -195,7 +195,7 @@ fn is_heard(situation: Situation<'_>, peer: PeerId) -> bool {
     view.health.get(&peer).is_some_and(|health| health.silent_ms.is_some()) && !suspicion::is_suspect(view, peer)
 }
 
-/// What `peer` says. `finally`: of one that streamed from here, only what it says now that it does not count.
+/// Word of `peer`. `finally`: of one that streamed from here, only what it says now that it does not count.
 fn word(situation: Situation<'_>, peer: PeerId, finally: bool) -> Word {
     let view = situation.view;
     let missing_ms = view.observed.missing_ms.get(&peer).copied().unwrap_or(0);

@@ -16,7 +16,7 @@ use super::suspicion;
 use super::view::View;
 use crate::reason::Reason;
 
-/// How far apart the timelines of takeovers are. A standby promoted by hand begins the number after its
+/// Distance between the timelines of takeovers. A standby promoted by hand begins the number after its
 /// own, one promoted by hand that follows it the next: these numbers are left to them, so that what
 /// streamed from them is on no timeline of the shard, now or later, and has to rejoin. Each number that
 /// is left out costs followers the fetch of a small file during a takeover.
@@ -45,7 +45,7 @@ pub struct Promotion {
 }
 
 impl Promotion {
-    /// What `state` says. None: its generation did not begin with a takeover.
+    /// Promotion according to `state`. None: its generation did not begin with a takeover.
     pub fn of(state: &ClusterState) -> Option<Self> {
         let value = state.extra.get(PROMOTION)?.clone();
         serde_json::from_value(value).ok()

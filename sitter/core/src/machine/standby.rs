@@ -114,7 +114,7 @@ fn gate(situation: Situation<'_>, role: Role, standby: &StandbyStatus) -> Gate {
     if situation.gate() == Gate::Open || shows_enough { Gate::Open } else { Gate::Closed }
 }
 
-/// Whom to follow. The sync follows the primary, because its acknowledgement is what counts; peers
+/// Upstream to follow. The sync follows the primary, because its acknowledgement is what counts; peers
 /// outside the chain do, so that the primary sees that they are fit. An async follows the nearest
 /// peer before it that streams itself and that neither this peer nor the primary finds gone.
 fn upstream(situation: Situation<'_>, role: Role) -> PeerId {
@@ -163,7 +163,7 @@ fn needs_rejoin(situation: Situation<'_>, upstream: PeerId, standby: &StandbySta
         .then(|| rejoin(situation, Rung::Rewind, RejoinCause::NotStreaming))
 }
 
-/// Where to begin with data that cannot follow: further down each time that it did not help.
+/// First rung for data that cannot follow: further down each time that it did not help.
 fn unfollowing_rung(view: &View) -> Rung {
     match view.observed.rejoins {
         0 => Rung::Rewind,

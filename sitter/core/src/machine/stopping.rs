@@ -9,7 +9,7 @@ use super::situation::{Situation, act, is_outdated, is_registered};
 use super::view::View;
 use crate::reason::Reason;
 
-/// How long (ms) a stopping primary waits to be deposed.
+/// Time (ms) for which a stopping primary waits to be deposed.
 const HAND_OVER_MS: u64 = 3_000;
 
 pub(super) fn decide(view: &View) -> Decision {

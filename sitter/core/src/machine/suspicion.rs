@@ -8,11 +8,11 @@ use super::local::{Server, StandbyStatus};
 use super::view::{PeerHealth, View};
 use crate::reason::TakeoverCause;
 
-/// How long (ms) the election node of a peer that otherwise looks healthy may be missing before
+/// Time (ms) for which the election node of a peer that otherwise looks healthy may be missing before
 /// the peer counts as gone: it may have lost its session and be registering again.
 pub const NODE_GRACE_MS: u64 = 2_000;
 
-/// How long (ms) a takeover takes on a busy machine. The sync begins one this much before the budget
+/// Duration (ms) of a takeover on a busy machine. The sync begins one this much before the budget
 /// for a restart in place is used up, so that writes return within the budget either way.
 const TAKEOVER_MS: u64 = 500;
 
@@ -45,7 +45,7 @@ fn shared_by_another(view: &View, peer: PeerId) -> bool {
         .any(|(&other, health)| other != peer && !is_suspect(view, other) && health.suspects.contains(&peer))
 }
 
-/// How long (ms) PostgreSQL's stream from or to `peer` may stand still before that says something.
+/// Time (ms) for which PostgreSQL's stream from or to `peer` may stand still before that says something.
 pub(super) fn stream_patience_ms(view: &View, peer: PeerId) -> u64 {
     let explained_ms = view.health.get(&peer).map_or(0, |health| health.explained_ms);
     view.settings.suspicion_timeout_ms + explained_ms
@@ -58,7 +58,7 @@ fn stream_is_fresh(view: &View, upstream: PeerId, standby: &StandbyStatus) -> bo
     standby.streaming && standby.upstream_silent_ms.is_some_and(|silent| silent < patience_ms)
 }
 
-/// Why the primary counts as gone for its sync; None if it does not.
+/// Reason why the primary counts as gone for its sync; None if it does not.
 pub fn primary_gone(view: &View, primary: PeerId, standby: &StandbyStatus) -> Option<TakeoverCause> {
     let health = view.health.get(&primary).cloned().unwrap_or_default();
     let suspect = is_suspect(view, primary);

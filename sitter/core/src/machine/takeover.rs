@@ -10,7 +10,7 @@
 //! The next sync is named only then: until the state is written this peer acknowledges nothing, even
 //! if its sitter ends here and somebody promotes its PostgreSQL by hand.
 //!
-//! What was received is only known once PostgreSQL has turned to streaming in its present run
+//! The end of what was received is only known once PostgreSQL has turned to streaming in its present run
 //! (`pg_last_wal_receive_lsn()`): a sync restarted while the primary is away keeps trying to
 //! stream, and does not take over until it knows. If the write loses, the new state decides; if
 //! the primary comes back before it, the sync follows again, unless the write may still happen.
@@ -24,7 +24,7 @@ use super::situation::{Promotion, Situation, act, detached, wait};
 use super::{hand_over, returning, suspicion};
 use crate::reason::{Blocker, Reason, TakeoverCause};
 
-/// What comes of looking for a reason to take over.
+/// Result of looking for a reason to take over.
 pub(super) enum Takeover {
     /// The primary is fine.
     NotNeeded,

@@ -1,4 +1,4 @@
-//! What follows from watching a [`View`]'s inputs over time. Pure as well: time comes with the
+//! Facts that follow from watching a [`View`]'s inputs over time. Pure as well: time comes with the
 //! view. One tracker belongs to one sitter process (or simulated one); its driver calls
 //! [`Tracker::complete`] on every view before `decide`, and [`Tracker::finished`] after every action.
 
@@ -13,11 +13,11 @@ use super::failure::StepFailure;
 use super::local::{PrimaryStatus, Recovery, Server, ServerConfig};
 use super::view::{LastFailure, Observed, View};
 
-/// How long (ms) a standby tries to stream from an upstream other than the primary before it
+/// Time (ms) for which a standby tries to stream from an upstream other than the primary before it
 /// looks further up.
 const GIVE_UP_UPSTREAM_MS: u64 = 3_000;
 
-/// How long (ms) an upstream that failed is not tried again.
+/// Time (ms) for which an upstream that failed is not tried again.
 const AVOID_MS: u64 = 60_000;
 
 /// A failure, with its time.
@@ -32,7 +32,7 @@ struct Failure {
 /// Between two positions of which is kept when they were reached, ms.
 const OWED_EVERY_MS: u64 = 100;
 
-/// How many of those are kept for a peer: for longer than any patience with it.
+/// Number of those that are kept for a peer: for longer than any patience with it.
 const MOST_OWED: usize = 100;
 
 /// A gap (ms) between two looks at a primary in which its followers are not judged: this process, or
@@ -42,7 +42,7 @@ const UNWATCHED_MS: u64 = 500;
 /// Slowness that is long past counts no more than this (ms).
 const MOST_SLOW_MS: u64 = 10_000;
 
-/// How well a peer that follows us keeps up.
+/// Progress of a peer that follows us.
 #[derive(Clone, Debug, Default)]
 struct Following {
     /// Since when it has not been streaming.
@@ -82,7 +82,7 @@ impl Following {
         self.slow_ms = self.slow_ms.min(MOST_SLOW_MS);
     }
 
-    /// How old the oldest position is that it has not acknowledged, or how long it is away.
+    /// Age of the oldest position that it has not acknowledged, or the time it is away.
     fn stalled_ms(&self, now: u64) -> u64 {
         let oldest = self.owed.front().map(|(_, at)| *at);
         [self.away, oldest].into_iter().flatten().map(|since| now.saturating_sub(since)).max().unwrap_or(0)
@@ -103,7 +103,7 @@ pub struct Tracker {
     newest_generation: Option<u64>,
     failure: Option<Failure>,
     given: Option<ServerConfig>,
-    /// When this tracker was first asked.
+    /// Moment at which this tracker was first asked.
     began: Option<u64>,
     written: Option<Written>,
     /// The newest version of the state, and when it was first seen.
@@ -120,7 +120,7 @@ pub struct Tracker {
 /// A state write of ours that succeeded but may not be seen yet.
 #[derive(Clone, Copy, Debug)]
 struct Written {
-    /// What it replaced.
+    /// State that it replaced.
     over: Over,
 }
 
@@ -221,7 +221,7 @@ impl Tracker {
         }
     }
 
-    /// What we wrote ourselves is not decided upon before it is seen: an old view would have us undo
+    /// Our own write is not decided upon before it is seen: an old view would have us undo
     /// what the new state relies on.
     fn watch_state(&mut self, view: &mut View) {
         let version = view.zk.state.valid().map(|(version, _)| version);

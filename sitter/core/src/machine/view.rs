@@ -12,13 +12,13 @@ use super::capacity::Capacities;
 use super::failure::FailureKind;
 use super::local::{Data, EndOfWal, Local, ServerConfig};
 
-/// How another peer looks from here, by heartbeats. What the peer said of itself is as of its last
+/// Health of another peer as seen from here, by heartbeats. Its word about itself is as of its last
 /// answer, with durations brought up to now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerHealth {
     /// Milliseconds since its sitter last answered; None if it never did.
     pub silent_ms: Option<u64>,
-    /// How much silence (ms) the way to it explains: a long line, packets that had to be sent again. Not
+    /// Silence (ms) that the way to it explains: a long line, packets that had to be sent again. Not
     /// counted in `silent_ms`, and not to be held against its PostgreSQL either, which uses the same way.
     pub explained_ms: u64,
     /// Its host answers, but its sitter's port is closed: the process is gone, no need to wait.
@@ -42,11 +42,11 @@ pub struct PeerHealth {
     pub generation: Option<u64>,
     /// It is the primary, and finds that its disk came back older than it was ([`super::returning::is_older`] there).
     pub older: bool,
-    /// How far its WAL goes on disk, as it says ([`super::local::Local::end_of_wal`] there).
+    /// End of its WAL on disk, as it says ([`super::local::Local::end_of_wal`] there).
     pub wal: Option<EndOfWal>,
     /// The highest generation that it ever saw with the data it has ([`Observed::newest_generation`] there).
     pub newest_generation: Option<u64>,
-    /// What its PostgreSQL was started with of the settings that a standby needs as high as its primary's.
+    /// Values with which its PostgreSQL was started, of the settings that a standby needs as high as its primary's.
     pub capacities: Option<Capacities>,
 }
 
@@ -55,9 +55,9 @@ pub struct PeerHealth {
 pub struct Settings {
     /// Silence after which a peer is suspected, ms.
     pub suspicion_timeout_ms: u64,
-    /// How long a crashed PostgreSQL may take to restart in place before its peers take over, ms.
+    /// Time that a crashed PostgreSQL may take to restart in place before its peers take over, ms.
     pub restart_budget_ms: u64,
-    /// How long a standby may fail to stream from a healthy primary before it is rejoined without
+    /// Time for which a standby may fail to stream from a healthy primary before it is rejoined without
     /// a clear error, ms. Long (30 s): a slow start is no divergence (H10).
     pub rejoin_after_ms: u64,
     /// Stop before the first destructive step of a rejoin.
@@ -83,7 +83,7 @@ impl Default for Settings {
 pub struct InFlight {
     /// The action.
     pub action: Action,
-    /// For how long, ms.
+    /// Duration so far, ms.
     pub for_ms: u64,
 }
 
@@ -91,23 +91,23 @@ pub struct InFlight {
 /// [`Action::Wait`]) is tried: bounds retries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
-    /// Which.
+    /// Action.
     pub action: ActionKind,
-    /// How many times in a row.
+    /// Number of times in a row.
     pub times: u32,
     /// Milliseconds since.
     pub ago_ms: u64,
-    /// What went wrong, for people.
+    /// Problem, for people.
     pub problem: String,
-    /// What kind of failure it is.
+    /// Kind of the failure.
     pub kind: Option<FailureKind>,
 }
 
-/// What follows from watching the other inputs over time; filled in by
+/// Facts that follow from watching the other inputs over time; filled in by
 /// [`super::tracker::Tracker::complete`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// How long (ms) the election node of each listed peer has been missing while we were
+    /// Time (ms) for which the election node of each listed peer has been missing while we were
     /// connected; absent: it is there, or not known.
     pub missing_ms: BTreeMap<PeerId, u64>,
     /// As primary: how long (ms) each peer of the chain has not followed us: for how long it has not
@@ -116,16 +116,16 @@ pub struct Observed {
     /// As primary: how long (ms) lately each peer of the chain streamed, but more than the suspicion
     /// timeout behind. Absent: never.
     pub slow_ms: BTreeMap<PeerId, u64>,
-    /// How long (ms) the newest version of the state has been known.
+    /// Time (ms) for which the newest version of the state has been known.
     pub state_ms: u64,
     /// The version of the state in which our clients were found at rest ([`super::action::ServerAction::Drain`]).
     pub drained: Option<Version>,
-    /// How long (ms) our PostgreSQL has not answered, or has no room; None: it can commit.
+    /// Time (ms) for which our PostgreSQL has not answered, or has no room; None: it can commit.
     pub postgres_down_ms: Option<u64>,
     /// End of WAL when PostgreSQL was first seen out of recovery in its present run: what the sync
     /// must have before the gate opens (rule 7).
     pub first_flush: Option<Lsn>,
-    /// Where our WAL ended when this process last saw PostgreSQL run over this data.
+    /// End of our WAL when this process last saw PostgreSQL run over this data.
     pub known_end: Option<WalPosition>,
     /// As standby: this process has seen everything here that the primary said it had, and nothing got lost since.
     pub is_whole: bool,
@@ -146,7 +146,7 @@ pub struct Observed {
     pub newest_generation: Option<u64>,
     /// The last failure.
     pub last_failure: Option<LastFailure>,
-    /// How long (ms) this sitter has not known the state, since it was started; 0 once it does.
+    /// Time (ms) for which this sitter has not known the state, since it was started; 0 once it does.
     pub unread_ms: u64,
     /// The configuration that PostgreSQL was last given, whether or not it was confirmed.
     pub given: Option<ServerConfig>,
@@ -182,6 +182,6 @@ pub struct View {
     pub stopping_ms: Option<u64>,
     /// Settings.
     pub settings: Settings,
-    /// What the tracker made of it.
+    /// Conclusions of the tracker.
     pub observed: Observed,
 }

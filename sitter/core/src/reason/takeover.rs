@@ -1,4 +1,4 @@
-//! What makes the sync take over, and what keeps it from doing so.
+//! Causes of a takeover by the sync, and its blockers.
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::{Lsn, WalPosition};
@@ -7,7 +7,7 @@ use strum_macros::EnumDiscriminants;
 
 use super::Unsaid;
 
-/// Why the sync is to take over. (Derives `Error` for its text.)
+/// Cause of a takeover by the sync. (Derives `Error` for its text.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TakeoverCause {
     /// The primary's sitter is stopping.
@@ -30,7 +30,7 @@ pub enum TakeoverCause {
     Requested,
 }
 
-/// What keeps a change of roles from being made that is due. (Derives `Error` for its text.)
+/// Blocker of a change of roles that is due. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, EnumDiscriminants)]
 #[strum_discriminants(name(BlockerCode), derive(Hash, Serialize, Deserialize), serde(rename_all = "snake_case"))]
 pub enum Blocker {
@@ -43,7 +43,7 @@ pub enum Blocker {
     /// The shard is in one-node-write mode.
     #[error("the shard is in one-node-write mode")]
     OneNodeWriteMode,
-    /// How far the WAL here goes is not known.
+    /// The end of the WAL here is not known.
     #[error("PostgreSQL has not streamed since it started, so what it received is not known")]
     ReceivedUnknown,
     /// A peer has seen a later generation.
@@ -51,7 +51,7 @@ pub enum Blocker {
     NewerGeneration {
         /// The peer.
         peer: PeerId,
-        /// What it has seen.
+        /// Generation that it has seen.
         generation: u64,
     },
     /// The beginning of the generation is not here (rule 4).
@@ -67,7 +67,7 @@ pub enum Blocker {
     PeerUnheard {
         /// The peer.
         peer: PeerId,
-        /// Why it has not said so.
+        /// Reason why it has not said so.
         unsaid: Unsaid,
     },
     /// This disk may have come back older: a peer has more WAL.

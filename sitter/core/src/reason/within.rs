@@ -1,4 +1,4 @@
-//! What reasons are made of: causes of a rejoin, the condition of the sync, changes of the list of peers.
+//! Parts of reasons: causes of a rejoin, the condition of the sync, changes of the list of peers.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use manatee_shared::lsn::{Lsn, Timeline, WalPosition};
 
 use super::{Blocker, BlockerCode};
 
-/// Why this data cannot follow. (Derives `Error` for its text.)
+/// Reason why this data cannot follow. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RejoinCause {
     /// PostgreSQL says so; its text.
@@ -21,7 +21,7 @@ pub enum RejoinCause {
     NotStreaming,
 }
 
-/// Why a peer has not said how far its WAL goes. (Derives `Error` for its text.)
+/// Reason why a peer has not said how far its WAL goes. (Derives `Error` for its text.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsaid {
     /// It does not answer.
@@ -41,7 +41,7 @@ pub enum Unsaid {
     StillReplays,
 }
 
-/// What shows that the data here is less than it was. (Derives `Error` for its text.)
+/// Sign that the data here is less than it was. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Shortfall {
     /// The beginning of the generation is missing.
@@ -68,7 +68,7 @@ pub enum Shortfall {
         end: WalPosition,
         /// The peer.
         peer: PeerId,
-        /// How far the peer has it.
+        /// Position up to which the peer has it.
         theirs: Lsn,
     },
 }
@@ -78,7 +78,7 @@ pub enum Shortfall {
 pub struct SyncLoss {
     /// The sync.
     pub sync: PeerId,
-    /// What is wrong with it.
+    /// Problem.
     pub trouble: SyncTrouble,
 }
 
@@ -88,7 +88,7 @@ impl fmt::Display for SyncLoss {
     }
 }
 
-/// What is wrong with a sync. (Derives `Error` for its text.)
+/// Trouble of a sync. (Derives `Error` for its text.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyncTrouble {
     /// It kept commits waiting for too long.
@@ -111,7 +111,7 @@ pub enum SyncTrouble {
     NotFollowing,
 }
 
-/// Why the sync is replaced. (Derives `Error` for its text.)
+/// Cause of the sync's replacement. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplaceCause {
     /// It does not do its part.
@@ -125,7 +125,7 @@ pub enum ReplaceCause {
     Requested,
 }
 
-/// How it is with the sync that stays. (Derives `Error` for its text.)
+/// Condition of the sync that stays. (Derives `Error` for its text.)
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyncCondition {
     /// It does its part.
@@ -150,9 +150,9 @@ pub enum SyncCondition {
     /// It does not do its part, and cannot be replaced.
     #[error("writes may wait: {loss}; {blocker}")]
     Lost {
-        /// What is wrong with it.
+        /// Problem.
         loss: SyncLoss,
-        /// What keeps it from being replaced.
+        /// Blocker of its replacement.
         blocker: Blocker,
     },
     /// There is none.
@@ -163,7 +163,7 @@ pub enum SyncCondition {
     NoneYet,
 }
 
-/// What becomes of the sync.
+/// Fate of the sync.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncPlan {
     /// It stays.
@@ -178,7 +178,7 @@ pub enum SyncPlan {
 }
 
 impl SyncPlan {
-    /// What keeps the sync from being replaced, if that is due.
+    /// Blocker of the sync's replacement, if that is due.
     pub fn blocker(&self) -> Option<BlockerCode> {
         match self {
             Self::Keep(SyncCondition::Lost { blocker, .. }) => Some(blocker.code()),

@@ -1,4 +1,4 @@
-//! What the sitter's actions do to the model: in steps, late, sometimes not, sometimes only half.
+//! Effects of the sitter's actions on the model: in steps, late, sometimes none, sometimes only half.
 
 use manatee_shared::ids::PeerId;
 use manatee_shared::lsn::WalPosition;
@@ -15,10 +15,10 @@ use crate::machine::local::{Data, EndOfWal, Gate, Recovery, ServerConfig, Synchr
 use crate::machine::preempt::preempts;
 use crate::machine::view::InFlight;
 
-/// How long a change of configuration waits to see itself in effect, ms.
+/// Time for which a change of configuration waits to see itself in effect, ms.
 const CONFIRM_MS: u64 = 5_000;
 
-/// What comes after a step.
+/// Continuation after a step.
 enum Next {
     /// Another one, so many ms later.
     After(u64),
@@ -279,7 +279,7 @@ impl World {
         Ok(Next::Done)
     }
 
-    /// What the sitter does beside its actions about settings that somebody changed (`postgres/in_force.rs`).
+    /// Puts right settings that somebody changed, beside the sitter's actions (`postgres/in_force.rs`).
     pub(super) fn put_right(&mut self, index: usize) {
         let now = self.now;
         let at = now + self.rng.u64(20..120);

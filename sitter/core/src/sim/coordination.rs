@@ -114,7 +114,7 @@ impl World {
         }
     }
 
-    /// What was written in this step is looked at before it is gone.
+    /// A state written in this step is looked at before it is gone.
     fn check_before_loss(&mut self) {
         if let Err(problem) = self.check_history() {
             self.violation = Some(problem);

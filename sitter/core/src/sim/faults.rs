@@ -1,4 +1,4 @@
-//! What breaks, and how.
+//! Faults, and how each breaks the model.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::machine::action::{Action, ShardAction};
 use crate::machine::local::{Data, Server, Synchronous};
 use crate::machine::situation::{Promotion, TIMELINES_APART, contains_init_wal};
 
-/// How often disks are saved, and how many times.
+/// Interval of saving disks.
 const SAVED_EVERY_MS: u64 = 500;
 const SAVED: usize = 8;
 
@@ -311,7 +311,7 @@ impl World {
         }
     }
 
-    /// What it sent and has not arrived is lost with its disk: messages are told from its WAL when they
+    /// Messages that it sent and that have not arrived are lost with its disk: they are told from its WAL when they
     /// arrive, and it has none any more.
     fn take_disk(&mut self, host: usize, for_ms: u64) {
         self.power_off(host, for_ms);
@@ -324,7 +324,7 @@ impl World {
         }
     }
 
-    /// What a disk can come back to.
+    /// Saved contents that a disk can come back to.
     pub(super) fn save_disks(&mut self) {
         if !self.has_old_disks || !self.now.is_multiple_of(SAVED_EVERY_MS) {
             return;

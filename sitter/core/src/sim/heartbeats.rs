@@ -8,10 +8,10 @@ use super::world::World;
 use crate::heartbeat::table::Refusal;
 use crate::status::Heartbeat;
 
-/// How soon a refused connection is tried once more, ms.
+/// Pause before a refused connection is tried once more, ms.
 const RETRY_AFTER_REFUSAL_MS: u64 = 20;
 
-/// What comes of a question.
+/// Result of a question.
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Answered,
@@ -24,9 +24,9 @@ enum Outcome {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Poll {
     asks: u64,
-    /// When the last question is settled, and how.
+    /// Moment at which the last question is settled, and its result.
     pending: Option<(u64, Outcome)>,
-    /// When that was asked.
+    /// Moment at which that was asked.
     asked: u64,
     connected: bool,
 }
@@ -38,7 +38,7 @@ impl Poll {
 }
 
 impl World {
-    /// What every sitter hears of every other.
+    /// Delivers to every sitter the answers of every other.
     pub(super) fn heartbeats(&mut self) {
         for from in 0..self.hosts.len() {
             for to in 0..self.hosts.len() {
@@ -70,7 +70,7 @@ impl World {
         }
     }
 
-    /// When and how a question asked now ends, and when it gets to be asked: after the connection's set-up.
+    /// End of a question asked now, and the moment it gets to be asked: after the connection's set-up.
     fn ask(&mut self, from: usize, to: usize, connected: bool) -> (u64, Outcome, u64) {
         let now = self.now;
         let asker = self.hosts[from].sitter.as_ref();

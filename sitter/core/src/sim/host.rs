@@ -34,14 +34,14 @@ pub(super) struct Flight {
     /// The step that is next, and when it is taken.
     pub(super) step: usize,
     pub(super) next: u64,
-    /// What became of a state write that was given to the client.
+    /// Fate of a state write that was given to the client.
     pub(super) sent: Option<Sent>,
 }
 
 /// A state write that was given to the client.
 #[derive(Clone, Debug)]
 pub(super) enum Sent {
-    /// What its caller hears next.
+    /// Answer that its caller hears next.
     Answered(Result<(), String>),
     /// The answer is lost; the client finds out, and its caller waits since then.
     Lost { since: u64 },
@@ -86,13 +86,13 @@ pub(super) struct Sitter {
     pub(super) stays_away_ms: u64,
     /// As last completed; `zk` and `local` as last heard of.
     pub(super) view: View,
-    /// What its heartbeat says.
+    /// Answer to heartbeats.
     pub(super) answer: Option<Heartbeat>,
     pub(super) last_reason: Reason,
     pub(super) paused_until: u64,
-    /// What changes in ZooKeeper is not heard of until then.
+    /// Moment until which changes in ZooKeeper are not heard of.
     pub(super) blind_until: u64,
-    /// When it decides next, and its last try to reach ZooKeeper.
+    /// Moment of its next decision, and its last try to reach ZooKeeper.
     pub(super) decides: u64,
 }
 
@@ -242,6 +242,6 @@ pub(super) struct Host {
     pub(super) one_node: bool,
     /// Its disk as it was, the oldest first; kept only if one comes back older.
     pub(super) saved: VecDeque<Disk>,
-    /// How wrong its wall clock is.
+    /// Error of its wall clock.
     pub(super) clock_jump_ms: i64,
 }

@@ -74,7 +74,7 @@ pub enum Mutation {
     FirstStateAnyway,
     /// Silence and errors of the client library count as ZooKeeper's refusal.
     LossTakenForRefusal,
-    /// What became of a write is judged while it may still come.
+    /// A write is judged while it may still come.
     JudgedTooEarly,
     /// A write that was carried out and then replaced by another's counts as refused.
     ReplacedTakenForRefused,
@@ -124,7 +124,7 @@ impl Mutation {
         serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// What a core with this bug decides. `uncertain`: as the driver knows it, without the tracker.
+    /// Decision of a core with this bug. `uncertain`: as the driver knows it, without the tracker.
     pub(super) fn decide(self, view: &View, uncertain: bool) -> Decision {
         let mut seen = view.clone();
         self.blind(&mut seen, uncertain);
@@ -457,7 +457,7 @@ fn is_overlap(config: &ServerConfig) -> bool {
     matches!(config.synchronous, Synchronous::Both { .. })
 }
 
-/// What is decided as if `config` were in effect already, everywhere.
+/// Decision as if `config` were in effect already, everywhere.
 fn pretend(view: &View, config: &ServerConfig) -> Option<Decision> {
     let mut view = view.clone();
     view.local.config = Some(config.clone());

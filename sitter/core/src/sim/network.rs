@@ -76,7 +76,7 @@ impl Network {
         self.flapping = Some(flapping);
     }
 
-    /// How long a message of a TCP connection takes, ms. What follows it shows a first loss after a
+    /// Duration of a message of a TCP connection, ms. What follows it shows a first loss after a
     /// round trip (RFC 5681, fast retransmit) if there is a flow; each further try waits twice as long.
     pub(super) fn latency(&self, now: u64, flows: bool, rng: &mut fastrand::Rng) -> u64 {
         if now >= self.bad_until {

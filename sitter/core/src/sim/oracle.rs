@@ -1,4 +1,4 @@
-//! What must never happen. It sees everything, also what no sitter can see.
+//! Checks for what must never happen. The oracle sees everything, also what no sitter can see.
 
 use std::collections::BTreeMap;
 
@@ -43,14 +43,14 @@ pub(super) struct Oracle {
     acknowledged: Vec<Acknowledged>,
     /// Up to where each record was shown to a reader of a primary, or acknowledged.
     shown: Vec<Record>,
-    /// Who acknowledges on each timeline.
+    /// Host that acknowledges on each timeline.
     owners: BTreeMap<u32, usize>,
     pub(super) last_acknowledged_at: u64,
     pub(super) seen_history: usize,
     last: Option<ClusterState>,
     /// The generation of an old state that somebody put there.
     pub(super) old_state: Option<u64>,
-    /// What the state says of each takeover's timeline: who promotes to it, and init_wal.
+    /// Promotion to each takeover's timeline according to the state: its peer, and init_wal.
     promotions: BTreeMap<u32, (PeerId, Lsn)>,
     /// Each timeline as it was first written to a disk: where it begins, and its records.
     written: BTreeMap<u32, (usize, Vec<u64>)>,
@@ -67,7 +67,7 @@ impl Oracle {
         self.acknowledged.len()
     }
 
-    /// When each write was acknowledged.
+    /// Moments at which writes were acknowledged.
     #[cfg(test)]
     pub(super) fn times(&self) -> Vec<u64> {
         self.acknowledged.iter().map(|write| write.at).collect()

@@ -1,4 +1,4 @@
-//! What is going to happen in a run, as data: made from a seed, written to a replay file, shrunk.
+//! Plan of a run, as data: made from a seed, written to a replay file, shrunk.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub enum Target {
     Peer(usize),
 }
 
-/// What ends when a host reaches a step of an action.
+/// Part that ends when a host reaches a step of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Crash {
@@ -32,7 +32,7 @@ pub enum Crash {
     Power,
 }
 
-/// Which packets a host loses.
+/// Packets that a host loses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
@@ -44,7 +44,7 @@ pub enum Direction {
     Outgoing,
 }
 
-/// What an operator does.
+/// Operation of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
@@ -74,7 +74,7 @@ pub enum Looser {
     Commit,
 }
 
-/// How the answer to a write of the state is lost.
+/// Loss of the answer to a write of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Loss {
@@ -95,7 +95,7 @@ impl Loss {
     pub const ALL: [Self; 5] = [Self::Silence, Self::Reset, Self::Error, Self::Request, Self::Late];
 }
 
-/// What is written to ZooKeeper.
+/// Kind of a write to ZooKeeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Writing {
@@ -202,7 +202,7 @@ pub enum Fault {
     ExpireSession {
         who: Target,
     },
-    /// What changes in ZooKeeper is heard of late.
+    /// Changes in ZooKeeper are heard of late.
     LateViews {
         who: Target,
         for_ms: u64,
@@ -359,7 +359,7 @@ impl Kind {
 pub struct Timed {
     /// Virtual time, ms.
     pub at_ms: u64,
-    /// What.
+    /// Fault.
     pub fault: Fault,
 }
 
@@ -475,7 +475,7 @@ impl Maker {
         Target::Peer(self.rng.usize(0..self.peers))
     }
 
-    /// What one fault alone seldom brings about.
+    /// Pattern of faults: one alone seldom brings about what they do together.
     fn pattern(&mut self) -> Vec<(u64, Fault)> {
         let long = 3_000 + self.rng.u64(0..4_000);
         let die = |who| Fault::PowerOff { who, for_ms: long };

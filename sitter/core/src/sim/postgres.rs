@@ -1,6 +1,6 @@
 //! A model of PostgreSQL, as far as replication and its safety go.
 //!
-//! What follows PostgreSQL itself: which start positions a walsender accepts (walsender.c
+//! Model of PostgreSQL's replication, after its sources: which start positions a walsender accepts (walsender.c
 //! `StartReplication`), by whose word commits are released (syncrep.c: each walsender uses the
 //! configuration it has applied itself), that a promotion drops a half record and begins the next
 //! timeline, that a standby knows what it received only once it streams, that a WAL receiver ends
@@ -50,7 +50,7 @@ pub(super) struct Sender {
     pub(super) applied: Synchronous,
     pub(super) applies: Option<(u64, Synchronous)>,
     pub(super) flush: usize,
-    /// When a reply last came.
+    /// Arrival of the last reply.
     pub(super) heard: u64,
     /// Replies on their way: when they come, and what they say.
     pub(super) replies: VecDeque<(u64, usize)>,
@@ -79,9 +79,9 @@ pub(super) struct Postgres {
     /// Bytes of a record that is not complete yet.
     pub(super) partial: u64,
     pub(super) replayed: usize,
-    /// What the files say, and whether it was seen to be in effect: kept on disk by the sitter.
+    /// Configuration in the files, and whether it was seen to be in effect: kept on disk by the sitter.
     pub(super) record: Option<(ServerConfig, bool)>,
-    /// What is in effect, but for what somebody loosened.
+    /// Configuration in effect, but for what somebody loosened.
     pub(super) config: Option<ServerConfig>,
     /// Until the sitter gives it its configuration again, which cleans the files.
     pub(super) loosened: Option<Looser>,
@@ -97,7 +97,7 @@ pub(super) struct Postgres {
     pub(super) promotes: Option<(u64, u32)>,
     /// That was by an operator's hand: what it shows is a standby's as before.
     pub(super) by_hand: bool,
-    /// When the commit probe writes next.
+    /// Moment of the commit probe's next write.
     pub(super) probes: u64,
     /// Records before this one are not kept any more.
     pub(super) kept_from: usize,
@@ -190,7 +190,7 @@ impl Postgres {
         (self.shown, self.told) = (0, 0);
     }
 
-    /// What was written gets to the disk, if it is `able`, at once or slowly.
+    /// Flushes what was written to the disk, if it is `able`, at once or slowly.
     pub(super) fn flush(&mut self, now: u64, able: bool) {
         let (until, takes_ms) = self.slow_flushes;
         match self.flushing {
@@ -205,7 +205,7 @@ impl Postgres {
         }
     }
 
-    /// What `start` does to the directory before a postmaster runs.
+    /// Changes to the directory by `start`, before a postmaster runs.
     pub(super) fn prepare_start(&mut self, config: &ServerConfig) -> Result<(), String> {
         if !matches!(self.process, Process::Down { .. }) {
             return Err("it runs".to_owned());
@@ -276,7 +276,7 @@ impl Postgres {
         }
     }
 
-    /// What a peer that starts from (timeline, records) gets to hear: Err(Some) when it can never
+    /// Answer to a peer that starts from (timeline, records): Err(Some) when it can never
     /// follow from there.
     pub(super) fn accepts(&self, timeline: u32, records: usize) -> Result<(), Option<&'static str>> {
         const DIVERGED: &str = "the requested starting point is not in this server's history";
@@ -329,7 +329,7 @@ impl Postgres {
         if found == needed && own_among { flush } else { 0 }
     }
 
-    /// What the sitter observes.
+    /// Observation by the sitter.
     pub(super) fn observe(&self, now: u64) -> Server {
         match self.process {
             Process::Down { crashed } => Server::Down { crashed, standby: self.standby },
@@ -356,7 +356,7 @@ impl Postgres {
         }
     }
 
-    /// What it has on disk, a half record included.
+    /// Position on disk, a half record included.
     pub(super) fn received(&self) -> WalPosition {
         let partial = if self.flushed == self.wal.len() { self.partial } else { 0 };
         let timeline = Timeline(self.wal.timeline_at(self.flushed));

@@ -99,7 +99,7 @@ pub fn shrink(plan: &Plan) -> Plan {
     smallest
 }
 
-/// What to tell about a failing plan: events, problem, and how to see it again. The plan is kept in
+/// Report about a failing plan: events, problem, and how to see it again. The plan is kept in
 /// the directory for temporary files.
 #[expect(clippy::disallowed_methods, reason = "keeps the plan of a failure")]
 pub fn report(plan: &Plan) -> String {

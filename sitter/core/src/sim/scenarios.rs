@@ -8,7 +8,7 @@ use super::world::World;
 /// Seeds per scenario: the same with other delays.
 const SEEDS: std::ops::Range<u64> = 0..8;
 
-/// When the fault of a scenario comes: the shard has long been well.
+/// Moment of the fault of a scenario: the shard has long been well.
 const AT: u64 = 6_000;
 
 /// Without a fault the clients may have nothing to write, or a step just fails, for this long, ms. Times

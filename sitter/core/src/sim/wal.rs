@@ -49,7 +49,7 @@ impl Wal {
         before.map_or(1, |(timeline, _)| *timeline)
     }
 
-    /// Where `timeline` was left, in records; None if it is the newest, or was never on the path.
+    /// Position at which `timeline` was left, in records; None if it is the newest, or was never on the path.
     pub(super) fn left_at(&self, timeline: u32) -> Option<usize> {
         self.segments.windows(2).find(|pair| pair[0].0 == timeline).map(|pair| pair[1].1)
     }

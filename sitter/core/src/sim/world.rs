@@ -31,7 +31,7 @@ const EVENTS: usize = 400;
 /// A quick first setup is over by then, ms.
 const SET_UP_MS: u64 = 1_000;
 
-/// What runs came to: whether they exercised what they are meant to.
+/// Results of runs: whether they exercised what they are meant to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Counts {
@@ -68,7 +68,7 @@ impl Counts {
 /// A run that broke a rule.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// Which, and when.
+    /// Problem, and its moment.
     pub problem: String,
     /// The last events before it; empty unless asked for.
     pub events: Vec<String>,
@@ -87,7 +87,7 @@ pub(super) struct World {
     pub(super) orphans: Vec<(u64, FakeSession)>,
     /// Writes of processes that died, on their way, and their sessions.
     pub(super) late_writes: Vec<(Straggler, FakeSession)>,
-    /// How often somebody changed ZooKeeper past all rules.
+    /// Number of changes of ZooKeeper by somebody, past all rules.
     pub(super) tampered: u64,
     /// A state that was lost, its version, and when an operator restores it.
     pub(super) lost_state: Option<(u64, Version, std::sync::Arc<ClusterState>)>,
@@ -317,7 +317,7 @@ impl World {
         able && confirmed && host.postgres.is_running() && host.postgres.loosened.is_some()
     }
 
-    /// What was written since the last time.
+    /// Checks the history that was written since the last time.
     pub(super) fn check_history(&mut self) -> Result<(), String> {
         let fresh = self.zk.history_after(self.oracle.seen_history);
         if fresh.is_empty() {
@@ -415,7 +415,7 @@ impl World {
         self.put_right(index);
     }
 
-    /// Why the shard is not as it should be long after the last fault.
+    /// Checks that the shard is as it should be long after the last fault. Errors: why it is not.
     pub(super) fn is_well(&self) -> Result<(), String> {
         if self.now - self.oracle.last_acknowledged_at > 1_000 {
             return Err("writes are not acknowledged".to_owned());

@@ -1,8 +1,8 @@
 //! Writes of the state whose answers are lost, in every form that ZooKeeper's client and networks have, and how it is found
 //! out what became of them. As the real client does it (`shared/src/zk/client/write.rs`), with its judgement.
 //!
-//! Whoever is told for certain that a write happened, or that it did not, is told the truth, and no write comes after it
-//! was denied: the oracle holds each to that.
+//! Truth about writes: a caller that is told for certain that a write happened, or that it did not, is told the truth,
+//! and no write comes after it was denied: the oracle holds each to that.
 
 use std::sync::Arc;
 
@@ -19,10 +19,10 @@ use crate::machine::action::{Action, ShardAction};
 /// A silent connection is given up after two fifths of the session's timeout.
 const SILENCE_MS: u64 = SESSION_MS * 2 / 5;
 
-/// What is not planned: silence would take longer than a scenario allows for.
+/// Losses that are not planned: silence would take longer than a scenario allows for.
 const UNLUCKY: [Loss; 4] = [Loss::Reset, Loss::Error, Loss::Request, Loss::Late];
 
-/// What comes of asking ZooKeeper for a write.
+/// Result of asking ZooKeeper for a write.
 pub(super) enum Asked {
     /// The answer comes after this many ms.
     Answered(u64),
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    /// Whoever comes after a process relies on it that nothing of that one's comes any more.
+    /// Denies late writes: the process that comes after one relies on it that nothing of that one's comes any more.
     pub(super) fn deny_late_writes(&mut self, index: usize) {
         let id = self.hosts[index].peer.id;
         let late: Vec<_> =
@@ -198,7 +198,7 @@ impl World {
         late.into_iter().for_each(|id| self.told(id, false));
     }
 
-    /// What the server did with a write.
+    /// Notes the server's answer to a write.
     pub(super) fn note_write(&mut self, id: u64, result: &Result<i32, ZkError>) {
         if result.is_ok()
             && let Err(problem) = self.oracle.carried_out(id)
@@ -242,7 +242,7 @@ impl World {
     }
 }
 
-/// Which kind of write this is.
+/// Kind of this write.
 fn writing(over: Over, state: &ClusterState, before: Option<&ClusterState>) -> Writing {
     match before {
         _ if over == Over::Nothing => Writing::FirstSetup,

@@ -83,7 +83,7 @@ async fn is_rebuilt(pool: &Pool, other: &Peer, primary: &Peer) -> usize {
     kept
 }
 
-/// What a peer on ZFS cannot do without, and no more: short enough for an emulated machine.
+/// Steps that a peer on ZFS cannot do without, and no more: short enough for an emulated machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bootstraps_and_rolls_back() {
     let Some(pool) = Pool::for_test(4096) else { return };

@@ -1,4 +1,4 @@
-//! What a copy of a running server has that a new one must not find.
+//! Removal from a copy of a running server of what a new one must not find.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ fn clean_now(data: &Path, user: &OsUser) -> Result<(), Error> {
     give(data, user)
 }
 
-/// What the copy's source made of a folder is not trusted: a link would lead out of the copy.
+/// Empties a folder as the copy's source made it, without trusting it: a link would lead out of the copy.
 fn empty(folder: &Path) -> Result<(), Error> {
     if std::fs::symlink_metadata(folder).is_ok_and(|found| !found.is_dir()) {
         return Err(Error::DataNotFit(format!("{} is not a folder", folder.display())));

@@ -13,13 +13,13 @@ use crate::host::Error;
 use crate::host::osuser::OsUser;
 use crate::host::tool::{Output, Tool};
 
-/// How long a command may take. Destroying a large data set on a busy pool takes minutes.
+/// Longest time for a command. Destroying a large data set on a busy pool takes minutes.
 const COMMAND: Duration = Duration::from_secs(600);
-/// How long something may be busy that nobody uses any more.
+/// Longest time for something to be busy that nobody uses any more.
 const FREE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const FREE_PAUSE: Duration = Duration::from_millis(30);
-/// Where administrators' programs are.
+/// Search path of administrators' programs.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
 /// A file system of the pool.

@@ -20,15 +20,15 @@ use crate::storage::progress::Begin;
 use crate::storage::pull::{Incoming, Refusal};
 use crate::storage::{Source, Storage, StreamRequest};
 
-/// How long `zfs receive` may take to end once its input has: it writes out what it has, or, of a broken
+/// Longest time for `zfs receive` to end once its input has: it writes out what it has, or, of a broken
 /// stream, what it needs to resume.
 const ENDING: Duration = Duration::from_secs(120);
 
-/// How long `zfs receive` may take nothing: a pool that writes out what it has is slow, one that failed takes
+/// Longest time for `zfs receive` to take nothing: a pool that writes out what it has is slow, one that failed takes
 /// nothing any more.
 const STALL: Duration = Duration::from_secs(300);
 
-/// What is beside a stream that may be resumed: only its own source can.
+/// Note beside a stream that may be resumed: only its own source can.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Transfer {
     source: PeerId,

@@ -57,14 +57,14 @@ pub struct Zfs {
     forgot: AtomicBool,
 }
 
-/// What a [`Zfs`] is made of.
+/// Parts of a [`Zfs`].
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) me: PeerId,
     pub(crate) layout: Layout,
     pub(crate) bin_dir: PathBuf,
     pub(crate) user: OsUser,
-    /// Of which everything is below.
+    /// Dataset that everything is below.
     pub(crate) dataset: String,
     /// ZFS properties of `dataset`.
     pub(crate) properties: BTreeMap<String, String>,

@@ -28,18 +28,18 @@ const PIECE_BYTES: usize = 1 << 20;
 const GATHER: Duration = Duration::from_millis(1);
 /// Worth carrying on.
 const SMALL_BYTES: usize = 128 << 10;
-/// What the kernel may buffer between `zfs` and us: fewer, larger reads and writes.
+/// Bytes that the kernel may buffer between `zfs` and us: fewer, larger reads and writes.
 const PIPE_BYTES: i32 = 1 << 20;
-/// How long `zfs send` may give nothing: longer than the other side waits, so that it is the one to complain.
+/// Longest time for `zfs send` to give nothing: longer than the other side waits, so that it is the one to complain.
 const STALL: Duration = Duration::from_secs(60);
-/// How much of what `zfs send` says of a failure is kept.
+/// Number of bytes that are kept of what `zfs send` says of a failure.
 const SAID_BYTES: u64 = 2048;
 
 /// Snapshots that transfers use, held so that nobody destroys them. Clones are one.
 #[derive(Clone, Debug)]
 pub(crate) struct Holds {
     commands: Arc<Commands>,
-    /// How many transfers use each; locked while its hold changes.
+    /// Number of transfers that use each; locked while its hold changes.
     counts: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
@@ -105,7 +105,7 @@ impl Drop for HoldGuard {
 /// A stream that could be sent.
 #[derive(Debug)]
 struct Offer {
-    /// What is sent.
+    /// Dataset that is sent.
     dataset: String,
     /// The snapshot that the other side will have.
     snapshot: Snapshot,
@@ -124,7 +124,7 @@ pub(super) async fn send(zfs: &Zfs, request: &StreamRequest) -> Result<Outgoing,
     begin(&zfs.commands, offer)
 }
 
-/// What can be sent, held.
+/// Stream that can be sent, held.
 async fn offer(zfs: &Zfs, request: &StreamRequest) -> Result<Offer, Error> {
     let open = request.open_zfs && zfs.commands.is_open().await?;
     check_extent(zfs)?;
@@ -217,7 +217,7 @@ fn check_extent(zfs: &Zfs) -> Result<(), Error> {
     }
 }
 
-/// What of the data is not in its own dataset: no copy of it can be made by ZFS.
+/// Part of the data that is not in its own dataset: no copy of it can be made by ZFS.
 pub(crate) fn outside(data: &Path) -> Result<Option<&'static str>, Error> {
     let wal = data.join("pg_wal");
     if std::fs::symlink_metadata(&wal).map_err(Error::io("look at", &wal))?.is_symlink() {
@@ -228,7 +228,7 @@ pub(crate) fn outside(data: &Path) -> Result<Option<&'static str>, Error> {
     Ok(entries.next().is_some().then_some("a tablespace"))
 }
 
-/// What `zfs send` writes to, and reads from, `zfs` is not to wait for us more than needed.
+/// Widens the pipe that `zfs send` writes to, or reads from: `zfs` is not to wait for us more than needed.
 pub(super) fn widen_pipe(pipe: &impl std::os::fd::AsFd) {
     // A limit of the system (`fs.pipe-max-size`) only costs speed.
     let _ = nix::fcntl::fcntl(pipe.as_fd(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));

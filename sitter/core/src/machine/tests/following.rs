@@ -1,4 +1,4 @@
-//! How the primary judges who follows it.
+//! Judgement of the primary on who follows it.
 
 use super::super::tracker::Tracker;
 use super::*;

@@ -58,7 +58,7 @@ fn a_primary_that_may_be_replaced_unheard_is_closed() {
     waits(&view, "primary");
 }
 
-/// What a sitter's own settings say of PostgreSQL has changed: it is given the same configuration anew.
+/// A change of the sitter's own settings for PostgreSQL gives it the same configuration anew.
 #[test]
 fn an_outdated_configuration_is_given_again_with_the_gate_as_it_is() {
     for me in [1, 2, 3] {

@@ -1,4 +1,4 @@
-//! What the primary writes within its generation.
+//! Writes of the primary within its generation.
 
 use super::*;
 

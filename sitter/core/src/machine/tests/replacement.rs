@@ -67,7 +67,7 @@ fn one_overlap_is_left_everywhere_before_another_begins() {
     acts(&view, ServerAction::Configure(config(Synchronous::Both { new: id(4), old: id(2) })));
 }
 
-/// What it has to replay first, nobody can write in a takeover.
+/// WAL that has to be replayed first keeps everybody from writing in a takeover.
 #[test]
 fn one_that_replays_what_it_receives_is_preferred() {
     let mut view = sync_gone();

@@ -25,7 +25,7 @@ use crate::status::{CopyMethod, CopyState};
 use crate::storage::StorageSettings;
 
 const TOKEN: &str = "a token of the shard's";
-/// How long whatever is waited for may take, in seconds: for machines that are slower than most.
+/// Longest wait for anything, in seconds: for machines that are slower than most.
 const PATIENCE: &str = "MANATEE_TEST_PATIENCE";
 
 /// By default for zfs-fuse, on which everything is slow, and slower beside others.
@@ -63,7 +63,7 @@ pub(super) fn is_passing(error: &Error) -> bool {
     }
 }
 
-/// What a peer's API knows of it.
+/// Status of a peer as its API knows it.
 fn known(id: PeerId, role: Role, local: &Local) -> Arc<Status> {
     let mut status = Status::nothing(Named::new(id, "test"), "demo".parse().unwrap(), Instant::now());
     (status.role, status.report.local, status.report.zk.session) = (role, local.clone(), Session::Connected.into());
@@ -78,7 +78,7 @@ pub(super) struct Peer {
     pub(super) settings: Settings,
     pub(super) dataset: String,
     role: watch::Sender<Role>,
-    /// What its API knows of it.
+    /// Status as its API knows it.
     status: watch::Receiver<Arc<Status>>,
     tasks: Vec<JoinHandle<()>>,
     _dir: tempfile::TempDir,
@@ -189,7 +189,7 @@ impl Peer {
         again(|| self.postgres.start(&config)).await;
     }
 
-    /// Where a primary's WAL ends, asked of itself: what was last observed may be from before the last write, and on
+    /// End of a primary's WAL, asked of itself: what was last observed may be from before the last write, and on
     /// a busy machine it is none when PostgreSQL counts as hung for a moment.
     async fn flushed(&self) -> WalPosition {
         let sql = "SELECT pg_current_wal_flush_lsn()::text, pg_walfile_name(pg_current_wal_flush_lsn())";
