@@ -266,7 +266,17 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_as_a_whole() {
-        for text in ["FOO", "SHOW", "SHOW FOO", "KILL", "PAUSE a b", "RELOAD now", "SHUTDOWN maybe", "KILL_CLIENT x"] {
+        for text in [
+            "FOO",
+            "SHOW",
+            "SHOW FOO",
+            "KILL a b",
+            "DISABLE",
+            "PAUSE a b",
+            "RELOAD now",
+            "SHUTDOWN maybe",
+            "KILL_CLIENT x",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert!(parse("PAUSE; FOO").is_err());
