@@ -19,6 +19,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
@@ -47,13 +48,15 @@ pub(super) struct InForce {
     tried: Option<Instant>,
     /// `postgresql.conf` and `postgresql.auto.conf`.
     files: [Written; 2],
+    /// The files were written, and nobody has cleaned them since: an action was under way, or another task.
+    unclean: Arc<AtomicBool>,
     /// Settings that are not in force, and since when.
     loosened: Option<(Vec<String>, Instant)>,
 }
 
 impl InForce {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, task: None, tried: None, files: [None; 2], loosened: None }
+        Self { inner, task: None, tried: None, files: [None; 2], unclean: Arc::default(), loosened: None }
     }
 
     /// Forgets the files: another server may have other ones.
@@ -67,7 +70,9 @@ impl InForce {
     pub(super) fn look(&mut self, record: Option<&Record>, values: &[String]) -> (Vec<String>, bool) {
         let layout = &self.inner.layout;
         let files = [layout.main_conf(), layout.altered()].map(|path| written(&path));
-        let rewritten = std::mem::replace(&mut self.files, files) != files;
+        if std::mem::replace(&mut self.files, files) != files {
+            self.unclean.store(true, Ordering::Relaxed);
+        }
         let Some(record) = record.filter(|record| record.confirmed) else {
             // It is being changed, which cleans the files and confirms the values; what was loosened is so until then.
             return (self.loosened.as_ref().map(|(loosened, _)| loosened.clone()).unwrap_or_default(), true);
@@ -76,7 +81,8 @@ impl InForce {
         let decided = places.iter().any(|place| *place < conf::DECIDED);
         let loosened: Vec<String> = places.iter().map(|place| told(*place, values)).collect();
         self.note(&loosened);
-        let due = rewritten || (!loosened.is_empty() && self.tried.is_none_or(|tried| tried.elapsed() >= PAUSE));
+        let may_try = self.tried.is_none_or(|tried| tried.elapsed() >= PAUSE);
+        let due = self.unclean.load(Ordering::Relaxed) || (!loosened.is_empty() && may_try);
         if due {
             self.put_right(record.clone(), !loosened.is_empty());
         }
@@ -117,9 +123,9 @@ impl InForce {
             return;
         }
         self.tried = Some(Instant::now());
-        let inner = Arc::clone(&self.inner);
+        let (inner, unclean) = (Arc::clone(&self.inner), Arc::clone(&self.unclean));
         self.task = Some(tokio::spawn(async move {
-            if let Err(error) = put_right(&inner, &record, loosened).await {
+            if let Err(error) = put_right(&inner, &record, loosened, &unclean).await {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "PostgreSQL's settings could not be put right"
@@ -144,12 +150,15 @@ fn told(place: usize, values: &[String]) -> String {
 }
 
 /// Cleans the files and, if that changed anything or values are wrong, has PostgreSQL read them and confirms it.
-async fn put_right(inner: &Inner, record: &Record, loosened: bool) -> Result<(), Error> {
+/// `unclean` stays set where it could not look, because of an action under way: what was written meanwhile is not forgotten.
+async fn put_right(inner: &Inner, record: &Record, loosened: bool, unclean: &AtomicBool) -> Result<(), Error> {
     // An action under way writes the files and confirms the values itself.
     let Some(_one) = inner.try_begin() else { return Ok(()) };
     if inner.known().record.as_ref() != Some(record) {
         return Ok(());
     }
+    // Before the files are read: what is written from now on is seen by the next look.
+    unclean.store(false, Ordering::Relaxed);
     let cleaned = render::clean_altered(inner)?;
     let included = render::keep_include(inner)?;
     if !cleaned && !included && !loosened {
