@@ -33,7 +33,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Gravity of a finding.
+/// Impact of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Impact {
@@ -64,7 +64,7 @@ impl Impact {
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Gravity.
+    /// Impact; its key in JSON is that of 0.1.0.
     #[serde(rename = "matter")]
     pub impact: Impact,
     /// Condition that was found.

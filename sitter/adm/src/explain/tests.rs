@@ -460,7 +460,7 @@ fn json_has_the_same() {
     gone(&mut evidence, 3);
     let json = serde_json::to_value(explain(&evidence)).unwrap();
     assert_eq!((&json["shard"], &json["writable"]), (&"1.moray".into(), &true.into()));
-    assert_eq!(json["findings"][0]["impact"], "stops-failover");
+    assert_eq!(json["findings"][0]["matter"], "stops-failover");
     for key in ["what", "why", "risk", "next"] {
         assert!(json["findings"][0][key].is_string(), "{key}");
     }
