@@ -237,8 +237,8 @@ impl Proxy {
     /// Serves on a free port; nothing is known of any node yet.
     pub(crate) fn start(setup: Setup, catalog: Option<Catalog>) -> Result<Self> {
         let (publisher, topology, suspicions) = topology::channel();
-        let port = free_port()?;
-        let listener = StdListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
         listener.set_nonblocking(true)?;
         let stop = CancellationToken::new();
         let catalog = Arc::new(ArcSwapOption::from(catalog.map(Arc::new)));
