@@ -38,25 +38,25 @@ const SURVEY_PAUSE: Duration = Duration::from_secs(5);
 /// takes to elect a leader.
 const NO_ZOOKEEPER_SESSIONS: u32 = 5;
 
-/// A task that must not end.
-pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+/// A task, and what it ends with.
+pub type Task<'a, T = ()> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// All that runs beside each other.
-pub struct Supervised<Driver, Api, Foreign, NoZooKeeper, Hangups, Leave> {
+pub struct Supervised<'a> {
     /// The driver: ends when the machine is done.
-    pub driver: Driver,
+    pub driver: Task<'a, Result<(), Fatal>>,
     /// [`serve_api`].
-    pub api: Api,
+    pub api: Task<'a, anyhow::Error>,
     /// [`foreign_data`].
-    pub foreign_data: Foreign,
+    pub foreign_data: Task<'a, anyhow::Error>,
     /// [`no_zookeeper`].
-    pub no_zookeeper: NoZooKeeper,
+    pub no_zookeeper: Task<'a, anyhow::Error>,
     /// Reloads; returns why it does not go on.
-    pub hangups: Hangups,
+    pub hangups: Task<'a, anyhow::Error>,
     /// Ends when this process is to make room for the next sitter.
-    pub leave: Leave,
+    pub leave: Task<'a>,
     /// Tasks that must not end, with their names.
-    pub upkeep: Vec<(&'static str, Task)>,
+    pub upkeep: Vec<(&'static str, Task<'a>)>,
     /// Cancelled when the sitter is to stop in an orderly way.
     pub stop: CancellationToken,
     /// Longest time for that.
@@ -76,15 +76,7 @@ pub enum End {
 
 /// Runs everything until one of it ends. `stopping` is called once, when an orderly stop begins. Each branch may be
 /// dropped: its work is in the tasks, and the tasks leave PostgreSQL as it is.
-pub async fn until_the_end<D, A, F, Z, H, L>(parts: Supervised<D, A, F, Z, H, L>, stopping: impl FnOnce()) -> End
-where
-    D: Future<Output = Result<(), Fatal>>,
-    A: Future<Output = anyhow::Error>,
-    F: Future<Output = anyhow::Error>,
-    Z: Future<Output = anyhow::Error>,
-    H: Future<Output = anyhow::Error>,
-    L: Future<Output = ()>,
-{
+pub async fn until_the_end(parts: Supervised<'_>, stopping: impl FnOnce()) -> End {
     let Supervised { driver, api, foreign_data, no_zookeeper, hangups, leave, upkeep, stop, stop_bound } = parts;
     tokio::select! {
         result = driver => match result {
@@ -104,7 +96,7 @@ where
 }
 
 /// The name of the first task that ends.
-async fn first_to_end(tasks: Vec<(&'static str, Task)>) -> &'static str {
+async fn first_to_end(tasks: Vec<(&'static str, Task<'_>)>) -> &'static str {
     let named = tasks.into_iter().map(|(name, task)| async move {
         task.await;
         name
@@ -208,24 +200,14 @@ mod tests {
     use crate::machine::action::ActionKind;
     use crate::machine::local::{Server, SystemIdentifier};
 
-    type Pending<T> = std::future::Pending<T>;
-    type Idle = Supervised<
-        Pending<Result<(), Fatal>>,
-        Pending<anyhow::Error>,
-        Pending<anyhow::Error>,
-        Pending<anyhow::Error>,
-        Pending<anyhow::Error>,
-        Pending<()>,
-    >;
-
-    fn idle() -> Idle {
+    fn idle() -> Supervised<'static> {
         Supervised {
-            driver: pending(),
-            api: pending(),
-            foreign_data: pending(),
-            no_zookeeper: pending(),
-            hangups: pending(),
-            leave: pending(),
+            driver: Box::pin(pending()),
+            api: Box::pin(pending()),
+            foreign_data: Box::pin(pending()),
+            no_zookeeper: Box::pin(pending()),
+            hangups: Box::pin(pending()),
+            leave: Box::pin(pending()),
             upkeep: vec![("what goes on", Box::pin(pending()))],
             stop: CancellationToken::new(),
             stop_bound: Duration::from_secs(3600),
@@ -242,33 +224,11 @@ mod tests {
     #[tokio::test]
     async fn whatever_ends_first_ends_the_sitter_with_its_reason() {
         let never = || panic!("no stop was asked for");
-        let Idle { api, foreign_data, no_zookeeper, hangups, leave, upkeep, stop, stop_bound, .. } = idle();
-        let done = Supervised {
-            driver: ready(Ok(())),
-            api,
-            foreign_data,
-            no_zookeeper,
-            hangups,
-            leave,
-            upkeep,
-            stop,
-            stop_bound,
-        };
+        let done = Supervised { driver: Box::pin(ready(Ok(()))), ..idle() };
         assert_eq!(text(until_the_end(done, never).await), "Stopped");
-        let Idle { api, foreign_data, no_zookeeper, hangups, leave, upkeep, stop, stop_bound, .. } = idle();
-        let panicked = Supervised {
-            driver: ready(Err(Fatal::ActionPanicked(ActionKind::Rejoin))),
-            api,
-            foreign_data,
-            no_zookeeper,
-            hangups,
-            leave,
-            upkeep,
-            stop,
-            stop_bound,
-        };
+        let panicked = Supervised { driver: Box::pin(ready(Err(Fatal::ActionPanicked(ActionKind::Rejoin)))), ..idle() };
         assert_eq!(text(until_the_end(panicked, never).await), "the action `rejoin` has panicked");
-        let gone: (&'static str, Task) = ("the snapshotter", Box::pin(ready(())));
+        let gone: (&'static str, Task<'_>) = ("the snapshotter", Box::pin(ready(())));
         let lost = Supervised { upkeep: vec![("the API", Box::pin(pending())), gone], ..idle() };
         assert_eq!(text(until_the_end(lost, never).await), "the snapshotter has ended");
     }
@@ -287,18 +247,7 @@ mod tests {
 
     fn local(data: Data) -> watch::Receiver<Local> {
         let server = Server::Down { crashed: false, standby: false };
-        watch::channel(Local {
-            data,
-            server,
-            config: None,
-            capacities: None,
-            unfit: None,
-            loosened: Vec::new(),
-            outdated: false,
-            last_position: None,
-            end: None,
-        })
-        .1
+        watch::channel(Local::new(data, server)).1
     }
 
     #[tokio::test]

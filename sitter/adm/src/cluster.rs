@@ -203,17 +203,7 @@ pub(super) mod samples {
 
     pub(crate) fn answer(server: Server) -> Answer {
         let data = Data::Present(SystemIdentifier("7".to_owned()));
-        let local = Local {
-            data,
-            server,
-            config: None,
-            unfit: None,
-            capacities: None,
-            loosened: Vec::new(),
-            outdated: false,
-            last_position: None,
-            end: None,
-        };
+        let local = Local::new(data, server);
         Ok(SitterStatus {
             id: peer(1).id,
             zone_id: peer(1).zone_id,

@@ -427,17 +427,7 @@ mod tests {
     }
 
     fn local() -> Local {
-        Local {
-            data: Data::Present(SystemIdentifier("7".to_owned())),
-            server: Server::Down { crashed: true, standby: false },
-            config: None,
-            unfit: None,
-            capacities: None,
-            loosened: Vec::new(),
-            outdated: false,
-            last_position: None,
-            end: None,
-        }
+        Local::new(Data::Present(SystemIdentifier("7".to_owned())), Server::Down { crashed: true, standby: false })
     }
 
     fn status() -> SitterStatus {

@@ -159,12 +159,12 @@ async fn serve(config: Config, settings: postgres::Settings, token: Option<Secre
         ("the limit of replay", Box::pin(async move { match replay_limit::keep(postgres, status).await {} })),
     ];
     let supervised = Supervised {
-        driver: driver.run(),
-        api: supervise::serve_api(listeners, router),
-        foreign_data: supervise::foreign_data(zk.view(), local.clone()),
-        no_zookeeper: supervise::no_zookeeper(zk.view(), local, &zookeeper),
-        hangups: watch_hangups(path),
-        leave: shutdown::told_to_leave(),
+        driver: Box::pin(driver.run()),
+        api: Box::pin(supervise::serve_api(listeners, router)),
+        foreign_data: Box::pin(supervise::foreign_data(zk.view(), local.clone())),
+        no_zookeeper: Box::pin(supervise::no_zookeeper(zk.view(), local, &zookeeper)),
+        hangups: Box::pin(watch_hangups(path)),
+        leave: Box::pin(shutdown::told_to_leave()),
         upkeep,
         stop,
         stop_bound: config.postgres.stop_timeout + STOP_SLACK,

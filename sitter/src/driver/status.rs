@@ -64,17 +64,7 @@ pub enum Check {
 impl Status {
     /// The status of a sitter that has seen nothing yet.
     pub(crate) fn nothing(me: Peer, shard: ShardName, now: Instant) -> Self {
-        let local = Local {
-            data: Data::Absent,
-            server: Server::Down { crashed: false, standby: false },
-            config: None,
-            unfit: None,
-            capacities: None,
-            loosened: Vec::new(),
-            outdated: false,
-            last_position: None,
-            end: None,
-        };
+        let local = Local::new(Data::Absent, Server::Down { crashed: false, standby: false });
         let decision = Decision { action: Action::Wait { for_ms: None }, why: Reason::Starting };
         let report = SitterStatus {
             id: me.id,

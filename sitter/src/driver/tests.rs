@@ -56,17 +56,7 @@ fn start(failures: u32) -> Fixture {
     let fake =
         Arc::new(Fake { zk: zk.clone(), me: me.clone(), done: Mutex::default(), failures: Mutex::new(failures) });
     let server = Server::Down { crashed: false, standby: false };
-    let local = watch::Sender::new(Local {
-        data: Data::Absent,
-        server,
-        config: None,
-        unfit: None,
-        capacities: None,
-        loosened: Vec::new(),
-        outdated: false,
-        last_position: None,
-        end: None,
-    });
+    let local = watch::Sender::new(Local::new(Data::Absent, server));
     let stop = CancellationToken::new();
     let timing = Timing { interval: Duration::from_millis(50), suspicion: Duration::from_millis(500) };
     let driver = Driver::new(Parts {

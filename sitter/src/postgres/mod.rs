@@ -101,17 +101,7 @@ impl Postgres {
     /// A manager for the data under `settings.dir`. Needs a tokio runtime; changes nothing yet.
     pub fn new(settings: Settings, me: PeerId) -> Result<Self, Error> {
         let server = Server::Down { crashed: false, standby: false };
-        let local = Local {
-            data: Data::Absent,
-            server,
-            config: None,
-            unfit: None,
-            capacities: None,
-            loosened: Vec::new(),
-            outdated: false,
-            last_position: None,
-            end: None,
-        };
+        let local = Local::new(Data::Absent, server);
         let (inner, looks) = Inner::new(settings, me, local)?;
         let observer = tokio::spawn(Observer::new(Arc::clone(&inner), looks).run());
         let (sender, condition) = watch::channel(Condition::default());

@@ -308,6 +308,21 @@ pub struct Local {
 }
 
 impl Local {
+    /// Data and process, and nothing known besides.
+    pub fn new(data: Data, server: Server) -> Self {
+        Self {
+            data,
+            server,
+            config: None,
+            unfit: None,
+            capacities: None,
+            loosened: Vec::new(),
+            outdated: false,
+            last_position: None,
+            end: None,
+        }
+    }
+
     /// End of our WAL on disk, as far as is known now.
     pub fn end_of_wal(&self) -> Option<EndOfWal> {
         match &self.server {

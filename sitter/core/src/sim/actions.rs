@@ -5,12 +5,12 @@ use manatee_shared::lsn::WalPosition;
 
 use super::host::Flight;
 use super::mutation::Mutation;
-use super::plan::{Crash, Fault, Kind, Target, Writing};
+use super::plan::{Crash, Fault, Target, Writing};
 use super::postgres::{Process, number};
 use super::world::World;
 use super::writes::Asked;
 use crate::fence;
-use crate::machine::action::{Action, DataAction, Rung, ServerAction, ShardAction, StopMode};
+use crate::machine::action::{Action, ActionKind, DataAction, Rung, ServerAction, ShardAction, StopMode};
 use crate::machine::local::{Data, EndOfWal, Gate, Recovery, ServerConfig, Synchronous};
 use crate::machine::preempt::preempts;
 use crate::machine::view::InFlight;
@@ -27,24 +27,6 @@ enum Next {
     Done,
 }
 
-fn kind(action: &Action) -> Option<Kind> {
-    Some(match action {
-        Action::Wait { .. } | Action::Exit => return None,
-        Action::Data(DataAction::Initialise) => Kind::Initialise,
-        Action::Shard(ShardAction::WriteState { .. }) => Kind::WriteState,
-        Action::Data(DataAction::Survey) => Kind::Survey,
-        Action::Server(ServerAction::Start(_)) => Kind::Start,
-        Action::Server(ServerAction::Configure(_)) => Kind::Configure,
-        Action::Server(ServerAction::Stop(_)) => Kind::Stop,
-        Action::Server(ServerAction::Promote { .. }) => Kind::Promote,
-        Action::Data(DataAction::Bootstrap { .. }) => Kind::Bootstrap,
-        Action::Data(DataAction::Rejoin { .. }) => Kind::Rejoin,
-        Action::Server(ServerAction::Drain { .. }) => Kind::Drain,
-        Action::Shard(ShardAction::LeaveElection) => Kind::LeaveElection,
-        Action::Shard(ShardAction::JoinElection) => Kind::JoinElection,
-    })
-}
-
 impl World {
     /// Begins `action`, as the driver does.
     pub(super) fn carry_out(&mut self, index: usize, action: Action) {
@@ -59,16 +41,18 @@ impl World {
             }
             return;
         }
-        let Some(kind) = kind(&action) else {
-            if action == Action::Exit {
+        match action {
+            Action::Wait { .. } => return,
+            Action::Exit => {
                 sitter.session.close_now();
                 let stays_away_ms = sitter.stays_away_ms;
                 self.hosts[index].sitter = None;
                 self.hosts[index].returns = Some(now + stays_away_ms);
                 self.log(|| format!("p{index} sitter ended"));
+                return;
             }
-            return;
-        };
+            Action::Shard(_) | Action::Server(_) | Action::Data(_) => {}
+        }
         // The fake shows news to whoever is not marked disconnected yet, cut off or not.
         let fenced = match self.network.passes_to_zk(now, index) {
             true => fence::check(&action, &sitter.session.view_now(), sitter.view.me.id),
@@ -81,7 +65,7 @@ impl World {
             return;
         }
         let next = now + self.rng.u64(0..20);
-        sitter.flight = Some(Flight { action, kind, began: now, step: 0, next, sent: None });
+        sitter.flight = Some(Flight { action, began: now, step: 0, next, sent: None });
     }
 
     /// Takes the action in flight further.
@@ -102,7 +86,7 @@ impl World {
                 }
                 Ok(Next::After(ms)) => {
                     (flight.step, flight.next) = (step + 1, now + ms);
-                    let kind = flight.kind;
+                    let kind = flight.action.kind();
                     if let Some(sitter) = self.hosts[index].sitter.as_mut() {
                         sitter.flight = Some(flight);
                     }
@@ -127,13 +111,13 @@ impl World {
                 sitter.tracker.finished(now, &flight.action, problem.map(Into::into));
                 sitter.decides = now;
             }
-            self.crash_at(index, flight.kind, step);
+            self.crash_at(index, flight.action.kind(), step);
             return;
         }
     }
 
     /// A planned crash at this step.
-    fn crash_at(&mut self, index: usize, kind: Kind, step: usize) {
+    fn crash_at(&mut self, index: usize, kind: ActionKind, step: usize) {
         let planned =
             |fault: &Fault| matches!(fault, Fault::CrashAt { action, step: at, .. } if *action == kind && *at == step);
         let Some(place) = self.armed.iter().position(planned) else { return };
@@ -149,7 +133,11 @@ impl World {
     }
 
     fn step_of(&mut self, index: usize, flight: &mut Flight) -> Result<Next, String> {
-        if flight.step == 0 && flight.kind != Kind::WriteState && self.rng.u8(..) < 4 && !self.is_setting_up() {
+        if flight.step == 0
+            && flight.action.kind() != ActionKind::WriteState
+            && self.rng.u8(..) < 4
+            && !self.is_setting_up()
+        {
             return Err("it just failed".to_owned());
         }
         match &flight.action {
@@ -289,7 +277,10 @@ impl World {
             return;
         }
         let at = *sitter.puts_right.get_or_insert(at);
-        let busy = sitter.flight.as_ref().is_some_and(|flight| !matches!(flight.kind, Kind::WriteState | Kind::Drain));
+        let busy = sitter
+            .flight
+            .as_ref()
+            .is_some_and(|flight| !matches!(flight.action.kind(), ActionKind::WriteState | ActionKind::Drain));
         let record = self.hosts[index].postgres.record.clone().filter(|(_, confirmed)| *confirmed);
         if let (Some((config, _)), true) = (record, at <= now && !busy) {
             // Of a PostgreSQL that went down meanwhile the next start does it.

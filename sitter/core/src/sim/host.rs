@@ -10,7 +10,6 @@ use manatee_shared::ids::PeerId;
 use manatee_shared::zk::Over;
 
 use super::heartbeats::Poll;
-use super::plan::Kind;
 use super::postgres::{MOST_PEERS, Postgres};
 use crate::heartbeat::Timing;
 use crate::heartbeat::table::Table;
@@ -29,7 +28,6 @@ pub(super) const TIMING: Timing = Timing { interval: Duration::from_millis(100),
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
     pub(super) action: Action,
-    pub(super) kind: Kind,
     pub(super) began: u64,
     /// The step that is next, and when it is taken.
     pub(super) step: usize,
@@ -116,17 +114,7 @@ impl Sitter {
                 wall_ms: 0,
                 zk: session.view_now(),
                 uncertain_write: false,
-                local: Local {
-                    data: postgres.data.clone(),
-                    server: postgres.observe(now),
-                    config: None,
-                    unfit: None,
-                    capacities: None,
-                    loosened: Vec::new(),
-                    outdated: false,
-                    last_position: None,
-                    end: None,
-                },
+                local: Local::new(postgres.data.clone(), postgres.observe(now)),
                 disk_full: false,
                 health: BTreeMap::new(),
                 in_flight: None,

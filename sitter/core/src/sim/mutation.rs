@@ -11,8 +11,8 @@ use manatee_shared::lsn::Lsn;
 use manatee_shared::zk::{Over, Session, StateNode};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Fault, Kind, Looser, Loss, Operation, Plan, Target, Writing};
-use crate::machine::action::{Action, DataAction, Decision, ServerAction, ShardAction};
+use super::plan::{Fault, Looser, Loss, Operation, Plan, Target, Writing};
+use crate::machine::action::{Action, ActionKind, DataAction, Decision, ServerAction, ShardAction};
 use crate::machine::decide::decide;
 use crate::machine::local::{Data, Gate, Recovery, Server, ServerConfig, Synchronous};
 use crate::machine::situation::{Promotion, TIMELINES_APART};
@@ -359,7 +359,12 @@ impl Mutation {
                 add(at, Fault::LateViews { who: Target::Primary, for_ms: 2_500 });
                 add(
                     at + 10,
-                    Fault::CrashAt { action: Kind::Configure, step: 0, crash: super::plan::Crash::Sitter, for_ms: 300 },
+                    Fault::CrashAt {
+                        action: ActionKind::Configure,
+                        step: 0,
+                        crash: super::plan::Crash::Sitter,
+                        for_ms: 300,
+                    },
                 );
                 add(at + 20, ask(Target::Sync));
                 add(at + 20, cut);
@@ -367,7 +372,7 @@ impl Mutation {
             Self::NextSyncNamedEarly => {
                 let crash = super::plan::Crash::Sitter;
                 add(at, Fault::PauseSitter { who: Target::Async, for_ms: 4_000 });
-                add(at, Fault::CrashAt { action: Kind::Configure, step: 2, crash, for_ms: long });
+                add(at, Fault::CrashAt { action: ActionKind::Configure, step: 2, crash, for_ms: long });
                 add(at + 10, ask(Target::Sync));
                 (1..30).for_each(|nth| add(at + 10 + nth * 100, Fault::PromoteByHand { who: Target::Sync }));
             }
@@ -430,7 +435,7 @@ impl Mutation {
                 add(at, Fault::LoseAnswer { write: Writing::Replacement, loss: Loss::Late });
                 add(at, ask(Target::Async));
                 let crash = super::plan::Crash::Sitter;
-                add(at, Fault::CrashAt { action: Kind::WriteState, step: 0, crash, for_ms: 20 });
+                add(at, Fault::CrashAt { action: ActionKind::WriteState, step: 0, crash, for_ms: 20 });
             }
             Self::LoosenedUnnoticed => {
                 let what = if rng.bool() { Looser::Names } else { Looser::Commit };

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::mutation::Mutation;
+use crate::machine::action::ActionKind;
 
 /// A peer, as a fault means it; resolved when the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -288,7 +289,7 @@ pub enum Fault {
     },
     /// The next peer that has taken step `step` of action `action` ends there.
     CrashAt {
-        action: Kind,
+        action: ActionKind,
         step: usize,
         crash: Crash,
         for_ms: u64,
@@ -308,49 +309,28 @@ pub enum Fault {
     },
 }
 
-/// Families of actions, and how many steps each has in the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "as the actions of the machine")]
-pub enum Kind {
-    Initialise,
-    WriteState,
-    Survey,
-    Start,
-    Configure,
-    Stop,
-    Promote,
-    Bootstrap,
-    Rejoin,
-    Drain,
-    LeaveElection,
-    JoinElection,
-}
+/// Actions during which a crash can come.
+pub const CRASH_POINTS: [ActionKind; 12] = [
+    ActionKind::Initialise,
+    ActionKind::WriteState,
+    ActionKind::Survey,
+    ActionKind::Start,
+    ActionKind::Configure,
+    ActionKind::Stop,
+    ActionKind::Promote,
+    ActionKind::Bootstrap,
+    ActionKind::Rejoin,
+    ActionKind::Drain,
+    ActionKind::LeaveElection,
+    ActionKind::JoinElection,
+];
 
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 12] = [
-        Self::Initialise,
-        Self::WriteState,
-        Self::Survey,
-        Self::Start,
-        Self::Configure,
-        Self::Stop,
-        Self::Promote,
-        Self::Bootstrap,
-        Self::Rejoin,
-        Self::Drain,
-        Self::LeaveElection,
-        Self::JoinElection,
-    ];
-
-    /// Steps after which a crash can come.
-    pub fn steps(self) -> usize {
-        match self {
-            Self::Promote => 4,
-            Self::Start | Self::Configure | Self::Rejoin => 3,
-            _ => 2,
-        }
+/// Steps of an action in the model, after each of which a crash can come.
+pub fn steps(action: ActionKind) -> usize {
+    match action {
+        ActionKind::Promote => 4,
+        ActionKind::Start | ActionKind::Configure | ActionKind::Rejoin => 3,
+        _ => 2,
     }
 }
 
@@ -507,8 +487,8 @@ impl Maker {
             // An operator swaps peers while one of them dies at some step.
             4 => {
                 let who = if self.rng.bool() { Target::Sync } else { Target::Async };
-                let kind = [Kind::Configure, Kind::WriteState, Kind::Promote][self.rng.usize(0..3)];
-                let step = self.rng.usize(0..kind.steps());
+                let kind = [ActionKind::Configure, ActionKind::WriteState, ActionKind::Promote][self.rng.usize(0..3)];
+                let step = self.rng.usize(0..steps(kind));
                 vec![
                     (0, Fault::CrashAt { action: kind, step, crash: self.crash(), for_ms: long }),
                     (10, Fault::Operate { operation: Operation::Promote(who) }),
@@ -516,7 +496,7 @@ impl Maker {
             }
             // Somebody promotes a standby while its sitter is away, or just after a step of the takeover.
             5 => vec![
-                (0, Fault::CrashAt { action: Kind::Configure, step: 2, crash: Crash::Sitter, for_ms: long }),
+                (0, Fault::CrashAt { action: ActionKind::Configure, step: 2, crash: Crash::Sitter, for_ms: long }),
                 (0, die(Target::Primary)),
                 (1_000 + self.rng.u64(0..2_500), Fault::PromoteByHand { who: Target::Sync }),
                 (3_000 + self.rng.u64(0..3_000), Fault::PromoteByHand { who: Target::Async }),
@@ -646,8 +626,8 @@ impl Maker {
             }
             39 => Fault::Doom { after_ms: self.rng.u64(0..1_000), for_ms: for_ms + 1_000 },
             40..=43 => {
-                let action = Kind::ALL[self.rng.usize(0..Kind::ALL.len())];
-                let step = self.rng.usize(0..action.steps());
+                let action = CRASH_POINTS[self.rng.usize(0..CRASH_POINTS.len())];
+                let step = self.rng.usize(0..steps(action));
                 Fault::CrashAt { action, step, crash: self.crash(), for_ms }
             }
             44 => Fault::Operate { operation: Operation::Freeze },

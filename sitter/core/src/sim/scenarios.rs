@@ -1,9 +1,10 @@
 //! Single faults with what users may expect of each: how soon it is over, and what must not happen.
 //! The numbers are rows of the list of faults that a shard must survive.
 
-use super::plan::{Crash, Direction, Fault, Kind, Operation, Plan, Target};
+use super::plan::{CRASH_POINTS, Crash, Direction, Fault, Operation, Plan, Target, steps};
 use super::run::{report, run};
 use super::world::World;
+use crate::machine::action::ActionKind;
 
 /// Seeds per scenario: the same with other delays.
 const SEEDS: std::ops::Range<u64> = 0..8;
@@ -272,8 +273,8 @@ fn planned_stops_and_promotions_hand_over_at_once() {
 /// Row 46, and row 24 among them: a crash after every step of every action.
 #[test]
 fn row_46_a_crash_at_every_step_of_every_action() {
-    for action in Kind::ALL {
-        for step in 0..action.steps() {
+    for action in CRASH_POINTS {
+        for step in 0..steps(action) {
             for crash in [Crash::Sitter, Crash::Postgres, Crash::Power] {
                 let mut torn = 0;
                 for seed in 0..4 {
@@ -290,25 +291,26 @@ fn row_46_a_crash_at_every_step_of_every_action() {
 }
 
 /// Brings about `action` after the shard was set up (or during that).
-fn torn_plan(seed: u64, action: Kind, step: usize, crash: Crash) -> Plan {
-    let begin = if action == Kind::Initialise { 20 } else { AT };
+fn torn_plan(seed: u64, action: ActionKind, step: usize, crash: Crash) -> Plan {
+    let begin = if action == ActionKind::Initialise { 20 } else { AT };
     let plan = Plan::quiet(seed, 4, AT + 14_000).with(begin, Fault::CrashAt { action, step, crash, for_ms: 1_500 });
     match action {
-        Kind::Initialise => plan,
-        Kind::Promote | Kind::Configure | Kind::WriteState | Kind::Drain => {
+        // Comes about by itself; or is no point for a crash.
+        ActionKind::Initialise | ActionKind::Wait | ActionKind::Exit => plan,
+        ActionKind::Promote | ActionKind::Configure | ActionKind::WriteState | ActionKind::Drain => {
             let who = if seed.is_multiple_of(2) { Target::Sync } else { Target::Async };
-            let who = if matches!(action, Kind::Promote | Kind::Drain) { Target::Sync } else { who };
+            let who = if matches!(action, ActionKind::Promote | ActionKind::Drain) { Target::Sync } else { who };
             plan.with(AT + 20, Fault::Operate { operation: Operation::Promote(who) })
         }
-        Kind::Rejoin => plan.with(
+        ActionKind::Rejoin => plan.with(
             AT + 20,
             Fault::Isolate { who: Target::Primary, direction: Direction::Both, zk: true, for_ms: 4_000 },
         ),
-        Kind::Start | Kind::Survey => plan.with(AT + 20, Fault::KillPostgres { who: Target::Primary }),
-        Kind::Bootstrap => plan.with(AT + 20, Fault::DiskLost { who: Target::Async, for_ms: 500 }),
-        Kind::Stop | Kind::LeaveElection => {
+        ActionKind::Start | ActionKind::Survey => plan.with(AT + 20, Fault::KillPostgres { who: Target::Primary }),
+        ActionKind::Bootstrap => plan.with(AT + 20, Fault::DiskLost { who: Target::Async, for_ms: 500 }),
+        ActionKind::Stop | ActionKind::LeaveElection => {
             plan.with(AT + 20, Fault::StopSitter { who: Target::Primary, for_ms: 1_000 })
         }
-        Kind::JoinElection => plan.with(AT + 20, Fault::KillSitter { who: Target::Primary, for_ms: 5_000 }),
+        ActionKind::JoinElection => plan.with(AT + 20, Fault::KillSitter { who: Target::Primary, for_ms: 5_000 }),
     }
 }

@@ -5,17 +5,7 @@ use super::*;
 fn nothing(me: u8) -> View {
     let mut view = view(me);
     (view.zk.state, view.zk.has_history) = (StateNode::Absent, Some(false));
-    view.local = Local {
-        data: Data::Absent,
-        server: Server::Down { crashed: false, standby: false },
-        config: None,
-        unfit: None,
-        capacities: None,
-        loosened: Vec::new(),
-        outdated: false,
-        last_position: None,
-        end: None,
-    };
+    view.local = Local::new(Data::Absent, Server::Down { crashed: false, standby: false });
     view.health.values_mut().for_each(|health| health.data = Some(Data::Absent));
     view
 }
